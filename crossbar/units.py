@@ -1,0 +1,44 @@
+"""Times as people write them, in seconds."""
+
+import math
+import re
+
+from crossbar.errors import InputError
+
+_SECONDS = {"s": 1.0, "min": 60.0, "h": 3600.0, "d": 86400.0, "y": 365 * 86400.0}
+_TIME = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-z]*)\s*")
+
+
+def to_seconds(time: str | float) -> float:
+    """Seconds in a time such as ``"20s"``, ``"5min"``, ``"1h"``, ``"30d"``, ``"1y"`` (365 days), or a number of seconds.
+
+    Raises:
+        InputError: for a negative or infinite time and for a text that is not a number with one of these units.
+
+    >>> to_seconds("1.5h"), to_seconds(20), to_seconds("1y")
+    (5400.0, 20.0, 31536000.0)
+    """
+    if isinstance(time, str):
+        match = _TIME.fullmatch(time)
+        if match is None or (match[2] or "s") not in _SECONDS:
+            raise InputError(
+                f"time {time!r} is not understood: write a number with one of the units {', '.join(_SECONDS)}, such as '1h'"
+            )
+        seconds = float(match[1]) * _SECONDS[match[2] or "s"]
+    else:
+        seconds = float(time)
+    if not (math.isfinite(seconds) and seconds >= 0):
+        raise InputError(f"time {time!r} is not usable: give a finite time of 0 s or more since programming")
+    return seconds
+
+
+def format_seconds(seconds: float) -> str:
+    """The shortest exact text for a time in seconds, in the largest unit that gives a whole number.
+
+    >>> format_seconds(86400), format_seconds(90000), format_seconds(0.5)
+    ('1 d', '25 h', '0.5 s')
+    """
+    for unit, size in sorted(_SECONDS.items(), key=lambda item: -item[1]):
+        if seconds >= size and seconds % size == 0:
+            return f"{seconds / size:.0f} {unit}"
+    return f"{seconds:g} s"
