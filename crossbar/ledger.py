@@ -51,7 +51,9 @@ class Ledger:
     def to_dict(self) -> dict[str, dict[str, int]]:
         """Counts by layer, with keys such as ``adc_conversions`` or, where bits are known, ``adc_conversions_8bit``."""
         return {
-            layer: {c.name if c.bits is None else f"{c.name}_{c.bits}bit": n for c, n in sorted(counts.items(), key=str)}
+            layer: {
+                c.name if c.bits is None else f"{c.name}_{c.bits}bit": n for c, n in sorted(counts.items(), key=str)
+            }
             for layer, counts in self.by_layer.items()
         }
 

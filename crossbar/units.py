@@ -10,7 +10,7 @@ _TIME = re.compile(r"\s*(\d+(?:\.\d+)?(?:[eE][+-]?\d+)?)\s*([a-z]*)\s*")
 
 
 def to_seconds(time: str | float) -> float:
-    """Seconds in a time such as ``"20s"``, ``"5min"``, ``"1h"``, ``"30d"``, ``"1y"`` (365 days), or a number of seconds.
+    """Seconds in a time such as ``"20s"``, ``"5min"``, ``"1h"``, ``"30d"``, ``"1y"`` (365 days), or a number.
 
     Raises:
         InputError: for a negative or infinite time and for a text that is not a number with one of these units.
@@ -22,7 +22,7 @@ def to_seconds(time: str | float) -> float:
         match = _TIME.fullmatch(time)
         if match is None or (match[2] or "s") not in _SECONDS:
             raise InputError(
-                f"time {time!r} is not understood: write a number with one of the units {', '.join(_SECONDS)}, such as '1h'"
+                f"time {time!r} is not understood: write a number and one of {', '.join(_SECONDS)}, such as '1h'"
             )
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]
     else:

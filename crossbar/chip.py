@@ -1,0 +1,55 @@
+"""A converted model as one chip: programmed, aged and read as a whole."""
+
+from __future__ import annotations
+
+import torch
+from torch import nn
+
+from crossbar.errors import InputError
+from crossbar.linear import AnalogLinear
+from crossbar.units import to_seconds
+
+
+def analog_layers(model: nn.Module) -> dict[str, AnalogLinear]:
+    """The analog layers of a model by name.
+
+    Raises:
+        InputError: if there are none.
+    """
+    layers = {name: module for name, module in model.named_modules() if isinstance(module, AnalogLinear)}
+    if not layers:
+        raise InputError(f"{type(model).__name__} has no analog layers: call crossbar.convert(model, hardware) first")
+    return layers
+
+
+@torch.no_grad()
+def program(model: nn.Module, seed: int = 0) -> None:
+    """Write every analog layer's targets as chip ``seed``, with programming error; the model is then 0 s old.
+
+    Calibrated ranges and gains stay as they are.
+
+    Raises:
+        InputError: for a model without analog layers or a seed that is not a whole number of 0 or more.
+    """
+    if not (isinstance(seed, int) and seed >= 0):
+        raise InputError(f"seed {seed!r} is not usable: give a whole number of 0 or more")
+    for layer in analog_layers(model).values():
+        layer.program(seed)
+
+
+@torch.no_grad()
+def age(model: nn.Module, seconds: str | float) -> None:
+    """Move a programmed model to a time since programming, such as ``3600`` or ``"1h"``, forwards or backwards.
+
+    Raises:
+        InputError: for a model that was not programmed and for an impossible time.
+    """
+    time = to_seconds(seconds)
+    for layer in analog_layers(model).values():
+        layer.age(time)
+
+
+def reset_reads(model: nn.Module) -> None:
+    """Start the read-noise streams again, so that the next evaluation repeats the last one bit for bit."""
+    for layer in analog_layers(model).values():
+        layer.reset_reads()

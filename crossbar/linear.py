@@ -1,0 +1,209 @@
+"""A linear layer on analog tiles."""
+
+from __future__ import annotations
+
+import sys
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from crossbar import mapping, mvm, trajectory
+from crossbar.devices import State
+from crossbar.errors import InputError
+from crossbar.hardware import Hardware
+from crossbar.ledger import book, counting
+from crossbar.streams import ReadNoise
+
+
+class AnalogLinear(nn.Module):
+    """A digital linear layer computed by analog tiles: inputs ``[..., I]``, outputs ``[..., O]``.
+
+    Until it is programmed, the cells hold their targets exactly, so that converters and output noise can be studied
+    alone. The digital layer stays inside: its bias is added after the tiles, and `crossbar.restore` puts it back.
+    Programmed state is not part of ``state_dict()``; `crossbar.save_state` keeps it.
+
+    Attributes:
+        digital: the layer that was converted.
+        hardware: what the tiles are.
+        name: keys the layer's random streams, so it must be unique in a model.
+        scales: digital scale of each column of each row tile, ``[T_in, O]``, weight units.
+        column_gain: calibrated correction of ``scales``, ``[T_in, O]``; 1 until calibration.
+        input_range: calibrated DAC range, 0-d, activation units; None until calibration.
+        seed: which chip this is; None until it is programmed.
+        seconds: time since programming.
+    """
+
+    scales: Tensor
+    column_gain: Tensor
+    cell_weight: Tensor
+    input_range: Tensor | None
+
+    def __init__(self, digital: nn.Module, hardware: Hardware, name: str = "linear") -> None:
+        super().__init__()
+        self.digital, self.hardware, self.name = digital, hardware, name
+        weight = digital_weight(digital)
+        self.out_features, self.in_features = weight.shape
+        self.seed: int | None = None
+        self.seconds = 0.0
+        self._reads = 0
+        self._cells: tuple[str, ...] = ()
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
+        self.register_buffer("column_gain", torch.ones_like(self.scales), persistent=False)
+        self.register_buffer("input_range", None, persistent=False)
+        self.register_buffer("cell_weight", self._signed(self._targets()), persistent=False)
+
+    @classmethod
+    def from_digital(cls, linear: nn.Module, hardware: Hardware, name: str = "linear") -> AnalogLinear:
+        """An analog layer with the weights and bias of an ``nn.Linear`` or transformers ``Conv1D``.
+
+        Raises:
+            InputError: for another kind of module, and for weights that are NaN or infinite.
+        """
+        return cls(linear, hardware, name)
+
+    def forward(self, x: Tensor) -> Tensor:
+        """``[..., I]`` to ``[..., O]``, in the dtype of ``x``; computed in float32, or float64 for float64 weights."""
+        if x.shape[-1] != self.in_features:
+            raise InputError(
+                f"{self.name} got inputs of shape {tuple(x.shape)}: the last size must be {self.in_features}"
+            )
+        vectors = x.reshape(-1, self.in_features).to(self.scales.dtype)
+        self._book_reads(vectors.shape[0])
+        scales = self.scales * self.column_gain
+        y = mvm.multiply(vectors, self.cell_weight, scales, self.hardware, self.input_range, self._next_noise())
+        if isinstance(self.digital.bias, Tensor):
+            y += self.digital.bias
+        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+
+    def read_out(self, x: Tensor) -> Tensor:
+        """One converted read of every tile column, before digital scales: what a chip can measure of itself.
+
+        Args:
+            x: test inputs ``[B, I]`` in activation units.
+
+        Returns:
+            ``[T_in, B, O]`` in unit outputs times activation units. The reads are booked in open ledgers.
+        """
+        self._book_reads(x.shape[0])
+        row_tiles = self.scales.shape[0]
+        return mvm.read_columns(x, self.cell_weight, row_tiles, self.hardware, self.input_range, self._next_noise())
+
+    def program(self, seed: int) -> None:
+        """Write the targets into the cells of chip ``seed``; the layer is then 0 s old."""
+        state = trajectory.program(self.hardware.device, self._targets(), (seed, self.name))
+        self.set_state(state, seed, 0.0)
+
+    def age(self, seconds: float) -> None:
+        """Move to ``seconds`` after programming, forwards or backwards.
+
+        Raises:
+            InputError: if the layer was not programmed.
+        """
+        if self.seed is None:
+            raise InputError(f"{self.name} was not programmed, so it has no age: call program(model, seed) first")
+        self.seconds = seconds
+        self.cell_weight = self._signed(self._conductances(noise=True))
+
+    def state(self) -> State:
+        """What the cells keep from programming, each tensor ``[2, I, O]``, G⁺ first; empty before programming."""
+        return {name: getattr(self, f"cells_{name}") for name in self._cells}
+
+    def set_state(self, state: State, seed: int, seconds: float) -> None:
+        """Take over cells that were programmed as chip ``seed``, at ``seconds`` after programming."""
+        for name, cells in state.items():
+            self.register_buffer(f"cells_{name}", cells, persistent=False)
+        self._cells = tuple(state)
+        self.seed = seed
+        self.reset_reads()
+        self.age(seconds)
+
+    def reset_reads(self) -> None:
+        """Start the read-noise stream again."""
+        self._reads = 0
+
+    def conductances(self, noise: bool = True) -> tuple[Tensor, Tensor]:
+        """``(G⁺, G⁻)`` in µS as they are now, each ``[T_out, T_in, R, C]``; absent cells are NaN.
+
+        Args:
+            noise: with the 1/f fluctuation of this time, or without.
+        """
+        cells = self._conductances(noise)
+        tile = self.hardware.tile
+        return mapping.to_tiles(cells[0], tile), mapping.to_tiles(cells[1], tile)
+
+    def effective_weight(self) -> Tensor:
+        """What noise-free converters would see now, ``[O, I]`` in weight units, calibrated gains included."""
+        scales = (self.scales * self.column_gain).repeat_interleave(self.hardware.tile.rows, 0)
+        return (self.cell_weight * scales[: self.in_features]).t()
+
+    def _targets(self) -> Tensor:
+        weight = digital_weight(self.digital).to(self.scales.dtype)
+        return mapping.target_conductances(weight, self.scales, self.hardware.tile.rows, self.hardware.device.g_max)
+
+    def _conductances(self, noise: bool) -> Tensor:
+        if self.seed is None:
+            return self._targets()
+        key = (self.seed, self.name)
+        return trajectory.conductances(self.hardware.device, self.state(), self.seconds, key, noise)
+
+    def _signed(self, cells: Tensor) -> Tensor:
+        return (cells[0] - cells[1]) / self.hardware.device.g_max
+
+    def _next_noise(self) -> ReadNoise | None:
+        if self.hardware.output_noise == 0:
+            return None
+        key = (self.seed or 0, self.name, "read", self.seconds, self._reads)
+        self._reads += 1
+        return ReadNoise(key, self.scales.device)
+
+    def _book_reads(self, vectors: int) -> None:
+        """Each tile drives its own word lines; each column of each tile is converted."""
+        if not counting():
+            return
+        t_out, t_in = mapping.tile_grid(self.in_features, self.out_features, self.hardware.tile)
+        dac, adc = self.hardware.dac, self.hardware.adc
+        driven, sensed = vectors * self.in_features * t_out, vectors * self.out_features * t_in
+        book(self.name, "row_activations", driven)
+        book(self.name, "dac_conversions", driven, dac.bits if dac else None)
+        book(self.name, "adc_conversions", sensed, adc.bits if adc else None)
+        book(self.name, "cell_macs", vectors * self.in_features * self.out_features)
+        book(self.name, "digital_macs", sensed)  # scale and add each converted column
+
+    def extra_repr(self) -> str:
+        """Shape and age, for ``print(model)``."""
+        when = "not programmed" if self.seed is None else f"chip {self.seed} at {self.seconds:g} s"
+        return f"{self.in_features}, {self.out_features}, {when}"
+
+    def __getattr__(self, name: str) -> Any:
+        if name == "weight":
+            raise AttributeError(
+                "an analog layer has no 'weight', since code that reads it goes past the tiles: exclude the layer from "
+                "conversion, or ask for effective_weight()"
+            )
+        return super().__getattr__(name)
+
+
+def is_linear(module: nn.Module) -> bool:
+    """Whether a module is an ``nn.Linear`` or a transformers ``Conv1D``."""
+    return isinstance(module, nn.Linear) or _is_conv1d(module)
+
+
+def digital_weight(linear: nn.Module) -> Tensor:
+    """The weight ``[O, I]`` of a linear layer; transformers' ``Conv1D`` (GPT-2) stores its transpose.
+
+    Raises:
+        InputError: for another kind of module.
+    """
+    if not is_linear(linear):
+        raise InputError(f"a {type(linear).__name__} cannot become analog: give an nn.Linear or a transformers Conv1D")
+    weight = linear.weight
+    assert isinstance(weight, Tensor)
+    return weight.detach().t() if _is_conv1d(linear) else weight.detach()
+
+
+def _is_conv1d(module: nn.Module) -> bool:
+    # A Conv1D exists only once transformers is loaded; crossbar itself never loads it.
+    transformers = sys.modules.get("transformers.pytorch_utils")
+    return transformers is not None and isinstance(module, transformers.Conv1D)

@@ -1,0 +1,41 @@
+"""Hardware with every number cited, by name."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from pathlib import Path
+
+from crossbar.devices import PCM, Ideal
+from crossbar.errors import InputError
+from crossbar.hardware import Hardware
+
+
+def ideal() -> Hardware:
+    """Exact devices, no converters, no noise: an analog layer computes what the digital one does."""
+    return Hardware(device=Ideal(), dac=None, adc=None, output_noise=0.0)
+
+
+def pcm() -> Hardware:
+    """Phase-change memory with the converters of aihwkit's ``StandardHWATrainingPreset``.
+
+    Device: `crossbar.devices.PCM`. DAC 8 bit with per-token abs-max until a range is calibrated, ADC 8 bit over ±10
+    unit outputs until calibrated, output noise 0.04 unit outputs, tiles of 256 x 256 (Rasch et al., Nat. Commun. 14,
+    5282, 2023).
+    """
+    return Hardware(device=PCM())
+
+
+_PRESETS: dict[str, Callable[[], Hardware]] = {"ideal": ideal, "pcm": pcm}
+
+
+def get(name: str) -> Hardware:
+    """The preset of this name, or the hardware of a YAML file if the name ends in ``.yaml`` or ``.yml``.
+
+    Raises:
+        InputError: for an unknown name, or what `Hardware.from_yaml` refuses.
+    """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Hardware.from_yaml(name)
+    if name not in _PRESETS:
+        raise InputError(f"hardware {name!r} is unknown: choose one of {', '.join(_PRESETS)}, or give a .yaml file")
+    return _PRESETS[name]()

@@ -1,0 +1,89 @@
+"""Programmed state on disk: one safetensors file, no pickle."""
+
+from __future__ import annotations
+
+import json
+import os
+from pathlib import Path
+
+import torch
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from crossbar.chip import analog_layers
+from crossbar.errors import InputError
+from crossbar.linear import AnalogLinear
+
+_VERSION = 1
+
+
+def save_state(model: nn.Module, path: str | Path) -> None:
+    """Write a programmed model's cells, seeds, age and calibration; the digital weights are not part of it.
+
+    The file appears whole or not at all.
+
+    Raises:
+        InputError: for a model without analog layers, one that was not programmed, or a folder that does not exist.
+    """
+    path = Path(path)
+    if not path.parent.is_dir():
+        raise InputError(f"folder {str(path.parent)!r} does not exist: make it first, or give another path")
+    tensors: dict[str, Tensor] = {}
+    layers: dict[str, dict[str, object]] = {}
+    for name, layer in analog_layers(model).items():
+        if layer.seed is None:
+            raise InputError(f"{name} was not programmed, so there is no state to save: program it first")
+        layers[name] = {"seed": layer.seed, "seconds": layer.seconds, "hardware": repr(layer.hardware)}
+        tensors.update({f"{name}/{key}": tensor.contiguous() for key, tensor in _tensors(layer).items()})
+    metadata = {"format": "ohmformer state", "version": str(_VERSION), "layers": json.dumps(layers)}
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        save_file(tensors, partial, metadata)
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+@torch.no_grad()
+def load_state(model: nn.Module, path: str | Path) -> None:
+    """Take over what `save_state` wrote, into a model converted in the same way; reads then repeat bit for bit.
+
+    Raises:
+        InputError: for a missing or foreign file, and for layers, shapes or hardware that differ. The model is then
+            unchanged.
+    """
+    if not Path(path).is_file():
+        raise InputError(f"state file {str(path)!r} does not exist: give a file that save_state wrote")
+    try:
+        with safe_open(path, framework="pt", device="cpu") as file:
+            metadata = file.metadata() or {}
+            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+    except SafetensorError as error:
+        raise InputError(f"state file {str(path)!r} is not a safetensors file: {error}") from None
+    if metadata.get("format") != "ohmformer state" or metadata.get("version") != str(_VERSION):
+        raise InputError(f"state file {str(path)!r} is not an ohmformer state of version {_VERSION}: write it again")
+    saved = json.loads(metadata["layers"])
+    layers = analog_layers(model)
+    if saved.keys() != layers.keys():
+        different = sorted(saved.keys() ^ layers.keys())
+        raise InputError(f"state file {str(path)!r} and the model differ in layer {different[0]!r}")
+    for name, layer in layers.items():
+        if saved[name]["hardware"] != repr(layer.hardware):
+            raise InputError(f"state file {str(path)!r} needs other hardware in {name}: {saved[name]['hardware']}")
+        found, expected = tuple(tensors[f"{name}/scales"].shape), tuple(layer.scales.shape)
+        if found != expected:
+            raise InputError(f"state file {str(path)!r} holds {name} with scales {found}, the model has {expected}")
+    for name, layer in layers.items():
+        own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == name}
+        own = {key: tensor.to(layer.scales.device) for key, tensor in own.items()}
+        layer.scales, layer.column_gain = own.pop("scales"), own.pop("column_gain")
+        layer.input_range = own.pop("input_range", None)
+        layer.set_state(own, saved[name]["seed"], saved[name]["seconds"])
+
+
+def _tensors(layer: AnalogLinear) -> dict[str, Tensor]:
+    tensors = {"scales": layer.scales, "column_gain": layer.column_gain, **layer.state()}
+    if layer.input_range is not None:
+        tensors["input_range"] = layer.input_range
+    return tensors
