@@ -1,0 +1,119 @@
+"""How often lines are driven and converted: integers counted from events (gating.md, "What a spike opens")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, fields
+from functools import lru_cache
+
+import torch
+
+from attention.controller import Controller
+from attention.events import Axis, Events, Placement
+from attention.patterns import Pattern, require_integer
+from attention.platforms import ideal
+
+_PAIRS = 2**13
+# Pairs counted at a time: bounds memory, and is small enough that torch does not wake threads for it.
+
+
+@dataclass(frozen=True)
+class Counts:
+    """Line drives and conversions of attention; add counts of parts, multiply by a number of repetitions.
+
+    Attributes:
+        score_sense_lines: K-tile token lines opened for sensing.
+        score_conversions: analog-to-digital conversions of scores.
+        query_drives: K-tile lines that queries drive.
+        value_row_drives: V-tile token rows driven by attention weights.
+        value_conversions: analog-to-digital conversions of outputs.
+    """
+
+    score_sense_lines: int = 0
+    score_conversions: int = 0
+    query_drives: int = 0
+    value_row_drives: int = 0
+    value_conversions: int = 0
+
+    def __add__(self, other: Counts) -> Counts:
+        if not isinstance(other, Counts):
+            return NotImplemented
+        return Counts(*(getattr(self, f.name) + getattr(other, f.name) for f in fields(self)))
+
+    def __mul__(self, times: int) -> Counts:
+        if isinstance(times, bool) or not isinstance(times, int):
+            return NotImplemented
+        return Counts(*(getattr(self, f.name) * times for f in fields(self)))
+
+    __rmul__ = __mul__
+
+
+def tally(
+    events: Events, *, head_dim: int, heads: int = 1, columns: int = 256, slices: int = 1, bits: int = 1
+) -> Counts:
+    """Counts of a stream of events, each issued once a query head.
+
+    With one head, slice and bit, and D <= columns: sense lines, score conversions and row drives are one for each event
+    of their stage; a query drives D lines, and D outputs are converted, in each tile that it touches. Further:
+
+    - ``heads``: every head has a query and tiles of its own (query heads that share keys still query apart).
+    - ``columns``: a head of more dimensions than a tile has columns lies across ⌈D / columns⌉ tiles. Each of them
+      senses the token's line for its part of the score, and drives the token's row; the D lines of query and output are
+      divided among them, not multiplied.
+    - ``slices``: a number kept in several slices of cells is driven and converted in each.
+    - ``bits``: phases of a bit-serial drive, each converted; 1 for pulse width.
+
+    Raises:
+        InputError: for a factor below 1.
+    """
+    for name, factor in (
+        ("head_dim", head_dim), ("heads", heads), ("columns", columns), ("slices", slices), ("bits", bits)
+    ):  # fmt: skip
+        require_integer("tally", name, factor, least=1)
+    driven = len(events.axis) - int(events.axis.count_nonzero())
+    sensed = len(events.axis) - driven
+    touched = _touched_tiles(events)
+    across = -(-head_dim // columns)
+    return (heads * slices * bits) * Counts(
+        score_sense_lines=across * sensed,
+        score_conversions=across * sensed,
+        query_drives=head_dim * touched[Axis.COL],
+        value_row_drives=across * driven,
+        value_conversions=head_dim * touched[Axis.ROW],
+    )
+
+
+@lru_cache(maxsize=4096)
+def count(
+    pattern: Pattern,
+    n: int,
+    *,
+    head_dim: int,
+    heads: int = 1,
+    rows: int = 256,
+    columns: int = 256,
+    slices: int = 1,
+    bits: int = 1,
+) -> Counts:
+    """Counts for one sequence of ``n`` tokens, placed in order ``rows`` to a tile, under ``pattern``; cached.
+
+    ``count(Dense(), n, ...)`` is what the same memory does without gating.
+    """
+    require_integer("count", "n", n, least=0)
+    controller, placement = Controller(ideal(rows, columns)), Placement.sequential(n, rows)
+    counts = Counts()
+    step = max(1, _PAIRS // max(1, n))
+    for first in range(0, n, step):  # counts add over queries
+        events = controller.events(pattern.rows(min(step, n - first), n, first), placement)
+        counts += tally(events, head_dim=head_dim, heads=heads, columns=columns, slices=slices, bits=bits)
+    return counts
+
+
+def _touched_tiles(events: Events) -> list[int]:
+    """Tiles that have an event, summed over queries, for each `Axis`."""
+    if not len(events.tile):
+        return [0, 0]
+    tiles = int(events.tile.max()) + 1
+    touched = torch.zeros(int(events.query.max()) + 1, len(Axis), tiles, dtype=torch.bool, device="cpu")
+    place = (events.query.long() * len(Axis) + events.axis).mul_(tiles).add_(events.tile)
+    touched.view(-1).index_fill_(0, place, True)
+    return [int(n) for n in touched.sum((0, 2))]

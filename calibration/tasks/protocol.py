@@ -1,0 +1,28 @@
+"""What a task is."""
+
+from collections.abc import Iterable
+from typing import Literal, Protocol
+
+from torch import nn
+
+from calibration.embedding import Batch
+
+Split = Literal["calibration", "evaluation"]
+
+
+class Task(Protocol):
+    """Something that a model is scored on. A class of your own with these four members works everywhere a task does."""
+
+    @property
+    def name(self) -> str:
+        """What reports call the task."""
+
+    @property
+    def primary(self) -> str:
+        """The metric that is quoted: a key of what ``metrics`` returns. Higher is better."""
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        """Keyword inputs for the model; the texts of the two splits do not overlap."""
+
+    def metrics(self, model: nn.Module) -> dict[str, float]:
+        """Score ``model`` on the evaluation split."""

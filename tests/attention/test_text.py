@@ -1,0 +1,71 @@
+import pytest
+from hypothesis import given
+from hypothesis import strategies as st
+
+from attention import Dense, GlobalTokens, LocalWindow, Sinks, parse
+from crossbar.errors import InputError
+
+
+@pytest.mark.parametrize(
+    ("text", "pattern"),
+    [
+        ("dense", Dense()),
+        ("dense()", Dense()),
+        (" window( 64 )|sinks(4) ", LocalWindow(64) | Sinks(4)),
+        ("global(5, 0)", GlobalTokens((0, 5))),
+        ("window(8) | sinks(4) & dense", LocalWindow(8) | (Sinks(4) & Dense())),
+        ("(window(8) | sinks(4)) & dense", (LocalWindow(8) | Sinks(4)) & Dense()),
+        ("causal(window(9) | sinks(4))", (LocalWindow(9) | Sinks(4)).causal()),
+        ("causal(causal(dense))", Dense().causal()),
+        ("causal(window(9)) | dense", LocalWindow(9).causal() | Dense()),
+    ],
+)
+def test_texts(text, pattern):
+    assert parse(text) == pattern
+
+
+@pytest.mark.parametrize(
+    ("text", "place", "problem"),
+    [
+        ("", 1, "a pattern is wanted where the end stands"),
+        ("widow(64)", 1, "a pattern is wanted where 'widow' stands"),
+        ("window(64) | ", 13, "a pattern is wanted where the end stands"),
+        ("window(64) sinks(4)", 12, "'|', '&' or the end is wanted where 'sinks' stands"),
+        ("window(64", 10, "',' is wanted where the end stands"),
+        ("window(4.5)", 9, "'.' has no meaning here"),
+        ("window(x)", 8, "an integer is wanted where 'x' stands"),
+        ("window(999999999999999999999)", 8, "an integer is wanted where"),
+        ("window", 1, "window takes 1 integer, not 0"),
+        ("dense | sinks(4, 5)", 9, "sinks takes 1 integer, not 2"),
+        ("dense(1)", 1, "dense takes 0 integers, not 1"),
+        ("causal dense", 8, "'(' is wanted where 'dense' stands"),
+        ("(dense", 7, "')' is wanted where the end stands"),
+        ("dense % sinks(4)", 7, "'%' has no meaning here"),
+        ("(" * 60 + "dense" + ")" * 60, 52, "more than 50 parentheses are open"),
+    ],
+)
+def test_bad_texts_name_the_place_and_what_is_allowed(text, place, problem):
+    with pytest.raises(InputError) as error:
+        parse(text)
+    message = str(error.value)
+    assert message.startswith(f"pattern {text!r} is not understood at character {place}: {problem}")
+    assert "window(64), sinks(4), global(0, 5)" in message
+
+
+def test_parameters_out_of_range_are_refused_by_the_family():
+    with pytest.raises(InputError, match="window cannot have window 0"):
+        parse("window(0)")
+
+
+def test_not_a_text():
+    with pytest.raises(InputError, match="not a text"):
+        parse(64)
+
+
+@given(text=st.text(alphabet="dense window(64)|&sink,-0.causlgobτ²٣", max_size=30))
+def test_any_text_parses_or_is_refused(text):
+    try:
+        pattern = parse(text)
+    except InputError:
+        return
+    assert parse(str(pattern)) == pattern
