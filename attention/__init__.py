@@ -17,6 +17,7 @@ from attention.counts import Counts, count, tally
 from attention.delivered import accumulate, score
 from attention.events import Axis, Events, Placement
 from attention.gated import gated_attention
+from attention.hf import attach, attached_pattern, detach
 from attention.patterns import CSR, Dense, GlobalTokens, LocalWindow, Pattern, Sinks
 from attention.platforms import Platform
 from attention.reference import attention_reference
@@ -37,8 +38,11 @@ __all__ = [
     "Sinks",
     "Timing",
     "accumulate",
+    "attach",
+    "attached_pattern",
     "attention_reference",
     "count",
+    "detach",
     "gated_attention",
     "parse",
     "platforms",

@@ -88,6 +88,7 @@ def count(
     n: int,
     *,
     head_dim: int,
+    first: int = 0,
     heads: int = 1,
     rows: int = 256,
     columns: int = 256,
@@ -96,14 +97,17 @@ def count(
 ) -> Counts:
     """Counts for one sequence of ``n`` tokens, placed in order ``rows`` to a tile, under ``pattern``; cached.
 
+    Queries before position ``first`` are left out: with ``first = n - 1`` it is one step of decoding.
+
     ``count(Dense(), n, ...)`` is what the same memory does without gating.
     """
     require_integer("count", "n", n, least=0)
+    require_integer("count", "first", first, least=0)
     controller, placement = Controller(ideal(rows, columns)), Placement.sequential(n, rows)
     counts = Counts()
     step = max(1, _PAIRS // max(1, n))
-    for first in range(0, n, step):  # counts add over queries
-        events = controller.events(pattern.rows(min(step, n - first), n, first), placement)
+    for start in range(first, n, step):  # counts add over queries
+        events = controller.events(pattern.rows(min(step, n - start), n, start), placement)
         counts += tally(events, head_dim=head_dim, heads=heads, columns=columns, slices=slices, bits=bits)
     return counts
 

@@ -1,1 +1,1 @@
-"""TODO"""
+"""The three jobs: emulate, calibrate, study."""

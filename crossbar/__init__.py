@@ -4,7 +4,7 @@
 """
 
 from crossbar import devices, presets
-from crossbar.chip import age, analog_layers, program, reset_reads
+from crossbar.chip import age, analog_layers, bypassed, program, reset_reads
 from crossbar.convert import ConversionReport, LayerReport, convert, restore
 from crossbar.errors import InputError
 from crossbar.hardware import Converter, Hardware, Tile
@@ -24,6 +24,7 @@ __all__ = [
     "Tile",
     "age",
     "analog_layers",
+    "bypassed",
     "convert",
     "devices",
     "format_seconds",

@@ -2,6 +2,9 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
 from torch import nn
 
@@ -53,3 +56,16 @@ def reset_reads(model: nn.Module) -> None:
     """Start the read-noise streams again, so that the next evaluation repeats the last one bit for bit."""
     for layer in analog_layers(model).values():
         layer.reset_reads()
+
+
+@contextmanager
+def bypassed(model: nn.Module) -> Iterator[None]:
+    """Compute with the digital layers for a while: the reference that calibration compares a chip with."""
+    layers = analog_layers(model).values()
+    for layer in layers:
+        layer.bypass = True
+    try:
+        yield
+    finally:
+        for layer in layers:
+            layer.bypass = False

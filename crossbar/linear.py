@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from dataclasses import replace
 from typing import Any
 
 import torch
@@ -29,13 +30,17 @@ class AnalogLinear(nn.Module):
         name: keys the layer's random streams, so it must be unique in a model.
         scales: digital scale of each column of each row tile, ``[T_in, O]``, weight units.
         column_gain: calibrated correction of ``scales``, ``[T_in, O]``; 1 until calibration.
+        line_scale: calibrated digital scale of each word line, ``[I]``; None until calibration. Inputs are divided by
+            it before the DAC, and weights multiplied by it before they are mapped.
         input_range: calibrated DAC range, 0-d, activation units; None until calibration.
         seed: which chip this is; None until it is programmed.
         seconds: time since programming.
+        bypass: compute with the digital layer instead (`crossbar.bypassed`).
     """
 
     scales: Tensor
     column_gain: Tensor
+    line_scale: Tensor | None
     cell_weight: Tensor
     input_range: Tensor | None
 
@@ -47,9 +52,11 @@ class AnalogLinear(nn.Module):
         self.seed: int | None = None
         self.seconds = 0.0
         self._reads = 0
+        self.bypass = False
         self._cells: tuple[str, ...] = ()
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
+        self.register_buffer("line_scale", None, persistent=False)
         self.register_buffer("column_gain", torch.ones_like(self.scales), persistent=False)
         self.register_buffer("input_range", None, persistent=False)
         self.register_buffer("cell_weight", self._signed(self._targets()), persistent=False)
@@ -69,7 +76,12 @@ class AnalogLinear(nn.Module):
             raise InputError(
                 f"{self.name} got inputs of shape {tuple(x.shape)}: the last size must be {self.in_features}"
             )
+        if self.bypass:
+            digital: Tensor = self.digital(x)
+            return digital
         vectors = x.reshape(-1, self.in_features).to(self.scales.dtype)
+        if self.line_scale is not None:
+            vectors = vectors / self.line_scale
         self._book_reads(vectors.shape[0])
         scales = self.scales * self.column_gain
         y = mvm.multiply(vectors, self.cell_weight, scales, self.hardware, self.input_range, self._next_noise())
@@ -81,14 +93,35 @@ class AnalogLinear(nn.Module):
         """One converted read of every tile column, before digital scales: what a chip can measure of itself.
 
         Args:
-            x: test inputs ``[B, I]`` in activation units.
+            x: test inputs ``[B, I]``, as they reach the DACs (after ``line_scale``).
 
         Returns:
-            ``[T_in, B, O]`` in unit outputs times activation units. The reads are booked in open ledgers.
+            ``[T_in, B, O]`` in unit outputs times input units. The reads are booked in open ledgers.
         """
         self._book_reads(x.shape[0])
         row_tiles = self.scales.shape[0]
         return mvm.read_columns(x, self.cell_weight, row_tiles, self.hardware, self.input_range, self._next_noise())
+
+    def expected_read_out(self, x: Tensor) -> Tensor:
+        """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
+        quiet = replace(self.hardware, adc=None, output_noise=0.0)
+        row_tiles = self.scales.shape[0]
+        return mvm.read_columns(x, self._signed(self._targets()), row_tiles, quiet, self.input_range, None)
+
+    def set_line_scale(self, scale: Tensor | None) -> None:
+        """Map the weights anew with a digital scale for each word line, ``[I]``; the cells must be written again.
+
+        Raises:
+            InputError: for a scale of another shape or one that is not finite and above 0.
+        """
+        if scale is not None:
+            if scale.shape != (self.in_features,) or not (scale.isfinite() & (scale > 0)).all():
+                raise InputError(f"{self.name} got a bad line scale: give {self.in_features} finite numbers above 0")
+            scale = scale.to(self.scales)
+        self.line_scale = scale
+        self.scales = mapping.column_scales(self._mapped_weight(), self.hardware.tile, self.name)
+        self.column_gain, self.input_range = torch.ones_like(self.scales), None
+        self.set_state({}, None, 0.0)
 
     def program(self, seed: int) -> None:
         """Write the targets into the cells of chip ``seed``; the layer is then 0 s old."""
@@ -110,14 +143,19 @@ class AnalogLinear(nn.Module):
         """What the cells keep from programming, each tensor ``[2, I, O]``, G⁺ first; empty before programming."""
         return {name: getattr(self, f"cells_{name}") for name in self._cells}
 
-    def set_state(self, state: State, seed: int, seconds: float) -> None:
-        """Take over cells that were programmed as chip ``seed``, at ``seconds`` after programming."""
+    def set_state(self, state: State, seed: int | None, seconds: float) -> None:
+        """Take over cells that were programmed as chip ``seed``, at ``seconds`` after programming.
+
+        Without a seed the cells hold their targets exactly again.
+        """
+        for name in self._cells:
+            delattr(self, f"cells_{name}")
         for name, cells in state.items():
             self.register_buffer(f"cells_{name}", cells, persistent=False)
         self._cells = tuple(state)
-        self.seed = seed
+        self.seed, self.seconds = seed, seconds
         self.reset_reads()
-        self.age(seconds)
+        self.cell_weight = self._signed(self._conductances(noise=True))
 
     def reset_reads(self) -> None:
         """Start the read-noise stream again."""
@@ -136,11 +174,20 @@ class AnalogLinear(nn.Module):
     def effective_weight(self) -> Tensor:
         """What noise-free converters would see now, ``[O, I]`` in weight units, calibrated gains included."""
         scales = (self.scales * self.column_gain).repeat_interleave(self.hardware.tile.rows, 0)
-        return (self.cell_weight * scales[: self.in_features]).t()
+        weight = self.cell_weight * scales[: self.in_features]
+        return (weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
+
+    def expected_weight(self) -> Tensor:
+        """The digital weight ``[O, I]`` that the cells stand for."""
+        return digital_weight(self.digital).to(self.scales.dtype)
 
     def _targets(self) -> Tensor:
-        weight = digital_weight(self.digital).to(self.scales.dtype)
-        return mapping.target_conductances(weight, self.scales, self.hardware.tile.rows, self.hardware.device.g_max)
+        rows, g_max = self.hardware.tile.rows, self.hardware.device.g_max
+        return mapping.target_conductances(self._mapped_weight(), self.scales, rows, g_max)
+
+    def _mapped_weight(self) -> Tensor:
+        weight = self.expected_weight()
+        return weight if self.line_scale is None else weight * self.line_scale
 
     def _conductances(self, noise: bool) -> Tensor:
         if self.seed is None:
@@ -169,7 +216,8 @@ class AnalogLinear(nn.Module):
         book(self.name, "dac_conversions", driven, dac.bits if dac else None)
         book(self.name, "adc_conversions", sensed, adc.bits if adc else None)
         book(self.name, "cell_macs", vectors * self.in_features * self.out_features)
-        book(self.name, "digital_macs", sensed)  # scale and add each converted column
+        line_scaling = 0 if self.line_scale is None else vectors * self.in_features
+        book(self.name, "digital_macs", sensed + line_scaling)  # scale and add each converted column
 
     def extra_repr(self) -> str:
         """Shape and age, for ``print(model)``."""

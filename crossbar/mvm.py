@@ -64,14 +64,14 @@ def _drive(x: Tensor, dac: Converter | None, input_range: Tensor | None) -> tupl
     """
     if dac is None:
         return x, 1.0, 1.0
-    if dac.range == "static":
-        full_scale = x.new_tensor(dac.full_scale) if input_range is None else input_range
-    else:
-        largest = x.detach().abs().amax(-1, keepdim=True) if dac.range == "per_token" else x.detach().abs().amax()
-        full_scale = largest.clamp_(min=_TINY)
-        if input_range is not None:
-            full_scale = full_scale * input_range
-    return _convert(x * (dac.levels / full_scale), dac.levels), 1.0 / dac.levels, full_scale
+    if input_range is None:
+        if dac.range == "static":
+            input_range = x.new_tensor(dac.full_scale)
+        elif dac.range == "per_token":
+            input_range = x.detach().abs().amax(-1, keepdim=True).clamp_(min=_TINY)
+        else:
+            input_range = x.detach().abs().amax().clamp_(min=_TINY)
+    return _convert(x * (dac.levels / input_range), dac.levels), 1.0 / dac.levels, input_range
 
 
 def _read(

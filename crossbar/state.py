@@ -78,12 +78,15 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == name}
         own = {key: tensor.to(layer.scales.device) for key, tensor in own.items()}
         layer.scales, layer.column_gain = own.pop("scales"), own.pop("column_gain")
-        layer.input_range = own.pop("input_range", None)
+        layer.input_range, layer.line_scale = own.pop("input_range", None), own.pop("line_scale", None)
         layer.set_state(own, saved[name]["seed"], saved[name]["seconds"])
 
 
 def _tensors(layer: AnalogLinear) -> dict[str, Tensor]:
-    tensors = {"scales": layer.scales, "column_gain": layer.column_gain, **layer.state()}
-    if layer.input_range is not None:
-        tensors["input_range"] = layer.input_range
-    return tensors
+    calibration = {"input_range": layer.input_range, "line_scale": layer.line_scale}
+    return {
+        "scales": layer.scales,
+        "column_gain": layer.column_gain,
+        **layer.state(),
+        **{name: tensor for name, tensor in calibration.items() if tensor is not None},
+    }

@@ -36,6 +36,14 @@ def normal(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu")
     return z.view(-1)[:n].view(shape)
 
 
+def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers evenly spread over [0, 1), float32, of ``shape``."""
+    device = torch.device(device)
+    if device.type != "cpu":
+        return torch.rand(shape, generator=torch.Generator(device).manual_seed(_digest(key) >> 64), device=device)
+    return torch.from_numpy(np.random.Generator(_bit_generator(key)).random(shape, dtype=np.float32))
+
+
 class ReadNoise:
     """Standard normal numbers for read noise, drawn in pieces at a fraction of the cost of a matrix product.
 
