@@ -43,8 +43,8 @@ class Gate:
 def attach(model: nn.Module, pattern: Pattern | str) -> None:
     """Gate every attention of a transformers model by ``pattern``, in place; keys and values stay digital.
 
-    A causal model gets the pattern's causal form. Padding is honoured. While a `crossbar.Ledger` is open, each attention
-    books the events that open the rows of attended pairs in K and V tiles of 256 x 256 (one token a row).
+    A causal model gets the pattern's causal form. Padding is honoured. While a `crossbar.Ledger` is open, each
+    attention books the events that open the rows of attended pairs in K and V tiles of 256 x 256 (one token a row).
 
     Args:
         model: a transformers model whose attention goes through AttentionInterface; attaching again replaces the

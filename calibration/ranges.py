@@ -23,7 +23,7 @@ _FLOOR = 1e-3  # of the largest: a silent input or an empty row still gets a sca
 class InputRanges:
     """Fit DAC ranges to the digital model's layer inputs on calibration data.
 
-    Methods:
+    The methods:
 
     - ``balanced``: a digital scale for each word line, ``sqrt(max|x_i| / max|w_i|)``, that inputs are divided by and
       weights multiplied by before they are mapped. Outlier channels then neither set the DAC range of their token nor
@@ -71,7 +71,7 @@ class InputRanges:
 
 
 def _balance(layer: AnalogLinear, largest: Tensor) -> Tensor:
-    weight = layer.expected_weight().abs().amax(0)
+    weight = layer.target_weight().abs().amax(0)
     scale = (_floored(largest) / _floored(weight)).sqrt()
     return scale / scale.log().mean().exp()
 

@@ -43,6 +43,8 @@ class Recipe:
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
+        if not self.steps:
+            raise InputError(f"recipe {self.name!r} has no steps: give one or more")
         stages = [step.before_programming for step in self.steps]
         if stages != sorted(stages, reverse=True):
             raise InputError(f"recipe {self.name!r} changes the cells after measuring them: put InputRanges first")

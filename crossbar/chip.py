@@ -29,7 +29,7 @@ def analog_layers(model: nn.Module) -> dict[str, AnalogLinear]:
 def program(model: nn.Module, seed: int = 0) -> None:
     """Write every analog layer's targets as chip ``seed``, with programming error; the model is then 0 s old.
 
-    Calibrated ranges and gains stay as they are.
+    Input ranges and line scales stay; gains, which were measured on the cells as they were, become 1 again.
 
     Raises:
         InputError: for a model without analog layers or a seed that is not a whole number of 0 or more.

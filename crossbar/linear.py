@@ -124,7 +124,8 @@ class AnalogLinear(nn.Module):
         self.set_state({}, None, 0.0)
 
     def program(self, seed: int) -> None:
-        """Write the targets into the cells of chip ``seed``; the layer is then 0 s old."""
+        """Write the targets into the cells of chip ``seed``; the layer is then 0 s old, and gains are 1 again."""
+        self.column_gain = torch.ones_like(self.scales)
         state = trajectory.program(self.hardware.device, self._targets(), (seed, self.name))
         self.set_state(state, seed, 0.0)
 
@@ -177,7 +178,7 @@ class AnalogLinear(nn.Module):
         weight = self.cell_weight * scales[: self.in_features]
         return (weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
 
-    def expected_weight(self) -> Tensor:
+    def target_weight(self) -> Tensor:
         """The digital weight ``[O, I]`` that the cells stand for."""
         return digital_weight(self.digital).to(self.scales.dtype)
 
@@ -186,7 +187,7 @@ class AnalogLinear(nn.Module):
         return mapping.target_conductances(self._mapped_weight(), self.scales, rows, g_max)
 
     def _mapped_weight(self) -> Tensor:
-        weight = self.expected_weight()
+        weight = self.target_weight()
         return weight if self.line_scale is None else weight * self.line_scale
 
     def _conductances(self, noise: bool) -> Tensor:

@@ -16,7 +16,7 @@ from crossbar.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "CodeSearch", "Lee", "Split", "Task", "WordSim", "get"]
+__all__ = ["Batch", "CodeSearch", "Lee", "Split", "Task", "WordSim", "get", "require"]
 
 _CONSTRUCTORS: dict[str, Callable[..., Task]] = {"code-search": CodeSearch, "lee": Lee, "wordsim": WordSim}
 
@@ -33,11 +33,20 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase, **options: int) -> Task:
         InputError: for an unknown task, an unknown option or an impossible value, and when the package that carries the
             data is not installed.
     """
-    if name not in _CONSTRUCTORS:
-        raise InputError(f"task {name!r} does not exist: choose one of {', '.join(_CONSTRUCTORS)}")
+    require(name)
     constructor = _CONSTRUCTORS[name]
     known = [option for option in inspect.signature(constructor).parameters if option != "tokenizer"]
     unknown = [option for option in options if option not in known]
     if unknown:
         raise InputError(f"task {name!r} has no option {unknown[0]!r}: choose from {', '.join(known) or 'none'}")
     return constructor(tokenizer, **options)
+
+
+def require(name: str) -> None:
+    """Refuse an unknown task before anything slow happens.
+
+    Raises:
+        InputError: naming the tasks that exist.
+    """
+    if name not in _CONSTRUCTORS:
+        raise InputError(f"task {name!r} does not exist: choose one of {', '.join(_CONSTRUCTORS)}")

@@ -35,7 +35,7 @@ class CodeSearch:
         pairs: descriptions to search with, and bodies to search among. Fewer make the task easier.
         calibration_pairs: described functions to calibrate on.
         seed: of the order that selects both.
-        max_length: longest body in tokens. MiniLM scores no better with 256, at almost twice the time.
+        max_length: longest body in tokens. MiniLM scores no better with 256, at 40% more time.
 
     Raises:
         InputError: for impossible values, such as more pairs than the library has.

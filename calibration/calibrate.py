@@ -1,0 +1,97 @@
+"""The second job: how much of the accuracy comes back, chip by chip."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from attention import Pattern
+from calibration import recipe as recipes
+from calibration.emulate import score_uncalibrated
+from calibration.experiment import TIMES, Experiment, Progress, parse_times, require_chips
+from calibration.models import Loaded
+from calibration.recipe import Recipe, Step
+from calibration.results import Calibration
+from calibration.tasks import Task
+from crossbar import Hardware, InputError, age, program, to_seconds
+
+
+def calibrate(
+    model: str | Path | nn.Module | Loaded,
+    task: str | Task,
+    hardware: str | Hardware = "pcm",
+    recipe: str | Recipe = "fast",
+    *,
+    pattern: str | Pattern | None = None,
+    times: Sequence[str | float] = TIMES,
+    wait: str | float = "1h",
+    chips: int = 3,
+    staircase: bool = True,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Calibration:
+    """Score a model in digital, on analog chips as programmed, and on the same chips calibrated at each age.
+
+    Steps that change the cells are fitted once, on the task's calibration data, before programming. The others are
+    fitted on each chip at each time ``t`` and scored at ``t + wait``: at one instant they would fit a snapshot of the
+    1/f noise. Comparisons are paired, since both arms use the same seeds.
+
+    Args:
+        model: as in `emulate`.
+        task: as in `emulate`; its calibration split is what steps are fitted on.
+        hardware: as in `emulate`.
+        recipe: ``"fast"``, or a `Recipe` of steps.
+        pattern: as in `emulate`.
+        times: since programming, at which steps are fitted.
+        wait: between fitting and scoring.
+        chips: number of programmed chips, seeds 0, 1, ...
+        staircase: also score after each step but the last.
+        include: as in `emulate`.
+        exclude: as in `emulate`.
+        progress: called before each evaluation.
+
+    Raises:
+        InputError: as `emulate`, and for an unknown recipe or a wait of 0 s.
+    """
+    seconds, delay = parse_times(times), to_seconds(wait)
+    require_chips(chips)
+    if delay == 0:
+        raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
+    recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude)
+    experiment.progress = progress
+    written = [step for step in recipe.steps if step.before_programming]
+    measured = [step for step in recipe.steps if not step.before_programming]
+    scores = bool(written) + len(measured) if staircase else 1
+    experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds) * (1 + scores)
+    experiment.score_digital()
+    score_uncalibrated(experiment, seconds, chips)
+
+    batches = list(experiment.task.batches("calibration"))
+    for step in written:
+        step.apply(experiment.analog, step.fit(experiment.analog, batches))
+    for chip in range(chips):
+        for time in seconds:
+            program(experiment.analog, chip)  # the same chip again, without the gains of its last age
+            for step in recipe.steps[max(len(written) - 1, 0) :]:
+                if not step.before_programming:
+                    age(experiment.analog, time)
+                    step.apply(experiment.analog, step.fit(experiment.analog, batches))
+                last = step is recipe.steps[-1]
+                if last or staircase:
+                    age(experiment.analog, time + delay)
+                    experiment.score("calibrated" if last else _after(step), chip, time + delay, fitted=time)
+    return Calibration(
+        setup={**experiment.setup, "chips": chips, "recipe": repr(recipe), "calibration_batches": len(batches)},
+        primary=experiment.task.primary,
+        measurements=tuple(experiment.measurements),
+        conversion=experiment.conversion,
+        counts=experiment.counts,
+    )
+
+
+def _after(step: Step) -> str:
+    return f"after {type(step).__name__}"

@@ -1,0 +1,197 @@
+"""The command ``ohmformer``."""
+
+from __future__ import annotations
+
+import json
+import os
+import sys
+from collections.abc import Sequence
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NoReturn
+
+from jsonargparse import ArgumentParser, Namespace
+
+from crossbar import InputError
+
+if TYPE_CHECKING:
+    from calibration.results import Emulation
+
+_EPILOG = "Options can also come from a YAML file with the same names: --config file.yaml"
+
+
+class _Parser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is not typed for mypy here
+    """A parser whose errors are one sentence."""
+
+    def error(self, message: str, ex: Exception | None = None) -> NoReturn:
+        line = " ".join(str(message).split())
+        print(f"ohmformer: {line} (ohmformer --help says what is allowed)", file=sys.stderr)
+        sys.exit(2)
+
+
+def main(arguments: Sequence[str] | None = None) -> int:
+    """Run a command; 0 if it worked, 2 for a user's mistake, which is printed as one sentence."""
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from packages and folders, never from a hub
+    parser = _parser()
+    options = parser.parse_args(None if arguments is None else list(arguments))
+    try:
+        return _COMMANDS[options.command](options[options.command])
+    except InputError as error:
+        print(f"ohmformer: {error}", file=sys.stderr)
+        return 2
+    except KeyboardInterrupt:
+        print("ohmformer: stopped", file=sys.stderr)
+        return 130
+
+
+def _emulate(options: Namespace) -> int:
+    from calibration.emulate import emulate
+
+    return _run("emulate", options, lambda progress: emulate(**_job(options), progress=progress))
+
+
+def _calibrate(options: Namespace) -> int:
+    from calibration.calibrate import calibrate
+
+    extra = {"recipe": options.recipe, "wait": options.wait, "staircase": options.staircase}
+    return _run("calibrate", options, lambda progress: calibrate(**_job(options), **extra, progress=progress))
+
+
+def _inspect(options: Namespace) -> int:
+    from rich.console import Console
+
+    from calibration.console import conversion_table
+    from calibration.models import load_model
+    from crossbar import convert, presets
+
+    hardware = presets.get(options.hardware)
+    report = convert(load_model(options.model).model, hardware, options.include, options.exclude)
+    if options.json:
+        print(json.dumps(report.to_dict(), indent=2))
+    else:
+        Console().print(conversion_table(report, layers=True))
+    return 0
+
+
+def _doctor(options: Namespace) -> int:
+    from rich.console import Console
+
+    from calibration import doctor
+    from calibration.console import doctor_table
+
+    checks = doctor.examine()
+    if options.json:
+        print(json.dumps([vars(check) for check in checks], indent=2))
+    else:
+        Console().print(doctor_table(checks))
+    return int(any(check.remedy and check.needed for check in checks))
+
+
+_COMMANDS = {"emulate": _emulate, "calibrate": _calibrate, "inspect": _inspect, "doctor": _doctor}
+
+
+def _job(options: Namespace) -> dict[str, Any]:
+    """Arguments that `emulate` and `calibrate` share."""
+    from calibration import models, tasks
+
+    tasks.require(options.task)
+    model = models.load_model(options.model)
+    size = {} if options.pairs is None else {"pairs": options.pairs}
+    names = ("hardware", "pattern", "times", "chips", "include", "exclude")
+    task = tasks.get(options.task, model.tokenizer, **size)
+    return {"model": model, "task": task, **{name: options[name] for name in names}}
+
+
+def _run(title: str, options: Namespace, job: Any) -> int:
+    from rich.console import Console
+
+    from calibration import console
+
+    for path in (options.out, options.plot):
+        if path is not None and not Path(path).resolve().parent.is_dir():
+            raise InputError(f"folder {str(Path(path).parent)!r} does not exist: make it first, or give another path")
+    with console.progress_bar(title) as progress:
+        result: Emulation = job(progress)
+    text = json.dumps(result.to_dict(), indent=2)
+    if options.out is not None:
+        write_text(Path(options.out), text)
+    if options.plot is not None:
+        result.plot().savefig(options.plot, dpi=150)
+    if options.json:
+        print(text)
+        return 0
+    terminal = Console()
+    terminal.print(console.accuracy_table(result))
+    terminal.print(console.conversion_table(result.conversion))
+    terminal.print(console.counts_table(result))
+    return 0
+
+
+def write_text(path: Path, text: str) -> None:
+    """Write a file that appears whole or not at all."""
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.write_text(text, encoding="utf-8")
+        partial.replace(path)
+    finally:
+        partial.unlink(missing_ok=True)
+
+
+def _parser() -> _Parser:
+    parser = _Parser(
+        prog="ohmformer",
+        description="What a transformer's accuracy becomes on analog in-memory hardware, and how to get it back.",
+    )
+    commands = parser.add_subcommands(dest="command", metavar="command")
+    emulate = _subcommand("Score a model in digital and on programmed analog chips, over time.")
+    _add_job_options(emulate)
+    commands.add_subcommand("emulate", emulate, help="accuracy on analog hardware over time")
+
+    calibrate = _subcommand("Score a model on analog chips before and after each step of a calibration recipe.")
+    _add_job_options(calibrate)
+    calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit; fast needs no gradients")
+    calibrate.add_argument("--wait", type=str, default="1h", help="time between fitting and scoring")
+    calibrate.add_argument("--staircase", type=bool, default=True, help="score after each step, not only the last")
+    commands.add_subcommand("calibrate", calibrate, help="accuracy before and after calibration")
+
+    inspect = _subcommand("List what becomes analog, on how many tiles, and what stays digital and why.")
+    _add_model_options(inspect)
+    commands.add_subcommand("inspect", inspect, help="what converts, tiles, utilisation")
+
+    doctor = _subcommand("Check versions, compiled tiles, package names and threads, and say what to do.")
+    doctor.add_argument("--json", action="store_true", help="print JSON instead of a table")
+    commands.add_subcommand("doctor", doctor, help="what works on this machine")
+    return parser
+
+
+def _subcommand(description: str) -> _Parser:
+    parser = _Parser(description=description, epilog=_EPILOG)
+    parser.add_argument("--config", action="config", help="YAML file with these options")
+    return parser
+
+
+def _add_model_options(parser: _Parser) -> None:
+    parser.add_argument("--model", type=str, default="minilm", help="minilm, or the path of a transformers folder")
+    parser.add_argument("--hardware", type=str, default="pcm", help="pcm, ideal, or a YAML file of hardware fields")
+    parser.add_argument("--include", type=list[str] | None, default=None, help="layers to make analog: ['*.query']")
+    parser.add_argument("--exclude", type=list[str] | None, default=None, help="layers to keep digital: ['pooler*']")
+    parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
+
+
+def _add_job_options(parser: _Parser) -> None:
+    _add_model_options(parser)
+    parser.add_argument("--task", type=str, default="code-search", help="code-search, lee or wordsim")
+    parser.add_argument("--pairs", type=int | None, default=None, help="code-search: how many pairs (default 500)")
+    parser.add_argument("--pattern", type=str | None, default=None, help='attention, such as "window(64) | sinks(4)"')
+    parser.add_argument(
+        "--times",
+        type=list[str],
+        default=["0s", "1h", "1d", "30d", "1y"],
+        help="times since programming: ['0s', '1d']",
+    )
+    parser.add_argument("--chips", type=int, default=3, help="programmed chips, seeds 0, 1, ...")
+    parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
+    parser.add_argument("--plot", type=str | None, default=None, help="write a picture of accuracy over time")
+
+
+if __name__ == "__main__":
+    sys.exit(main())

@@ -1,0 +1,122 @@
+"""Results as tables on a terminal."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+from rich.table import Table
+
+from calibration import experiment
+from calibration.doctor import Check
+from calibration.results import Emulation, Row
+from crossbar import ConversionReport, format_seconds
+
+
+@contextmanager
+def progress_bar(title: str) -> Iterator[experiment.Progress]:
+    """A progress bar on standard error, as the ``progress`` argument of a job."""
+    columns = (
+        TextColumn("{task.description}"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+        TextColumn("{task.fields[now]}"),
+    )
+    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+        task = bar.add_task(title, total=None, now="")
+
+        def show(done: int, total: int, now: str) -> None:
+            bar.update(task, completed=done, total=total, now=now)
+
+        yield show
+        bar.update(task, completed=bar.tasks[task].total or 0, now="")
+
+
+def accuracy_table(result: Emulation) -> Table:
+    """Rows: times; columns: arms; cells: mean and 95% interval of each metric."""
+    rows = result.rows()
+    arms = list(dict.fromkeys(row.arm for row in rows))
+    waits = {row.seconds - row.fitted for row in rows if row.seconds is not None and row.fitted is not None}
+    chips = result.setup["chips"]
+    caption = f"mean [95% interval over {chips} chips]; digital arms do not age"
+    if waits:
+        caption += f"; calibrated arms: fitted at the time shown, scored {format_seconds(min(waits))} later"
+    view = Table(title=f"{result.setup['model']}: {result.setup['task']}", caption=caption, title_justify="left")
+    view.add_column("metric")
+    view.add_column("time", justify="right")
+    for arm in arms:
+        view.add_column(arm, justify="right")
+    # A fitted arm stands in the row of the time at which it was fitted.
+    cells = {(row.metric, row.arm, row.seconds if row.fitted is None else row.fitted): _cell(row) for row in rows}
+    times = sorted({time for _, _, time in cells if time is not None})
+    for metric in dict.fromkeys(row.metric for row in rows):
+        for time in times:
+            values = [cells.get((metric, arm, time)) or cells.get((metric, arm, None), "") for arm in arms]
+            view.add_row(metric, format_seconds(time), *values, end_section=time == times[-1])
+    return view
+
+
+def conversion_table(report: ConversionReport, *, layers: bool = False) -> Table:
+    """What became analog and what stayed digital and why; by layer, or in groups."""
+    share = report.analog_parameters / report.parameters
+    title = (
+        f"{len(report.analog)} layers on {report.tiles} tiles, {report.utilisation:.0%} of their cells in use; "
+        f"{report.analog_parameters:,} of {report.parameters:,} parameters ({share:.0%}) are analog"
+    )
+    view = Table(title=title, title_justify="left")
+    view.add_column("layer" if layers else "layers")
+    for name in ("kind", "parameters", "tiles", "cells in use"):
+        view.add_column(name, justify="left" if name == "kind" else "right")
+    view.add_column("stays digital because")
+    if layers:
+        for layer in report.layers:
+            used = f"{layer.utilisation:.0%}" if layer.tiles else ""
+            view.add_row(layer.name, layer.kind, f"{layer.parameters:,}", str(layer.tiles or ""), used, layer.reason)
+        return view
+    kinds = ", ".join(sorted({layer.kind for layer in report.analog}))
+    count = sum(layer.parameters for layer in report.analog)
+    view.add_row(str(len(report.analog)), kinds, f"{count:,}", str(report.tiles), f"{report.utilisation:.0%}", "")
+    for reason, members in report.digital_by_reason().items():
+        kinds = ", ".join(sorted({layer.kind for layer in members}))
+        view.add_row(str(len(members)), kinds, f"{sum(m.parameters for m in members):,}", "", "", reason)
+    return view
+
+
+def counts_table(result: Emulation) -> Table:
+    """Activations and conversions of one evaluation; attention beside what dense attention would take."""
+    view = Table(title=f"{result.setup['task']}: what one evaluation drives and converts", title_justify="left")
+    view.add_column("count")
+    for part in result.counts:
+        view.add_column(part, justify="right")
+    dense, gated = result.counts.get("dense attention"), result.counts.get("attention")
+    if dense and gated:
+        view.add_column("gated / dense", justify="right")
+    for name in dict.fromkeys(name for part in result.counts.values() for name in part):
+        row = [f"{part[name]:,}" if name in part else "" for part in result.counts.values()]
+        if dense and gated:
+            row.append(f"{gated[name] / dense[name]:.0%}" if dense.get(name) and name in gated else "")
+        view.add_row(name.replace("_", " "), *row)
+    return view
+
+
+def doctor_table(checks: list[Check]) -> Table:
+    """What was found, and what to do."""
+    view = Table(title="ohmformer doctor", title_justify="left")
+    for name in ("check", "found", "", "what to do"):
+        view.add_column(name)
+    for check in checks:
+        mark = "ok" if not check.remedy else "missing" if check.needed else "note"
+        view.add_row(check.name, check.found, mark, check.remedy)
+    return view
+
+
+def _cell(row: Row) -> str:
+    """Mean, and the interval where several chips give one."""
+    if row.n == 1:
+        return f"{row.mean:.3f}"
+    return f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"

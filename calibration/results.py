@@ -1,0 +1,148 @@
+"""Measurements over chips and times, and the tables made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from dataclasses import asdict, dataclass
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+from crossbar import ConversionReport
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.figure import Figure
+
+CONFIDENCE = 0.95
+
+
+@dataclass(frozen=True)
+class Measurement:
+    """One metric of one arm, on one chip at one time.
+
+    Attributes:
+        arm: what was scored, such as ``"analog"``.
+        metric: name of the metric.
+        value: its value.
+        chip: seed of the chip; None for a digital arm.
+        seconds: time since programming at which it was scored; None for a digital arm.
+        fitted: time since programming at which the calibration was fitted; None without calibration.
+    """
+
+    arm: str
+    metric: str
+    value: float
+    chip: int | None = None
+    seconds: float | None = None
+    fitted: float | None = None
+
+
+class Row(NamedTuple):
+    """One line of a result's table.
+
+    Attributes:
+        arm: what was scored.
+        seconds: when, since programming; None for a digital arm.
+        metric: name of the metric.
+        mean: over chips.
+        low, high: 95% interval; both the mean for a digital arm, which has one value, and NaN for a single chip.
+        n: number of chips.
+        fitted: when the calibration was fitted; None without one.
+    """
+
+    arm: str
+    seconds: float | None
+    metric: str
+    mean: float
+    low: float
+    high: float
+    n: int
+    fitted: float | None
+
+
+@dataclass(frozen=True)
+class Emulation:
+    """What `calibration.emulate` found.
+
+    Attributes:
+        setup: model, task, hardware, pattern, chips and data sizes, as plain values.
+        primary: the metric that is quoted.
+        measurements: every score.
+        conversion: what became analog.
+        counts: row activations and conversions of one evaluation, by part: ``linear``, ``attention`` and, for
+            comparison, ``dense attention``.
+    """
+
+    setup: dict[str, Any]
+    primary: str
+    measurements: tuple[Measurement, ...]
+    conversion: ConversionReport
+    counts: dict[str, dict[str, int]]
+
+    def rows(self) -> list[Row]:
+        """Mean and 95% Student-t interval over chips, for each arm, metric and time."""
+        groups: dict[tuple[str, float | None, float | None, str], list[Measurement]] = {}
+        for m in self.measurements:
+            groups.setdefault((m.arm, m.seconds, m.fitted, m.metric), []).append(m)
+        rows = []
+        for (arm, seconds, fitted, metric), members in groups.items():
+            mean, low, high = interval([m.value for m in members])
+            if members[0].chip is None:
+                low = high = mean
+            rows.append(Row(arm, seconds, metric, mean, low, high, len(members), fitted))
+        return rows
+
+    def table(self) -> pd.DataFrame:
+        """The rows as a data frame: ``arm, seconds, metric, mean, low, high, n, fitted``."""
+        import pandas as pd
+
+        return pd.DataFrame(self.rows(), columns=list(Row._fields))
+
+    def values(self, arm: str, metric: str | None = None, *, fitted: float | None = None) -> list[float]:
+        """Values of an arm by chip; of the primary metric unless another is named."""
+        return [
+            m.value
+            for m in self.measurements
+            if m.arm == arm and m.metric == (metric or self.primary) and (fitted is None or m.fitted == fitted)
+        ]
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: what ``--json`` prints."""
+        return {
+            **self.setup,
+            "primary": self.primary,
+            "interval": f"Student-t, {CONFIDENCE:.0%}, over chips",
+            "table": [
+                {key: None if value != value else value for key, value in row._asdict().items()} for row in self.rows()
+            ],
+            "measurements": [asdict(m) for m in self.measurements],
+            "conversion": self.conversion.to_dict(),
+            "counts": self.counts,
+        }
+
+    def plot(self) -> Figure:
+        """Accuracy over time with intervals."""
+        from calibration.plots import accuracy_over_time
+
+        return accuracy_over_time([self])
+
+
+@dataclass(frozen=True)
+class Calibration(Emulation):
+    """What `calibration.calibrate` found: an `Emulation` with the arms of the recipe.
+
+    Arms: ``analog`` (uncalibrated), ``after <step>`` for each step but the last, and ``calibrated``.
+    """
+
+
+def interval(values: Sequence[float]) -> tuple[float, float, float]:
+    """Mean and the 95% Student-t interval of the mean, ``(mean, low, high)``; NaN bounds for a single value."""
+    from scipy import stats
+
+    n = len(values)
+    mean = math.fsum(values) / n
+    if n == 1:
+        return mean, math.nan, math.nan
+    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
+    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(variance / n)
+    return mean, mean - half, mean + half
