@@ -2,13 +2,14 @@
 
 from __future__ import annotations
 
+from collections import Counter
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import torch
 from torch import nn
 
-from crossbar.errors import InputError
+from crossbar.errors import InputError, require_whole
 from crossbar.linear import AnalogLinear
 from crossbar.units import to_seconds
 
@@ -25,6 +26,7 @@ def analog_layers(model: nn.Module) -> dict[str, AnalogLinear]:
     return layers
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def program(model: nn.Module, seed: int = 0) -> None:
     """Write every analog layer's targets as chip ``seed``, with programming error; the model is then 0 s old.
@@ -34,12 +36,16 @@ def program(model: nn.Module, seed: int = 0) -> None:
     Raises:
         InputError: for a model without analog layers or a seed that is not a whole number of 0 or more.
     """
-    if not (isinstance(seed, int) and seed >= 0):
-        raise InputError(f"seed {seed!r} is not usable: give a whole number of 0 or more")
-    for layer in analog_layers(model).values():
+    require_whole("seed", seed, least=0)
+    layers = analog_layers(model).values()
+    name, copies = Counter(layer.name for layer in layers).most_common(1)[0]
+    if copies > 1:
+        raise InputError(f"{copies} layers are called {name!r} and would get the same noise: convert in one call")
+    for layer in layers:
         layer.program(seed)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def age(model: nn.Module, seconds: str | float) -> None:
     """Move a programmed model to a time since programming, such as ``3600`` or ``"1h"``, forwards or backwards.
@@ -47,8 +53,10 @@ def age(model: nn.Module, seconds: str | float) -> None:
     Raises:
         InputError: for a model that was not programmed and for an impossible time.
     """
-    time = to_seconds(seconds)
-    for layer in analog_layers(model).values():
+    time, layers = to_seconds(seconds), analog_layers(model).values()
+    for layer in layers:
+        layer.require_programmed()
+    for layer in layers:
         layer.age(time)
 
 
@@ -61,11 +69,11 @@ def reset_reads(model: nn.Module) -> None:
 @contextmanager
 def bypassed(model: nn.Module) -> Iterator[None]:
     """Compute with the digital layers for a while: the reference that calibration compares a chip with."""
-    layers = analog_layers(model).values()
-    for layer in layers:
+    before = [(layer, layer.bypass) for layer in analog_layers(model).values()]
+    for layer, _ in before:
         layer.bypass = True
     try:
         yield
     finally:
-        for layer in layers:
-            layer.bypass = False
+        for layer, bypass in before:
+            layer.bypass = bypass

@@ -7,7 +7,8 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
 
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
@@ -148,7 +149,7 @@ def convert(
     for name, module in _leaves(model):
         own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
         counted.update(id(p) for p in own)
-        parameters = sum(p.numel() for p in own)
+        parameters = sum(0 if is_lazy(p) else p.numel() for p in own)
         reason = _why_digital(model, name, module, include, exclude, owners)
         if reason:
             reports.append(LayerReport(name, type(module).__name__, parameters, reason=reason))
@@ -158,16 +159,23 @@ def convert(
         reports.append(_analog_report(name, module, parameters, layer_hardware))
     if not analog:
         raise InputError("no linear layer would become analog: all are excluded by name, or tied to another module")
-    for name, layer in analog.items():
-        _replace(model, name, layer)
+    _replace(model, {id(layer.digital): layer for layer in analog.values()})
+    _call_layers(model, False)
     return ConversionReport(tuple(reports))
 
 
 def restore(model: nn.Module) -> None:
-    """Put the digital layers back, in place: the very modules that `convert` took, weights untouched."""
-    for name, module in list(model.named_modules()):
-        if isinstance(module, AnalogLinear):
-            _replace(model, name, module.digital)
+    """Put the digital layers back, in place: the very modules that `convert` took, weights untouched.
+
+    Raises:
+        InputError: for an analog layer by itself, whose digital layer is its attribute ``digital``.
+    """
+    if isinstance(model, AnalogLinear):
+        raise InputError(
+            "restore takes a model that holds analog layers: a single one has its digital layer in .digital"
+        )
+    _replace(model, {id(m): m.digital for m in model.modules() if isinstance(m, AnalogLinear)})
+    _call_layers(model, True)
 
 
 def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -175,10 +183,10 @@ def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
 
 
 def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
-    """Modules that own parameters themselves, outside analog layers."""
+    """Modules that own parameters themselves, and linear layers whose weight is computed, outside analog layers."""
     if isinstance(model, AnalogLinear):
         return
-    if next(model.parameters(recurse=False), None) is not None:
+    if is_linear(model) or next(model.parameters(recurse=False), None) is not None:
         yield prefix, model
     for name, child in model.named_children():
         yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
@@ -206,7 +214,14 @@ def _why_digital(
         return "excluded by name"
     if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
         return "not included by name"
-    shared = [other for other in owners[id(module.weight)] if other != name]
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if is_lazy(weight):
+        return "its size is not known before the model has run once"
+    sharers = owners.get(id(weight), [])
+    if name not in sharers:
+        return "its weight is computed from other parameters (pruned or parametrised): make it permanent first"
+    shared = [other for other in sharers if other != name]
     if shared:
         return f"weight shared with {shared[0]}"
     parent = model.get_submodule(name.rpartition(".")[0])
@@ -230,19 +245,27 @@ def _analog_report(name: str, module: nn.Module, parameters: int, hardware: Hard
     )
 
 
-def _replace(model: nn.Module, name: str, module: nn.Module) -> None:
-    parent_name, _, child = name.rpartition(".")
-    parent = model.get_submodule(parent_name)
-    setattr(parent, child, module)
-    if isinstance(parent, nn.TransformerEncoderLayer):
-        # Its fused inference path reads linear1.weight past the tiles; 0 here makes torch call the layers instead.
-        fused = 0 if isinstance(module, AnalogLinear) else _fused_activation(parent)
-        parent.activation_relu_or_gelu = fused
+def _replace(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
+    """Put modules in the place of others, given by identity, everywhere in the model that they are used."""
+    for parent in list(model.modules()):
+        for child, module in list(parent._modules.items()):
+            if id(module) in replacements:
+                parent._modules[child] = replacements[id(module)]
 
 
-def _fused_activation(layer: nn.TransformerEncoderLayer) -> int:
-    """The code by which torch marks an activation as fusible: 1 for ReLU, 2 for GELU, 0 otherwise."""
-    activation = layer.activation
-    if activation is nn.functional.relu or isinstance(activation, nn.ReLU):
-        return 1
-    return 2 if activation is nn.functional.gelu or isinstance(activation, nn.GELU) else 0
+_FUSED = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
+"""Switches of torch's fused inference paths, which read ``linear1.weight`` past the tiles; 0 and False are off."""
+
+
+def _call_layers(model: nn.Module, fused: bool) -> None:
+    """Make torch's encoder modules call their layers where these are analog, or (``fused``) do as they did before."""
+    for module in model.modules():
+        switch = next((name for kind, name in _FUSED.items() if isinstance(module, kind)), None)
+        if switch is None:
+            continue
+        saved = f"_ohmformer_{switch}"
+        if fused and saved in vars(module):
+            setattr(module, switch, vars(module).pop(saved))
+        elif not fused and any(isinstance(m, AnalogLinear) for m in module.modules()):
+            vars(module).setdefault(saved, getattr(module, switch))
+            setattr(module, switch, type(getattr(module, switch))())

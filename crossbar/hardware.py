@@ -3,14 +3,13 @@
 from __future__ import annotations
 
 import dataclasses
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
 from crossbar.devices import PCM, Device, Ideal
-from crossbar.errors import InputError
+from crossbar.errors import InputError, require_number, require_whole
 
 _T = TypeVar("_T")
 
@@ -37,13 +36,9 @@ class Converter:
     full_scale: float = 10.0
 
     def __post_init__(self) -> None:
-        if not (isinstance(self.bits, int) and 2 <= self.bits <= 16):
-            raise InputError(f"converter field bits = {self.bits!r} is not allowed: give a whole number from 2 to 16")
+        require_whole("converter field bits", self.bits, least=2, most=16)
         _require_choice("converter field range", self.range, get_args(DacRange))
-        if not (math.isfinite(self.full_scale) and self.full_scale > 0):
-            raise InputError(
-                f"converter field full_scale = {self.full_scale!r} is not allowed: give a finite number above 0"
-            )
+        require_number("converter field full_scale", self.full_scale, above=0)
 
     @property
     def levels(self) -> int:
@@ -66,10 +61,8 @@ class Tile:
     scale: ScaleGranularity = "tile_column"
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cols"):
-            value = getattr(self, name)
-            if not (isinstance(value, int) and value > 0):
-                raise InputError(f"tile field {name} = {value!r} is not allowed: give a whole number above 0")
+        require_whole("tile field rows", self.rows, least=1)
+        require_whole("tile field cols", self.cols, least=1)
         _require_choice("tile field scale", self.scale, get_args(ScaleGranularity))
 
 
@@ -93,21 +86,18 @@ class Hardware:
     output_noise: float = 0.04
 
     def __post_init__(self) -> None:
-        if not isinstance(self.device, Device):
+        if isinstance(self.device, type) or not isinstance(self.device, Device):
             raise InputError(f"hardware field device = {self.device!r} is not a device: give one of crossbar.devices")
+        for name, part in (("tile", Tile), ("dac", Converter), ("adc", Converter)):
+            value = getattr(self, name)
+            if not isinstance(value, part) and (value is not None or name == "tile"):
+                raise InputError(f"hardware field {name} = {value!r} is not allowed: give a {part.__name__}")
         if self.adc is not None and self.adc.range != "static":
             raise InputError(f"hardware field adc.range = {self.adc.range!r} is not allowed: choose 'static'")
-        if not (math.isfinite(self.output_noise) and self.output_noise >= 0):
-            raise InputError(
-                f"hardware field output_noise = {self.output_noise!r} is not allowed: give a finite number of 0 or more"
-            )
+        require_number("hardware field output_noise", self.output_noise)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values, as `from_dict` takes them."""
-        if self.device.kind not in _DEVICES:
-            raise InputError(
-                f"device kind {self.device.kind!r} cannot be written as text: use one of {', '.join(_DEVICES)}"
-            )
+        """Plain values; `from_dict` takes them back if the device is one of this package."""
         values: dict[str, Any] = dataclasses.asdict(self)
         values["device"] = {"kind": self.device.kind, **values["device"]}
         return values
@@ -129,9 +119,11 @@ class Hardware:
             kind = device.pop("kind", None)
             _require_choice("hardware field device.kind", kind, tuple(_DEVICES))
             parts["device"] = _build(_DEVICES[kind], "hardware.device", device)
-        for name, part in (("tile", Tile), ("dac", Converter), ("adc", Converter)):
+        default = cls()
+        for name in ("tile", "dac", "adc"):
             if name in parts and (parts[name] is not None or name == "tile"):
-                parts[name] = _build(part, f"hardware.{name}", parts[name])
+                given = dict(_mapping(f"hardware.{name}", parts[name]))
+                parts[name] = _build(type(getattr(default, name)), f"hardware.{name}", given, getattr(default, name))
         return _build(cls, "hardware", parts)
 
     @classmethod
@@ -160,15 +152,16 @@ def _mapping(name: str, values: Any) -> Mapping[str, Any]:
     return values
 
 
-def _build(part: type[_T], name: str, values: Any) -> _T:
+def _build(part: type[_T], name: str, values: Any, default: _T | None = None) -> _T:
+    """``part`` with the given fields; the others are those of ``default``, or the class's own."""
     allowed = [f.name for f in dataclasses.fields(part)]  # type: ignore[arg-type]  # all parts are dataclasses
     for key in _mapping(name, values):
         if key not in allowed:
             raise InputError(f"{name} has no field {key!r}: allowed are {', '.join(allowed)}")
     try:
-        return part(**values)
-    except TypeError as error:
-        raise InputError(f"{name} has a value of the wrong type in {dict(values)!r}: {error}") from None
+        return part(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]
+    except InputError as error:
+        raise InputError(f"in {name}: {error}") from None
 
 
 def _require_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

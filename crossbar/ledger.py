@@ -7,6 +7,8 @@ from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import NamedTuple
 
+from crossbar.errors import InputError
+
 _active: ContextVar[tuple[Ledger, ...]] = ContextVar("active_ledgers", default=())
 
 
@@ -30,6 +32,8 @@ class Ledger:
         self._token: Token[tuple[Ledger, ...]] | None = None
 
     def __enter__(self) -> Ledger:
+        if self._token is not None:
+            raise InputError("this ledger is open already: open another Ledger inside it")
         self._token = _active.set((*_active.get(), self))
         return self
 

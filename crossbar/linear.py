@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import sys
+from collections.abc import Callable
 from dataclasses import replace
 from typing import Any
 
@@ -49,6 +50,7 @@ class AnalogLinear(nn.Module):
         self.digital, self.hardware, self.name = digital, hardware, name
         weight = digital_weight(digital)
         self.out_features, self.in_features = weight.shape
+        self.training = digital.training
         self.seed: int | None = None
         self.seconds = 0.0
         self._reads = 0
@@ -72,19 +74,19 @@ class AnalogLinear(nn.Module):
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., I]`` to ``[..., O]``, in the dtype of ``x``; computed in float32, or float64 for float64 weights."""
-        if x.shape[-1] != self.in_features:
-            raise InputError(
-                f"{self.name} got inputs of shape {tuple(x.shape)}: the last size must be {self.in_features}"
-            )
+        vectors = self._vectors(x)
         if self.bypass:
             digital: Tensor = self.digital(x)
             return digital
-        vectors = x.reshape(-1, self.in_features).to(self.scales.dtype)
+        if not len(vectors):
+            return x.new_zeros(*x.shape[:-1], self.out_features)
         if self.line_scale is not None:
             vectors = vectors / self.line_scale
+            self._book_line_scaling(vectors.shape[0])
         self._book_reads(vectors.shape[0])
         scales = self.scales * self.column_gain
-        y = mvm.multiply(vectors, self.cell_weight, scales, self.hardware, self.input_range, self._next_noise())
+        with torch.autocast(x.device.type, enabled=False):
+            y = mvm.multiply(vectors, self.cell_weight, scales, self.hardware, self.input_range, self._next_noise())
         if isinstance(self.digital.bias, Tensor):
             y += self.digital.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
@@ -98,6 +100,7 @@ class AnalogLinear(nn.Module):
         Returns:
             ``[T_in, B, O]`` in unit outputs times input units. The reads are booked in open ledgers.
         """
+        x = self._vectors(x)
         self._book_reads(x.shape[0])
         row_tiles = self.scales.shape[0]
         return mvm.read_columns(x, self.cell_weight, row_tiles, self.hardware, self.input_range, self._next_noise())
@@ -106,7 +109,9 @@ class AnalogLinear(nn.Module):
         """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
         quiet = replace(self.hardware, adc=None, output_noise=0.0)
         row_tiles = self.scales.shape[0]
-        return mvm.read_columns(x, self._signed(self._targets()), row_tiles, quiet, self.input_range, None)
+        return mvm.read_columns(
+            self._vectors(x), self._signed(self._targets()), row_tiles, quiet, self.input_range, None
+        )
 
     def set_line_scale(self, scale: Tensor | None) -> None:
         """Map the weights anew with a digital scale for each word line, ``[I]``; the cells must be written again.
@@ -118,14 +123,18 @@ class AnalogLinear(nn.Module):
             if scale.shape != (self.in_features,) or not (scale.isfinite() & (scale > 0)).all():
                 raise InputError(f"{self.name} got a bad line scale: give {self.in_features} finite numbers above 0")
             scale = scale.to(self.scales)
+        weight = self.target_weight() if scale is None else self.target_weight() * scale
+        self.scales = mapping.column_scales(weight, self.hardware.tile, self.name)
         self.line_scale = scale
-        self.scales = mapping.column_scales(self._mapped_weight(), self.hardware.tile, self.name)
         self.column_gain, self.input_range = torch.ones_like(self.scales), None
         self.set_state({}, None, 0.0)
 
     def program(self, seed: int) -> None:
         """Write the targets into the cells of chip ``seed``; the layer is then 0 s old, and gains are 1 again."""
         self.column_gain = torch.ones_like(self.scales)
+        if counting():
+            t_out, _ = mapping.tile_grid(self.in_features, self.out_features, self.hardware.tile)
+            book(self.name, "row_writes", self.in_features * t_out)
         state = trajectory.program(self.hardware.device, self._targets(), (seed, self.name))
         self.set_state(state, seed, 0.0)
 
@@ -135,10 +144,14 @@ class AnalogLinear(nn.Module):
         Raises:
             InputError: if the layer was not programmed.
         """
-        if self.seed is None:
-            raise InputError(f"{self.name} was not programmed, so it has no age: call program(model, seed) first")
-        self.seconds = seconds
+        self.require_programmed()
+        self.seconds = float(seconds) + 0.0  # one key for 1, 1.0 and numpy's 1.0, and for -0.0 and 0.0
         self.cell_weight = self._signed(self._conductances(noise=True))
+
+    def require_programmed(self) -> None:
+        """Refuse a layer that has no age because it was not programmed."""
+        if self.seed is None:
+            raise InputError(f"{self.name} was not programmed: call crossbar.program(model, seed) first")
 
     def state(self) -> State:
         """What the cells keep from programming, each tensor ``[2, I, O]``, G⁺ first; empty before programming."""
@@ -154,7 +167,7 @@ class AnalogLinear(nn.Module):
         for name, cells in state.items():
             self.register_buffer(f"cells_{name}", cells, persistent=False)
         self._cells = tuple(state)
-        self.seed, self.seconds = seed, seconds
+        self.seed, self.seconds = seed, float(seconds) + 0.0
         self.reset_reads()
         self.cell_weight = self._signed(self._conductances(noise=True))
 
@@ -181,6 +194,24 @@ class AnalogLinear(nn.Module):
     def target_weight(self) -> Tensor:
         """The digital weight ``[O, I]`` that the cells stand for."""
         return digital_weight(self.digital).to(self.scales.dtype)
+
+    def _vectors(self, x: Tensor) -> Tensor:
+        """Inputs as ``[B, I]`` in the dtype that tiles are computed in."""
+        if x.dim() == 0 or x.shape[-1] != self.in_features or not x.is_floating_point():
+            raise InputError(
+                f"{self.name} got {x.dtype} inputs {list(x.shape)}: give floating point [..., {self.in_features}]"
+            )
+        return x.reshape(-1, self.in_features).to(self.scales.dtype)
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> AnalogLinear:
+        """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""
+        buffers, self._buffers = self._buffers, {}
+        super()._apply(fn, recurse)  # type: ignore[no-untyped-call]  # torch's own
+        self._buffers = buffers
+        for name, buffer in buffers.items():
+            if buffer is not None:
+                buffers[name] = buffer.to(fn(buffer.new_empty(0)).device)
+        return self
 
     def _targets(self) -> Tensor:
         rows, g_max = self.hardware.tile.rows, self.hardware.device.g_max
@@ -217,8 +248,11 @@ class AnalogLinear(nn.Module):
         book(self.name, "dac_conversions", driven, dac.bits if dac else None)
         book(self.name, "adc_conversions", sensed, adc.bits if adc else None)
         book(self.name, "cell_macs", vectors * self.in_features * self.out_features)
-        line_scaling = 0 if self.line_scale is None else vectors * self.in_features
-        book(self.name, "digital_macs", sensed + line_scaling)  # scale and add each converted column
+        book(self.name, "digital_macs", sensed)  # scale and add each converted column
+
+    def _book_line_scaling(self, vectors: int) -> None:
+        if counting():
+            book(self.name, "digital_macs", vectors * self.in_features)
 
     def extra_repr(self) -> str:
         """Shape and age, for ``print(model)``."""

@@ -15,6 +15,8 @@ from torch import Tensor
 from crossbar.errors import InputError
 from crossbar.hardware import Tile
 
+_SILENT = 1e-30  # weights below this are 0 to a cell, and g_max over them is beyond float32
+
 
 def tile_grid(in_features: int, out_features: int, tile: Tile) -> tuple[int, int]:
     """Tiles along the outputs and along the inputs, ``(T_out, T_in)``."""
@@ -30,7 +32,7 @@ def column_scales(weight: Tensor, tile: Tile, layer: str = "layer") -> Tensor:
         layer: name for the error message.
 
     Returns:
-        ``[T_in, O]``, in weight units; 1 where all weights of a group are 0.
+        ``[T_in, O]``, in weight units; 1 where all weights of a group are 0 (or below 1e-30).
 
     Raises:
         InputError: if a weight is NaN or infinite.
@@ -48,7 +50,7 @@ def column_scales(weight: Tensor, tile: Tile, layer: str = "layer") -> Tensor:
         columns = F.pad(scales, (0, t_out * tile.cols - out_features)).view(t_in, t_out, tile.cols)
         shared = columns.amax((0, 1, 2), keepdim=True) if tile.scale == "layer" else columns.amax(2, keepdim=True)
         scales = shared.expand_as(columns).reshape(t_in, -1)[:, :out_features]
-    return torch.where(scales > 0, scales, 1.0)
+    return torch.where(scales > _SILENT, scales, 1.0)
 
 
 def target_conductances(weight: Tensor, scales: Tensor, rows: int, g_max: float) -> Tensor:

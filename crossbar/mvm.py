@@ -109,7 +109,8 @@ class _StraightThrough(torch.autograd.Function):
 
     @staticmethod
     def forward(ctx: Any, y: Tensor, levels: int) -> Tensor:
-        ctx.save_for_backward(y.abs() <= levels)
+        # Half a step of room: an input at its own token's abs-max rounds to just above the last level.
+        ctx.save_for_backward(y.abs() <= levels + 0.5)
         return y.round().clamp_(-levels, levels)
 
     @staticmethod

@@ -16,11 +16,12 @@ def ideal() -> Hardware:
 
 
 def pcm() -> Hardware:
-    """Phase-change memory with the converters of aihwkit's ``StandardHWATrainingPreset``.
+    """Phase-change memory with the converters and output noise of aihwkit's ``StandardHWATrainingPreset``.
 
     Device: `crossbar.devices.PCM`. DAC 8 bit with per-token abs-max until a range is calibrated, ADC 8 bit over ±10
-    unit outputs until calibrated, output noise 0.04 unit outputs, tiles of 256 x 256 (Rasch et al., Nat. Commun. 14,
-    5282, 2023).
+    unit outputs until calibrated, output noise 0.04 unit outputs (Rasch et al., Nat. Commun. 14, 5282, 2023). Tiles of
+    256 x 256, as the HERMES chip has (Le Gallo et al., Nat. Electron. 6, 680, 2023); aihwkit's preset has 512 rows.
+    Wires and short-term read noise, which the preset also has, are left out.
     """
     return Hardware(device=PCM())
 

@@ -27,6 +27,8 @@ def save_state(model: nn.Module, path: str | Path) -> None:
         InputError: for a model without analog layers, one that was not programmed, or a folder that does not exist.
     """
     path = Path(path)
+    if path.is_dir():
+        raise InputError(f"{str(path)!r} is a folder: give the path of a file")
     if not path.parent.is_dir():
         raise InputError(f"folder {str(path.parent)!r} does not exist: make it first, or give another path")
     tensors: dict[str, Tensor] = {}
@@ -71,15 +73,31 @@ def load_state(model: nn.Module, path: str | Path) -> None:
     for name, layer in layers.items():
         if saved[name]["hardware"] != repr(layer.hardware):
             raise InputError(f"state file {str(path)!r} needs other hardware in {name}: {saved[name]['hardware']}")
-        found, expected = tuple(tensors[f"{name}/scales"].shape), tuple(layer.scales.shape)
-        if found != expected:
-            raise InputError(f"state file {str(path)!r} holds {name} with scales {found}, the model has {expected}")
+        own = _own(tensors, name)
+        missing = {"scales", "column_gain"} - own.keys()
+        if missing:
+            raise InputError(f"state file {str(path)!r} lacks {sorted(missing)[0]!r} of {name}: write it again")
+        for key, tensor in own.items():
+            expected = _shape(layer, key)
+            if tuple(tensor.shape) != expected:
+                found = list(tensor.shape)
+                raise InputError(f"state file {str(path)!r} has {key} {found} in {name}, the model {list(expected)}")
     for name, layer in layers.items():
-        own = {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == name}
-        own = {key: tensor.to(layer.scales.device) for key, tensor in own.items()}
-        layer.scales, layer.column_gain = own.pop("scales"), own.pop("column_gain")
-        layer.input_range, layer.line_scale = own.pop("input_range", None), own.pop("line_scale", None)
-        layer.set_state(own, saved[name]["seed"], saved[name]["seconds"])
+        own = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
+        layer.scales, layer.column_gain = own["scales"], own["column_gain"]
+        layer.input_range, layer.line_scale = own.get("input_range"), own.get("line_scale")
+        cells = {key.removeprefix("cells."): tensor for key, tensor in own.items() if key.startswith("cells.")}
+        layer.set_state(cells, saved[name]["seed"], saved[name]["seconds"])
+
+
+def _own(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
+    return {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer}
+
+
+def _shape(layer: AnalogLinear, key: str) -> tuple[int, ...]:
+    per_column = tuple(layer.scales.shape)
+    known = {"scales": per_column, "column_gain": per_column, "input_range": (), "line_scale": (layer.in_features,)}
+    return known.get(key, (2, layer.in_features, layer.out_features))
 
 
 def _tensors(layer: AnalogLinear) -> dict[str, Tensor]:
@@ -87,6 +105,6 @@ def _tensors(layer: AnalogLinear) -> dict[str, Tensor]:
     return {
         "scales": layer.scales,
         "column_gain": layer.column_gain,
-        **layer.state(),
+        **{f"cells.{name}": tensor for name, tensor in layer.state().items()},
         **{name: tensor for name, tensor in calibration.items() if tensor is not None},
     }

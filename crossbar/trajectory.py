@@ -7,6 +7,7 @@ band gives a correlation of 0.003 between 1 h and 1 d).
 
 from __future__ import annotations
 
+import torch
 from torch import Tensor
 
 from crossbar.devices import Device, State
@@ -29,4 +30,4 @@ def conductances(device: Device, state: State, seconds: float, key: Key, noise: 
     if deviation is None:
         return drifted
     z = normal(tuple(drifted.shape), (*key, "1/f", seconds), drifted.device).to(drifted.dtype)
-    return deviation.mul_(z).add_(drifted).clamp_(min=0.0)
+    return torch.addcmul(drifted, deviation, z).clamp_(min=0.0)

@@ -26,6 +26,8 @@ def to_seconds(time: str | float) -> float:
             )
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]
     else:
+        if not isinstance(time, int | float):
+            raise InputError(f"time {time!r} is not understood: give a number of seconds or a text such as '1h'")
         seconds = float(time)
     if not (math.isfinite(seconds) and seconds >= 0):
         raise InputError(f"time {time!r} is not usable: give a finite time of 0 s or more since programming")
@@ -41,4 +43,4 @@ def format_seconds(seconds: float) -> str:
     for unit, size in sorted(_SECONDS.items(), key=lambda item: -item[1]):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds:g} s"
+    return f"{seconds!r} s"
