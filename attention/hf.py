@@ -124,6 +124,7 @@ def _attend(
         pattern, offset = pattern.causal(), n_keys - n_queries
     if counting():
         _book(gate.name, pattern, query, key, padding, offset)
+    # Drawn as torch's own dropout draws, so that torch.manual_seed repeats a training run.
     seed = int(torch.randint(2**31, ())) if dropout else 0
     output = gated_attention(
         query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=seed

@@ -15,7 +15,7 @@ from calibration.models import Loaded
 from calibration.recipe import Recipe, Step
 from calibration.results import Calibration
 from calibration.tasks import Task
-from crossbar import Hardware, InputError, age, program, to_seconds
+from crossbar import Hardware, InputError, Ledger, age, program, to_seconds
 
 
 def calibrate(
@@ -79,7 +79,11 @@ def calibrate(
             for step in recipe.steps[max(len(written) - 1, 0) :]:
                 if not step.before_programming:
                     age(experiment.analog, time)
-                    step.apply(experiment.analog, step.fit(experiment.analog, batches))
+                    with Ledger() as ledger:
+                        fitted = step.fit(experiment.analog, batches)
+                    step.apply(experiment.analog, fitted)
+                    if (chip, time) == (0, seconds[0]):
+                        experiment.count("calibration", ledger)
                 last = step is recipe.steps[-1]
                 if last or staircase:
                     age(experiment.analog, time + delay)

@@ -14,6 +14,8 @@ from calibration.doctor import Check
 from calibration.results import Emulation, Row
 from crossbar import ConversionReport, format_seconds
 
+_PARTS = ("linear", "attention", "dense attention", "calibration")
+
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[experiment.Progress]:
@@ -38,12 +40,12 @@ def progress_bar(title: str) -> Iterator[experiment.Progress]:
 
 
 def accuracy_table(result: Emulation) -> Table:
-    """Rows: times; columns: arms; cells: mean and 95% interval of each metric."""
+    """Rows: times; columns: arms; cells: mean of each metric and half its 95% interval."""
     rows = result.rows()
     arms = list(dict.fromkeys(row.arm for row in rows))
     waits = {row.seconds - row.fitted for row in rows if row.seconds is not None and row.fitted is not None}
     chips = result.setup["chips"]
-    caption = f"mean [95% interval over {chips} chips]; digital arms do not age"
+    caption = f"mean ± half the 95% interval over {chips} chips; digital arms do not age"
     if waits:
         caption += f"; calibrated arms: fitted at the time shown, scored {format_seconds(min(waits))} later"
     view = Table(title=f"{result.setup['model']}: {result.setup['task']}", caption=caption, title_justify="left")
@@ -68,7 +70,8 @@ def conversion_table(report: ConversionReport, *, layers: bool = False) -> Table
         f"{len(report.analog)} layers on {report.tiles} tiles, {report.utilisation:.0%} of their cells in use; "
         f"{report.analog_parameters:,} of {report.parameters:,} parameters ({share:.0%}) are analog"
     )
-    view = Table(title=title, title_justify="left")
+    caption = "softmax, activation functions and the products of queries, keys and values are digital too"
+    view = Table(title=title, title_justify="left", caption=caption)
     view.add_column("layer" if layers else "layers")
     for name in ("kind", "parameters", "tiles", "cells in use"):
         view.add_column(name, justify="left" if name == "kind" else "right")
@@ -88,16 +91,17 @@ def conversion_table(report: ConversionReport, *, layers: bool = False) -> Table
 
 
 def counts_table(result: Emulation) -> Table:
-    """Activations and conversions of one evaluation; attention beside what dense attention would take."""
+    """What one evaluation drives and converts; attention beside what dense attention would take, and calibration."""
     view = Table(title=f"{result.setup['task']}: what one evaluation drives and converts", title_justify="left")
     view.add_column("count")
-    for part in result.counts:
+    parts = {part: result.counts[part] for part in _PARTS if part in result.counts}
+    for part in parts:
         view.add_column(part, justify="right")
     dense, gated = result.counts.get("dense attention"), result.counts.get("attention")
     if dense and gated:
         view.add_column("gated / dense", justify="right")
-    for name in dict.fromkeys(name for part in result.counts.values() for name in part):
-        row = [f"{part[name]:,}" if name in part else "" for part in result.counts.values()]
+    for name in dict.fromkeys(name for part in parts.values() for name in part):
+        row = [_short(part[name]) if name in part else "" for part in parts.values()]
         if dense and gated:
             row.append(f"{gated[name] / dense[name]:.0%}" if dense.get(name) and name in gated else "")
         view.add_row(name.replace("_", " "), *row)
@@ -119,4 +123,12 @@ def _cell(row: Row) -> str:
     """Mean, and the interval where several chips give one."""
     if row.n == 1:
         return f"{row.mean:.3f}"
-    return f"{row.mean:.3f} [{row.low:.3f}, {row.high:.3f}]"
+    return f"{row.mean:.3f} ± {(row.high - row.low) / 2:.3f}"
+
+
+def _short(number: int) -> str:
+    """A count to four digits; JSON has them all."""
+    for size, unit in ((10**12, "T"), (10**9, "G"), (10**6, "M")):
+        if number >= size:
+            return f"{number / size:.4g} {unit}"
+    return f"{number:,}"

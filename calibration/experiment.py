@@ -98,7 +98,7 @@ class Experiment:
         if self.pattern is not None:
             attach(self.digital, "dense")
             dense = self._count(self.digital, "digital dense")
-            self.counts["dense attention"] = _summed(dense, lambda layer: True)
+            self.count("dense attention", dense)
             attach(self.digital, self.pattern)
         self._score(self.digital, "digital")
 
@@ -110,9 +110,17 @@ class Experiment:
             return
         ledger = self._count(self.analog, arm, chip, seconds, fitted)
         linear = {layer.name for layer in self.conversion.analog}
-        self.counts["linear"] = _summed(ledger, lambda layer: layer in linear)
+        self.count("linear", ledger, lambda layer: layer in linear)
         if self.pattern is not None:
-            self.counts["attention"] = _summed(ledger, lambda layer: layer not in linear)
+            self.count("attention", ledger, lambda layer: layer not in linear)
+
+    def count(self, part: str, ledger: Ledger, chosen: Callable[[str], bool] = lambda layer: True) -> None:
+        """Add a ledger's totals over the chosen layers to the counts of ``part``."""
+        totals = self.counts.setdefault(part, {})
+        for layer, counts in ledger.by_layer.items():
+            if chosen(layer):
+                for counter, number in counts.items():
+                    totals[counter.name] = totals.get(counter.name, 0) + number
 
     def _count(self, model: nn.Module, *of: Any) -> Ledger:
         with Ledger() as ledger:
@@ -149,12 +157,3 @@ def require_chips(chips: int) -> None:
     """Refuse a number of chips below 1."""
     if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
         raise InputError(f"chips = {chips!r} is not allowed: give a whole number of 1 or more")
-
-
-def _summed(ledger: Ledger, chosen: Callable[[str], bool]) -> dict[str, int]:
-    totals: dict[str, int] = {}
-    for layer, counts in ledger.by_layer.items():
-        if chosen(layer):
-            for counter, number in counts.items():
-                totals[counter.name] = totals.get(counter.name, 0) + number
-    return totals

@@ -69,8 +69,8 @@ class Emulation:
         primary: the metric that is quoted.
         measurements: every score.
         conversion: what became analog.
-        counts: row activations and conversions of one evaluation, by part: ``linear``, ``attention`` and, for
-            comparison, ``dense attention``.
+        counts: row activations and conversions by part: ``linear`` and ``attention`` of one evaluation, for comparison
+            ``dense attention``, and ``calibration``, what fitting the recipe once on one chip took.
     """
 
     setup: dict[str, Any]

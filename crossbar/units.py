@@ -43,4 +43,4 @@ def format_seconds(seconds: float) -> str:
     for unit, size in sorted(_SECONDS.items(), key=lambda item: -item[1]):
         if seconds >= size and seconds % size == 0:
             return f"{seconds / size:.0f} {unit}"
-    return f"{seconds!r} s"
+    return f"{seconds:g} s" if float(f"{seconds:g}") == seconds else f"{seconds!r} s"
