@@ -182,14 +182,12 @@ def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (patterns,) if isinstance(patterns, str) else None if patterns is None else tuple(patterns)
 
 
-def _leaves(model: nn.Module, prefix: str = "") -> Iterator[tuple[str, nn.Module]]:
+def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that own parameters themselves, and linear layers whose weight is computed, outside analog layers."""
-    if isinstance(model, AnalogLinear):
-        return
-    if is_linear(model) or next(model.parameters(recurse=False), None) is not None:
-        yield prefix, model
-    for name, child in model.named_children():
-        yield from _leaves(child, f"{prefix}.{name}" if prefix else name)
+    inside = {id(part) for layer in model.modules() if isinstance(layer, AnalogLinear) for part in layer.modules()}
+    for name, module in model.named_modules():
+        if id(module) not in inside and (is_linear(module) or next(module.parameters(recurse=False), None) is not None):
+            yield name, module
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:

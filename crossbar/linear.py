@@ -78,8 +78,6 @@ class AnalogLinear(nn.Module):
         if self.bypass:
             digital: Tensor = self.digital(x)
             return digital
-        if not len(vectors):
-            return x.new_zeros(*x.shape[:-1], self.out_features)
         if self.line_scale is not None:
             vectors = vectors / self.line_scale
             self._book_line_scaling(vectors.shape[0])
@@ -113,6 +111,7 @@ class AnalogLinear(nn.Module):
             self._vectors(x), self._signed(self._targets()), row_tiles, quiet, self.input_range, None
         )
 
+    @torch.inference_mode(False)
     def set_line_scale(self, scale: Tensor | None) -> None:
         """Map the weights anew with a digital scale for each word line, ``[I]``; the cells must be written again.
 

@@ -70,7 +70,8 @@ def _drive(x: Tensor, dac: Converter | None, input_range: Tensor | None) -> tupl
         elif dac.range == "per_token":
             input_range = x.detach().abs().amax(-1, keepdim=True).clamp_(min=_TINY)
         else:
-            input_range = x.detach().abs().amax().clamp_(min=_TINY)
+            largest = x.detach().abs().amax() if x.numel() else x.new_zeros(())
+            input_range = largest.clamp_(min=_TINY)
     return _convert(x * (dac.levels / input_range), dac.levels), 1.0 / dac.levels, input_range
 
 

@@ -36,7 +36,12 @@ def save_state(model: nn.Module, path: str | Path) -> None:
     for name, layer in analog_layers(model).items():
         if layer.seed is None:
             raise InputError(f"{name} was not programmed, so there is no state to save: program it first")
-        layers[name] = {"seed": layer.seed, "seconds": layer.seconds, "hardware": repr(layer.hardware)}
+        layers[name] = {
+            "seed": layer.seed,
+            "seconds": layer.seconds,
+            "hardware": repr(layer.hardware),
+            "cells": sorted(layer.state()),
+        }
         tensors.update({f"{name}/{key}": tensor.contiguous() for key, tensor in _tensors(layer).items()})
     metadata = {"format": "ohmformer state", "version": str(_VERSION), "layers": json.dumps(layers)}
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
@@ -47,6 +52,7 @@ def save_state(model: nn.Module, path: str | Path) -> None:
         partial.unlink(missing_ok=True)
 
 
+@torch.inference_mode(False)
 @torch.no_grad()
 def load_state(model: nn.Module, path: str | Path) -> None:
     """Take over what `save_state` wrote, into a model converted in the same way; reads then repeat bit for bit.
@@ -74,14 +80,14 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         if saved[name]["hardware"] != repr(layer.hardware):
             raise InputError(f"state file {str(path)!r} needs other hardware in {name}: {saved[name]['hardware']}")
         own = _own(tensors, name)
-        missing = {"scales", "column_gain"} - own.keys()
+        missing = {"scales", "column_gain", *(f"cells.{cells}" for cells in saved[name]["cells"])} - own.keys()
         if missing:
             raise InputError(f"state file {str(path)!r} lacks {sorted(missing)[0]!r} of {name}: write it again")
         for key, tensor in own.items():
-            expected = _shape(layer, key)
-            if tuple(tensor.shape) != expected:
-                found = list(tensor.shape)
-                raise InputError(f"state file {str(path)!r} has {key} {found} in {name}, the model {list(expected)}")
+            found = f"{tensor.dtype} {list(tensor.shape)}"
+            expected = f"{layer.scales.dtype} {list(_shape(layer, key))}"
+            if found != expected:
+                raise InputError(f"state file {str(path)!r} has {key} {found} in {name}, the model {expected}")
     for name, layer in layers.items():
         own = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
         layer.scales, layer.column_gain = own["scales"], own["column_gain"]

@@ -26,7 +26,7 @@ def to_seconds(time: str | float) -> float:
             )
         seconds = float(match[1]) * _SECONDS[match[2] or "s"]
     else:
-        if not isinstance(time, int | float):
+        if not isinstance(time, int | float) or isinstance(time, bool):
             raise InputError(f"time {time!r} is not understood: give a number of seconds or a text such as '1h'")
         seconds = float(time)
     if not (math.isfinite(seconds) and seconds >= 0):
