@@ -7,6 +7,7 @@ any shape; times are seconds since programming, where 0 s means ``t_0`` after th
 from __future__ import annotations
 
 import math
+from abc import ABC, abstractmethod
 from collections.abc import Callable
 from dataclasses import dataclass
 from typing import ClassVar, Protocol, runtime_checkable
@@ -70,15 +71,14 @@ class Ideal:
 
 
 @dataclass(frozen=True)
-class PCM:
-    """Phase-change memory: the statistics of aihwkit's ``PCMLikeNoiseModel``, fitted to a million-device array.
+class PowerLawDrift(ABC):
+    """Devices that drift by a power law and fluctuate with a 1/f band: what PCM and HERMES share.
 
-    With ``g = G / g_max`` (Nandakumar et al., ICECS 2019; Joshi et al., Nat. Commun. 11, 2473, 2020):
+    With ``g = G / g_max``:
 
-    - programming error ``N(0, σ)``, ``σ = (0.26348 + 1.9650 g - 1.1731 g²) µS · g_max / 25``, clamped at 0 µS;
-    - drift ``G(t) = G_prog ((t + t_0) / t_0)^-ν`` with ``ν = |N(μ, σ)|`` drawn from the *target* conductance;
-    - 1/f noise of deviation ``G(t) Q sqrt(ln((t + t_0 + t_read) / (2 t_read)))`` with ``Q = min(0.0088 / g^0.65, 0.2)``
-      from the *programmed* conductance.
+    - programming adds ``N(0, σ_prog(g))`` and clamps at 0 µS;
+    - drift is ``G(t) = G_prog ((t + t_0) / t_0)^-ν``, ``ν = |N(μ(g), σ(g))|`` drawn from the *target* conductance;
+    - 1/f noise has the deviation ``G(t) Q(g) sqrt(ln((t + t_0 + t_read) / (2 t_read)))``, Q from the *programmed* one.
 
     Attributes:
         g_max: conductance of the largest weight, µS.
@@ -87,7 +87,7 @@ class PCM:
         prog_noise_scale, drift_scale, read_noise_scale: multiply the three effects; 0 turns one off.
     """
 
-    kind: ClassVar[str] = "pcm"
+    kind: ClassVar[str]
     g_max: float = 25.0
     t_0: float = 20.0
     t_read: float = 250e-9
@@ -103,15 +103,25 @@ class PCM:
         if self.t_read >= self.t_0:
             raise InputError(f"device field t_read = {self.t_read!r} is not allowed: give less than t_0 = {self.t_0!r}")
 
+    @abstractmethod
+    def programming_deviation(self, g: Tensor) -> Tensor:
+        """``σ_prog`` in µS at relative targets ``g``."""
+
+    @abstractmethod
+    def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Mean and deviation of the drift exponent at relative targets ``g``."""
+
+    @abstractmethod
+    def read_amplitude(self, g: Tensor) -> Tensor:
+        """``Q`` at relative programmed conductances ``g``."""
+
     def program(self, target: Tensor, draw: Draw) -> State:
         """Programmed conductances (µS) and drift exponents (1)."""
         g = target / self.g_max
-        deviation = (0.26348 + g * (1.9650 - 1.1731 * g)) * (self.g_max / 25.0 * self.prog_noise_scale)
+        deviation = self.programming_deviation(g) * self.prog_noise_scale
         programmed = torch.addcmul(target, deviation, draw("programming")).clamp_(min=0.0)
-        log_g = g.clamp_(min=1e-7).log_()
-        mean = (-0.0155 * log_g + 0.0244).clamp_(0.049, 0.1)
-        spread = (-0.0125 * log_g - 0.0059).clamp_(0.008, 0.045)
-        exponent = mean.addcmul_(spread, draw("drift")).abs_().mul_(self.drift_scale)
+        mean, spread = self.exponent_moments(g)
+        exponent = torch.addcmul(mean, spread, draw("drift")).abs_().mul_(self.drift_scale)
         return {"programmed": programmed, "exponent": exponent}
 
     def drifted(self, state: State, seconds: float) -> Tensor:
@@ -123,6 +133,30 @@ class PCM:
         if self.read_noise_scale == 0:
             return None
         band = math.sqrt(math.log((seconds + self.t_0 + self.t_read) / (2 * self.t_read)))
+        return self.read_amplitude(state["programmed"] / self.g_max).mul_(drifted).mul_(band * self.read_noise_scale)
+
+
+@dataclass(frozen=True)
+class PCM(PowerLawDrift):
+    """Phase-change memory: the statistics of aihwkit's ``PCMLikeNoiseModel``, fitted to a million-device array.
+
+    ``σ_prog = (0.26348 + 1.9650 g - 1.1731 g²) µS · g_max / 25``, ``μ = clip(-0.0155 ln g + 0.0244, 0.049, 0.1)``,
+    ``σ = clip(-0.0125 ln g - 0.0059, 0.008, 0.045)``, ``Q = min(0.0088 / g^0.65, 0.2)`` (Nandakumar et al., ICECS 2019;
+    Joshi et al., Nat. Commun. 11, 2473, 2020).
+    """
+
+    kind: ClassVar[str] = "pcm"
+
+    def programming_deviation(self, g: Tensor) -> Tensor:
+        """Quadratic in g."""
+        return (0.26348 + g * (1.9650 - 1.1731 * g)) * (self.g_max / 25.0)
+
+    def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """Logarithmic in g, clipped."""
+        log_g = g.clamp(min=1e-7).log_()
+        return (-0.0155 * log_g + 0.0244).clamp_(0.049, 0.1), (-0.0125 * log_g - 0.0059).clamp_(0.008, 0.045)
+
+    def read_amplitude(self, g: Tensor) -> Tensor:
+        """A power of g, at most 0.2."""
         # exp(log) because torch's pow gives other last bits at the end of each thread's share; 0 µS gives 0.2.
-        amplitude = (state["programmed"] / self.g_max).log_().mul_(-0.65).exp_().mul_(0.0088).clamp_(max=0.2)
-        return amplitude.mul_(drifted).mul_(band * self.read_noise_scale)
+        return g.log().mul_(-0.65).exp_().mul_(0.0088).clamp_(max=0.2)

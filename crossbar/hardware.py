@@ -10,13 +10,14 @@ from typing import Any, Literal, TypeVar, get_args
 
 from crossbar.devices import PCM, Device, Ideal
 from crossbar.errors import InputError, require_number, require_whole
+from crossbar.hermes import Hermes
 
 _T = TypeVar("_T")
 
 DacRange = Literal["static", "per_token", "max"]
 ScaleGranularity = Literal["tile_column", "tile", "layer"]
 
-_DEVICES: dict[str, type[Ideal] | type[PCM]] = {Ideal.kind: Ideal, PCM.kind: PCM}
+_DEVICES: dict[str, type[Ideal | PCM | Hermes]] = {device.kind: device for device in (Ideal, PCM, Hermes)}
 
 
 @dataclass(frozen=True)

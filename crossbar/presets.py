@@ -8,6 +8,7 @@ from pathlib import Path
 from crossbar.devices import PCM, Ideal
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
+from crossbar.hermes import Hermes
 
 
 def ideal() -> Hardware:
@@ -26,7 +27,21 @@ def pcm() -> Hardware:
     return Hardware(device=PCM())
 
 
-_PRESETS: dict[str, Callable[[], Hardware]] = {"ideal": ideal, "pcm": pcm}
+def hermes(devices: int = 2) -> Hardware:
+    """Cells of the HERMES chip, one or two devices a conductance, with the tiles and converters of `pcm`.
+
+    The largest conductance and the first read are those of the measurement: 10.35 µS and 200 s, or 20.7 µS and 300 s
+    (`crossbar.hermes.Hermes`).
+
+    Raises:
+        InputError: for another number of devices.
+    """
+    measured = {1: (10.35, 200.0), 2: (20.7, 300.0)}
+    g_max, t_0 = measured.get(devices, measured[2])
+    return Hardware(device=Hermes(g_max=g_max, t_0=t_0, devices=devices))
+
+
+_PRESETS: dict[str, Callable[[], Hardware]] = {"ideal": ideal, "pcm": pcm, "hermes": hermes}
 
 
 def get(name: str) -> Hardware:
