@@ -89,7 +89,7 @@ def calibrate(
                     age(experiment.analog, time + delay)
                     experiment.score("calibrated" if last else _after(step), chip, time + delay, fitted=time)
     return Calibration(
-        setup={**experiment.setup, "chips": chips, "recipe": repr(recipe), "calibration_batches": len(batches)},
+        setup={**experiment.setup, "chips": chips, "recipe": recipe.to_dict(), "calibration_batches": len(batches)},
         primary=experiment.task.primary,
         measurements=tuple(experiment.measurements),
         conversion=experiment.conversion,

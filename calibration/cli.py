@@ -171,7 +171,9 @@ def _subcommand(description: str) -> _Parser:
 
 def _add_model_options(parser: _Parser) -> None:
     parser.add_argument("--model", type=str, default="minilm", help="minilm, or the path of a transformers folder")
-    parser.add_argument("--hardware", type=str, default="pcm", help="pcm, ideal, or a YAML file of hardware fields")
+    parser.add_argument(
+        "--hardware", type=str, default="pcm", help="pcm, hermes, ideal, or a YAML file of hardware fields"
+    )
     parser.add_argument("--include", type=list[str] | None, default=None, help="layers to make analog: ['*.query']")
     parser.add_argument("--exclude", type=list[str] | None, default=None, help="layers to keep digital: ['pooler*']")
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")

@@ -79,7 +79,9 @@ def conversion_table(report: ConversionReport, *, layers: bool = False) -> Table
     if layers:
         for layer in report.layers:
             used = f"{layer.utilisation:.0%}" if layer.tiles else ""
-            view.add_row(layer.name, layer.kind, f"{layer.parameters:,}", str(layer.tiles or ""), used, layer.reason)
+            view.add_row(
+                layer.name or "(model)", layer.kind, f"{layer.parameters:,}", str(layer.tiles or ""), used, layer.reason
+            )
         return view
     kinds = ", ".join(sorted({layer.kind for layer in report.analog}))
     count = sum(layer.parameters for layer in report.analog)

@@ -98,11 +98,12 @@ def _own_packages() -> list[Check]:
     checks = []
     for name in ("crossbar", "attention", "calibration"):
         spec = importlib.util.find_spec(name)
-        origin = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
-        remedy = (
-            "" if origin == here else f"another package called {name!r} comes first: remove it, or change directory"
-        )
-        checks.append(Check(f"package {name}", "ours" if origin == here else f"found in {origin}", remedy))
+        place = Path(spec.origin).resolve().parent.parent if spec and spec.origin else None
+        # Python looks in the present folder first; the command does not, so its own search would miss this.
+        if place == here and any(Path(found).exists() for found in (f"{name}.py", f"{name}/__init__.py")):
+            place = Path.cwd().resolve()
+        remedy = "" if place == here else f"another {name!r} hides ours: rename it, or work in another folder"
+        checks.append(Check(f"package {name}", "ours" if place == here else f"found in {place}", remedy))
     return checks
 
 

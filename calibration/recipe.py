@@ -3,8 +3,8 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Protocol
+from dataclasses import asdict, dataclass, is_dataclass
+from typing import Any, Protocol
 
 from torch import Tensor, nn
 
@@ -48,6 +48,11 @@ class Recipe:
         stages = [step.before_programming for step in self.steps]
         if stages != sorted(stages, reverse=True):
             raise InputError(f"recipe {self.name!r} changes the cells after measuring them: put InputRanges first")
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: the name, and each step with its fields (those of a dataclass)."""
+        steps = [{"step": type(step).__name__, **(asdict(step) if is_dataclass(step) else {})} for step in self.steps]
+        return {"name": self.name, "steps": steps}
 
 
 def get(name: str) -> Recipe:

@@ -207,7 +207,7 @@ def _why_digital(
     owners: dict[int, list[str]],
 ) -> str:
     if not is_linear(module):
-        return f"{type(module).__name__} is not a matrix product of its input"
+        return "not a linear layer"
     if any(fnmatchcase(name, pattern) for pattern in exclude or ()):
         return "excluded by name"
     if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):

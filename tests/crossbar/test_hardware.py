@@ -193,7 +193,9 @@ def test_presets_by_name():
 
 @pytest.mark.parametrize("name", ["", "PCM", "pcmo", "pcm.json", "__class__"])
 def test_refuses_unknown_presets(name):
-    with pytest.raises(InputError, match=rf"hardware '{name}' is unknown: choose one of ideal, pcm, hermes, or give a .yaml"):
+    with pytest.raises(
+        InputError, match=rf"hardware '{name}' is unknown: choose one of ideal, pcm, hermes, or give a .yaml"
+    ):
         presets.get(name)
 
 
