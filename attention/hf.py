@@ -6,6 +6,7 @@ attached models never meet, and copies of a model stay attached.
 
 from __future__ import annotations
 
+import copy
 from collections import Counter
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -59,8 +60,12 @@ def attach(model: nn.Module, pattern: Pattern | str) -> None:
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"{type(model).__name__} is not a transformers model: attach takes a PreTrainedModel")
+    if model.config.is_encoder_decoder:
+        raise InputError(f"{type(model).__name__} has cross-attention, which no pattern fits: attach its encoder alone")
     gate = _gate(model)
     previous = gate.previous if gate else model.config._attn_implementation
+    if gate is None:
+        _own_config(model)
     AttentionInterface.register(_INTERFACE, _attend)
     AttentionMaskInterface.register(_INTERFACE, _padding_mask)
     if model._can_set_attn_implementation():
@@ -90,6 +95,16 @@ def attached_pattern(model: nn.Module) -> Pattern | None:
     return gate.pattern if gate else None
 
 
+def _own_config(model: nn.Module) -> None:
+    """Give a model its own configuration, since the attention implementation is part of it and it may be shared."""
+    copies: dict[int, Any] = {}
+    copy.deepcopy(cast(Any, model).config, copies)
+    for module in model.modules():
+        config = vars(module).get("config")
+        if id(config) in copies:
+            cast(Any, module).config = copies[id(config)]
+
+
 def _gate(module: nn.Module) -> Gate | None:
     return cast("Gate | None", module.__dict__.get(_GATE))
 
@@ -117,6 +132,8 @@ def _attend(
     if attention_mask is not None and attention_mask.shape[1:3] != (1, 1):
         raise InputError(f"{gate.name} got a mask of shape {list(attention_mask.shape)}: give padding as [batch, keys]")
     padding = None if attention_mask is None else attention_mask[:, 0, 0].bool()
+    if padding is not None and not gate.pattern.shift_invariant and not bool(padding[:, 0].all()):
+        raise InputError(f"{gate.name} got padding on the left, where sinks and global tokens stand: pad on the right")
     causal = bool(vars(module).get("is_causal", False)) if is_causal is None else is_causal
     n_queries, n_keys = query.shape[2], key.shape[2]
     pattern, offset = gate.pattern, 0

@@ -51,6 +51,9 @@ class Pattern(ABC):
     length_invariant: ClassVar[bool] = True
     """Whether a pair's membership is independent of the sequence length, as step-by-step decoding needs."""
 
+    shift_invariant: ClassVar[bool] = True
+    """Whether moving query and key together keeps a pair attended, so that padding on the left does no harm."""
+
     is_causal: bool
     """Whether every part is in its causal mode."""
 
@@ -201,6 +204,7 @@ class Sinks(Family):
 
     n: int
     name: ClassVar[str] = "sinks"
+    shift_invariant: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         require_integer(self.name, "n", self.n, least=0)
@@ -229,6 +233,7 @@ class GlobalTokens(Family):
 
     tokens: tuple[int, ...]
     name: ClassVar[str] = "global"
+    shift_invariant: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
         if not isinstance(self.tokens, tuple | list) or not self.tokens:
@@ -283,6 +288,10 @@ class _Composition(Pattern):
     @property
     def length_invariant(self) -> bool:  # type: ignore[override]
         return all(part.length_invariant for part in self.parts)
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]
+        return all(part.shift_invariant for part in self.parts)
 
     def causal(self) -> Pattern:
         """Every part in its causal mode."""

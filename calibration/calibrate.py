@@ -12,7 +12,7 @@ from calibration import recipe as recipes
 from calibration.emulate import score_uncalibrated
 from calibration.experiment import TIMES, Experiment, Progress, parse_times, require_chips
 from calibration.models import Loaded
-from calibration.recipe import Recipe, Step
+from calibration.recipe import Recipe
 from calibration.results import Calibration
 from calibration.tasks import Task
 from crossbar import Hardware, InputError, Ledger, age, program, to_seconds
@@ -70,13 +70,15 @@ def calibrate(
     experiment.score_digital()
     score_uncalibrated(experiment, seconds, chips)
 
+    arms = _arms(recipe)
     batches = list(experiment.task.batches("calibration"))
     for step in written:
         step.apply(experiment.analog, step.fit(experiment.analog, batches))
     for chip in range(chips):
         for time in seconds:
             program(experiment.analog, chip)  # the same chip again, without the gains of its last age
-            for step in recipe.steps[max(len(written) - 1, 0) :]:
+            for index in range(max(len(written) - 1, 0), len(recipe.steps)):
+                step = recipe.steps[index]
                 if not step.before_programming:
                     age(experiment.analog, time)
                     with Ledger() as ledger:
@@ -84,10 +86,9 @@ def calibrate(
                     step.apply(experiment.analog, fitted)
                     if (chip, time) == (0, seconds[0]):
                         experiment.count("calibration", ledger)
-                last = step is recipe.steps[-1]
-                if last or staircase:
+                if staircase or index == len(recipe.steps) - 1:
                     age(experiment.analog, time + delay)
-                    experiment.score("calibrated" if last else _after(step), chip, time + delay, fitted=time)
+                    experiment.score(arms[index], chip, time + delay, fitted=time)
     return Calibration(
         setup={**experiment.setup, "chips": chips, "recipe": recipe.to_dict(), "calibration_batches": len(batches)},
         primary=experiment.task.primary,
@@ -97,5 +98,11 @@ def calibrate(
     )
 
 
-def _after(step: Step) -> str:
-    return f"after {type(step).__name__}"
+def _arms(recipe: Recipe) -> list[str]:
+    """The arm that is scored after each step; a kind of step that comes again is numbered."""
+    arms: list[str] = []
+    for step in recipe.steps[:-1]:
+        arm = f"after {type(step).__name__}"
+        again = sum(other.startswith(arm) for other in arms)
+        arms.append(f"{arm} {again + 1}" if again else arm)
+    return [*arms, "calibrated"]

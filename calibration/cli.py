@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -91,14 +91,27 @@ _COMMANDS = {"emulate": _emulate, "calibrate": _calibrate, "inspect": _inspect, 
 
 def _job(options: Namespace) -> dict[str, Any]:
     """Arguments that `emulate` and `calibrate` share."""
-    from calibration import models, tasks
+    from attention import parse
+    from calibration import experiment, models, tasks
+    from crossbar import presets
 
+    # What costs nothing to check comes before what takes seconds to load.
+    _require_writable(options.out)
+    _require_writable(options.plot, (".png", ".svg", ".pdf"))
     tasks.require(options.task)
+    experiment.require_chips(options.chips)
+    times = options.times.split(",") if isinstance(options.times, str) else options.times
+    job = {
+        "hardware": presets.get(options.hardware),
+        "pattern": None if options.pattern is None else parse(options.pattern),
+        "times": experiment.parse_times(times),
+        "chips": options.chips,
+        "include": options.include,
+        "exclude": options.exclude,
+    }
     model = models.load_model(options.model)
     size = {} if options.pairs is None else {"pairs": options.pairs}
-    names = ("hardware", "pattern", "times", "chips", "include", "exclude")
-    task = tasks.get(options.task, model.tokenizer, **size)
-    return {"model": model, "task": task, **{name: options[name] for name in names}}
+    return {"model": model, "task": tasks.get(options.task, model.tokenizer, **size), **job}
 
 
 def _run(title: str, options: Namespace, job: Any) -> int:
@@ -106,16 +119,15 @@ def _run(title: str, options: Namespace, job: Any) -> int:
 
     from calibration import console
 
-    for path in (options.out, options.plot):
-        if path is not None and not Path(path).resolve().parent.is_dir():
-            raise InputError(f"folder {str(Path(path).parent)!r} does not exist: make it first, or give another path")
     with console.progress_bar(title) as progress:
         result: Emulation = job(progress)
-    text = json.dumps(result.to_dict(), indent=2)
+    text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
     if options.out is not None:
-        write_text(Path(options.out), text)
+        write_whole(Path(options.out), lambda path: path.write_text(text, encoding="utf-8"))
     if options.plot is not None:
-        result.plot().savefig(options.plot, dpi=150)
+        picture = Path(options.plot)
+        kind = picture.suffix.removeprefix(".")
+        write_whole(picture, lambda path: result.plot().savefig(path, dpi=150, format=kind))
     if options.json:
         print(text)
         return 0
@@ -126,11 +138,23 @@ def _run(title: str, options: Namespace, job: Any) -> int:
     return 0
 
 
-def write_text(path: Path, text: str) -> None:
+def _require_writable(path: str | None, kinds: tuple[str, ...] = ()) -> None:
+    """Refuse a path that nothing could be written to, before anything runs."""
+    if path is None:
+        return
+    if not Path(path).resolve().parent.is_dir():
+        raise InputError(f"folder {str(Path(path).parent)!r} does not exist: make it first, or give another path")
+    if Path(path).is_dir():
+        raise InputError(f"{path!r} is a folder: give the path of a file")
+    if kinds and Path(path).suffix not in kinds:
+        raise InputError(f"picture {path!r} is of no known kind: end its name in {', '.join(kinds)}")
+
+
+def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
     """Write a file that appears whole or not at all."""
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
-        partial.write_text(text, encoding="utf-8")
+        write(partial)
         partial.replace(path)
     finally:
         partial.unlink(missing_ok=True)
@@ -186,9 +210,9 @@ def _add_job_options(parser: _Parser) -> None:
     parser.add_argument("--pattern", type=str | None, default=None, help='attention, such as "window(64) | sinks(4)"')
     parser.add_argument(
         "--times",
-        type=list[str],
+        type=list[str] | str,
         default=["0s", "1h", "1d", "30d", "1y"],
-        help="times since programming: ['0s', '1d']",
+        help="times since programming, such as 0s,1h,1d",
     )
     parser.add_argument("--chips", type=int, default=3, help="programmed chips, seeds 0, 1, ...")
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")

@@ -66,7 +66,9 @@ class DriftCompensation:
     def _inputs(self, name: str, layer: AnalogLinear) -> Tensor:
         shape = (self.reads, layer.in_features)
         unit = uniform(shape, (self.seed, name, "drift compensation"), layer.scales.device).to(layer.scales.dtype)
-        full_scale = 1.0 if layer.input_range is None else layer.input_range
+        dac, full_scale = layer.hardware.dac, layer.input_range
+        if full_scale is None:  # a range found from the inputs themselves is reached by any
+            full_scale = unit.new_tensor(dac.full_scale if dac is not None and dac.range == "static" else 1.0)
         return (2 * unit - 1) * full_scale
 
     def _reference(self, layer: AnalogLinear, inputs: Tensor) -> Tensor:

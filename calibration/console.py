@@ -29,7 +29,8 @@ def progress_bar(title: str) -> Iterator[experiment.Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[now]}"),
     )
-    with Progress(*columns, console=Console(stderr=True), transient=True) as bar:
+    terminal = Console(stderr=True)
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task(title, total=None, now="")
 
         def show(done: int, total: int, now: str) -> None:

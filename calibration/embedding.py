@@ -74,7 +74,7 @@ def embed(model: nn.Module, texts: TokenisedTexts) -> Tensor:
     """
     device = next(itertools.chain(model.parameters(), model.buffers())).device
     rows = []
-    with torch.inference_mode(), _evaluating(model):
+    with torch.inference_mode(), evaluating(model):
         for batch in texts.batches:
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             hidden = model(**inputs).last_hidden_state.float()  # [B, N, D]
@@ -89,7 +89,7 @@ def embed(model: nn.Module, texts: TokenisedTexts) -> Tensor:
 
 
 @contextlib.contextmanager
-def _evaluating(model: nn.Module) -> Iterator[None]:
+def evaluating(model: nn.Module) -> Iterator[None]:
     """Eval mode for a while: a model that is being finetuned is scored without dropout and goes on in train mode."""
     training = [module for module in model.modules() if module.training]
     for module in training:

@@ -143,14 +143,14 @@ class Experiment:
 
 
 def parse_times(times: Sequence[str | float]) -> list[float]:
-    """Times in seconds, as given.
+    """Times in seconds, as given, each once.
 
     Raises:
         InputError: for no time at all and for an impossible one.
     """
     if isinstance(times, str) or not times:
         raise InputError(f"times {times!r} are not usable: give a list such as ['0s', '1h', '1d']")
-    return [to_seconds(time) for time in times]
+    return list(dict.fromkeys(to_seconds(time) for time in times))
 
 
 def require_chips(chips: int) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -35,7 +36,7 @@ def accuracy_over_time(results: Sequence[Emulation]) -> Figure:
 
 
 def _panel(axes: Axes, result: Emulation) -> None:
-    spare = iter(_SPARE)
+    spare = itertools.cycle(_SPARE)
     rows = [row for row in result.rows() if row.metric == result.primary]
     for arm in dict.fromkeys(row.arm for row in rows):
         style: dict[str, Any] = _STYLES.get(arm) or next(spare)
@@ -52,7 +53,8 @@ def _panel(axes: Axes, result: Emulation) -> None:
     places = sorted(ticks)
     axes.set_xticks([max(t, _EARLIEST) for t in places], [format_seconds(t) for t in places])
     axes.minorticks_off()
-    axes.set_ylim(bottom=0.0)
+    if min(row.low if row.low == row.low else row.mean for row in rows) >= 0:
+        axes.set_ylim(bottom=0.0)
     axes.set_xlabel("time since programming")
     axes.set_ylabel(result.primary)
     axes.set_title(f"{result.setup['model']} on {result.setup['hardware']['device']['kind']}: {result.setup['task']}")

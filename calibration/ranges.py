@@ -11,7 +11,7 @@ from typing import ClassVar, Literal, get_args
 import torch
 from torch import Tensor, nn
 
-from calibration.embedding import Batch
+from calibration.embedding import Batch, evaluating
 from crossbar import AnalogLinear, InputError, analog_layers, bypassed
 
 Method = Literal["balanced", "abs_max", "quantile"]
@@ -29,7 +29,7 @@ class InputRanges:
       weights multiplied by before they are mapped. Outlier channels then neither set the DAC range of their token nor
       drown the others in output noise. It moves difficulty from activations to weights like SmoothQuant (Xiao et al.,
       ICML 2023, α = 0.5). The DAC range stays the abs-max of each token. It changes the cells, so it comes before
-      programming.
+      programming, and it drops static ranges that were fitted before.
     - ``abs_max``, ``quantile``: one static range a layer, the largest ``|x|`` or a quantile of it.
 
     Padded positions are left out. Statistics are gathered batch by batch, so memory does not grow with the data.
@@ -54,7 +54,7 @@ class InputRanges:
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
         """Line scales ``[I]`` (balanced) or static ranges (0-d) by layer; layers that no batch reaches are left out."""
         layers, batches = analog_layers(model), list(batches)
-        largest = _largest_inputs(model, batches)
+        largest = _largest_inputs(model, batches, scaled=self.method != "balanced")
         if self.method == "balanced":
             return {name: _balance(layers[name], line) for name, line in largest.items()}
         ranges = {name: line.max() for name, line in largest.items()}
@@ -67,7 +67,7 @@ class InputRanges:
             if self.method == "balanced":
                 layers[name].set_line_scale(value)
             else:
-                layers[name].input_range = value.clamp(min=torch.finfo(value.dtype).tiny)
+                layers[name].input_range = torch.where(value > 0, value, 1.0)  # a layer that saw only zeros
 
 
 def _balance(layer: AnalogLinear, largest: Tensor) -> Tensor:
@@ -81,15 +81,15 @@ def _floored(x: Tensor) -> Tensor:
     return x.clamp(min=float(_FLOOR * top)) if top > 0 else torch.ones_like(x)
 
 
-def _largest_inputs(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
-    """Largest ``|x|`` of each word line, ``[I]`` by layer."""
+def _largest_inputs(model: nn.Module, batches: list[Batch], scaled: bool) -> dict[str, Tensor]:
+    """Largest ``|x|`` of each word line, ``[I]`` by layer; ``scaled``: as it reaches the DAC, after line scales."""
     largest: dict[str, Tensor] = {}
 
     def observe(name: str, x: Tensor) -> None:
         seen = x.abs().amax(0)
         largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
 
-    _observe_inputs(model, batches, observe)
+    _observe_inputs(model, batches, observe, scaled)
     return largest
 
 
@@ -101,7 +101,7 @@ def _quantiles(model: nn.Module, batches: list[Batch], ranges: dict[str, Tensor]
         top = float(ranges[name])
         counts[name] += torch.histc(x.abs().float().cpu(), bins=_BINS, min=0.0, max=top or 1.0).double()
 
-    _observe_inputs(model, batches, observe)
+    _observe_inputs(model, batches, observe, scaled=True)
     quantiles = {}
     for name, count in counts.items():
         index = int(torch.searchsorted(count.cumsum(0), quantile * float(count.sum())))
@@ -109,9 +109,12 @@ def _quantiles(model: nn.Module, batches: list[Batch], ranges: dict[str, Tensor]
     return quantiles
 
 
-def _observe_inputs(model: nn.Module, batches: list[Batch], observe: Callable[[str, Tensor], None]) -> None:
+def _observe_inputs(
+    model: nn.Module, batches: list[Batch], observe: Callable[[str, Tensor], None], scaled: bool
+) -> None:
     """Hand the digital model's inputs of each analog layer, ``[tokens, I]`` without padding, to ``observe``."""
     device = next(itertools.chain(model.parameters(), model.buffers())).device
+    layers = analog_layers(model)
     kept: Tensor | None = None
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
@@ -119,11 +122,12 @@ def _observe_inputs(model: nn.Module, batches: list[Batch], observe: Callable[[s
             x = inputs[0].detach()
             if kept is not None and x.shape[:-1] == kept.shape:
                 x = x[kept]
-            observe(name, x.reshape(-1, x.shape[-1]))
+            scale = layers[name].line_scale if scaled else None
+            observe(name, (x if scale is None else x / scale).reshape(-1, x.shape[-1]))
 
         return before
 
-    with torch.no_grad(), bypassed(model), _hooks(model, hook):
+    with torch.no_grad(), evaluating(model), bypassed(model), _hooks(model, hook):
         for batch in batches:
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
             kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else None

@@ -112,10 +112,8 @@ class Emulation:
             **self.setup,
             "primary": self.primary,
             "interval": f"Student-t, {CONFIDENCE:.0%}, over chips",
-            "table": [
-                {key: None if value != value else value for key, value in row._asdict().items()} for row in self.rows()
-            ],
-            "measurements": [asdict(m) for m in self.measurements],
+            "table": [_finite(row._asdict()) for row in self.rows()],
+            "measurements": [_finite(asdict(m)) for m in self.measurements],
             "conversion": self.conversion.to_dict(),
             "counts": self.counts,
         }
@@ -133,6 +131,11 @@ class Calibration(Emulation):
 
     Arms: ``analog`` (uncalibrated), ``after <step>`` for each step but the last, and ``calibrated``.
     """
+
+
+def _finite(values: dict[str, Any]) -> dict[str, Any]:
+    """The same with None for NaN and infinities, which JSON has not."""
+    return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
 
 
 def interval(values: Sequence[float]) -> tuple[float, float, float]:

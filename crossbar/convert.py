@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
 
+import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
@@ -142,6 +143,9 @@ def convert(
                 f"layer pattern {pattern!r} matches none of the {len(names)} linear layers, such as {names[0]!r}"
             )
 
+    for name, parameter in model.named_parameters():
+        if not is_lazy(parameter) and not torch.isfinite(parameter).all():
+            raise InputError(f"parameter {name!r} holds NaN or infinite numbers: repair the model first")
     owners = _owners(model)
     counted: set[int] = set()
     reports: list[LayerReport] = []

@@ -84,16 +84,19 @@ class AnalogLinear(nn.Module):
         self._book_reads(vectors.shape[0])
         scales = self.scales * self.column_gain
         with torch.autocast(x.device.type, enabled=False):
-            y = mvm.multiply(vectors, self.cell_weight, scales, self.hardware, self.input_range, self._next_noise())
+            noise = self._noise("read", self._reads)
+            y = mvm.multiply(vectors, self.cell_weight, scales, self.hardware, self.input_range, noise)
+        self._reads += 1
         if isinstance(self.digital.bias, Tensor):
             y += self.digital.bias
         return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
 
-    def read_out(self, x: Tensor) -> Tensor:
+    def read_out(self, x: Tensor, read: int = 0) -> Tensor:
         """One converted read of every tile column, before digital scales: what a chip can measure of itself.
 
         Args:
             x: test inputs ``[B, I]``, as they reach the DACs (after ``line_scale``).
+            read: which read-out at this time; each has noise of its own, apart from that of `forward`.
 
         Returns:
             ``[T_in, B, O]`` in unit outputs times input units. The reads are booked in open ledgers.
@@ -101,7 +104,8 @@ class AnalogLinear(nn.Module):
         x = self._vectors(x)
         self._book_reads(x.shape[0])
         row_tiles = self.scales.shape[0]
-        return mvm.read_columns(x, self.cell_weight, row_tiles, self.hardware, self.input_range, self._next_noise())
+        noise = self._noise("read-out", read)
+        return mvm.read_columns(x, self.cell_weight, row_tiles, self.hardware, self.input_range, noise)
 
     def expected_read_out(self, x: Tensor) -> Tensor:
         """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
@@ -229,12 +233,10 @@ class AnalogLinear(nn.Module):
     def _signed(self, cells: Tensor) -> Tensor:
         return (cells[0] - cells[1]) / self.hardware.device.g_max
 
-    def _next_noise(self) -> ReadNoise | None:
+    def _noise(self, purpose: str, index: int) -> ReadNoise | None:
         if self.hardware.output_noise == 0:
             return None
-        key = (self.seed or 0, self.name, "read", self.seconds, self._reads)
-        self._reads += 1
-        return ReadNoise(key, self.scales.device)
+        return ReadNoise((self.seed or 0, self.name, purpose, self.seconds, index), self.scales.device)
 
     def _book_reads(self, vectors: int) -> None:
         """Each tile drives its own word lines; each column of each tile is converted."""

@@ -7,6 +7,7 @@ from collections.abc import Callable
 from typing import TYPE_CHECKING
 
 from calibration.embedding import Batch
+from calibration.models import load_model
 from calibration.tasks.code_search import CodeSearch
 from calibration.tasks.lee import Lee
 from calibration.tasks.protocol import Split, Task
@@ -21,12 +22,12 @@ __all__ = ["Batch", "CodeSearch", "Lee", "Split", "Task", "WordSim", "get", "req
 _CONSTRUCTORS: dict[str, Callable[..., Task]] = {"code-search": CodeSearch, "lee": Lee, "wordsim": WordSim}
 
 
-def get(name: str, tokenizer: PreTrainedTokenizerBase, **options: int) -> Task:
+def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: int) -> Task:
     """The task of this name, tokenised for a model.
 
     Args:
         name: ``"code-search"``, ``"lee"`` or ``"wordsim"``.
-        tokenizer: the model's own.
+        tokenizer: that of the model which will be scored; None: MiniLM's.
         **options: keyword arguments of the task's class, such as ``pairs`` of `CodeSearch`.
 
     Raises:
@@ -39,6 +40,8 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase, **options: int) -> Task:
     unknown = [option for option in options if option not in known]
     if unknown:
         raise InputError(f"task {name!r} has no option {unknown[0]!r}: choose from {', '.join(known) or 'none'}")
+    if tokenizer is None:
+        tokenizer = load_model("minilm").tokenizer
     return constructor(tokenizer, **options)
 
 

@@ -22,7 +22,10 @@ class Task(Protocol):
         """The metric that is quoted: a key of what ``metrics`` returns. Higher is better."""
 
     def batches(self, split: Split) -> Iterable[Batch]:
-        """Keyword inputs for the model; the texts of the two splits do not overlap."""
+        """Keyword inputs for the model; the two splits do not overlap.
+
+        An input called ``attention_mask`` says which positions are real, so that padding does not calibrate.
+        """
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
         """Score ``model`` on the evaluation split."""

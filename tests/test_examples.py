@@ -1,0 +1,110 @@
+"""What the repository shows runs: examples, and the commands and Python of the README."""
+
+import re
+import shlex
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+
+from calibration import cli
+
+ROOT = Path(__file__).resolve().parents[1]
+PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
+
+
+def blocks(page, *languages):
+    """Fenced blocks of a page in one of these languages (empty: none given)."""
+    found = re.findall(r"^```([a-z]*)[^\n]*\n(.*?)^```", page.read_text(encoding="utf-8"), re.DOTALL | re.MULTILINE)
+    return [text for language, text in found if language in languages]
+
+
+def commands():
+    for page in PAGES:
+        for text in blocks(page, "", "bash", "sh", "shell", "console", "text"):
+            for line in text.replace("\\\n", " ").splitlines():
+                match = re.match(r"(?:\$ )?ohmformer (.*)", line.strip())
+                if match:
+                    yield match[1]
+
+
+def pythons():
+    return [(page.name, k, text) for page in PAGES for k, text in enumerate(blocks(page, "python"))]
+
+
+@pytest.mark.parametrize("command", sorted(set(commands())))
+def test_commands_of_the_pages_parse(command):
+    words = shlex.split(command, comments=True)
+    if "--help" in words:
+        words.remove("--help")
+    options = cli._parser().parse_args(words)
+    assert options.command in cli._COMMANDS
+
+
+def test_the_readme_shows_both_jobs():
+    shown = {command.split()[0] for command in commands()}
+    assert {"emulate", "calibrate"} <= shown
+
+
+@pytest.mark.parametrize(("page", "number", "text"), pythons(), ids=lambda value: str(value)[:12].strip())
+def test_python_of_the_pages_compiles_and_its_names_exist(page, number, text):
+    compile(text, f"{page} block {number}", "exec")
+    for line in text.splitlines():
+        if re.match(r"(from|import) (crossbar|attention|calibration)\b", line):
+            exec(line, {})
+
+
+def test_hardware_files_of_the_pages_are_read():
+    from crossbar import Hardware, presets
+
+    files = list(ROOT.glob("docs/**/*.yaml"))
+    assert files
+    for path in files:
+        assert Hardware.from_yaml(path) == presets.pcm() or path.stem != "hardware.example"
+
+
+def run_example(name, folder, *arguments, timeout):
+    return subprocess.run(
+        [sys.executable, ROOT / "examples" / name, *arguments],
+        cwd=folder,
+        capture_output=True,
+        text=True,
+        check=False,
+        timeout=timeout,
+    )
+
+
+def test_examples_are_short():
+    for path in (ROOT / "examples").glob("*.py"):
+        assert len(path.read_text(encoding="utf-8").splitlines()) < 80, path.name
+
+
+def test_own_model(tmp_path):
+    done = run_example("own_model.py", tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for word in ("accuracy", "digital", "analog", "calibrated", "1 y"):
+        assert word in done.stdout
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_the_demo_says_what_it_takes(tmp_path):
+    done = run_example("demo.py", tmp_path, "--help", timeout=120)
+    assert (done.returncode, done.stderr) == (0, "")
+    assert "--full" in done.stdout
+
+
+@pytest.mark.slow
+def test_the_demo(tmp_path):
+    import json
+
+    done = run_example("demo.py", tmp_path, timeout=1200)
+    assert done.returncode == 0, done.stderr
+    assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo.png", "demo.json"}
+    assert (tmp_path / "demo" / "demo.png").read_bytes().startswith(b"\x89PNG")
+    results = json.loads((tmp_path / "demo" / "demo.json").read_text())
+    assert [result["task"] for result in results] == ["code-search", "wordsim"]
+    for result in results:
+        assert {row["arm"] for row in result["table"]} == {"digital dense", "digital", "analog", "calibrated"}
+        gated, dense = result["counts"]["attention"], result["counts"]["dense attention"]
+        assert gated["row_activations"] <= dense["row_activations"]
