@@ -93,6 +93,24 @@ def test_text_round_trip(pattern, definition):
     assert pattern.length_invariant
 
 
+SHIFTS = {"dense": True, "window-even": True, "window-odd": True, "window-one": True}
+
+
+@pytest.mark.parametrize("name", FAMILIES)
+@pytest.mark.parametrize("causal", [False, True])
+def test_shift_invariance_is_declared(name, causal):
+    pattern = FAMILIES[name][0].causal() if causal else FAMILIES[name][0]
+    assert pattern.shift_invariant == SHIFTS.get(name, False)
+    if name != "no sinks":  # nothing attended, wherever it stands
+        assert stays_when_moved(pattern) == pattern.shift_invariant
+
+
+def stays_when_moved(pattern, n=24):
+    """Whether each pair is attended exactly if the pair k places later is."""
+    dense = pattern.to_dense(n)
+    return all(torch.equal(dense[k:, k:], dense[: n - k, : n - k]) for k in range(1, n))
+
+
 def test_memory_follows_the_attended_pairs():
     n = 300_000  # n² would be 90 GB
     csr = (LocalWindow(9) | Sinks(4) | GlobalTokens((5,))).causal().rows(n)
@@ -135,6 +153,17 @@ def test_any_composition_round_trips_and_its_two_forms_agree(pattern):
     position = torch.arange(15)
     allowed = pattern.allowed(*torch.broadcast_tensors(position[:, None], position[None, :]))
     assert torch.equal(allowed, pattern.to_dense(15))
+
+
+def families(pattern):
+    return [leaf for part in pattern.parts for leaf in families(part)] if hasattr(pattern, "parts") else [pattern]
+
+
+@given(pattern=compositions)
+def test_a_composition_moves_if_all_its_parts_do(pattern):
+    assert pattern.shift_invariant == all(isinstance(leaf, Dense | LocalWindow) for leaf in families(pattern))
+    if pattern.shift_invariant:
+        assert stays_when_moved(pattern)
 
 
 @pytest.mark.parametrize(

@@ -211,7 +211,6 @@ def test_more_reads_measure_better():
     assert 3.2 < ratio < 4.8  # 4 expected; 60 columns x 20 seeds give a standard error of 3%
 
 
-@pytest.mark.xfail(strict=True, reason="test inputs span ±1 although a static DAC spans ± its full_scale")
 def test_test_inputs_fill_a_static_dac():
     model = chip(Fading(), dac=Converter(range="static", full_scale=10.0))
     inputs = DriftCompensation()._inputs("0", analog_layers(model)["0"])

@@ -85,7 +85,7 @@ def test_a_package_that_hides_ours_is_found(monkeypatch, tmp_path):
     monkeypatch.setattr(importlib.util, "find_spec", lambda name, *a: other if name == "attention" else real(name, *a))
     check = finding("package attention")
     assert str(tmp_path) in check.found
-    assert "another package called 'attention' comes first" in check.remedy
+    assert check.remedy == "another 'attention' hides ours: rename it, or work in another folder"
     assert check.needed
     assert finding("package crossbar").found == "ours"
 

@@ -157,13 +157,9 @@ def test_the_order_of_times_and_the_number_of_chips_do_not_matter(net, task):
     assert scores(times=[3600], chips=2) == part
 
 
-@pytest.mark.xfail(strict=True, reason="a time that is given twice counts as twice the chips in the interval")
 def test_a_time_given_twice_does_not_make_an_interval_narrower(net, task):
     once = emulate(net, task, times=["1h"], chips=3)
-    try:
-        twice = emulate(net, task, times=["1h", "3600s"], chips=3)
-    except InputError:
-        return
+    twice = emulate(net, task, times=["1h", "3600s"], chips=3)
     assert twice.rows() == once.rows()
 
 
@@ -217,7 +213,6 @@ def test_json_round_trip_without_nan(net, task):
     assert values["conversion"]["analog_layers"] == 2
 
 
-@pytest.mark.xfail(strict=True, reason="measurements are written as they are, NaN and Infinity included")
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 def test_a_metric_that_is_not_finite_still_gives_json(net, task, value):
     class Broken:
@@ -316,7 +311,7 @@ def test_a_model_without_linear_layers_and_one_with_nan_weights_are_refused(net,
         emulate(nn.LayerNorm(4), task)
     with torch.no_grad():
         net.second.weight[1, 2] = torch.nan
-    with pytest.raises(InputError, match="second has 1 weights that are NaN or infinite"):
+    with pytest.raises(InputError, match=r"parameter 'second\.weight' holds NaN or infinite numbers: repair"):
         emulate(net, task)
 
 

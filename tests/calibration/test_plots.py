@@ -82,7 +82,6 @@ def test_a_png_is_written(tmp_path, chips):
     assert len(data) > 5000
 
 
-@pytest.mark.xfail(strict=True, reason="the axis starts at 0, so a negative correlation is drawn outside")
 def test_negative_scores_are_inside_the_picture():
     (axes,) = emulation(low=0.9).plot().axes
     bottom, _ = axes.get_ylim()

@@ -362,7 +362,18 @@ def test_refuses_nan_weights_and_leaves_the_model():
     with torch.no_grad():
         model[2][1].weight[0, 0] = torch.nan
     before = snapshot(model)
-    with pytest.raises(InputError, match=r"2\.1 has 1 weights that are NaN or infinite out of 28"):
+    with pytest.raises(InputError, match=r"parameter '2\.1\.weight' holds NaN or infinite numbers: repair the model"):
+        convert(model, SMALL)
+    assert snapshot(model) == before
+
+
+@pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
+def test_refuses_numbers_that_stay_digital_and_are_not_finite(value):
+    model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
+    with torch.no_grad():
+        model[1].bias[2] = value
+    before = snapshot(model)
+    with pytest.raises(InputError, match=r"parameter '1\.bias' holds NaN or infinite numbers: repair the model first"):
         convert(model, SMALL)
     assert snapshot(model) == before
 

@@ -225,7 +225,18 @@ def test_noise_is_converted_too():
     steps = layer.read_out(inputs(100, 10)) / (4.0 / 31)
     assert (steps - steps.round()).abs().max() < 1e-9
     assert steps.abs().max() <= 31 + 1e-9
-    assert not torch.equal(layer.read_out(inputs(100, 10)), layer.read_out(inputs(100, 10)))
+    assert not torch.equal(layer.read_out(inputs(100, 10)), layer.read_out(inputs(100, 10), read=1))
+
+
+def test_a_read_out_has_noise_of_its_own():
+    layer, x = linear_layer(10, 4, dataclasses.replace(QUIET, output_noise=0.3)), inputs(5, 10)
+    first, second = layer(x), layer(x)
+    layer.reset_reads()
+    read = layer.read_out(x, read=2)
+    assert torch.equal(layer(x), first)
+    assert torch.equal(layer.read_out(x, read=2), read)  # whatever was read in between
+    assert torch.equal(layer(x), second)
+    assert not torch.equal(layer.read_out(x, read=3), read)
 
 
 @pytest.mark.parametrize("range_", ["static", "per_token", "max"])
