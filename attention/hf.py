@@ -60,7 +60,7 @@ def attach(model: nn.Module, pattern: Pattern | str) -> None:
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"{type(model).__name__} is not a transformers model: attach takes a PreTrainedModel")
-    if model.config.is_encoder_decoder:
+    if model.config.is_encoder_decoder and any(vars(module).get("is_decoder") for module in model.modules()):
         raise InputError(f"{type(model).__name__} has cross-attention, which no pattern fits: attach its encoder alone")
     gate = _gate(model)
     previous = gate.previous if gate else model.config._attn_implementation
