@@ -1,7 +1,7 @@
 """A pretrained encoder on drifting crossbars, and what calibration gets back.
 
 MiniLM, all its linear layers on 256 x 256 PCM tiles with 8-bit converters and output noise, attention gated by a window
-and sinks. `make demo` runs this file; `make evaluate` runs it in full.
+and sinks. `make demo` runs this file, on short texts; `make evaluate` runs it in full.
 """
 
 import argparse
@@ -23,7 +23,7 @@ def main() -> None:
 
     model = calibration.load_model("minilm")
     names = ["code-search", "lee", "wordsim"] if full else ["code-search", "wordsim"]
-    options = {"code-search": {"pairs": 500 if full else 150}}
+    options = {"code-search": {"pairs": 500} if full else {"pairs": 150, "max_length": 48}}
     terminal, results = Console(), []
     for name in names:
         task = tasks.get(name, model.tokenizer, **options.get(name, {}))
