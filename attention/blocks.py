@@ -37,7 +37,7 @@ def attend_blocks(
         output, lse = _attend(part, options)
         heads = q.shape[1]
         return _unfold(output, heads), None if lse is None else _unfold(lse, heads)[..., 0]
-    return _BlockAttention.apply(q, k, v, blocks, options)  # type: ignore[no-untyped-call, no-any-return]
+    return _BlockAttention.apply(q, k, v, blocks, options)  # type: ignore[no-untyped-call, no-any-return]  # torch
 
 
 def exact_dtype(dtype: torch.dtype) -> torch.dtype:

@@ -286,11 +286,11 @@ class _Composition(Pattern):
         return all(part.is_causal for part in self.parts)
 
     @property
-    def length_invariant(self) -> bool:  # type: ignore[override]
+    def length_invariant(self) -> bool:  # type: ignore[override]  # derived, as above
         return all(part.length_invariant for part in self.parts)
 
     @property
-    def shift_invariant(self) -> bool:  # type: ignore[override]
+    def shift_invariant(self) -> bool:  # type: ignore[override]  # derived, as above
         return all(part.shift_invariant for part in self.parts)
 
     def causal(self) -> Pattern:

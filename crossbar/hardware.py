@@ -160,7 +160,7 @@ def _build(part: type[_T], name: str, values: Any, default: _T | None = None) ->
         if key not in allowed:
             raise InputError(f"{name} has no field {key!r}: allowed are {', '.join(allowed)}")
     try:
-        return part(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]
+        return part(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]  # as above
     except InputError as error:
         raise InputError(f"in {name}: {error}") from None
 
