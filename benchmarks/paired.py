@@ -50,6 +50,17 @@ def ratio(over: list[float], under: list[float]) -> float:
     return statistics.median(a / b for a, b in zip(over, under, strict=True))
 
 
+def judge(what: str, found: float, bar: float, goal: float | None = None, least: bool = False) -> str:
+    """A line that holds a figure against the bar it must reach: at most, or at ``least``."""
+
+    def reached(limit: float) -> bool:
+        return found >= limit if least else found <= limit
+
+    verdict = f"{'within' if reached(bar) else 'OUTSIDE'} the bar of {'at least' if least else 'at most'} {bar:g}"
+    wish = "" if goal is None else f", goal of {goal:g} {'reached' if reached(goal) else 'not reached'}"
+    return f"{what}: {found:.2f}, {verdict}{wish}"
+
+
 def table(title: str, costs: dict[str, Cost], base: str) -> Table:
     """Median time of every arm, its ratio to the arm ``base``, and its extra memory."""
     view = Table(title=title, title_justify="left")
@@ -64,9 +75,19 @@ def table(title: str, costs: dict[str, Cost], base: str) -> Table:
 
 def options(description: str | None, rounds: int) -> argparse.Namespace:
     """The options that every benchmark has; sets the number of threads."""
+    return use(option_parser(description, rounds))
+
+
+def option_parser(description: str | None, rounds: int) -> argparse.ArgumentParser:
+    """A parser of the options that every benchmark has, to add to."""
     parser = argparse.ArgumentParser(description=description, formatter_class=argparse.RawDescriptionHelpFormatter)
     parser.add_argument("--rounds", type=int, default=rounds, help=f"timed rounds (default {rounds})")
     parser.add_argument("--threads", type=int, default=torch.get_num_threads(), help="torch threads (default: torch's)")
+    return parser
+
+
+def use(parser: argparse.ArgumentParser) -> argparse.Namespace:
+    """The options given on the command line; sets the number of threads."""
     chosen = parser.parse_args()
     torch.set_num_threads(chosen.threads)
     return chosen

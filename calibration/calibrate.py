@@ -10,12 +10,13 @@ from torch import nn
 from attention import Pattern
 from calibration import recipe as recipes
 from calibration.emulate import score_uncalibrated
-from calibration.experiment import TIMES, Experiment, Progress, parse_times, require_chips
+from calibration.experiment import TIMES, Experiment, parse_times, require_chips
 from calibration.models import Loaded
+from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.results import Calibration
 from calibration.tasks import Task
-from crossbar import Hardware, InputError, Ledger, age, program, to_seconds
+from crossbar import Hardware, InputError, Ledger, age, new_chip, program, reset_gains, to_seconds
 
 
 def calibrate(
@@ -51,7 +52,7 @@ def calibrate(
         staircase: also score after each step but the last.
         include: as in `emulate`.
         exclude: as in `emulate`.
-        progress: called before each evaluation.
+        progress: called before each evaluation, and while a model is converted for the first time.
 
     Raises:
         InputError: as `emulate`, and for an unknown recipe or a wait of 0 s.
@@ -61,8 +62,7 @@ def calibrate(
     if delay == 0:
         raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude)
-    experiment.progress = progress
+    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress)
     written = [step for step in recipe.steps if step.before_programming]
     measured = [step for step in recipe.steps if not step.before_programming]
     scores = bool(written) + len(measured) if staircase else 1
@@ -75,8 +75,10 @@ def calibrate(
     for step in written:
         step.apply(experiment.analog, step.fit(experiment.analog, batches))
     for chip in range(chips):
+        new_chip(experiment.analog)
+        program(experiment.analog, chip)
         for time in seconds:
-            program(experiment.analog, chip)  # the same chip again, without the gains of its last age
+            reset_gains(experiment.analog)
             for index in range(max(len(written) - 1, 0), len(recipe.steps)):
                 step = recipe.steps[index]
                 if not step.before_programming:

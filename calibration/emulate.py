@@ -8,11 +8,12 @@ from pathlib import Path
 from torch import nn
 
 from attention import Pattern
-from calibration.experiment import TIMES, Experiment, Progress, parse_times, require_chips
+from calibration.experiment import TIMES, Experiment, parse_times, require_chips
 from calibration.models import Loaded
+from calibration.progress import Progress
 from calibration.results import Emulation
 from calibration.tasks import Task
-from crossbar import Hardware, age, program
+from crossbar import Hardware, age, new_chip, program
 
 
 def emulate(
@@ -30,8 +31,10 @@ def emulate(
     """Score a model in digital and on programmed analog chips at several ages; the model itself is not changed.
 
     Args:
-        model: ``"minilm"``, a transformers model folder, a loaded model, or any module with linear layers.
-        task: ``"code-search"``, ``"lee"``, ``"wordsim"``, or an object with the members of `calibration.Task`.
+        model: ``"minilm"``, ``"smollm2"``, a transformers model folder, a loaded model, or any module with linear
+            layers.
+        task: ``"code-search"``, ``"lee"``, ``"wordsim"``, ``"perplexity"``, or an object with the members of
+            `calibration.Task`.
         hardware: ``"pcm"``, ``"ideal"``, a YAML file, or `crossbar.Hardware`.
         pattern: who attends to whom, such as ``"window(64) | sinks(4)"``; needs a transformers model. None: its own
             attention.
@@ -39,15 +42,14 @@ def emulate(
         chips: number of programmed chips, seeds 0, 1, ...
         include: shell patterns of the layers to make analog; None: all.
         exclude: shell patterns of layers that stay digital.
-        progress: called before each evaluation.
+        progress: called before each evaluation, and while a model is converted for the first time.
 
     Raises:
         InputError: for an unknown name, an impossible value, or a model with nothing to convert.
     """
     seconds = parse_times(times)
     require_chips(chips)
-    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude)
-    experiment.progress = progress
+    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress)
     experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds)
     experiment.score_digital()
     score_uncalibrated(experiment, seconds, chips)
@@ -63,6 +65,7 @@ def emulate(
 def score_uncalibrated(experiment: Experiment, seconds: Sequence[float], chips: int) -> None:
     """Arm ``analog``: every chip as it was programmed, at every time."""
     for chip in range(chips):
+        new_chip(experiment.analog)
         program(experiment.analog, chip)
         for time in seconds:
             age(experiment.analog, time)

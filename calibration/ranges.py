@@ -73,6 +73,7 @@ class InputRanges:
             if self.method == "balanced":
                 layers[name].set_line_scale(value)
             else:
+                layers[name].fix_ranges()
                 layers[name].input_range = torch.where(value > 0, value, 1.0)  # a layer that saw only zeros
 
 
@@ -100,9 +101,7 @@ def _input_sizes(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
         tokens[name] += len(x)
 
     _observe_inputs(model, batches, observe, scaled=False)
-    return {
-        name: (top * (squares[name] / tokens[name]).sqrt().to(top.dtype)).sqrt() for name, top in largest.items()
-    }
+    return {name: (top * (squares[name] / tokens[name]).sqrt().to(top.dtype)).sqrt() for name, top in largest.items()}
 
 
 def _largest_inputs(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:

@@ -4,33 +4,42 @@
 """
 
 from crossbar import devices, presets
-from crossbar.chip import age, analog_layers, bypassed, program, reset_reads
+from crossbar.chip import age, analog_layers, bypassed, new_chip, program, reset_gains, reset_reads
 from crossbar.convert import ConversionReport, LayerReport, convert, restore
 from crossbar.errors import InputError
-from crossbar.hardware import Converter, Hardware, Tile
+from crossbar.hardware import CellNoise, Converter, Faults, Hardware, Tile, WriteVerify
 from crossbar.ledger import Ledger
 from crossbar.linear import AnalogLinear
 from crossbar.state import load_state, save_state
+from crossbar.training import clip_weights, learn_ranges, replayed_reads
 from crossbar.units import format_seconds, to_seconds
 
 __all__ = [
     "AnalogLinear",
+    "CellNoise",
     "ConversionReport",
     "Converter",
+    "Faults",
     "Hardware",
     "InputError",
     "LayerReport",
     "Ledger",
     "Tile",
+    "WriteVerify",
     "age",
     "analog_layers",
     "bypassed",
+    "clip_weights",
     "convert",
     "devices",
     "format_seconds",
+    "learn_ranges",
     "load_state",
+    "new_chip",
     "presets",
     "program",
+    "replayed_reads",
+    "reset_gains",
     "reset_reads",
     "restore",
     "save_state",

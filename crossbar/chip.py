@@ -60,6 +60,20 @@ def age(model: nn.Module, seconds: str | float) -> None:
         layer.age(time)
 
 
+@torch.inference_mode(False)
+def new_chip(model: nn.Module) -> None:
+    """Take another chip: the next `program` draws new faults too, while programming anew keeps those there are."""
+    for layer in analog_layers(model).values():
+        layer.new_chip()
+
+
+@torch.inference_mode(False)
+def reset_gains(model: nn.Module) -> None:
+    """Make the calibrated gains of every layer 1 again, as right after programming."""
+    for layer in analog_layers(model).values():
+        layer.reset_gains()
+
+
 def reset_reads(model: nn.Module) -> None:
     """Start the read-noise streams again, so that the next evaluation repeats the last one bit for bit."""
     for layer in analog_layers(model).values():

@@ -11,9 +11,10 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
+from crossbar.digital import digital_weight, is_linear
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
-from crossbar.linear import AnalogLinear, digital_weight, is_linear
+from crossbar.linear import AnalogLinear
 from crossbar.mapping import tile_grid
 
 
@@ -118,7 +119,7 @@ def convert(
 
     Converts ``nn.Linear`` and transformers ``Conv1D``. A linear layer whose weight belongs to another module too (tied
     embeddings) and one inside ``nn.MultiheadAttention`` (which reads the weight without calling the layer) stay digital
-    and are reported.
+    and are reported. Analog layers start in eval mode: call ``model.train()`` to train through them.
 
     Args:
         model: changed in place; `restore` undoes it.
@@ -235,7 +236,7 @@ def _why_digital(
 def _analog_report(name: str, module: nn.Module, parameters: int, hardware: Hardware) -> LayerReport:
     out_features, in_features = digital_weight(module).shape
     t_out, t_in = tile_grid(in_features, out_features, hardware.tile)
-    tiles = t_out * t_in
+    tiles = t_out * t_in * hardware.tile.slices
     return LayerReport(
         name=name,
         kind=type(module).__name__,
@@ -243,7 +244,7 @@ def _analog_report(name: str, module: nn.Module, parameters: int, hardware: Hard
         in_features=in_features,
         out_features=out_features,
         tiles=tiles,
-        utilisation=in_features * out_features / (tiles * hardware.tile.rows * hardware.tile.cols),
+        utilisation=in_features * out_features / (t_out * t_in * hardware.tile.rows * hardware.tile.cols),
     )
 
 

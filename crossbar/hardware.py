@@ -8,16 +8,26 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, TypeVar, get_args
 
-from crossbar.devices import PCM, Device, Ideal
+from crossbar.devices import PCM, AnyDevice, Ideal
+from crossbar.devices.aihwkit import AihwkitDevice
+from crossbar.devices.gain_cell import GainCell
+from crossbar.devices.hermes import Hermes
+from crossbar.devices.measured import Measured
+from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.errors import InputError, require_number, require_whole
-from crossbar.hermes import Hermes
 
 _T = TypeVar("_T")
 
-DacRange = Literal["static", "per_token", "max"]
+_MOST_WEIGHT_BITS = 20  # of all slices: whole numbers up to here are exact in float32, rounding included
+
+Range = Literal["static", "per_token", "max", "active_rows"]
+Coding = Literal["pwm", "bit_serial", "rate"]
+Encoding = Literal["differential", "balanced", "offset"]
 ScaleGranularity = Literal["tile_column", "tile", "layer"]
 
-_DEVICES: dict[str, type[Ideal | PCM | Hermes]] = {device.kind: device for device in (Ideal, PCM, Hermes)}
+_DEVICES: dict[str, type[Ideal | PCM | Hermes | ReRam | CmoReRam | GainCell | Measured]] = {
+    device.kind: device for device in (Ideal, PCM, Hermes, ReRam, CmoReRam, GainCell, Measured)
+}
 
 
 @dataclass(frozen=True)
@@ -25,46 +35,168 @@ class Converter:
     """A digital-to-analog or analog-to-digital converter: symmetric, uniform, ``2^bits - 1`` levels over ± its range.
 
     Attributes:
-        bits: resolution, 2 to 16.
-        range: how the range is found until it is calibrated. ``static``: ``full_scale``; ``per_token``: the abs-max of
-            each input vector; ``max``: the abs-max of the whole batch. The last two are for DACs only.
+        bits: resolution, 1 to 16; 1 bit tells only the sign.
+        range: how the range is found until it is calibrated. ``static``: ``full_scale``. For DACs also ``per_token``:
+            the abs-max of each input vector; ``max``: the abs-max of the whole batch. For ADCs also ``active_rows``:
+            ``full_scale`` times the square root of the part of a tile's word lines that is driven at all, as the
+            deviation of their sum goes.
         full_scale: the static range before calibration: unit outputs for an ADC (one cell at g_max under a full-scale
             input gives 1), activation units for a DAC. 10 is aihwkit's ``out_bound``.
+        coding: of a DAC. ``pwm``: one pulse whose length (or height) is the code. ``bit_serial``: one pulse a magnitude
+            bit, each sensed and converted, then shifted and added. ``rate``: a train of ``2^(bits-1) - 1`` slots, each
+            with a pulse at the probability that the code stands for, summed by the column before one conversion.
+        gain_std: deviation of the gain error of each word line's (DAC) or column's (ADC) own circuit, relative.
+        offset_std: deviation of its offset, relative to a full-scale input (DAC), or in unit outputs (ADC).
     """
 
     bits: int = 8
-    range: DacRange = "static"
+    range: Range = "static"
     full_scale: float = 10.0
+    coding: Coding = "pwm"
+    gain_std: float = 0.0
+    offset_std: float = 0.0
 
     def __post_init__(self) -> None:
-        require_whole("converter field bits", self.bits, least=2, most=16)
-        _require_choice("converter field range", self.range, get_args(DacRange))
+        require_whole("converter field bits", self.bits, least=1, most=16)
+        _require_choice("converter field range", self.range, get_args(Range))
+        _require_choice("converter field coding", self.coding, get_args(Coding))
         require_number("converter field full_scale", self.full_scale, above=0)
+        require_number("converter field gain_std", self.gain_std)
+        require_number("converter field offset_std", self.offset_std)
+        if self.bits == 1 and self.coding != "pwm":
+            raise InputError(f"converter field coding = {self.coding!r} is not allowed with 1 bit: give 2 bits or more")
 
     @property
     def levels(self) -> int:
-        """Steps on each side of zero: ``2^(bits-1) - 1``."""
-        return (1 << (self.bits - 1)) - 1
+        """Steps on each side of zero: ``2^(bits-1) - 1``, and 1 for a single bit, which has no zero."""
+        return max((1 << (self.bits - 1)) - 1, 1)
 
 
 @dataclass(frozen=True)
 class Tile:
-    """Geometry of a tile and how weights are scaled onto it.
+    """Geometry of a tile and how weights are laid onto its cells.
+
+    A weight ``w``, scaled into ±1, is the difference of two conductances in each of ``pairs`` x ``slices`` places.
 
     Attributes:
         rows: word lines (inputs) of a tile.
         cols: bit lines (outputs) of a tile.
         scale: what shares one digital scale, the abs-max of its weights: each column of a tile, a tile, or a layer.
+        encoding: ``differential``: ``G± = g_max max(±w, 0)``; ``balanced``: ``G± = g_max (1 ± w) / 2``; ``offset``: a
+            single ``G = g_max (1 + w) / 2``, from which digital logic takes half the sum of the inputs.
+        pairs: copies of each weight, whose currents add on the same bit line and are shared out: a weight is the mean.
+        slices: tiles of their own for the digits of ``|w|``, most significant first, whose conversions are shifted and
+            added in digital. 1: the whole weight is one analog value.
+        slice_bits: bits of a digit, where there is more than one slice.
     """
 
     rows: int = 256
     cols: int = 256
     scale: ScaleGranularity = "tile_column"
+    encoding: Encoding = "differential"
+    pairs: int = 1
+    slices: int = 1
+    slice_bits: int = 4
 
     def __post_init__(self) -> None:
-        require_whole("tile field rows", self.rows, least=1)
-        require_whole("tile field cols", self.cols, least=1)
+        for name in ("rows", "cols", "pairs"):
+            require_whole(f"tile field {name}", getattr(self, name), least=1)
+        require_whole("tile field slices", self.slices, least=1, most=16)
+        require_whole("tile field slice_bits", self.slice_bits, least=1, most=16)
         _require_choice("tile field scale", self.scale, get_args(ScaleGranularity))
+        _require_choice("tile field encoding", self.encoding, get_args(Encoding))
+        if self.slices > 1 and self.slices * self.slice_bits > _MOST_WEIGHT_BITS:
+            raise InputError(
+                f"tile fields slices = {self.slices} and slice_bits = {self.slice_bits} give more than "
+                f"{_MOST_WEIGHT_BITS} bits together: give fewer of either"
+            )
+
+    @property
+    def signs(self) -> int:
+        """Conductances that make up one copy of a digit: G⁺ and G⁻, or G alone."""
+        return 1 if self.encoding == "offset" else 2
+
+
+@dataclass(frozen=True)
+class CellNoise:
+    """White noise of each cell at each read: its conductance moves by ``N(0, constant² + (relative · G)²)``.
+
+    A column sums the squares over its driven word lines, ``Σ_i v_i² σ²(G_io)``, and noise is drawn once a column.
+
+    Attributes:
+        constant: µS.
+        relative: part of the conductance.
+        form: ``exact``: a second product, of squared inputs and variances; ``cheap``: every cell of a column has the
+            column's mean variance, so only ``Σ_i v_i²`` is needed. The same for a constant alone.
+    """
+
+    constant: float = 0.0
+    relative: float = 0.0
+    form: Literal["exact", "cheap"] = "exact"
+
+    def __post_init__(self) -> None:
+        require_number("read_noise field constant", self.constant)
+        require_number("read_noise field relative", self.relative)
+        _require_choice("read_noise field form", self.form, ("exact", "cheap"))
+
+
+@dataclass(frozen=True)
+class WriteVerify:
+    """Programming in rounds: each cell is written and read until it is near its target.
+
+    The devices' statistics already are what published write-and-verify schemes reach; this adds rounds of one's own.
+    A round is booked as one ``write_pulses`` for each cell that takes part. Of devices that are drawn anew at each time
+    (`crossbar.devices.RedrawDevice`) the verifying read is one such draw, so only their programming error is narrowed.
+
+    Attributes:
+        tolerance: a cell is left alone once it is this near, as a part of g_max.
+        rounds: at most; a cell that never comes near keeps the best of them.
+        read_std: deviation of the verifying read, as a part of g_max.
+    """
+
+    tolerance: float = 0.02
+    rounds: int = 10
+    read_std: float = 0.0
+
+    def __post_init__(self) -> None:
+        require_number("verify field tolerance", self.tolerance, above=0)
+        require_whole("verify field rounds", self.rounds, least=1)
+        require_number("verify field read_std", self.read_std)
+
+
+@dataclass(frozen=True)
+class Faults:
+    """Defects of a chip, drawn once and there for good: programming does not mend them.
+
+    Attributes:
+        stuck_min, stuck_max: rates of cells that stay at the least conductance (0 µS in most devices) and at g_max.
+        shorts: rate of cells that join word line and bit line with ``short_conductance``.
+        broken_rows, broken_cols: rates of word lines and of columns, in each tile, that carry no current.
+        short_conductance: µS. The default, a kiloohm, is an assumption.
+        spare_cols: columns of each tile that can stand in for its worst ones; they have defects of their own.
+        seed: of the draw, with the seed of the chip that was programmed first: `crossbar.new_chip` draws others.
+    """
+
+    stuck_min: float = 0.0
+    stuck_max: float = 0.0
+    shorts: float = 0.0
+    broken_rows: float = 0.0
+    broken_cols: float = 0.0
+    short_conductance: float = 1000.0
+    spare_cols: int = 0
+    seed: int = 0
+
+    def __post_init__(self) -> None:
+        for name in ("stuck_min", "stuck_max", "shorts", "broken_rows", "broken_cols"):
+            rate = getattr(self, name)
+            require_number(f"faults field {name}", rate)
+            if rate > 1:
+                raise InputError(f"faults field {name} = {rate!r} is not allowed: give a rate from 0 to 1")
+        if self.stuck_min + self.stuck_max + self.shorts > 1 + 1e-9:
+            raise InputError("faults fields stuck_min, stuck_max and shorts add up to more than 1: give less")
+        require_number("faults field short_conductance", self.short_conductance, above=0)
+        require_whole("faults field spare_cols", self.spare_cols, least=0)
+        require_whole("faults field seed", self.seed, least=0)
 
 
 @dataclass(frozen=True)
@@ -78,29 +210,42 @@ class Hardware:
         adc: output converter, one a bit-line pair of each tile.
         output_noise: deviation of amplifier and ADC noise, added to each column of each tile at every read, in unit
             outputs (aihwkit's ``out_noise``).
+        read_noise: white noise of the cells themselves at every read (aihwkit's ``w_noise``).
+        verify: programming in rounds.
+        faults: defects of the chip.
     """
 
-    device: Device = field(default_factory=PCM)
+    device: AnyDevice = field(default_factory=PCM)
     tile: Tile = field(default_factory=Tile)
     dac: Converter | None = field(default_factory=lambda: Converter(range="per_token"))
     adc: Converter | None = field(default_factory=Converter)
     output_noise: float = 0.04
+    read_noise: CellNoise | None = None
+    verify: WriteVerify | None = None
+    faults: Faults | None = None
 
     def __post_init__(self) -> None:
-        if isinstance(self.device, type) or not isinstance(self.device, Device):
+        if isinstance(self.device, type) or not isinstance(self.device, AnyDevice):
             raise InputError(f"hardware field device = {self.device!r} is not a device: give one of crossbar.devices")
-        for name, part in (("tile", Tile), ("dac", Converter), ("adc", Converter)):
+        for name, part in _PARTS.items():
             value = getattr(self, name)
             if not isinstance(value, part) and (value is not None or name == "tile"):
                 raise InputError(f"hardware field {name} = {value!r} is not allowed: give a {part.__name__}")
-        if self.adc is not None and self.adc.range != "static":
-            raise InputError(f"hardware field adc.range = {self.adc.range!r} is not allowed: choose 'static'")
+        if self.adc is not None:
+            _require_choice("hardware field adc.range", self.adc.range, ("static", "active_rows"))
+            _require_choice("hardware field adc.coding", self.adc.coding, ("pwm",))
+        if self.dac is not None:
+            _require_choice("hardware field dac.range", self.dac.range, ("static", "per_token", "max"))
         require_number("hardware field output_noise", self.output_noise)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; `from_dict` takes them back if the device is one of this package."""
+        """Plain values; `from_dict` takes them back if the device is one of this package and not a foreign model."""
         values: dict[str, Any] = dataclasses.asdict(self)
-        values["device"] = {"kind": self.device.kind, **values["device"]}
+        device = self.device
+        if isinstance(device, AihwkitDevice):
+            values["device"] = device.to_dict()
+        else:
+            values["device"] = {"kind": device.kind, **values["device"]}
         return values
 
     @classmethod
@@ -121,10 +266,10 @@ class Hardware:
             _require_choice("hardware field device.kind", kind, tuple(_DEVICES))
             parts["device"] = _build(_DEVICES[kind], "hardware.device", device)
         default = cls()
-        for name in ("tile", "dac", "adc"):
+        for name, part in _PARTS.items():
             if name in parts and (parts[name] is not None or name == "tile"):
                 given = dict(_mapping(f"hardware.{name}", parts[name]))
-                parts[name] = _build(type(getattr(default, name)), f"hardware.{name}", given, getattr(default, name))
+                parts[name] = _build(part, f"hardware.{name}", given, getattr(default, name))
         return _build(cls, "hardware", parts)
 
     @classmethod
@@ -145,6 +290,16 @@ class Hardware:
             reason = " ".join(str(error).split())
             raise InputError(f"hardware file {str(path)!r} is not YAML: {reason}") from None
         return cls.from_dict(values)
+
+
+_PARTS: dict[str, type[Any]] = {
+    "tile": Tile,
+    "dac": Converter,
+    "adc": Converter,
+    "read_noise": CellNoise,
+    "verify": WriteVerify,
+    "faults": Faults,
+}
 
 
 def _mapping(name: str, values: Any) -> Mapping[str, Any]:

@@ -24,7 +24,8 @@ class Ledger:
 
     Counts are Python integers by layer and counter; prices are applied to them afterwards. Ledgers nest: each open one
     counts. Counter names in use (gating.md): ``row_activations``, ``column_activations``, ``dac_conversions``,
-    ``adc_conversions`` (with bits), ``cell_macs``, ``digital_macs``, ``row_writes``.
+    ``adc_conversions`` (with bits), ``cell_macs``, ``digital_macs``, ``row_writes``, ``write_pulses``
+    (writes of one cell, where programming verifies).
     """
 
     def __init__(self) -> None:

@@ -6,9 +6,12 @@ from collections.abc import Callable
 from pathlib import Path
 
 from crossbar.devices import PCM, Ideal
+from crossbar.devices.gain_cell import GainCell
+from crossbar.devices.hermes import Hermes
+from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.errors import InputError
-from crossbar.hardware import Hardware
-from crossbar.hermes import Hermes
+from crossbar.hardware import Converter, Hardware
+from crossbar.rpu_config import from_rpu_config as from_rpu_config
 
 
 def ideal() -> Hardware:
@@ -31,7 +34,7 @@ def hermes(devices: int = 2) -> Hardware:
     """Cells of the HERMES chip, one or two devices a conductance, with the tiles and converters of `pcm`.
 
     The largest conductance and the first read are those of the measurement: 10.35 µS and 200 s, or 20.7 µS and 300 s
-    (`crossbar.hermes.Hermes`).
+    (`crossbar.devices.Hermes`).
 
     Raises:
         InputError: for another number of devices.
@@ -41,7 +44,41 @@ def hermes(devices: int = 2) -> Hardware:
     return Hardware(device=Hermes(g_max=g_max, t_0=t_0, devices=devices))
 
 
-_PRESETS: dict[str, Callable[[], Hardware]] = {"ideal": ideal, "pcm": pcm, "hermes": hermes}
+def reram(model: str = "wan2022") -> Hardware:
+    """Filamentary ReRAM with the tiles and converters of `pcm`.
+
+    ``wan2022``: `crossbar.devices.ReRam`, up to 40 µS (Wan et al., Nature 608, 504, 2022). ``cmo``:
+    `crossbar.devices.CmoReRam`, 9 to 88.2 µS (Falcone et al., arXiv:2502.04524).
+
+    Raises:
+        InputError: for another model.
+    """
+    measured: dict[str, ReRam | CmoReRam] = {"wan2022": ReRam(), "cmo": CmoReRam()}
+    if model not in measured:
+        raise InputError(f"ReRAM model {model!r} is unknown: choose one of {', '.join(measured)}")
+    return Hardware(device=measured[model])
+
+
+def gain_cell() -> Hardware:
+    """Gain cells as in sliding-window attention (Leroux et al., Nat. Comput. Sci. 5, 2025), for keys and values.
+
+    Device: `crossbar.devices.GainCell`, 8 levels, τ = 5 ms. Published there: 16 levels of the query and 32 of the
+    output, here the DAC's 4 and the ADC's 5 bits, which as symmetric converters have 15 and 31. No number was published
+    there for output noise, which is 0, nor for an ADC range in unit outputs: it is that of `pcm`, as the tile is.
+    """
+    return Hardware(
+        device=GainCell(), dac=Converter(bits=4, range="per_token"), adc=Converter(bits=5), output_noise=0.0
+    )
+
+
+_PRESETS: dict[str, Callable[[], Hardware]] = {
+    "ideal": ideal,
+    "pcm": pcm,
+    "hermes": hermes,
+    "reram": reram,
+    "reram_cmo": lambda: reram("cmo"),
+    "gain_cell": gain_cell,
+}
 
 
 def get(name: str) -> Hardware:

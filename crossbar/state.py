@@ -16,6 +16,7 @@ from crossbar.errors import InputError
 from crossbar.linear import AnalogLinear
 
 _VERSION = 1
+_OPTIONAL = ("input_range", "line_scale", "adc_range", "fault_map")
 
 
 def save_state(model: nn.Module, path: str | Path) -> None:
@@ -85,13 +86,15 @@ def load_state(model: nn.Module, path: str | Path) -> None:
             raise InputError(f"state file {str(path)!r} lacks {sorted(missing)[0]!r} of {name}: write it again")
         for key, tensor in own.items():
             found = f"{tensor.dtype} {list(tensor.shape)}"
-            expected = f"{layer.scales.dtype} {list(_shape(layer, key))}"
+            expected = f"{torch.uint8 if key == 'fault_map' else layer.scales.dtype} {_shape(layer, key, tensor)}"
             if found != expected:
                 raise InputError(f"state file {str(path)!r} has {key} {found} in {name}, the model {expected}")
     for name, layer in layers.items():
         own = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
+        layer.fix_ranges()
         layer.scales, layer.column_gain = own["scales"], own["column_gain"]
-        layer.input_range, layer.line_scale = own.get("input_range"), own.get("line_scale")
+        for key in _OPTIONAL:
+            setattr(layer, key, own.get(key))
         cells = {key.removeprefix("cells."): tensor for key, tensor in own.items() if key.startswith("cells.")}
         layer.set_state(cells, saved[name]["seed"], saved[name]["seconds"])
 
@@ -100,17 +103,23 @@ def _own(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
     return {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer}
 
 
-def _shape(layer: AnalogLinear, key: str) -> tuple[int, ...]:
-    per_column = tuple(layer.scales.shape)
-    known = {"scales": per_column, "column_gain": per_column, "input_range": (), "line_scale": (layer.in_features,)}
-    return known.get(key, (2, layer.in_features, layer.out_features))
+def _shape(layer: AnalogLinear, key: str, found: Tensor) -> list[int]:
+    """What the tensor called ``key`` must look like; an ADC range is one number or one for each column."""
+    known = {
+        "scales": layer.scales.shape,
+        "column_gain": layer.column_gain.shape,
+        "input_range": (),
+        "line_scale": (layer.in_features,),
+        "adc_range": layer.column_gain.shape if found.dim() else (),
+    }
+    return list(known.get(key, (layer.cells_a_weight, layer.in_features, layer.out_features)))
 
 
 def _tensors(layer: AnalogLinear) -> dict[str, Tensor]:
-    calibration = {"input_range": layer.input_range, "line_scale": layer.line_scale}
+    optional = {name: getattr(layer, name) for name in _OPTIONAL}
     return {
         "scales": layer.scales,
         "column_gain": layer.column_gain,
         **{f"cells.{name}": tensor for name, tensor in layer.state().items()},
-        **{name: tensor for name, tensor in calibration.items() if tensor is not None},
+        **{name: tensor.detach() for name, tensor in optional.items() if tensor is not None},
     }

@@ -11,36 +11,47 @@ import math
 from functools import cache
 
 import numpy as np
+import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Key = tuple[str | int | float, ...]
 
+_BINS = 65536
+_PIECE = 2**17  # numbers looked up at once, so that their indices stay in the processor's cache
+
 
 def normal(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal numbers, float32, of ``shape``, for state that lives long (programming, drift, 1/f noise).
 
-    On the CPU: Box and Muller's transform of 64 random bits a pair of numbers, |z| < 6.7.
+    On the CPU: as `ReadNoise`, and the two outermost of its quantiles, beyond 4.17, drawn anew from the tails.
     """
     device = torch.device(device)
     if device.type != "cpu":
-        return torch.randn(shape, generator=torch.Generator(device).manual_seed(_digest(key) >> 64), device=device)
+        return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed(key)), device=device)
+    bits = _bit_generator(key)
     n = math.prod(shape)
-    half = (n + 1) // 2
-    bits = torch.from_numpy(_bit_generator(key).random_raw(half).view(np.int32))
-    radius = (bits[:half] & 0x7FFFFFFF).float().add_(0.5).mul_(2.0**-31).log_().mul_(-2.0).sqrt_()
-    angle = bits[half:].float().mul_(math.pi * 2.0**-31)
-    z = torch.empty(2, half)
-    torch.mul(torch.cos(angle), radius, out=z[0])
-    torch.mul(angle.sin_(), radius, out=z[1])
-    return z.view(-1)[:n].view(shape)
+    words = bits.random_raw((n + 3) // 4).view(np.uint16)[:n]
+    z = _picked(words, shape)
+    outermost = np.flatnonzero((words + np.uint16(1)) < 2)
+    chance = (1 - np.random.Generator(bits).random(len(outermost))) / _BINS
+    sign = np.where(words[outermost] == 0, 1.0, -1.0)
+    z.view(-1)[torch.from_numpy(outermost)] = (
+        torch.special.ndtri(torch.from_numpy(chance)) * torch.from_numpy(sign)
+    ).float()
+    return z
+
+
+def seed(key: Key) -> int:
+    """A seed of 64 bits, for code that brings its own generator."""
+    return _digest(key) >> 64
 
 
 def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
     """Numbers evenly spread over [0, 1), float32, of ``shape``."""
     device = torch.device(device)
     if device.type != "cpu":
-        return torch.rand(shape, generator=torch.Generator(device).manual_seed(_digest(key) >> 64), device=device)
+        return torch.rand(shape, generator=torch.Generator(device).manual_seed(seed(key)), device=device)
     return torch.from_numpy(np.random.Generator(_bit_generator(key)).random(shape, dtype=np.float32))
 
 
@@ -49,24 +60,40 @@ class ReadNoise:
 
     On the CPU a number is one of the 65,536 equally likely quantiles of the normal distribution (|z| < 4.4, scaled to
     variance 1), picked by 16 random bits: 4 numbers from each 64-bit word of SFC64. A Kolmogorov-Smirnov distance of
-    2^-17 from the normal distribution is the price; `normal` takes 3 times as long.
+    2^-17 from the normal distribution is the price.
     """
 
     def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
         if self._device.type == "cpu":
             self._bits = _bit_generator(key)
-            self._table = _quantiles()
         else:
-            self._generator = torch.Generator(self._device).manual_seed(_digest(key) >> 64)
+            self._generator = torch.Generator(self._device).manual_seed(seed(key))
 
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The stream's next numbers, float32, of ``shape``."""
         if self._device.type != "cpu":
             return torch.randn(shape, generator=self._generator, device=self._device)
         n = math.prod(shape)
-        words = self._bits.random_raw((n + 3) // 4).view(np.uint16)[:n]
-        return self._table.index_select(0, torch.from_numpy(words).to(torch.int32)).view(shape)
+        return _picked(self._bits.random_raw((n + 3) // 4).view(np.uint16)[:n], shape)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
+    def binomial(self, chance: Tensor, trials: int) -> Tensor:
+        """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype."""
+        if self._device.type != "cpu":
+            return torch.binomial(chance.new_full(chance.shape, trials), chance, generator=self._generator)
+        counts = np.random.Generator(self._bits).binomial(trials, chance.double().numpy())
+        return torch.from_numpy(counts).to(chance.dtype)
+
+    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
+    def bytes(self, shape: tuple[int, ...]) -> Tensor:
+        """Numbers evenly spread over 0 … 255, int32, of ``shape``."""
+        if self._device.type != "cpu":
+            return torch.randint(256, shape, generator=self._generator, device=self._device, dtype=torch.int32)
+        n = math.prod(shape)
+        words = self._bits.random_raw((n + 7) // 8).view(np.uint8)[:n]
+        return torch.from_numpy(words).to(torch.int32).view(shape)
 
 
 def _digest(key: Key) -> int:
@@ -78,9 +105,20 @@ def _bit_generator(key: Key) -> np.random.SFC64:
     return np.random.SFC64(_digest(key))
 
 
+def _picked(words: npt.NDArray[np.uint16], shape: tuple[int, ...]) -> Tensor:
+    """The quantiles that 16-bit words stand for."""
+    z = torch.empty(shape)  # not a view of something longer: autograd would copy that whenever z is written to
+    flat, bits = z.view(-1), torch.from_numpy(words.view(np.int16))
+    for first in range(0, len(bits), _PIECE):
+        piece = slice(first, first + _PIECE)
+        index = bits[piece].to(torch.int32).bitwise_and_(_BINS - 1)
+        torch.index_select(_quantiles(), 0, index, out=flat[piece])
+    return z
+
+
 @cache
 def _quantiles() -> Tensor:
-    middles = (torch.arange(65536, dtype=torch.float64) + 0.5) / 65536
+    middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS
     z = torch.special.ndtri(middles)
     table: Tensor = z.div_(z.square().mean().sqrt()).float()
     return table

@@ -1,33 +1,70 @@
 """The seeded life of a set of cells: the same chip at the same time always reads the same conductances.
 
 Every draw is keyed by seed, layer and purpose, and the 1/f fluctuation by the time too, so that a conductance depends
-on no other call. Fluctuations at distinct times are independent, which is nearly right for well separated times (a 1/f
-band gives a correlation of 0.003 between 1 h and 1 d).
+on no other call. Fluctuations at distinct times are independent, which is right for well separated times (a 1/f band
+forgets within a fraction of the age), or, if the device is ``correlated``, one path of each cell.
 """
 
 from __future__ import annotations
 
+import math
+from collections.abc import Iterator
+
 import torch
 from torch import Tensor
 
-from crossbar.devices import Device, State
-from crossbar.streams import Key, normal
+from crossbar.devices import AnyDevice, PowerLawDrift, RedrawDevice, State, one_over_f, window
+from crossbar.streams import Key, normal, seed
+
+_PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
 
 
-def program(device: Device, target: Tensor, key: Key) -> State:
+def program(device: AnyDevice, target: Tensor, key: Key) -> State:
     """Write ``target`` (µS) into the cells of ``key``: programming error and drift exponents are drawn once."""
+    if isinstance(device, RedrawDevice):
+        return device.write(target, seed((*key, "programming")))
+    cells, whole, state = target.reshape(-1), State(), State()
+    for piece in _pieces(cells):
 
-    def draw(purpose: str) -> Tensor:
-        return normal(tuple(target.shape), (*key, purpose), target.device).to(target.dtype)
+        def draw(purpose: str, piece: slice = piece) -> Tensor:
+            if purpose not in whole:
+                whole[purpose] = normal(tuple(cells.shape), (*key, purpose), cells.device).to(cells.dtype)
+            return whole[purpose][piece]
 
-    return device.program(target, draw)
+        for name, part in device.program(cells[piece], draw).items():
+            state.setdefault(name, torch.empty_like(cells))[piece] = part
+    return {name: part.view(target.shape) for name, part in state.items()}
 
 
-def conductances(device: Device, state: State, seconds: float, key: Key, noise: bool = True) -> Tensor:
-    """Conductances (µS) of programmed cells at a time, with or without the 1/f fluctuation; never below 0."""
-    drifted = device.drifted(state, seconds)
-    deviation = device.fluctuation(state, drifted, seconds) if noise else None
-    if deviation is None:
-        return drifted
-    z = normal(tuple(drifted.shape), (*key, "1/f", seconds), drifted.device).to(drifted.dtype)
-    return torch.addcmul(drifted, deviation, z).clamp_(min=0.0)
+def conductances(device: AnyDevice, state: State, seconds: float, key: Key, noise: bool = True) -> Tensor:
+    """Conductances (µS) of programmed cells at a time, with or without the 1/f fluctuation; within `window`."""
+    if isinstance(device, RedrawDevice):
+        return device.read(state, seconds, seed((*key, "redraw", seconds)), noise)
+    like = next(iter(state.values()))
+    flat = {name: part.reshape(-1) for name, part in state.items()}
+    found, z = torch.empty_like(like).view(-1), None
+    low, high = window(device)
+    for piece in _pieces(found):
+        part = {name: cells[piece] for name, cells in flat.items()}
+        drifted = device.drifted(part, seconds)
+        deviation = device.fluctuation(part, drifted, seconds) if noise else None
+        if deviation is not None:
+            if z is None:
+                z = _fluctuations(device, tuple(found.shape), seconds, key, found.device).to(found.dtype)
+            drifted = torch.addcmul(drifted, deviation, z[piece]).clamp_(low, high)
+        elif high < math.inf:
+            drifted = drifted.clamp(low, high)
+        found[piece] = drifted
+    return found.view(like.shape)
+
+
+def _pieces(cells: Tensor) -> Iterator[slice]:
+    """Slices that cover the cells, one of them at least; on a GPU a single one."""
+    step = _PIECE if cells.device.type == "cpu" else max(len(cells), 1)
+    return (slice(first, first + step) for first in range(0, max(len(cells), 1), step))
+
+
+def _fluctuations(device: AnyDevice, shape: tuple[int, ...], seconds: float, key: Key, place: torch.device) -> Tensor:
+    if isinstance(device, PowerLawDrift) and device.correlated:
+        return one_over_f.correlated(shape, seconds, device.t_0, device.t_read, key, place)
+    return normal(shape, (*key, "1/f", seconds), place)

@@ -1,6 +1,7 @@
 """Devices: one contract for all, PCM against its formulas and against aihwkit's own model."""
 
 import itertools
+import json
 import math
 from dataclasses import dataclass
 from typing import ClassVar
@@ -11,7 +12,11 @@ from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError, trajectory
-from crossbar.devices import PCM, Device, Ideal
+from crossbar.devices import PCM, Device, Ideal, window
+from crossbar.devices.gain_cell import GainCell
+from crossbar.devices.hermes import Hermes
+from crossbar.devices.measured import Measured
+from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.streams import normal
 
 TIMES = {"0s": 0.0, "1s": 1.0, "1h": 3600.0, "1d": 86400.0, "30d": 30 * 86400.0, "1y": 365 * 86400.0}
@@ -57,13 +62,36 @@ class Hissing:
         return state["deviation"]
 
 
-devices = pytest.mark.parametrize(
-    "device", [Ideal(), Ideal(g_max=10.0), PCM(), PCM(g_max=10.0), Leaky(), Hissing()], ids=repr
+TABLE = Measured(
+    target_us=(0.0, 5.0, 20.0),
+    mean_us=(0.2, 5.0, 20.0),
+    std_us=(0.1, 0.8, 0.5),
+    drift_mean=(0.1, 0.05, 0.04),
+    drift_std=(0.02, 0.01, 0.01),
 )
+SHIPPED = {
+    "ideal": Ideal(),
+    "ideal at 10": Ideal(g_max=10.0),
+    "pcm": PCM(),
+    "pcm at 10": PCM(g_max=10.0),
+    "pcm, correlated": PCM(correlated=True),
+    "hermes 1": Hermes(g_max=10.35, t_0=200.0, devices=1),
+    "hermes 2": Hermes(),
+    "hermes, correlated": Hermes(correlated=True),
+    "reram": ReRam(),
+    "reram at 25": ReRam(g_max=25.0),
+    "cmo": CmoReRam(),
+    "cmo at 2%": CmoReRam(acceptance=2.0, g_min=20.0, g_max=60.0),
+    "gain cell": GainCell(),
+    "gain cell, noisy": GainCell(levels=16, write_std=0.03),
+    "measured": TABLE,
+    "measured, no drift": Measured((0.0, 9.0), (0.0, 9.0), (0.1, 0.3)),
+}
+devices = pytest.mark.parametrize("device", [*SHIPPED.values(), Leaky(), Hissing()], ids=[*SHIPPED, "leaky", "hissing"])
 
 
 def targets(device, dtype=torch.float32, n=2000):
-    return torch.linspace(0, device.g_max, n, dtype=dtype).expand(2, n).contiguous()
+    return torch.linspace(window(device)[0], device.g_max, n, dtype=dtype).expand(2, n).contiguous()
 
 
 def seeded(shape, dtype=torch.float32, seed=0):
@@ -101,27 +129,55 @@ def test_programming_depends_on_the_draws_alone(device):
 
 
 @devices
-def test_zero_seconds_is_as_programmed(device):
-    target = targets(device)
-    state = device.program(target, seeded(target.shape))
-    assert torch.equal(device.drifted(state, 0.0), state["programmed"])
-    # On average a target is met: 4 standard errors, with the deviations of the device itself. Clamping lifts the
-    # smallest targets, so the upper half is compared.
-    upper = target > device.g_max / 2
-    error = (state["programmed"] - target)[upper]
+def test_a_target_is_met_on_average(device):
+    # 4 standard errors, with the deviations of the device itself. Clamping lifts the smallest targets and only the
+    # ends of the scale are levels of every device, so the largest is compared.
+    target = torch.full((4000,), device.g_max)
+    error = device.drifted(device.program(target, seeded(target.shape)), 0.0) - target
     assert abs(error.mean()) <= 4 * error.std() / error.numel() ** 0.5
 
 
 @devices
-def test_conductance_is_never_negative_and_falls_with_time(device):
+def test_conductance_stays_in_its_window_and_a_full_cell_does_not_grow(device):
     target = targets(device)
-    state = device.program(target, seeded(target.shape))
+    key = (0, "contract")
+    state = trajectory.program(device, target, key)
+    low, high = window(device)
+    assert low >= 0
     means = []
     for seconds in TIMES.values():
-        drifted = device.drifted(state, seconds)
-        assert (drifted >= 0).all()
-        means.append(float(drifted.mean()))
-    assert all(later <= earlier for earlier, later in itertools.pairwise(means))
+        for noise in (False, True):
+            read = trajectory.conductances(device, state, seconds, key, noise)
+            assert read.isfinite().all()
+            assert (read >= low).all()
+            assert (read <= high).all()
+        means.append(float(device.drifted(state, seconds)[target > device.g_max / 2].mean()))
+    # Relaxation without drift (ReRAM) moves the mean by its own standard error only.
+    assert all(later <= earlier + 0.1 for earlier, later in itertools.pairwise(means))
+
+
+@devices
+def test_hardware_survives_plain_values(device):
+    if device.kind in ("leaky", "hissing"):
+        return  # a user's own kind is not known to YAML
+    hardware = Hardware(device=device)
+    assert Hardware.from_dict(json.loads(json.dumps(hardware.to_dict()))) == hardware
+    assert hash(hardware) == hash(Hardware(device=device))
+
+
+@devices
+def test_threads_change_no_bit(device):
+    target = torch.linspace(window(device)[0], device.g_max, 70_001)  # large and odd: threads get uneven shares
+    threads = torch.get_num_threads()
+    found = []
+    try:
+        for count in (1, 2):
+            torch.set_num_threads(count)
+            state = trajectory.program(device, target, (0, "threads"))
+            found.append(trajectory.conductances(device, state, 7200.0, (0, "threads")))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(*found)
 
 
 @devices
@@ -146,7 +202,13 @@ def test_reading_changes_nothing(device):
     assert all(torch.equal(state[name], before[name]) for name in before)
     assert torch.equal(reads[0], reads[2])
     assert torch.equal(reads[1], reads[3])
-    assert all((read >= 0).all() for read in reads)
+
+
+def test_zero_seconds_is_as_programmed():
+    for device in (Ideal(), PCM(), Hermes(), CmoReRam(), GainCell(), TABLE):
+        target = targets(device)
+        state = device.program(target, seeded(target.shape))
+        assert torch.equal(device.drifted(state, 0.0), state["programmed"])
 
 
 def test_ideal_keeps_its_target_for_ever():
@@ -224,6 +286,19 @@ def test_golden_drift_at_full_conductance(time, golden, rounding):
     state = trajectory.program(PCM(), torch.full((4 * N,), 25.0), key)
     ratio = trajectory.conductances(PCM(), state, TIMES[time], key) / state["programmed"]
     assert abs(ratio.mean() - golden) < rounding + 4 * ratio.std() / ratio.numel() ** 0.5
+
+
+# A published cross-check: CrossSim's own fit to Fig. 3b of Joshi et al. (2020), with an empty-cell deviation that it
+# takes as 0.286 µS where aihwkit has 0.263
+
+
+@pytest.mark.parametrize(("target", "crosssim", "ours"), [(12.5, 0.955, 0.953), (25.0, 1.065, 1.055)])
+def test_programming_deviation_agrees_with_crosssim(target, crosssim, ours):
+    fit = 0.28638599 + 0.07585724 * target - 0.00178767 * target**2  # µS
+    assert fit == pytest.approx(crosssim, abs=6e-4)
+    found = float(PCM().programming_deviation(torch.tensor(target / 25, dtype=torch.float64)))
+    assert found == pytest.approx(ours, abs=5e-4)
+    assert found == pytest.approx(fit, rel=0.01)  # two fits to the same points
 
 
 # PCM against aihwkit, the whole life of a cell

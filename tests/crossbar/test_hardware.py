@@ -32,11 +32,30 @@ def test_to_dict_holds_plain_values():
             "prog_noise_scale": 1.0,
             "drift_scale": 0.5,
             "read_noise_scale": 1.0,
+            "correlated": False,
         },
-        "tile": {"rows": 128, "cols": 64, "scale": "layer"},
-        "dac": {"bits": 6, "range": "max", "full_scale": 3.0},
+        "tile": {
+            "rows": 128,
+            "cols": 64,
+            "scale": "layer",
+            "encoding": "differential",
+            "pairs": 1,
+            "slices": 1,
+            "slice_bits": 4,
+        },
+        "dac": {
+            "bits": 6,
+            "range": "max",
+            "full_scale": 3.0,
+            "coding": "pwm",
+            "gain_std": 0.0,
+            "offset_std": 0.0,
+        },
         "adc": None,
         "output_noise": 0.1,
+        "read_noise": None,
+        "verify": None,
+        "faults": None,
     }
 
 
@@ -134,13 +153,13 @@ def test_refuses_a_missing_file(tmp_path):
         ({"tile": {"cols": 2.5}}, r"cols = 2\.5 is not allowed: give a whole number of 1 or more"),
         ({"tile": {"scale": "row"}}, r"scale = 'row' is not allowed: choose one of tile_column, tile, layer"),
         (
-            {"adc": {"bits": 1}},
-            r"in hardware\.adc: converter field bits = 1 is not allowed: give a whole number from 2 to 16",
+            {"adc": {"bits": 0}},
+            r"in hardware\.adc: converter field bits = 0 is not allowed: give a whole number from 1 to 16",
         ),
         ({"adc": {"bits": 17}}, r"hardware\.adc.* bits = 17 is not allowed"),
         ({"adc": {"bits": "8"}}, r"bits = '8' is not allowed"),
         ({"adc": {"bits": 8.0}}, r"bits = 8\.0 is not allowed"),
-        ({"adc": {"range": "per_token"}}, r"adc\.range = 'per_token' is not allowed: choose 'static'"),
+        ({"adc": {"range": "per_token"}}, r"adc\.range = 'per_token' is not allowed: choose one of static, active_rows"),
         ({"dac": {"range": "auto"}}, r"range = 'auto' is not allowed: choose one of static, per_token, max"),
         (
             {"dac": {"full_scale": 0}},
@@ -194,7 +213,7 @@ def test_presets_by_name():
 @pytest.mark.parametrize("name", ["", "PCM", "pcmo", "pcm.json", "__class__"])
 def test_refuses_unknown_presets(name):
     with pytest.raises(
-        InputError, match=rf"hardware '{name}' is unknown: choose one of ideal, pcm, hermes, or give a .yaml"
+        InputError, match=rf"hardware '{name}' is unknown: choose one of {', '.join(presets._PRESETS)}, or give a .yaml"
     ):
         presets.get(name)
 

@@ -4,7 +4,7 @@ from aihwkit.inference.noise.hermes import HermesNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError, presets, to_seconds, trajectory
-from crossbar.hermes import Hermes
+from crossbar.devices.hermes import Hermes
 
 N = 20_000
 LEVELS = [0.02, 0.12, 0.25, 0.5, 1.0]  # both sides of every branch of the fits

@@ -38,7 +38,7 @@ def draw_weight(out_features, in_features, dtype, magnitude, zeros, seed):
 def test_targets_reproduce_the_weight(out_features, in_features, tile, dtype, magnitude, zeros, seed):
     weight = draw_weight(out_features, in_features, dtype, magnitude, zeros, seed)
     scales = column_scales(weight, tile)
-    cells = target_conductances(weight, scales, tile.rows, 25.0)
+    cells = target_conductances(weight, scales, tile, 25.0)
     plus, minus = cells.double()
     assert plus.shape == (in_features, out_features)
     assert (cells >= 0).all()
@@ -97,7 +97,7 @@ def test_grid(size, tile, grid):
 
 def test_targets_by_hand():
     weight = torch.tensor([[0.5, -0.125], [0.0, -0.25]])
-    plus, minus = target_conductances(weight, column_scales(weight, Tile()), 256, 25.0)
+    plus, minus = target_conductances(weight, column_scales(weight, Tile()), Tile(), 25.0)
     assert plus.tolist() == [[25.0, 0.0], [0.0, 0.0]]
     assert minus.tolist() == [[0.0, 0.0], [6.25, 25.0]]
 

@@ -12,6 +12,7 @@ from scipy import stats
 from torch import nn
 
 from crossbar import AnalogLinear, Converter, Hardware, Tile, devices, mvm, reference
+from crossbar.array import Array
 from crossbar.streams import ReadNoise
 
 QUIET = Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0)
@@ -167,9 +168,10 @@ def test_chunks_change_nothing(monkeypatch, chunk, tile):
     weight = torch.randint(-8, 9, (23, 12), generator=generator) / 8
     scales = torch.randint(1, 9, (math.ceil(23 / tile.rows), 12), generator=generator) / 8
     x = torch.rand(50, 23, generator=generator) * 2 - 1
-    whole = mvm.multiply(x, weight, scales, hardware, None, None)
-    monkeypatch.setattr(mvm, "_CHUNK", chunk)
-    assert torch.equal(mvm.multiply(x, weight, scales, hardware, None, None), whole)
+    whole = mvm.multiply(x, Array(weight.unsqueeze(0), scales), hardware)
+    monkeypatch.setattr(mvm, "_VECTORS", 1)
+    monkeypatch.setattr(mvm, "_PARTIALS", chunk)
+    assert torch.equal(mvm.multiply(x, Array(weight.unsqueeze(0), scales), hardware), whole)
 
 
 def test_converters_by_hand():
@@ -292,7 +294,8 @@ def test_gradient_of_the_largest_input_is_not_lost(range_, dtype):
 
 @pytest.mark.parametrize("chunk", [2**20, 1])
 def test_gradient_with_noise_and_in_chunks(monkeypatch, chunk):
-    monkeypatch.setattr(mvm, "_CHUNK", chunk)
+    monkeypatch.setattr(mvm, "_VECTORS", 1)
+    monkeypatch.setattr(mvm, "_PARTIALS", chunk)
     hardware = dataclasses.replace(QUIET, tile=Tile(3, 3), adc=Converter(bits=8, full_scale=100.0), output_noise=0.1)
     layer = linear_layer(7, 5, hardware)
     x = inputs(4, 7).requires_grad_()

@@ -5,7 +5,7 @@ import pytest
 import torch
 from scipy import stats
 
-from crossbar.streams import ReadNoise, normal, uniform
+from crossbar.streams import ReadNoise, normal, seed, uniform
 
 N = 200_000
 
@@ -113,3 +113,14 @@ def test_a_number_can_be_large_and_stays_finite():
     z = normal((2_000_000,), ("tails",)).abs()
     assert 4.5 < z.max() < 6.7  # the largest of 2e6 is below 4.5 with probability exp(-13)
     assert z.isfinite().all()
+
+
+def test_seeds_for_foreign_generators():
+    keys = [(0, "layer", "redraw", t) for t in (0.0, 1.0, 2.0)] + [
+        (0, "layer", "redraw", 0),
+        (1, "layer", "redraw", 0.0),
+    ]
+    seeds = [seed(key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert all(0 <= s < 2**64 for s in seeds)
+    assert seeds == [seed(key) for key in keys]

@@ -1,73 +1,17 @@
-"""Memory devices: how a conductance is written, how it drifts, and how it fluctuates.
-
-A device is a frozen description with the statistics of one cell. All tensors are conductances in microsiemens (µS) of
-any shape; times are seconds since programming, where 0 s means ``t_0`` after the last programming pulse.
-"""
+"""Devices that drift by a power law and fluctuate with a 1/f band, and phase-change memory, the first of them."""
 
 from __future__ import annotations
 
 import math
 from abc import ABC, abstractmethod
-from collections.abc import Callable
 from dataclasses import dataclass
-from typing import ClassVar, Protocol, runtime_checkable
+from typing import ClassVar
 
 import torch
 from torch import Tensor
 
+from crossbar.devices.protocol import Draw, State
 from crossbar.errors import InputError, require_number
-
-Draw = Callable[[str], Tensor]
-"""Gives standard normal numbers, shaped like the target, for a named purpose; the same name gives the same bits."""
-
-State = dict[str, Tensor]
-"""What a cell keeps from programming: tensors by name, each shaped like the target."""
-
-
-@runtime_checkable
-class Device(Protocol):
-    """A device whose statistics split into programming error, drift and a read fluctuation."""
-
-    kind: ClassVar[str]
-
-    @property
-    def g_max(self) -> float:
-        """Conductance (µS) of the largest weight."""
-        ...
-
-    def program(self, target: Tensor, draw: Draw) -> State:
-        """Write ``target`` (µS): the state that the cell keeps until it is written again."""
-        ...
-
-    def drifted(self, state: State, seconds: float) -> Tensor:
-        """Conductance (µS) at a time, without fluctuation."""
-        ...
-
-    def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> Tensor | None:
-        """Standard deviation (µS) of accumulated 1/f noise around ``drifted`` at a time; None where there is none."""
-        ...
-
-
-@dataclass(frozen=True)
-class Ideal:
-    """A device that takes its target exactly and keeps it."""
-
-    kind: ClassVar[str] = "ideal"
-    g_max: float = 25.0  # µS
-
-    def __post_init__(self) -> None:
-        require_number("device field g_max", self.g_max, above=0)
-
-    def program(self, target: Tensor, draw: Draw) -> State:
-        """The target itself."""
-        return {"programmed": target}
-
-    def drifted(self, state: State, seconds: float) -> Tensor:
-        """The target at any time."""
-        return state["programmed"]
-
-    def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> None:
-        """None: an ideal cell is quiet."""
 
 
 @dataclass(frozen=True)
@@ -85,6 +29,7 @@ class PowerLawDrift(ABC):
         t_0: time of the first read after programming, s. Earlier times are an extrapolation of the fit.
         t_read: duration of a read, s.
         prog_noise_scale, drift_scale, read_noise_scale: multiply the three effects; 0 turns one off.
+        correlated: 1/f noise is one path of each cell (`crossbar.devices.one_over_f`), not independent draws.
     """
 
     kind: ClassVar[str]
@@ -94,6 +39,7 @@ class PowerLawDrift(ABC):
     prog_noise_scale: float = 1.0
     drift_scale: float = 1.0
     read_noise_scale: float = 1.0
+    correlated: bool = False
 
     def __post_init__(self) -> None:
         for field in ("g_max", "t_0", "t_read"):
@@ -102,6 +48,8 @@ class PowerLawDrift(ABC):
             require_number(f"device field {field}", getattr(self, field))
         if self.t_read >= self.t_0:
             raise InputError(f"device field t_read = {self.t_read!r} is not allowed: give less than t_0 = {self.t_0!r}")
+        if not isinstance(self.correlated, bool):
+            raise InputError(f"device field correlated = {self.correlated!r} is not allowed: give true or false")
 
     @abstractmethod
     def programming_deviation(self, g: Tensor) -> Tensor:
@@ -118,7 +66,7 @@ class PowerLawDrift(ABC):
     def program(self, target: Tensor, draw: Draw) -> State:
         """Programmed conductances (µS) and drift exponents (1)."""
         g = target / self.g_max
-        deviation = self.programming_deviation(g) * self.prog_noise_scale
+        deviation = self.programming_deviation(g).mul_(self.prog_noise_scale)
         programmed = torch.addcmul(target, deviation, draw("programming")).clamp_(min=0.0)
         mean, spread = self.exponent_moments(g)
         exponent = torch.addcmul(mean, spread, draw("drift")).abs_().mul_(self.drift_scale)
@@ -149,14 +97,16 @@ class PCM(PowerLawDrift):
 
     def programming_deviation(self, g: Tensor) -> Tensor:
         """Quadratic in g."""
-        return (0.26348 + g * (1.9650 - 1.1731 * g)) * (self.g_max / 25.0)
+        return (g * -1.1731).add_(1.9650).mul_(g).add_(0.26348).mul_(self.g_max / 25.0)
 
     def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithmic in g, clipped."""
         log_g = g.clamp(min=1e-7).log_()
-        return (-0.0155 * log_g + 0.0244).clamp_(0.049, 0.1), (-0.0125 * log_g - 0.0059).clamp_(0.008, 0.045)
+        mean = (log_g * -0.0155).add_(0.0244).clamp_(0.049, 0.1)
+        return mean, log_g.mul_(-0.0125).sub_(0.0059).clamp_(0.008, 0.045)
 
     def read_amplitude(self, g: Tensor) -> Tensor:
         """A power of g, at most 0.2."""
-        # exp(log) because torch's pow gives other last bits at the end of each thread's share; 0 µS gives 0.2.
-        return g.log().mul_(-0.65).exp_().mul_(0.0088).clamp_(max=0.2)
+        # exp(log) because torch's pow gives other last bits at the end of each thread's share; below 0.0082 it is 0.2,
+        # and the logarithm of 0 takes ten times as long as that of another number.
+        return g.clamp(min=1e-3).log_().mul_(-0.65).exp_().mul_(0.0088).clamp_(max=0.2)

@@ -8,7 +8,7 @@ from typing import ClassVar, NamedTuple
 import torch
 from torch import Tensor
 
-from crossbar.devices import PowerLawDrift
+from crossbar.devices.power_law import PowerLawDrift
 from crossbar.errors import InputError
 
 

@@ -1,0 +1,31 @@
+"""Memory devices: published statistics of programming, drift and noise, and the protocols for one's own."""
+
+from crossbar.devices.aihwkit import AihwkitDevice
+from crossbar.devices.gain_cell import GainCell
+from crossbar.devices.hermes import Hermes
+from crossbar.devices.ideal import Ideal
+from crossbar.devices.measured import Measured, from_csv
+from crossbar.devices.power_law import PCM, PowerLawDrift
+from crossbar.devices.protocol import AnyDevice, Device, Draw, RedrawDevice, State, Windowed, span, window
+from crossbar.devices.reram import CmoReRam, ReRam
+
+__all__ = [
+    "PCM",
+    "AihwkitDevice",
+    "AnyDevice",
+    "CmoReRam",
+    "Device",
+    "Draw",
+    "GainCell",
+    "Hermes",
+    "Ideal",
+    "Measured",
+    "PowerLawDrift",
+    "ReRam",
+    "RedrawDevice",
+    "State",
+    "Windowed",
+    "from_csv",
+    "span",
+    "window",
+]

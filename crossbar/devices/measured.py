@@ -1,0 +1,171 @@
+"""A device given by a table of measurements, without code."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Sequence
+from dataclasses import dataclass
+from numbers import Real
+from pathlib import Path
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+from torch import Tensor
+
+from crossbar.errors import InputError, require_number
+
+if TYPE_CHECKING:
+    from crossbar.devices.protocol import Draw, State
+
+_REQUIRED = ("target_us", "mean_us", "std_us")
+_DRIFT = ("drift_mean", "drift_std")
+
+
+@dataclass(frozen=True)
+class Measured:
+    """Cells whose error and drift were measured at some targets; between two rows all columns are linear.
+
+    Programming gives ``max(N(mean, std), 0)``, drift is ``G(t) = G_prog ((t + t_0) / t_0)^-ν`` with the exponent
+    ``ν ~ N(drift_mean, drift_std)`` (it may be negative: a conductance that rises). No 1/f noise.
+
+    Attributes:
+        target_us: targets, µS, rising from 0 (half of the cells of a differential pair are empty). The last is g_max.
+        mean_us: mean conductance after programming, µS.
+        std_us: its standard deviation, µS.
+        drift_mean, drift_std: mean and standard deviation of the drift exponent; None for cells that do not drift.
+        t_0: time of the measurement after programming, s.
+    """
+
+    kind: ClassVar[str] = "measured"
+    target_us: tuple[float, ...] = ()
+    mean_us: tuple[float, ...] = ()
+    std_us: tuple[float, ...] = ()
+    drift_mean: tuple[float, ...] | None = None
+    drift_std: tuple[float, ...] | None = None
+    t_0: float = 20.0
+
+    def __post_init__(self) -> None:
+        require_number("device field t_0", self.t_0, above=0)
+        columns = [name for name in (*_REQUIRED, *_DRIFT) if getattr(self, name) is not None]
+        for name in columns:
+            values = getattr(self, name)
+            if not isinstance(values, Sequence) or isinstance(values, str):
+                raise InputError(f"device field {name} = {values!r} is not allowed: give a list of numbers")
+            object.__setattr__(self, name, tuple(values))
+        _require_columns("device", columns)
+        rows = len(self.target_us)
+        for name in columns:
+            if len(getattr(self, name)) != rows:
+                raise InputError(f"device field {name} has {len(getattr(self, name))} numbers: give {rows}, as targets")
+        table = [{name: getattr(self, name)[row] for name in columns} for row in range(rows)]
+        _require_rows("device", [f"device row {row + 1}" for row in range(rows)], table)
+
+    @property
+    def g_max(self) -> float:
+        """The largest measured target, µS."""
+        return self.target_us[-1]
+
+    def program(self, target: Tensor, draw: Draw) -> State:
+        """Programmed conductances (µS) and, with drift, exponents (1)."""
+        mean, std = self._at(target, self.mean_us), self._at(target, self.std_us)
+        state = {"programmed": mean.addcmul_(std, draw("programming")).clamp_(min=0.0)}
+        if self.drift_mean is not None and self.drift_std is not None:
+            exponent = self._at(target, self.drift_mean)
+            state["exponent"] = exponent.addcmul_(self._at(target, self.drift_std), draw("drift"))
+        return state
+
+    def drifted(self, state: State, seconds: float) -> Tensor:
+        """``G_prog ((t + t_0) / t_0)^-ν``."""
+        if "exponent" not in state:
+            return state["programmed"]
+        return (state["exponent"] * -math.log1p(seconds / self.t_0)).exp_().mul_(state["programmed"])
+
+    def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> None:
+        """None: the table has none."""
+
+    def _at(self, target: Tensor, column: tuple[float, ...]) -> Tensor:
+        """A column of the table at targets (µS), linear between rows."""
+        points, values = target.new_tensor(self.target_us), target.new_tensor(column)
+        row = torch.bucketize(target, points[1:-1])
+        share = (target - points[row]) / (points[row + 1] - points[row])
+        return torch.lerp(values[row], values[row + 1], share)
+
+
+def from_csv(path: str | Path, t_0: float = 20.0) -> Measured:
+    """The device of a table with a line for each target, and a header that names the columns.
+
+    Columns, in any order: ``target_us``, ``mean_us``, ``std_us`` (µS), and for cells that drift ``drift_mean``,
+    ``drift_std`` (exponents of a power law): see `Measured`. Empty lines are skipped.
+
+    Args:
+        path: a CSV file, UTF-8, with commas.
+        t_0: time of the measurement after programming, s.
+
+    Raises:
+        InputError: for a missing file and for anything that is not such a table, with line and column.
+    """
+    name = f"device file {str(path)!r}"
+    if not Path(path).is_file():
+        raise InputError(f"{name} does not exist: give the path of a CSV file")
+    try:
+        with open(path, encoding="utf-8-sig", newline="") as file:
+            reader = csv.reader(file, strict=True)
+            lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
+    except (csv.Error, UnicodeDecodeError) as error:
+        raise InputError(f"{name} is not CSV in UTF-8: {error}") from None
+    if not lines:
+        raise InputError(f"{name} is empty: give a header with {', '.join(_REQUIRED)}")
+    header = [cell.strip() for cell in lines[0][1]]
+    _require_columns(name, header)
+    table, places = [], []
+    for number, line in lines[1:]:
+        places.append(f"{name}, line {number}")
+        if len(line) != len(header):
+            raise InputError(f"{places[-1]} has {len(line)} cells: give {len(header)}, as the header")
+        table.append({column: _number(places[-1], column, cell) for column, cell in zip(header, line, strict=True)})
+    _require_rows(name, places, table)
+    columns = {column: tuple(row[column] for row in table) for column in header}
+    return Measured(**columns, t_0=t_0)
+
+
+def _number(place: str, column: str, cell: str) -> float:
+    try:
+        return float(cell)
+    except ValueError:
+        raise InputError(f"{place}, column {column} = {cell.strip()!r} is not a number: give one") from None
+
+
+def _require_columns(name: str, columns: Sequence[str]) -> None:
+    for column in columns:
+        if column not in (*_REQUIRED, *_DRIFT):
+            raise InputError(
+                f"{name} has a column {column!r} that is not known: allowed are {', '.join((*_REQUIRED, *_DRIFT))}"
+            )
+        if columns.count(column) > 1:
+            raise InputError(f"{name} has column {column} twice: give it once")
+    needed = (*_REQUIRED, *_DRIFT) if set(columns) & set(_DRIFT) else _REQUIRED
+    missing = [column for column in needed if column not in columns]
+    if missing:
+        raise InputError(f"{name} has no column {missing[0]}: give {', '.join(needed)}")
+
+
+def _require_rows(name: str, places: Sequence[str], table: Sequence[dict[str, float]]) -> None:
+    if len(table) < 2:
+        raise InputError(f"{name} has measurements at {len(table)} targets: give 2 or more, from 0 µS to the largest")
+    before = None
+    for place, row in zip(places, table, strict=True):
+        for column, value in row.items():
+            what = f"{place}, column {column}"
+            if column != "drift_mean":
+                require_number(what, value)
+            elif not isinstance(value, Real) or not math.isfinite(value):
+                raise InputError(f"{what} = {value!r} is not allowed: give a finite number")
+        target = row["target_us"]
+        if before is None and target != 0:
+            raise InputError(f"{place}, column target_us = {target!r} is not allowed: begin with the empty cell, 0 µS")
+        if before is not None and target <= before:
+            raise InputError(
+                f"{place}, column target_us = {target!r} is not allowed: targets must rise, give more than {before!r}"
+            )
+        before = target
