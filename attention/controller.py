@@ -8,9 +8,10 @@ from typing import NamedTuple
 import torch
 
 from attention.events import Axis, Events, Placement
-from attention.patterns import CSR, repeat, require_integer
+from attention.patterns.base import CSR
+from attention.patterns.intervals import repeat
 from attention.platforms import Platform
-from crossbar.errors import InputError
+from crossbar.errors import InputError, require_whole
 
 
 class Timing(NamedTuple):
@@ -74,6 +75,6 @@ class Controller:
         injected = len(events.time)
         if until is None:
             return Timing(injected, injected, 0, 0)
-        require_integer("simulate", "until", until, least=0)
+        require_whole("until", until, least=0)
         delivered = int((events.time <= until).sum())
         return Timing(injected, delivered, 0, injected - delivered)

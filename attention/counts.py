@@ -9,8 +9,9 @@ import torch
 
 from attention.controller import Controller
 from attention.events import Axis, Events, Placement
-from attention.patterns import Pattern, require_integer
+from attention.patterns.base import Pattern
 from attention.platforms import ideal
+from crossbar.errors import InputError, require_whole
 
 _PAIRS = 2**13
 # Pairs counted at a time: bounds memory, and is small enough that torch does not wake threads for it.
@@ -68,7 +69,7 @@ def tally(
     for name, factor in (
         ("head_dim", head_dim), ("heads", heads), ("columns", columns), ("slices", slices), ("bits", bits)
     ):  # fmt: skip
-        require_integer("tally", name, factor, least=1)
+        require_whole(name, factor, least=1)
     driven = len(events.axis) - int(events.axis.count_nonzero())
     sensed = len(events.axis) - driven
     touched = _touched_tiles(events)
@@ -99,10 +100,24 @@ def count(
 
     Queries before position ``first`` are left out: with ``first = n - 1`` it is one step of decoding.
 
-    ``count(Dense(), n, ...)`` is what the same memory does without gating.
+    A pattern that differs by head is counted head by head. ``count(Dense(), n, ...)`` is what the same memory does
+    without gating.
+
+    Raises:
+        InputError: for a negative number, a pattern of another number of heads, and one that is not static.
     """
-    require_integer("count", "n", n, least=0)
-    require_integer("count", "first", first, least=0)
+    require_whole("n", n, least=0)
+    require_whole("first", first, least=0)
+    if pattern.n_heads is not None:
+        if pattern.n_heads != heads:
+            raise InputError(f"patterns for {pattern.n_heads} heads do not fit {heads} heads: give one a head")
+        apart = (
+            count(
+                pattern.head(h), n, head_dim=head_dim, first=first, rows=rows, columns=columns, slices=slices, bits=bits
+            )
+            for h in range(heads)
+        )
+        return sum(apart, Counts())
     controller, placement = Controller(ideal(rows, columns)), Placement.sequential(n, rows)
     counts = Counts()
     step = max(1, _PAIRS // max(1, n))

@@ -9,8 +9,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from attention.patterns import require_integer
-from crossbar.errors import InputError
+from crossbar.errors import InputError, require_whole
 
 
 class Axis(IntEnum):
@@ -103,8 +102,8 @@ class Placement:
     @classmethod
     def sequential(cls, n_tokens: int, rows: int = 256) -> Placement:
         """Tokens in order, ``rows`` to a tile."""
-        require_integer("placement", "n_tokens", n_tokens, least=0)
-        require_integer("placement", "rows", rows, least=1)
+        require_whole("n_tokens", n_tokens, least=0)
+        require_whole("rows", rows, least=1)
         token = torch.arange(n_tokens, dtype=torch.int32, device="cpu")
         return cls(token // rows, token % rows)
 

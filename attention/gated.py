@@ -3,19 +3,24 @@
 from __future__ import annotations
 
 import math
-from typing import Literal, overload
+from typing import Literal, NamedTuple, cast, get_args, overload
 
 import torch
 from torch import Tensor
 
-from attention.blocks import Options, attend_blocks, exact_dtype
-from attention.patterns import Pattern, require_integer
-from attention.reference import attention_reference
-from attention.schedule import schedule
-from crossbar.errors import InputError
+from attention.kernel.analog import attend_analog
+from attention.kernel.analog_counts import book_reads, book_writes
+from attention.kernel.blocks import Options, attend_blocks, exact_dtype
+from attention.kernel.flex import attend_flex
+from attention.kernel.reference import attention_reference
+from attention.kernel.schedule import make, schedule
+from attention.kernel.token_rows import TokenRows, write
+from attention.patterns.base import LARGEST, Pattern
+from crossbar.errors import InputError, require_number, require_whole
+from crossbar.hardware import Hardware
+from crossbar.streams import seed as derived_seed
 
-Impl = Literal["auto", "blocks", "reference"]
-_IMPLS = ("auto", "blocks", "reference")
+Impl = Literal["auto", "blocks", "flex", "reference"]
 _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
@@ -30,6 +35,9 @@ def gated_attention(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     offset: int = 0,
+    hardware: Hardware | None = None,
+    seconds: float = 0.0,
+    layer: str = "attention",
     seed: int = 0,
     return_lse: Literal[False] = False,
     impl: Impl = "auto",
@@ -45,6 +53,9 @@ def gated_attention(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     offset: int = 0,
+    hardware: Hardware | None = None,
+    seconds: float = 0.0,
+    layer: str = "attention",
     seed: int = 0,
     return_lse: Literal[True],
     impl: Impl = "auto",
@@ -59,6 +70,9 @@ def gated_attention(
     mask: Tensor | None = None,
     dropout: float = 0.0,
     offset: int = 0,
+    hardware: Hardware | None = None,
+    seconds: float = 0.0,
+    layer: str = "attention",
     seed: int = 0,
     return_lse: bool = False,
     impl: Impl = "auto",
@@ -66,7 +80,12 @@ def gated_attention(
     """Softmax attention over the pairs of ``pattern``, with work and memory that follow those pairs.
 
     Pairs outside the pattern get score −∞ before the softmax. A query that attends no real key gives exactly 0, and
-    gradients of exactly 0.
+    gradients of exactly 0. A pattern that depends on the length of the sequence takes the number of keys for it, and
+    one that depends on queries and keys selects by these.
+
+    With ``hardware``, keys and values are written into analog memory, one token a row, and both products are read from
+    it with converters and noise (`attention.kernel.analog`). Without noise, converters and device error the result is
+    the digital one. While a `crossbar.Ledger` is open, writes and reads are booked.
 
     Args:
         q: queries [B, H, N_queries, D]; float32, float64, bfloat16 or float16.
@@ -77,54 +96,171 @@ def gated_attention(
         mask: padding, bool [B, N_keys], True for a real key.
         dropout: probability of dropping a weight after the softmax.
         offset: position of the first query; keys start at position 0.
-        seed: key of the dropout draws: the same seed drops the same weights, so training varies it from step to step.
+        hardware: the tiles that hold keys and values; None: digital attention.
+        seconds: with ``hardware``, time since the keys and values were written.
+        layer: with ``hardware``, the name that keys random draws and counts.
+        seed: key of all draws: the same seed drops the same weights and gives the same analog errors, so training
+            varies it from step to step.
         return_lse: also return the log-sum-exp of each query's attended scores, −∞ where there are none.
-        impl: ``"blocks"`` computes blocks of queries with the keys that they need; ``"reference"`` computes the whole
-            matrix in float64, without dropout; ``"auto"`` is ``"blocks"``.
+        impl: ``"blocks"`` computes blocks of queries with the keys that they need; ``"flex"`` is torch's FlexAttention,
+            without dropout, and on a CPU for inference only; ``"reference"`` computes the whole matrix in float64,
+            without dropout; ``"auto"`` is ``"blocks"``. With ``hardware``, blocks only.
 
     Returns:
         Output [B, H, N_queries, D] in q's dtype, and with ``return_lse`` also [B, H, N_queries] (float32, or float64
         for float64 inputs).
 
     Raises:
-        InputError: for shapes, dtypes, devices or options that do not fit together.
+        InputError: for shapes, dtypes, devices or options that do not fit together, and for a causal pattern that
+            depends on the length of the sequence where ``offset`` is not 0.
     """
-    _validate(q, k, v, pattern, scale, mask, dropout, offset, seed, impl)
+    _validate_tensors(q, k, v, mask)
+    _validate(pattern, scale, dropout, offset, hardware, seconds, seed, impl)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    n_queries, n_keys = q.shape[2], k.shape[2]
+    pattern.require_decodable(offset)
+    fixed = pattern.is_static
+    pattern = pattern.at(k.shape[2]).select(q, k, mask=mask, offset=offset)
+    _validate_parts(pattern, q)
+    options = Options(scale, mask, dropout, seed, return_lse)
+    lse: Tensor | None
     if impl == "reference":
-        position = torch.arange(offset, offset + n_queries, device=q.device)
-        key = torch.arange(n_keys, device=q.device)
-        allowed = pattern.allowed(*torch.broadcast_tensors(position[:, None], key[None, :]))[None, None]
-        if mask is not None:
-            allowed = allowed & mask[:, None, None, :]
-        output, lse = attention_reference(q, k, v, allowed, scale)
-        return (output.to(q.dtype), lse.to(exact_dtype(q.dtype))) if return_lse else output.to(q.dtype)
-    blocks = schedule(pattern, n_queries, n_keys, offset, device=q.device)
-    output, blocks_lse = attend_blocks(q, k, v, blocks, Options(scale, mask, dropout, seed, return_lse))
-    return output if blocks_lse is None else (output, blocks_lse)
+        allowed = _allowed(pattern, q, k, offset)
+        output, lse = attention_reference(q, k, v, allowed if mask is None else allowed & mask[:, None, None], scale)
+        output, lse = output.to(q.dtype), lse.to(exact_dtype(q.dtype))
+    elif impl == "flex":
+        output, lse = attend_flex(q, k, v, pattern, scale=scale, padding=mask, offset=offset, return_lse=return_lse)
+    elif hardware is None:
+        output, lse = _digital(q, k, v, _Work(pattern, options, offset, fixed))
+    else:
+        book_writes(layer, k, mask, hardware)
+        keys, values = (write(x, hardware, (seed, layer, role), seconds) for x, role in ((k, "keys"), (v, "values")))
+        output, lse = _analog(q, keys, values, _Work(pattern, options, offset, fixed), hardware, layer)
+    return (output, lse) if return_lse and lse is not None else output
 
 
-def _validate(
+class _Work(NamedTuple):
+    """What to do to one part of the batch and heads; ``fixed``: whether it will be asked for again."""
+
+    pattern: Pattern
+    options: Options
+    offset: int
+    fixed: bool
+
+    def sequence(self, b: int) -> _Work:
+        mask = self.options.mask
+        options = self.options._replace(
+            mask=None if mask is None else mask[b : b + 1], seed=derived_seed((self.options.seed, "sequence", b))
+        )
+        return self._replace(pattern=self.pattern.sequence(b), options=options)
+
+    def heads(self) -> dict[Pattern, list[int]]:
+        """The different patterns of the heads, with the heads that have each."""
+        found: dict[Pattern, list[int]] = {}
+        for h in range(self.pattern.n_heads or 0):
+            found.setdefault(self.pattern.head(h), []).append(h)
+        return found
+
+    def of_heads(self, pattern: Pattern, heads: list[int]) -> _Work:
+        options = self.options._replace(seed=derived_seed((self.options.seed, "head", heads[0])))
+        return self._replace(pattern=pattern, options=options)
+
+
+def _digital(q: Tensor, k: Tensor, v: Tensor, work: _Work) -> tuple[Tensor, Tensor | None]:
+    if work.pattern.n_sequences is not None:
+        return _joined(
+            [_digital(q[b : b + 1], k[b : b + 1], v[b : b + 1], work.sequence(b)) for b in range(len(q))], 0, None
+        )
+    if work.pattern.n_heads is not None:
+        found, order = [], []
+        for pattern, heads in work.heads().items():
+            own, shared = _indices(q, k.shape[1], heads)
+            parts = (q.index_select(1, own), k.index_select(1, shared), v.index_select(1, shared))
+            found.append(_digital(*parts, work.of_heads(pattern, heads)))
+            order += heads
+        return _joined(found, 1, order)
+    plan = (schedule if work.fixed else make)(work.pattern, q.shape[2], k.shape[2], work.offset, q.device)
+    return attend_blocks(q, k, v, plan, work.options)
+
+
+def _analog(
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
-    pattern: Pattern,
-    scale: float | None,
-    mask: Tensor | None,
-    dropout: float,
-    offset: int,
-    seed: int,
-    impl: str,
-) -> None:
-    if not isinstance(pattern, Pattern):
-        raise InputError(f"pattern {pattern!r} is not a Pattern: make one, or parse a text with attention.parse")
+    keys: TokenRows,
+    values: TokenRows,
+    work: _Work,
+    hardware: Hardware,
+    layer: str,
+    place: tuple[int, ...] = (),
+) -> tuple[Tensor, Tensor | None]:
+    """`_digital` on analog memory; ``place`` tells parts of the batch and heads apart in the draws."""
+    if work.pattern.n_sequences is not None:
+        return _joined(
+            [
+                _analog(
+                    q[b : b + 1], keys.sequence(b), values.sequence(b), work.sequence(b), hardware, layer, (*place, b)
+                )
+                for b in range(len(q))
+            ],
+            0,
+            None,
+        )
+    if work.pattern.n_heads is not None:
+        found, order = [], []
+        for pattern, heads in work.heads().items():
+            own, shared = _indices(q, keys.digits.shape[1], heads)
+            parts = (q.index_select(1, own), keys.heads(shared), values.heads(shared))
+            found.append(_analog(*parts, work.of_heads(pattern, heads), hardware, layer, (*place, heads[0])))
+            order += heads
+        return _joined(found, 1, order)
+    n_keys, tile = keys.digits.shape[2], hardware.tile.rows
+    plan = (schedule if work.fixed else make)(work.pattern, q.shape[2], n_keys, work.offset, q.device, tile)
+    book_reads(layer, q, keys.digits, plan, work.options.mask, hardware)
+    return attend_analog(q, keys, values, plan, work.options, hardware, (work.options.seed, layer, *place))
+
+
+def _indices(q: Tensor, kv_heads: int, heads: list[int]) -> tuple[Tensor, Tensor]:
+    """Query heads to take and the key heads that go with them, each as often as its query heads need it apart."""
+    group = q.shape[1] // kv_heads
+    shared = sorted({h // group for h in heads})
+    if len(shared) * group != len(heads):
+        shared = [h // group for h in heads]
+    return torch.tensor(heads, device=q.device), torch.tensor(shared, device=q.device)
+
+
+def _joined(
+    parts: list[tuple[Tensor, Tensor | None]], dim: int, order: list[int] | None
+) -> tuple[Tensor, Tensor | None]:
+    """Parts along a dimension as one; ``order`` says where each slice belongs, None: they are in order."""
+    outputs, lses = (list(x) for x in zip(*parts, strict=True))
+    back = None if order is None else torch.tensor(order).argsort()
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        whole = torch.cat(tensors, dim)
+        return whole if back is None else whole.index_select(dim, back.to(whole.device))
+
+    return join(outputs), None if lses[0] is None else join(cast(list[Tensor], lses))
+
+
+def _allowed(pattern: Pattern, q: Tensor, k: Tensor, offset: int) -> Tensor:
+    """All pairs of a pattern, bool [B or 1, H or 1, N_queries, N_keys]."""
+    query = torch.arange(offset, offset + q.shape[2], device=q.device)[:, None]
+    positions = torch.broadcast_tensors(query, torch.arange(k.shape[2], device=q.device)[None, :])
+    return torch.stack(
+        [
+            torch.stack([pattern.sequence(b).head(h).allowed(*positions) for h in range(pattern.n_heads or 1)])
+            for b in range(pattern.n_sequences or 1)
+        ]
+    )
+
+
+def _validate_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     if not q.dim() == k.dim() == v.dim() == 4:
         raise InputError(f"attention cannot take {shapes}: give four dimensions [B, H, N, D] each")
+    if 0 in (*q.shape, *k.shape):
+        raise InputError(f"attention cannot take {shapes}: give at least one sequence, head, token and dimension")
     if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise InputError(f"attention cannot take {shapes}: give one B and D to all, and k and v the same shape")
-    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+    if q.shape[1] % k.shape[1]:
         raise InputError(f"attention cannot take {shapes}: give q a whole multiple of the heads of k and v")
     if not (q.dtype == k.dtype == v.dtype and q.dtype in _DTYPES):
         raise InputError(
@@ -140,13 +276,43 @@ def _validate(
         )
     if mask is not None and mask.device != q.device:
         raise InputError(f"padding mask is on {mask.device} and q on {q.device}: put both on one device")
+
+
+def _validate(
+    pattern: Pattern,
+    scale: float | None,
+    dropout: float,
+    offset: int,
+    hardware: Hardware | None,
+    seconds: float,
+    seed: int,
+    impl: str,
+) -> None:
+    if not isinstance(pattern, Pattern):
+        raise InputError(f"pattern {pattern!r} is not a Pattern: make one, or parse a text with attention.parse")
     if scale is not None and not math.isfinite(scale):
         raise InputError(f"scale {scale!r} is not usable: give a finite factor, or None for 1/√D")
     if not 0 <= dropout < 1:
         raise InputError(f"dropout {dropout!r} is not usable: give a probability from 0 up to, not including, 1")
-    require_integer("attention", "offset", offset, least=0)
-    require_integer("attention", "seed", seed, least=0)
-    if impl not in _IMPLS:
-        raise InputError(f"impl {impl!r} is not known: choose one of {', '.join(_IMPLS)}")
-    if impl == "reference" and dropout:
-        raise InputError(f"impl 'reference' cannot have dropout {dropout!r}: give dropout=0 or impl='blocks'")
+    require_whole("attention offset", offset, least=0, most=LARGEST)
+    require_whole("attention seed", seed, least=0)
+    if impl not in get_args(Impl):
+        raise InputError(f"impl {impl!r} is not known: choose one of {', '.join(get_args(Impl))}")
+    if impl in ("reference", "flex") and dropout:
+        raise InputError(f"impl {impl!r} cannot have dropout {dropout!r}: give dropout=0 or impl='blocks'")
+    if hardware is None:
+        return
+    if not isinstance(hardware, Hardware):
+        raise InputError(f"hardware {hardware!r} is not a Hardware: give one of crossbar.presets, or None")
+    if impl not in ("auto", "blocks"):
+        raise InputError(f"impl {impl!r} cannot have hardware: give impl='blocks'")
+    require_number("attention seconds", seconds)
+
+
+def _validate_parts(pattern: Pattern, q: Tensor) -> None:
+    for what, found, wanted in (
+        ("sequences", pattern.n_sequences, q.shape[0]),
+        ("heads", pattern.n_heads, q.shape[1]),
+    ):
+        if found not in (None, wanted):
+            raise InputError(f"patterns for {found} {what} do not fit queries of {wanted}: give one for each")

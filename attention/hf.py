@@ -17,8 +17,8 @@ from torch import Tensor, nn
 
 from attention.counts import count
 from attention.gated import gated_attention
-from attention.patterns import Pattern
-from attention.text import parse
+from attention.patterns.base import Pattern
+from attention.patterns.text import parse
 from crossbar.errors import InputError
 from crossbar.ledger import book, counting
 
@@ -140,7 +140,8 @@ def _attend(
     if causal:
         pattern, offset = pattern.causal(), n_keys - n_queries
     if counting():
-        _book(gate.name, pattern, query, key, padding, offset)
+        chosen = pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
+        _book(gate.name, chosen, query, key, padding, offset)
     # Drawn as torch's own dropout draws, so that torch.manual_seed repeats a training run.
     seed = int(torch.randint(2**31, ())) if dropout else 0
     output = gated_attention(
@@ -183,9 +184,10 @@ def _book(name: str, pattern: Pattern, query: Tensor, key: Tensor, padding: Tens
     """Book the events that the attended pairs of each sequence make; padding has no place in memory."""
     n_queries, n_keys = query.shape[2], key.shape[2]
     lengths = [n_keys] * query.shape[0] if padding is None else padding.sum(1).tolist()
-    for length, sequences in Counter(lengths).items():
+    alike = Counter((pattern.sequence(index), length) for index, length in enumerate(lengths))
+    for (own, length), sequences in alike.items():
         first = max(0, length - n_queries) if offset else 0
-        opened = sequences * count(pattern, length, first=first, head_dim=query.shape[3], heads=query.shape[1])
+        opened = sequences * count(own, length, first=first, head_dim=query.shape[3], heads=query.shape[1])
         book(name, "column_activations", opened.score_sense_lines)
         book(name, "row_activations", opened.value_row_drives)
         book(name, "dac_conversions", opened.query_drives + opened.value_row_drives)

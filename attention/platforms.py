@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from dataclasses import dataclass
 
-from attention.patterns import require_integer
+from crossbar.errors import require_whole
 
 
 @dataclass(frozen=True)
@@ -26,8 +26,8 @@ class Platform:
     columns: int = 256
 
     def __post_init__(self) -> None:
-        require_integer(self.name, "rows", self.rows, least=1)
-        require_integer(self.name, "columns", self.columns, least=1)
+        require_whole(f"{self.name} rows", self.rows, least=1)
+        require_whole(f"{self.name} columns", self.columns, least=1)
 
 
 def ideal(rows: int = 256, columns: int = 256) -> Platform:

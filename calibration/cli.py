@@ -14,6 +14,7 @@ from jsonargparse import ArgumentParser, Namespace
 from crossbar import InputError
 
 if TYPE_CHECKING:
+    from calibration.progress import Progress
     from calibration.results import Emulation
 
 _EPILOG = "Options can also come from a YAML file with the same names: --config file.yaml"
@@ -46,25 +47,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 def _emulate(options: Namespace) -> int:
     from calibration.emulate import emulate
 
-    return _run("emulate", options, lambda progress: emulate(**_job(options), progress=progress))
+    return _run("emulate", options, lambda progress: emulate(**_job(options, progress), progress=progress))
 
 
 def _calibrate(options: Namespace) -> int:
     from calibration.calibrate import calibrate
 
     extra = {"recipe": options.recipe, "wait": options.wait, "staircase": options.staircase}
-    return _run("calibrate", options, lambda progress: calibrate(**_job(options), **extra, progress=progress))
+    return _run("calibrate", options, lambda progress: calibrate(**_job(options, progress), **extra, progress=progress))
 
 
 def _inspect(options: Namespace) -> int:
     from rich.console import Console
 
-    from calibration.console import conversion_table
+    from calibration.console import conversion_table, progress_bar
     from calibration.models import load_model
     from crossbar import convert, presets
 
     hardware = presets.get(options.hardware)
-    report = convert(load_model(options.model).model, hardware, options.include, options.exclude)
+    with progress_bar("inspect") as progress:
+        model = load_model(options.model, progress).model
+    report = convert(model, hardware, options.include, options.exclude)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -89,7 +92,7 @@ def _doctor(options: Namespace) -> int:
 _COMMANDS = {"emulate": _emulate, "calibrate": _calibrate, "inspect": _inspect, "doctor": _doctor}
 
 
-def _job(options: Namespace) -> dict[str, Any]:
+def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
     """Arguments that `emulate` and `calibrate` share."""
     from attention import parse
     from calibration import experiment, models, tasks
@@ -109,9 +112,10 @@ def _job(options: Namespace) -> dict[str, Any]:
         "include": options.include,
         "exclude": options.exclude,
     }
-    model = models.load_model(options.model)
-    size = {} if options.pairs is None else {"pairs": options.pairs}
-    return {"model": model, "task": tasks.get(options.task, model.tokenizer, **size), **job}
+    model = models.load_model(options.model, progress)
+    tasks.require(options.task, model)
+    sizes = {name: options[name] for name in ("pairs", "windows", "window_length") if options[name] is not None}
+    return {"model": model, "task": tasks.get(options.task, model.tokenizer, **sizes), **job}
 
 
 def _run(title: str, options: Namespace, job: Any) -> int:
@@ -194,7 +198,7 @@ def _subcommand(description: str) -> _Parser:
 
 
 def _add_model_options(parser: _Parser) -> None:
-    parser.add_argument("--model", type=str, default="minilm", help="minilm, or the path of a transformers folder")
+    parser.add_argument("--model", type=str, default="minilm", help="minilm, smollm2, or a transformers folder")
     parser.add_argument(
         "--hardware", type=str, default="pcm", help="pcm, hermes, ideal, or a YAML file of hardware fields"
     )
@@ -205,8 +209,12 @@ def _add_model_options(parser: _Parser) -> None:
 
 def _add_job_options(parser: _Parser) -> None:
     _add_model_options(parser)
-    parser.add_argument("--task", type=str, default="code-search", help="code-search, lee or wordsim")
+    parser.add_argument("--task", type=str, default="code-search", help="code-search, lee, wordsim or perplexity")
     parser.add_argument("--pairs", type=int | None, default=None, help="code-search: how many pairs (default 500)")
+    parser.add_argument("--windows", type=int | None, default=None, help="perplexity: how many windows (default 16)")
+    parser.add_argument(
+        "--window-length", type=int | None, default=None, help="perplexity: tokens in a window (default 512)"
+    )
     parser.add_argument("--pattern", type=str | None, default=None, help='attention, such as "window(64) | sinks(4)"')
     parser.add_argument(
         "--times",

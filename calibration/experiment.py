@@ -13,12 +13,10 @@ from torch import nn
 from attention import Pattern, attach, parse
 from calibration import models, tasks
 from calibration.models import Loaded
+from calibration.progress import Progress
 from calibration.results import Measurement
 from calibration.tasks import Task
 from crossbar import ConversionReport, Hardware, InputError, Ledger, convert, presets, reset_reads, to_seconds
-
-Progress = Callable[[int, int, str], None]
-"""Called before each evaluation with how many are done, how many there are, and what comes."""
 
 TIMES = ("0s", "1h", "1d", "30d", "1y")
 
@@ -60,6 +58,7 @@ class Experiment:
         pattern: str | Pattern | None,
         include: str | Sequence[str] | None,
         exclude: str | Sequence[str] | None,
+        progress: Progress | None = None,
     ) -> Experiment:
         """Resolve names, copy the model and put the copy on tiles; the user's model stays as it was.
 
@@ -70,7 +69,7 @@ class Experiment:
         pattern = parse(pattern) if isinstance(pattern, str) else pattern
         if isinstance(task, str):
             tasks.require(task)
-        loaded = models.load_model(model) if isinstance(model, str | Path) else model
+        loaded = models.load_model(model, progress) if isinstance(model, str | Path) else model
         network = loaded.model if isinstance(loaded, Loaded) else loaded
         if isinstance(task, str):
             if not isinstance(loaded, Loaded):
@@ -78,6 +77,7 @@ class Experiment:
                     f"task {task!r} needs a tokenizer, which a bare {type(network).__name__} has not: "
                     "give calibration.tasks.get(name, tokenizer) or a task of your own"
                 )
+            tasks.require(task, loaded)
             task = tasks.get(task, loaded.tokenizer)
         digital = copy.deepcopy(network).eval()
         if pattern is not None:
@@ -91,7 +91,7 @@ class Experiment:
             "hardware": hardware.to_dict(),
             "pattern": None if pattern is None else str(pattern),
         }
-        return cls(digital, analog, task, pattern, hardware, conversion, setup)
+        return cls(digital, analog, task, pattern, hardware, conversion, setup, progress=progress)
 
     def score_digital(self) -> None:
         """Arm ``digital`` (with the pattern) and, where there is a pattern, ``digital dense`` (the plain model)."""

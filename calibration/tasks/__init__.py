@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any, Protocol
 
 from calibration.embedding import Batch
-from calibration.models import load_model
+from calibration.models import Loaded, load_model
+from calibration.outputs import Output
 from calibration.tasks.code_search import CodeSearch
 from calibration.tasks.lee import Lee
+from calibration.tasks.perplexity import Perplexity
 from calibration.tasks.protocol import Split, Task
 from calibration.tasks.wordsim import WordSim
 from crossbar.errors import InputError
@@ -17,17 +18,33 @@ from crossbar.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "CodeSearch", "Lee", "Split", "Task", "WordSim", "get", "require"]
+__all__ = ["Batch", "CodeSearch", "Lee", "Perplexity", "Split", "Task", "WordSim", "get", "require"]
 
-_CONSTRUCTORS: dict[str, Callable[..., Task]] = {"code-search": CodeSearch, "lee": Lee, "wordsim": WordSim}
+
+class _Constructor(Protocol):
+    """A class of tasks, which says what it reads from a model."""
+
+    @property
+    def reads(self) -> Output: ...
+
+    def __call__(self, *args: Any, **options: Any) -> Task: ...
+
+
+_CONSTRUCTORS: dict[str, _Constructor] = {
+    "code-search": CodeSearch,
+    "lee": Lee,
+    "wordsim": WordSim,
+    "perplexity": Perplexity,
+}
+_MODELS: dict[Output, str] = {"embeddings": "minilm", "next tokens": "smollm2"}
 
 
 def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: int) -> Task:
     """The task of this name, tokenised for a model.
 
     Args:
-        name: ``"code-search"``, ``"lee"`` or ``"wordsim"``.
-        tokenizer: that of the model which will be scored; None: MiniLM's.
+        name: ``"code-search"``, ``"lee"``, ``"wordsim"`` or ``"perplexity"``.
+        tokenizer: that of the model which will be scored; None: MiniLM's, or for perplexity SmolLM2's.
         **options: keyword arguments of the task's class, such as ``pairs`` of `CodeSearch`.
 
     Raises:
@@ -41,15 +58,22 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: 
     if unknown:
         raise InputError(f"task {name!r} has no option {unknown[0]!r}: choose from {', '.join(known) or 'none'}")
     if tokenizer is None:
-        tokenizer = load_model("minilm").tokenizer
+        tokenizer = load_model(_MODELS[constructor.reads]).tokenizer
     return constructor(tokenizer, **options)
 
 
-def require(name: str) -> None:
-    """Refuse an unknown task before anything slow happens.
+def require(name: str, model: Loaded | None = None) -> None:
+    """Refuse an unknown task, or one that does not fit the model, before anything slow happens.
 
     Raises:
-        InputError: naming the tasks that exist.
+        InputError: naming the tasks that there are.
     """
     if name not in _CONSTRUCTORS:
         raise InputError(f"task {name!r} does not exist: choose one of {', '.join(_CONSTRUCTORS)}")
+    reads = _CONSTRUCTORS[name].reads
+    if model is not None and model.gives != reads:
+        fitting = ", ".join(other for other, task in _CONSTRUCTORS.items() if task.reads == model.gives)
+        raise InputError(
+            f"task {name!r} reads {reads}, and model {model.name!r} gives {model.gives}: choose a task that fits it "
+            f"({fitting}), or a model such as {_MODELS[reads]}"
+        )

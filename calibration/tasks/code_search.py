@@ -4,11 +4,12 @@ from __future__ import annotations
 
 import random
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 from torch import nn
 
 from calibration.embedding import Batch, embed, tokenise
+from calibration.outputs import Output
 from calibration.tasks import scores
 from calibration.tasks.protocol import Split
 from calibration.tasks.stdlib_functions import described_functions
@@ -43,6 +44,7 @@ class CodeSearch:
 
     name = "code-search"
     primary = "recall@1"
+    reads: ClassVar[Output] = "embeddings"
 
     def __init__(
         self,

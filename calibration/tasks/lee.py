@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import numpy as np
 import torch
 from torch import nn
 
 from calibration.embedding import Batch, embed, tokenise
+from calibration.outputs import Output
 from calibration.tasks.gensim_data import read_lines
 from calibration.tasks.protocol import Split
 from calibration.tasks.scores import correlation
@@ -36,6 +37,7 @@ class Lee:
 
     name = "lee"
     primary = "pearson"
+    reads: ClassVar[Output] = "embeddings"
 
     def __init__(
         self, tokenizer: PreTrainedTokenizerBase, *, calibration_documents: int = 64, max_length: int = 256

@@ -19,7 +19,11 @@ class Task(Protocol):
 
     @property
     def primary(self) -> str:
-        """The metric that is quoted: a key of what ``metrics`` returns. Higher is better."""
+        """The metric that is quoted: a key of what ``metrics`` returns.
+
+        Higher is better, and means are taken of the values themselves, unless it is called ``perplexity``: then lower
+        is better, and means are taken of logarithms (`calibration.metrics`).
+        """
 
     def batches(self, split: Split) -> Iterable[Batch]:
         """Keyword inputs for the model; the two splits do not overlap.

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 from collections.abc import Iterable
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, ClassVar
 
 import torch
 from torch import nn
 
 from calibration.embedding import Batch, embed, tokenise
+from calibration.outputs import Output
 from calibration.tasks.gensim_data import read_lines
 from calibration.tasks.protocol import Split
 from calibration.tasks.scores import correlation
@@ -35,6 +36,7 @@ class WordSim:
 
     name = "wordsim"
     primary = "spearman"
+    reads: ClassVar[Output] = "embeddings"
 
     def __init__(self, tokenizer: PreTrainedTokenizerBase) -> None:
         rows = [line.split("\t") for line in read_lines("wordsim353.tsv")]

@@ -35,7 +35,7 @@ PATTERNS = [
 ]
 ROWS = 16
 controller = Controller(platforms.ideal(rows=ROWS))
-problems = given(pattern=st.sampled_from(PATTERNS), n=st.integers(0, 50), seed=st.integers(0, 2**32 - 1))
+problems = given(pattern=st.sampled_from(PATTERNS), n=st.integers(1, 50), seed=st.integers(0, 2**32 - 1))
 
 
 def shuffled_placement(n, generator):
@@ -162,18 +162,18 @@ def place(tile, line):
         (lambda: place([0, 0], [1]), r"tiles \[2\] and lines \[1\]"),
         (lambda: place([0, -1], [1, 1]), "negative"),
         (lambda: Placement(torch.zeros(1), torch.zeros(1)), "float32"),
-        (lambda: Placement.sequential(3, rows=0), "rows 0"),
-        (lambda: platforms.ideal(rows=0), "rows 0"),
+        (lambda: Placement.sequential(3, rows=0), "rows = 0"),
+        (lambda: platforms.ideal(rows=0), "rows = 0"),
         (lambda: controller.events(Dense().rows(3), Placement.sequential(2)), "token 2 is attended but only 2"),
         (lambda: controller.events(Dense().rows(20), Placement.sequential(20)), "line 19 but tiles.* 16 rows"),
-        (lambda: controller.simulate(small_stream(), until=-1), "until -1"),
+        (lambda: controller.simulate(small_stream(), until=-1), "until = -1"),
         (lambda: small_stream().with_weights(torch.ones(3, dtype=torch.int64)), "each of the 4 value events"),
         (lambda: small_stream().with_weights(torch.ones(4)), "float32"),
         (lambda: small_stream().with_weights(torch.full((4,), 2**40)), "32 bits"),
         (lambda: accumulate(small_stream(), Placement.sequential(1), torch.ones(2, 2).long(), 2), "holds no token"),
         (lambda: accumulate(small_stream(), Placement.sequential(2), torch.ones(2, 2), 2), "v torch.float32"),
-        (lambda: tally(small_stream(), head_dim=0), "head_dim 0"),
-        (lambda: count(Dense(), -1, head_dim=4), "n -1"),
+        (lambda: tally(small_stream(), head_dim=0), "head_dim = 0"),
+        (lambda: count(Dense(), -1, head_dim=4), "n = -1"),
     ],
 )
 def test_bad_input_is_named(make, named):

@@ -6,8 +6,17 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch.nn.functional import scaled_dot_product_attention
 
-from attention import Dense, GlobalTokens, LocalWindow, Sinks, attention_reference, gated_attention
-from attention.schedule import schedule
+from attention import (
+    BigBird,
+    Dense,
+    GlobalTokens,
+    LocalWindow,
+    PerHead,
+    PerSequence,
+    Sinks,
+    attention_reference,
+    gated_attention,
+)
 from crossbar.errors import InputError
 
 PATTERNS = [
@@ -174,16 +183,6 @@ def test_many_heads_to_a_key_head_are_consecutive():
     torch.testing.assert_close(grouped, repeated)
 
 
-def test_a_schedule_reads_what_is_attended_and_no_more_than_a_quarter_beyond():
-    pattern = LocalWindow(64) | Sinks(4)
-    blocks = schedule(pattern, 4096, 4096)
-    assert [block.queries.start for block in blocks] == list(range(0, 4096, 64))
-    needed = [len(pattern.rows(64, 4096, block.queries.start).indices.unique()) for block in blocks]
-    assert all(n <= block.n_keys <= 1.25 * n for n, block in zip(needed, blocks, strict=True))
-    assert len({id(block.allowed) for block in blocks}) < 8  # inner blocks share one mask
-    assert schedule(Sinks(0), 100, 100) == ()
-
-
 def test_a_schedule_first_used_for_inference_can_be_trained_with():
     pattern = LocalWindow(11) | Sinks(3)
     q, k, v, _ = draw(1, 1, 1, 170, 170, seed=7)
@@ -205,17 +204,23 @@ X = torch.zeros(2, 4, 10, 8)
         ((X[:1], X, X, Dense()), {}, "give one B and D"),
         ((X, X[..., :4], X[..., :4], Dense()), {}, "give one B and D"),
         ((X, X[:, :3], X[:, :3], Dense()), {}, "whole multiple"),
+        ((X[:, :, :0], X, X, Dense()), {}, r"q \[2, 4, 0, 8\].*at least one"),
+        ((X, X[:, :, :0], X[:, :, :0], Dense()), {}, "at least one sequence, head, token"),
+        ((X, X, X, PerHead([Dense()] * 3)), {}, "patterns for 3 heads do not fit queries of 4"),
+        ((X, X, X, PerSequence([Dense()] * 3)), {}, "patterns for 3 sequences do not fit queries of 2"),
+        ((X, X, X, BigBird(8, 1).causal()), {"offset": 3}, "cannot decode from position 3"),
         ((X, X.double(), X.double(), Dense()), {}, "q torch.float32, k torch.float64"),
         ((X.int(), X.int(), X.int(), Dense()), {}, "give all one of float32"),
         ((X, X, X, "dense"), {}, "'dense' is not a Pattern"),
         ((X, X, X, Dense()), {"mask": torch.ones(2, 10)}, r"padding mask torch.float32 \[2, 10\]"),
         ((X, X, X, Dense()), {"mask": torch.ones(2, 9, dtype=torch.bool)}, r"give bool \[2, 10\]"),
         ((X, X, X, Dense()), {"dropout": 1.0}, "dropout 1.0"),
-        ((X, X, X, Dense()), {"dropout": 0.1, "impl": "reference"}, "cannot have dropout"),
+        ((X, X, X, Dense()), {"dropout": 0.1, "impl": "reference"}, "'reference' cannot have dropout"),
+        ((X, X, X, Dense()), {"dropout": 0.1, "impl": "flex"}, "'flex' cannot have dropout"),
         ((X, X, X, Dense()), {"scale": math.nan}, "scale nan"),
-        ((X, X, X, Dense()), {"offset": -1}, "offset -1"),
-        ((X, X, X, Dense()), {"seed": 1.5}, "seed 1.5"),
-        ((X, X, X, Dense()), {"impl": "flex"}, "impl 'flex'.*auto, blocks, reference"),
+        ((X, X, X, Dense()), {"offset": -1}, "offset = -1"),
+        ((X, X, X, Dense()), {"seed": 1.5}, "seed = 1.5"),
+        ((X, X, X, Dense()), {"impl": "fast"}, "impl 'fast'.*auto, blocks, flex, reference"),
         ((X, X.to("meta"), X, Dense()), {}, "k on meta"),
         ((X, X, X, Dense()), {"mask": torch.ones(2, 10, dtype=torch.bool, device="meta")}, "mask is on meta"),
     ],

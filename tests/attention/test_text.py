@@ -2,7 +2,22 @@ import pytest
 from hypothesis import given
 from hypothesis import strategies as st
 
-from attention import Dense, GlobalTokens, LocalWindow, Sinks, parse
+from attention import (
+    BigBird,
+    BlockTopK,
+    Dense,
+    Dilated,
+    Fixed,
+    GlobalTokens,
+    LocalWindow,
+    Neighborhood,
+    PerHead,
+    RandomBlocks,
+    Sinks,
+    Strided,
+    TopK,
+    parse,
+)
 from crossbar.errors import InputError
 
 
@@ -18,6 +33,20 @@ from crossbar.errors import InputError
         ("causal(window(9) | sinks(4))", (LocalWindow(9) | Sinks(4)).causal()),
         ("causal(causal(dense))", Dense().causal()),
         ("causal(window(9)) | dense", LocalWindow(9).causal() | Dense()),
+        ("dilated(256, 4)", Dilated(256, 4)),
+        ("strided(64)", Strided(64)),
+        ("strided(64, local)", Strided(64, part="local")),
+        ("fixed(128, 8)", Fixed(128, 8)),
+        ("fixed(128, 8, 2)", Fixed(128, 8, 2)),
+        ("random(3, 64)", RandomBlocks(3, 64, 0)),
+        ("random(3, 64, 7)", RandomBlocks(3, 64, 7)),
+        ("bigbird(64, 3)", BigBird()),
+        ("bigbird(32, 2, 7)", BigBird(32, 2, 7)),
+        ("neighborhood(7)", Neighborhood(7)),
+        ("neighborhood(7, 2)", Neighborhood(7, 2)),
+        ("topk(32)", TopK(32)),
+        ("blocktopk(64, 8)", BlockTopK(64, 8)),
+        ("heads(dense, window(4) | sinks(1))", PerHead([Dense(), LocalWindow(4) | Sinks(1)])),
     ],
 )
 def test_texts(text, pattern):
@@ -28,7 +57,18 @@ def test_texts(text, pattern):
     ("text", "place", "problem"),
     [
         ("", 1, "a pattern is wanted where the end stands"),
-        ("widow(64)", 1, "a pattern is wanted where 'widow' stands"),
+        ("widow(64)", 1, "a pattern is wanted where 'widow' stands (did you mean 'window'?)"),
+        ("window(4) | bigbrid(64, 3)", 13, "a pattern is wanted where 'bigbrid' stands (did you mean 'bigbird'?)"),
+        ("qwertz", 1, "a pattern is wanted where 'qwertz' stands;"),
+        ("dilated(256)", 1, "dilated takes 2 integers, not 1"),
+        ("dense | strided", 9, "strided takes 1 or 2 integers, not 0"),
+        ("bigbird(1, 2, 3, 4)", 1, "bigbird takes 2 or 3 integers, not 4"),
+        ("strided(64, loca)", 13, "one of both, local, stride is wanted where 'loca' stands"),
+        ("strided(64, 3)", 13, "one of both, local, stride is wanted where '3' stands"),
+        ("strided(local)", 9, "an integer is wanted where 'local' stands"),
+        ("heads()", 7, "a pattern is wanted where ')' stands"),
+        ("heads(dense, window(4)", 23, "')' is wanted where the end stands"),
+        ("dense & <layout of 4 x 4 blocks of 64>", 9, "a pattern made of tensors or functions has no text"),
         ("window(64) | ", 13, "a pattern is wanted where the end stands"),
         ("window(64) sinks(4)", 12, "'|', '&' or the end is wanted where 'sinks' stands"),
         ("window(64", 10, "',' is wanted where the end stands"),
@@ -53,7 +93,7 @@ def test_bad_texts_name_the_place_and_what_is_allowed(text, place, problem):
 
 
 def test_parameters_out_of_range_are_refused_by_the_family():
-    with pytest.raises(InputError, match="window cannot have window 0"):
+    with pytest.raises(InputError, match="window = 0 is not allowed"):
         parse("window(0)")
 
 
@@ -62,7 +102,7 @@ def test_not_a_text():
         parse(64)
 
 
-@given(text=st.text(alphabet="dense window(64)|&sink,-0.causlgobτ²٣", max_size=30))
+@given(text=st.text(alphabet="dense window(64)|&sink,-0.causlgobrtk<τ²٣", max_size=30))
 def test_any_text_parses_or_is_refused(text):
     try:
         pattern = parse(text)

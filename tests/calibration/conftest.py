@@ -1,8 +1,10 @@
-"""A small network and task of a user's own, and the one real model, for the tests of the jobs."""
+"""A small network and task of a user's own, tiny and real transformers models, for the tests of the jobs."""
 
 import pytest
 import torch
+from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
+from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from calibration import load_model
 
@@ -58,3 +60,45 @@ def task(net):
 @pytest.fixture(scope="session")
 def minilm():
     return load_model("minilm")
+
+
+@pytest.fixture(scope="session")
+def letters():
+    """A tokenizer that reads each letter as a token."""
+    alphabet = "abcdefghijklmnopqrstuvwxyz'-"
+    raw = Tokenizer(models.WordLevel({w: k for k, w in enumerate(["[PAD]", "[UNK]", *alphabet])}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex(r"[\s\S]"), "isolated")
+    return PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]")
+
+
+@pytest.fixture(scope="session")
+def tiny_llama():
+    """A causal language model of random weights that knows letters, with tied embeddings."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = LlamaConfig(
+            vocab_size=32,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=4,
+            num_key_value_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=64,
+            initializer_range=0.3,
+            tie_word_embeddings=True,
+        )
+        return LlamaForCausalLM(config).eval()
+
+
+@pytest.fixture(scope="session")
+def llama_folder(tmp_path_factory, letters, tiny_llama):
+    path = tmp_path_factory.mktemp("models") / "letters-lm"
+    tiny_llama.save_pretrained(path)
+    letters.save_pretrained(path)
+    return path
+
+
+@pytest.fixture(scope="session")
+def smollm2():
+    """The real language model; half a minute where it was never converted, two seconds where it was."""
+    return load_model("smollm2")

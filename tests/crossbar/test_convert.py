@@ -10,15 +10,9 @@ from torch.nn.utils import parametrizations, prune
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from crossbar import AnalogLinear, Hardware, InputError, Ledger, Tile, analog_layers, convert, presets, program, restore
+from tests.crossbar.conftest import inputs, reasons, seeded
 
 SMALL = Hardware(tile=Tile(4, 3))
-
-
-def seeded(build):
-    """A model whose weights depend on nothing but this call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build().eval()
 
 
 def mlp():
@@ -41,16 +35,8 @@ def bert():
     return seeded(lambda: BertModel(config))
 
 
-def inputs(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
 def snapshot(model):
     return {name: id(module) for name, module in model.named_modules()}, list(model.state_dict())
-
-
-def reasons(report):
-    return {layer.name: layer.reason for layer in report.digital}
 
 
 # What becomes analog, and what the report says

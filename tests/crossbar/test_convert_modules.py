@@ -5,26 +5,12 @@ import torch
 from torch import nn
 
 from crossbar import Ledger, convert, presets, program, restore
-
-
-def seeded(build):
-    """A model whose weights depend on nothing but this call."""
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        return build().eval()
+from tests.crossbar.conftest import inputs, reasons, seeded
 
 
 def encoder_layer(**options):
     options = {"dropout": 0.1, "batch_first": True, **options}
     return seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32, **options))
-
-
-def inputs(*shape):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(1))
-
-
-def reasons(report):
-    return {layer.name: layer.reason for layer in report.digital}
 
 
 def test_multihead_attention_stays_digital_and_is_reported():

@@ -11,13 +11,14 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crossbar import AnalogLinear, Converter, Hardware, Ledger, Tile, devices, load_state, presets, save_state
+from crossbar import AnalogLinear, Converter, Ledger, Tile, devices, load_state, presets, save_state
 from crossbar.devices import window
 from crossbar.devices.reram import CmoReRam
 from crossbar.mapping import cell_weights, column_scales, slice_weights, target_conductances
 from crossbar.reference_cells import cells, weight_of, weight_step
+from tests.crossbar.conftest import inputs64, linear_layer
 
-QUIET = Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0)
+QUIET = presets.ideal()
 ENCODINGS = ["differential", "balanced", "offset"]
 each_encoding = pytest.mark.parametrize("encoding", ENCODINGS)
 tiles = st.builds(
@@ -31,18 +32,6 @@ tiles = st.builds(
     slice_bits=st.integers(1, 5),
 )
 windows = st.sampled_from([devices.Ideal(), CmoReRam()])  # 0 to 25 µS, and 9 to 88.2 µS
-
-
-def linear_layer(in_features, out_features, hardware, dtype=torch.float64, seed=0):
-    linear = nn.Linear(in_features, out_features, bias=False, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(out_features, in_features, generator=generator, dtype=torch.float64))
-    return AnalogLinear.from_digital(linear, hardware)
-
-
-def inputs(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def tiled(encoding="differential", rows=4, cols=3, **options):
@@ -143,7 +132,7 @@ def test_cells_to_digits_by_hand():
 @settings(max_examples=150, deadline=None)
 def test_ideal_cells_reproduce_the_layer_within_the_slices_quantisation(tile, device, shape, seed):
     layer = linear_layer(*shape, dataclasses.replace(QUIET, device=device, tile=tile), seed=seed)
-    weight, x = layer.digital.weight.detach(), inputs(3, shape[0], seed=seed)
+    weight, x = layer.digital.weight.detach(), inputs64(3, shape[0], seed=seed)
     scales = layer.scales.repeat_interleave(tile.rows, 0)[: shape[0]].t()
     # some 40 roundings, of numbers that are up to 4 times the scale: G⁺ and G⁻ from g_min, half the window
     error = (weight_step(tile) + 160 * 2**-53) * scales
@@ -158,8 +147,8 @@ def test_effective_weight_is_what_ideal_converters_see(encoding, options, device
     layer = linear_layer(10, 7, dataclasses.replace(tiled(encoding, **options), device=device))
     layer.program(0)
     layer.age(3600.0)
-    layer.column_gain.copy_(inputs(*layer.column_gain.shape).abs() + 0.5)
-    layer.set_line_scale(inputs(10, seed=4).abs() + 0.2)
+    layer.column_gain.copy_(inputs64(*layer.column_gain.shape).abs() + 0.5)
+    layer.set_line_scale(inputs64(10, seed=4).abs() + 0.2)
     layer.program(0)
     seen = layer(torch.eye(10, dtype=torch.float64)).t()
     torch.testing.assert_close(layer.effective_weight(), seen.detach(), rtol=1e-12, atol=1e-13)  # float64, order 1
@@ -170,7 +159,7 @@ def test_read_out_is_what_forward_adds_up(encoding):
     hardware = dataclasses.replace(tiled(encoding, slices=2), dac=Converter(range="static", full_scale=2.0))
     layer = linear_layer(10, 7, dataclasses.replace(hardware, device=devices.PCM(), adc=Converter()))
     layer.program(0)
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     columns = layer.read_out(x)
     assert columns.shape == (2 * 3, 5, 7)
     codes = (x / 2 * 127).round().clamp(-127, 127) / 127 * 2
@@ -270,7 +259,7 @@ def test_tiles_do_not_matter_to_ideal_converters(options, rows):
     cut = AnalogLinear.from_digital(
         whole.digital, dataclasses.replace(QUIET, tile=Tile(rows, 4, scale="layer", **options))
     )
-    x = inputs(6, 37)
+    x = inputs64(6, 37)
     torch.testing.assert_close(whole(x), cut(x), rtol=1e-12, atol=1e-12)  # 37 float64 terms of order 1
 
 
@@ -282,15 +271,15 @@ def test_zero_columns_give_zero(encoding):
     for options in ({}, {"slices": 2}):
         layer = AnalogLinear.from_digital(linear, tiled(encoding, **options))
         # a weight of 0 lies half a step beside a code where the window of -1 to 1 has an even number of codes
-        allowed = inputs(3, 5).abs().sum(1, keepdim=True) * (weight_step(layer.hardware.tile) + 1e-15)
-        assert (layer(inputs(3, 5)).abs() <= allowed).all()
+        allowed = inputs64(3, 5).abs().sum(1, keepdim=True) * (weight_step(layer.hardware.tile) + 1e-15)
+        assert (layer(inputs64(3, 5)).abs() <= allowed).all()
 
 
 @pytest.mark.parametrize("data", [torch.float32, torch.float64])
 def test_twenty_bits_of_slices_are_exact_in_float32(data):
     # The most that is allowed: whole numbers up to 2^20 and their rounding
     hardware = tiled(slices=5, slice_bits=4)
-    layer = linear_layer(64, 16, hardware, data)
+    layer = linear_layer(64, 16, hardware, dtype=data)
     digits = layer.conductances()[0].double() / 25.0 * 15
     present = digits[~digits.isnan()]
     assert (present - present.round()).abs().max() < 1e-5  # digits 0 … 15 within a float32 rounding of 25 µS
@@ -307,7 +296,7 @@ def test_programmed_state_of_every_cell_is_kept(tmp_path):
     assert one[0].state()["programmed"].shape == (8, 10, 7)
     save_state(one, tmp_path / "chip")
     load_state(two, tmp_path / "chip")
-    assert torch.equal(one(inputs(3, 10)), two(inputs(3, 10)))
+    assert torch.equal(one(inputs64(3, 10)), two(inputs64(3, 10)))
 
 
 # Counts
@@ -318,7 +307,7 @@ def test_counts_of_pairs_and_slices_by_hand(encoding):
     layer = linear_layer(10, 7, dataclasses.replace(tiled(encoding, cols=2, pairs=3, slices=2), adc=Converter()))
     with Ledger() as ledger:
         layer.program(0)
-        layer(inputs(6, 10))
+        layer(inputs64(6, 10))
     assert ledger.to_dict() == {
         "linear": {
             "row_writes": 10 * 4 * 2,  # all pairs of a row are written with it; slices are rows of other tiles

@@ -13,7 +13,6 @@ from torch import nn
 from crossbar import (
     AnalogLinear,
     Faults,
-    Hardware,
     InputError,
     Tile,
     age,
@@ -25,22 +24,10 @@ from crossbar import (
     save_state,
 )
 from crossbar.faults import Fault, apply, draw
+from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
 CPU = torch.device("cpu")
-QUIET = Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0, tile=Tile(4, 3))
 SOME = Faults(stuck_min=0.1, stuck_max=0.1, shorts=0.02, broken_rows=0.1, broken_cols=0.1)
-
-
-def linear_layer(in_features, out_features, hardware, name="linear", seed=0):
-    linear = nn.Linear(in_features, out_features, bias=False, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(out_features, in_features, generator=generator, dtype=torch.float64))
-    return AnalogLinear.from_digital(linear, hardware, name)
-
-
-def inputs(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def drawn(faults, tile, size, name="layer"):
@@ -163,7 +150,7 @@ def test_a_broken_column_reads_nothing():
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, faults=Faults(broken_cols=0.4)))
     layer.program(0)
     broken = (layer.fault_map[0] == Fault.OPEN).numpy()
-    columns = layer.read_out(inputs(5, 10))
+    columns = layer.read_out(inputs64(5, 10))
     for t, r in enumerate((0, 4, 8)):
         for o in range(7):
             assert bool((columns[t, :, o] == 0).all()) is bool(broken[r, o])
@@ -208,7 +195,7 @@ def test_faults_return_with_a_saved_chip(tmp_path, explicit):
     hardware = dataclasses.replace(presets.pcm(), faults=SOME, tile=Tile(4, 3))
 
     def model():
-        found = nn.Sequential(linear_layer(10, 7, hardware, "0"), linear_layer(7, 4, hardware, "1"))
+        found = nn.Sequential(linear_layer(10, 7, hardware, name="0"), linear_layer(7, 4, hardware, name="1"))
         program(found, 1)
         return found
 
@@ -221,7 +208,7 @@ def test_faults_return_with_a_saved_chip(tmp_path, explicit):
     save_state(one, tmp_path / "chip")
     load_state(two, tmp_path / "chip")
     assert torch.equal(two[0].fault_map, one[0].fault_map)
-    assert torch.equal(one(inputs(3, 10)), two(inputs(3, 10)))
+    assert torch.equal(one(inputs64(3, 10)), two(inputs64(3, 10)))
     program(two, 2)
     assert torch.equal(two[0].fault_map, one[0].fault_map)
 
@@ -234,7 +221,7 @@ def test_a_chip_without_faults_loads_as_one(tmp_path):
     two[0].set_faults(torch.ones(2, 10, 7, dtype=torch.uint8))
     load_state(two, tmp_path / "chip")
     assert two[0].fault_map is None
-    assert torch.equal(one(inputs(3, 10)), two(inputs(3, 10)))
+    assert torch.equal(one(inputs64(3, 10)), two(inputs64(3, 10)))
 
 
 def test_an_explicit_map_is_not_drawn_over():

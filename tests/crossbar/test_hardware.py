@@ -159,7 +159,10 @@ def test_refuses_a_missing_file(tmp_path):
         ({"adc": {"bits": 17}}, r"hardware\.adc.* bits = 17 is not allowed"),
         ({"adc": {"bits": "8"}}, r"bits = '8' is not allowed"),
         ({"adc": {"bits": 8.0}}, r"bits = 8\.0 is not allowed"),
-        ({"adc": {"range": "per_token"}}, r"adc\.range = 'per_token' is not allowed: choose one of static, active_rows"),
+        (
+            {"adc": {"range": "per_token"}},
+            r"adc\.range = 'per_token' is not allowed: choose one of static, active_rows",
+        ),
         ({"dac": {"range": "auto"}}, r"range = 'auto' is not allowed: choose one of static, per_token, max"),
         (
             {"dac": {"full_scale": 0}},

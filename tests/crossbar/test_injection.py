@@ -6,14 +6,14 @@ import numpy as np
 import pytest
 import torch
 from scipy import stats
-from torch import nn
 
-from crossbar import AnalogLinear, Hardware, InputError, Tile, WriteVerify, devices, injection, presets, trajectory
+from crossbar import Hardware, InputError, Tile, WriteVerify, devices, injection, presets, trajectory
 from crossbar.devices import span, window
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.programming import write
 from crossbar.streams import ReadNoise
+from tests.crossbar.conftest import linear_layer
 
 QUIET = Hardware(dac=None, adc=None, output_noise=0.0)
 DAY = 86400.0
@@ -27,13 +27,8 @@ kinds = {
 }
 
 
-def layer_of(hardware, in_features=64, out_features=48, dtype=torch.float32, name="linear", seed=0):
-    linear = nn.Linear(in_features, out_features, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in linear.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return AnalogLinear.from_digital(linear, hardware, name)
+def layer_of(hardware, in_features=64, out_features=48, **options):
+    return linear_layer(in_features, out_features, hardware, bias=True, dtype=torch.float32, **options)
 
 
 def seen(layer):

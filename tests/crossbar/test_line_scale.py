@@ -6,32 +6,13 @@ import math
 import pytest
 import torch
 from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from crossbar import AnalogLinear, Converter, Hardware, InputError, Ledger, Tile, presets
-
-
-def digital(kind, in_features=10, out_features=7, dtype=torch.float32, seed=0):
-    layer = nn.Linear(in_features, out_features) if kind is nn.Linear else Conv1D(out_features, in_features)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return layer.to(dtype)
-
-
-def inputs(*shape, dtype=torch.float32, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def programmed(hardware, seed=0, **size):
-    layer = AnalogLinear.from_digital(digital(nn.Linear, **size), hardware)
-    layer.program(seed)
-    return layer
+from tests.crossbar.conftest import digital, inputs, programmed
 
 
 def test_line_scales_cancel_in_ideal_hardware():
-    linear = digital(nn.Linear)
+    linear = digital()
     layer = AnalogLinear.from_digital(linear, dataclasses.replace(presets.ideal(), tile=Tile(3, 4)))
     scale = inputs(10, seed=3).abs() + 0.1
     layer.set_line_scale(scale)
@@ -99,7 +80,7 @@ def test_a_line_scale_that_overflows_leaves_the_layer():
     ("read", "scalings"), [(AnalogLinear.forward, 10), (AnalogLinear.read_out, 0)], ids=["forward", "read_out"]
 )
 def test_line_scaling_is_counted_where_it_is_done(read, scalings):
-    layer = AnalogLinear.from_digital(digital(nn.Linear), Hardware(tile=Tile(4, 3)), "one")
+    layer = AnalogLinear.from_digital(digital(), Hardware(tile=Tile(4, 3)), "one")
     layer.set_line_scale(torch.full((10,), 2.0))
     with Ledger() as ledger:
         read(layer, inputs(6, 10))

@@ -8,27 +8,9 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from crossbar import AnalogLinear, Converter, Hardware, InputError, Ledger, Tile, bypassed, devices, presets
+from tests.crossbar.conftest import digital, inputs, programmed
 
 QUIET = Hardware(output_noise=0.0)
-
-
-def digital(kind, in_features=10, out_features=7, dtype=torch.float32, seed=0):
-    layer = nn.Linear(in_features, out_features) if kind is nn.Linear else Conv1D(out_features, in_features)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return layer.to(dtype)
-
-
-def inputs(*shape, dtype=torch.float32, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def programmed(hardware, seed=0, **size):
-    layer = AnalogLinear.from_digital(digital(nn.Linear, **size), hardware)
-    layer.program(seed)
-    return layer
 
 
 kinds = pytest.mark.parametrize("kind", [nn.Linear, Conv1D])
@@ -51,7 +33,7 @@ def test_ideal_hardware_computes_the_digital_layer(kind, tile):
 @pytest.mark.parametrize("weights", [torch.float32, torch.float64, torch.bfloat16])
 @pytest.mark.parametrize("data", [torch.float32, torch.float64, torch.bfloat16, torch.float16])
 def test_outputs_have_the_inputs_dtype(weights, data):
-    linear = digital(nn.Linear, dtype=weights)
+    linear = digital(dtype=weights)
     layer = AnalogLinear.from_digital(linear, presets.ideal())
     x = inputs(4, 10, dtype=data)
     y = layer(x)
@@ -134,7 +116,7 @@ def test_looking_at_the_chip_does_not_change_it():
     ids=["short", "long", "one", "scalar", "whole numbers"],
 )
 def test_wrong_inputs_are_refused(read, x, found):
-    layer = AnalogLinear.from_digital(digital(nn.Linear), Hardware())
+    layer = AnalogLinear.from_digital(digital(), Hardware())
     with pytest.raises(InputError, match=rf"linear got torch\.{found}: give floating point \[\.\.\., 10\]"):
         read(layer, x)
 
@@ -193,11 +175,11 @@ def test_other_modules_are_refused():
 
 def test_age_needs_programming():
     with pytest.raises(InputError, match=r"linear was not programmed: call crossbar\.program\(model, seed\) first"):
-        AnalogLinear.from_digital(digital(nn.Linear), Hardware()).age(1.0)
+        AnalogLinear.from_digital(digital(), Hardware()).age(1.0)
 
 
 def test_weight_is_no_attribute():
-    layer = AnalogLinear.from_digital(digital(nn.Linear), Hardware())
+    layer = AnalogLinear.from_digital(digital(), Hardware())
     with pytest.raises(AttributeError, match=r"exclude the layer from conversion, or ask for effective_weight\(\)"):
         _ = layer.weight
     with pytest.raises(AttributeError, match="no attribute 'weights'"):

@@ -8,35 +8,11 @@ import torch
 from scipy import stats
 from torch import nn
 
-from crossbar import (
-    AnalogLinear,
-    Converter,
-    Hardware,
-    Tile,
-    age,
-    convert,
-    devices,
-    load_state,
-    mvm,
-    program,
-    save_state,
-)
+from crossbar import Converter, Hardware, Tile, age, convert, load_state, mvm, program, save_state
 from crossbar.streams import normal
+from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
-QUIET = Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0, tile=Tile(4, 3))
 WIDE = Converter(bits=16, range="static", full_scale=50.0)  # its steps are far below any mismatch here
-
-
-def linear_layer(in_features, out_features, hardware, name="linear", seed=0):
-    linear = nn.Linear(in_features, out_features, bias=False, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(out_features, in_features, generator=generator, dtype=torch.float64))
-    return AnalogLinear.from_digital(linear, hardware, name)
-
-
-def inputs(*shape, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=torch.float64)
 
 
 def mismatched(**options):
@@ -64,7 +40,7 @@ each = pytest.mark.parametrize(
 def test_column_errors_by_hand():
     layer = programmed(mismatched(adc_gain=0.1, adc_offset=0.05), 3)
     gain, offset = (normal((3, 7), (3, "linear", "mismatch", f"adc {what}")).double() for what in ("gain", "offset"))
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     for t, r in enumerate((0, 4, 8)):
         ideal = x[:, r : r + 4] @ layer.digital.weight[:, r : r + 4].t() / layer.scales[t]
         # Offsets are relative to the tile and not to the input's full scale, which is 50
@@ -80,7 +56,7 @@ def test_line_errors_by_hand():
     gain, offset = (
         normal((1, 10, 3), (3, "linear", "mismatch", f"dac {what}"))[0].double() for what in ("gain", "offset")
     )
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     for o in range(7):
         driven = x * (1 + 0.1 * gain[:, o // 3]) + 0.05 * 50.0 * offset[:, o // 3]
         for t, r in enumerate((0, 4, 8)):
@@ -91,7 +67,7 @@ def test_line_errors_by_hand():
 
 @each
 def test_mismatch_repeats_for_a_chip_in_any_order(hardware):
-    layer, x = programmed(hardware), inputs(5, 10)
+    layer, x = programmed(hardware), inputs64(5, 10)
     first = layer(x)
     assert torch.equal(layer(x), first)
     layer.age(3600.0)
@@ -107,7 +83,7 @@ def test_mismatch_repeats_for_a_chip_in_any_order(hardware):
 @each
 def test_mismatch_is_gone_without_a_chip(hardware):
     exact = linear_layer(10, 7, mismatched())
-    layer, x = linear_layer(10, 7, hardware), inputs(5, 10)
+    layer, x = linear_layer(10, 7, hardware), inputs64(5, 10)
     assert torch.equal(layer(x), exact(x))
     layer.program(0)
     assert not torch.equal(layer(x), exact(x))
@@ -123,7 +99,7 @@ def test_mismatch_returns_with_a_saved_chip(hardware, tmp_path):
     one[0].program(4)
     save_state(one, tmp_path / "chip")
     load_state(two, tmp_path / "chip")
-    assert torch.equal(one(inputs(5, 10)), two(inputs(5, 10)))
+    assert torch.equal(one(inputs64(5, 10)), two(inputs64(5, 10)))
 
 
 @each
@@ -186,7 +162,7 @@ def test_offsets_add_up_as_the_bits_of_a_serial_input_do():
     hardware = mismatched(adc_offset=0.05, dac_offset=0.05)
     serial = dataclasses.replace(hardware, adc=None, dac=dataclasses.replace(hardware.dac, coding="bit_serial", bits=8))
     pulse = dataclasses.replace(serial, dac=dataclasses.replace(serial.dac, coding="pwm"))
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     torch.testing.assert_close(programmed(serial)(x), programmed(pulse)(x), rtol=1e-12, atol=1e-12)
 
 
@@ -194,7 +170,7 @@ def test_a_whole_model_takes_mismatch():
     model = nn.Sequential(nn.Linear(10, 7), nn.Linear(7, 4))
     convert(model, dataclasses.replace(Hardware(), dac=Converter(range="per_token", gain_std=0.02, offset_std=0.01)))
     program(model, 2)
-    x = inputs(3, 10).float()
+    x = inputs64(3, 10).float()
     first = model(x)
     age(model, "1d")
     age(model, "0s")

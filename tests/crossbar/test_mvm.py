@@ -11,11 +11,12 @@ from hypothesis import strategies as st
 from scipy import stats
 from torch import nn
 
-from crossbar import AnalogLinear, Converter, Hardware, Tile, devices, mvm, reference
+from crossbar import AnalogLinear, Converter, Hardware, Tile, devices, mvm, presets, reference
 from crossbar.array import Array
 from crossbar.streams import ReadNoise
+from tests.crossbar.conftest import inputs64, linear_layer
 
-QUIET = Hardware(device=devices.Ideal(), dac=None, adc=None, output_noise=0.0)
+QUIET = presets.ideal()
 dacs = [
     None,
     Converter(bits=8, range="per_token"),
@@ -23,19 +24,6 @@ dacs = [
     Converter(bits=8, range="static", full_scale=2.0),
     Converter(bits=2, range="static", full_scale=0.7),
 ]
-
-
-def linear_layer(in_features, out_features, hardware, dtype=torch.float64, bias=False, seed=0):
-    linear = nn.Linear(in_features, out_features, bias=bias, dtype=dtype)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in linear.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator, dtype=dtype))
-    return AnalogLinear.from_digital(linear, hardware)
-
-
-def inputs(*shape, seed=1, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed), dtype=dtype)
 
 
 def full_scales(x, dac, input_range):
@@ -122,12 +110,12 @@ def test_agrees_with_the_oracle(
         adc=None if adc_bits is None else Converter(bits=adc_bits, full_scale=adc_full_scale),
         output_noise=0.04 if noisy else 0.0,
     )
-    layer = linear_layer(in_features, out_features, hardware, dtype, seed=seed)
+    layer = linear_layer(in_features, out_features, hardware, dtype=dtype, seed=seed)
     layer.program(3)
     layer.age(3600.0)
     if calibrated:
         layer.input_range = torch.tensor(1.3, dtype=dtype)
-    x = inputs(batch, in_features, seed=seed + 1, dtype=dtype)
+    x = inputs64(batch, in_features, seed=seed + 1).to(dtype)
     if dac is not None:  # an input at a tie of the DAC is anybody's: codes err by 2^-23 * 127 in float32
         codes = x.double().numpy() / full_scales(x.double().numpy(), dac, None if layer.input_range is None else 1.3)
         codes = codes * (2 ** (dac.bits - 1) - 1)
@@ -195,7 +183,7 @@ def test_converters_by_hand():
 def test_tiles_do_not_matter_to_ideal_converters(tile, scale):
     whole = linear_layer(37, 11, QUIET)
     tiled = AnalogLinear.from_digital(whole.digital, dataclasses.replace(QUIET, tile=Tile(*tile, scale)))
-    x = inputs(6, 37)
+    x = inputs64(6, 37)
     size = x.abs() @ whole.digital.weight.abs().t()
     # 37 products and additions, mapping and unmapping: 45 roundings of 2^-53
     assert ((whole(x) - tiled(x)).abs() <= 2 * 45 * 2**-53 * size).all()
@@ -206,7 +194,7 @@ def test_output_noise_has_its_deviation(dac):
     hardware = dataclasses.replace(QUIET, dac=dac, tile=Tile(16, 16), output_noise=0.04)
     noisy = linear_layer(40, 10, hardware)
     quiet = AnalogLinear.from_digital(noisy.digital, dataclasses.replace(hardware, output_noise=0.0))
-    x = inputs(2000, 40)
+    x = inputs64(2000, 40)
     full_scale = 1.0 if dac is None else x.abs().amax(1, keepdim=True)
     # independent noise on each of 3 row tiles, worth each tile's scale
     deviation = 0.04 * noisy.scales.square().sum(0).sqrt() * full_scale
@@ -224,14 +212,14 @@ def test_noise_is_converted_too():
     # Noise sits before the ADC: outputs are whole ADC steps, noise or not.
     hardware = dataclasses.replace(QUIET, adc=Converter(bits=6, full_scale=4.0), output_noise=0.3)
     layer = linear_layer(10, 4, hardware)
-    steps = layer.read_out(inputs(100, 10)) / (4.0 / 31)
+    steps = layer.read_out(inputs64(100, 10)) / (4.0 / 31)
     assert (steps - steps.round()).abs().max() < 1e-9
     assert steps.abs().max() <= 31 + 1e-9
-    assert not torch.equal(layer.read_out(inputs(100, 10)), layer.read_out(inputs(100, 10), read=1))
+    assert not torch.equal(layer.read_out(inputs64(100, 10)), layer.read_out(inputs64(100, 10), read=1))
 
 
 def test_a_read_out_has_noise_of_its_own():
-    layer, x = linear_layer(10, 4, dataclasses.replace(QUIET, output_noise=0.3)), inputs(5, 10)
+    layer, x = linear_layer(10, 4, dataclasses.replace(QUIET, output_noise=0.3)), inputs64(5, 10)
     first, second = layer(x), layer(x)
     layer.reset_reads()
     read = layer.read_out(x, read=2)
@@ -245,7 +233,7 @@ def test_a_read_out_has_noise_of_its_own():
 def test_a_calibrated_range_replaces_every_other(range_):
     layer = linear_layer(4, 3, dataclasses.replace(QUIET, dac=Converter(range=range_)))
     layer.input_range = torch.tensor(0.5, dtype=torch.float64)
-    x = 3 * inputs(2, 4)
+    x = 3 * inputs64(2, 4)
     codes = (x / 0.5 * 127).round().clamp(-127, 127)
     expected = codes * (0.5 / 127) @ layer.digital.weight.t()
     torch.testing.assert_close(layer(x), expected, rtol=1e-13, atol=1e-14)
@@ -282,7 +270,7 @@ def test_gradient_of_the_adc():
 @pytest.mark.parametrize("range_", ["per_token", "max"])
 def test_gradient_of_the_largest_input_is_not_lost(range_, dtype):
     # Full scale divided by itself times the levels may round to just above the last level.
-    layer = linear_layer(1, 1, dataclasses.replace(QUIET, dac=Converter(range=range_)), dtype)
+    layer = linear_layer(1, 1, dataclasses.replace(QUIET, dac=Converter(range=range_)), dtype=dtype)
     x = torch.rand(200, 1, generator=torch.Generator().manual_seed(0), dtype=dtype).add(0.1).requires_grad_()
     if range_ == "per_token":
         layer(x).sum().backward()
@@ -298,8 +286,8 @@ def test_gradient_with_noise_and_in_chunks(monkeypatch, chunk):
     monkeypatch.setattr(mvm, "_PARTIALS", chunk)
     hardware = dataclasses.replace(QUIET, tile=Tile(3, 3), adc=Converter(bits=8, full_scale=100.0), output_noise=0.1)
     layer = linear_layer(7, 5, hardware)
-    x = inputs(4, 7).requires_grad_()
-    upstream = inputs(4, 5, seed=2)
+    x = inputs64(4, 7).requires_grad_()
+    upstream = inputs64(4, 5, seed=2)
     (layer(x) * upstream).sum().backward()
     # nothing is near the range, so the product's own gradient: 5 products, mapping and unmapping in float64
     torch.testing.assert_close(x.grad, upstream @ layer.digital.weight.detach(), rtol=1e-13, atol=1e-14)
@@ -309,7 +297,7 @@ def test_gradient_does_not_change_the_value():
     hardware = Hardware(tile=Tile(4, 4))
     layer = linear_layer(10, 6, hardware)
     layer.program(0)
-    x = inputs(5, 10)
+    x = inputs64(5, 10)
     with torch.no_grad():
         plain = layer(x)
     layer.reset_reads()
@@ -328,7 +316,7 @@ all_dacs = pytest.mark.parametrize("dac", dacs[:4], ids=["no dac", "per token", 
 def test_nan_stays_nan_and_taints_no_other_vector(dac, adc, noise):
     hardware = dataclasses.replace(QUIET, dac=dac, adc=adc, output_noise=noise, tile=Tile(4, 4))
     layer = linear_layer(10, 6, hardware, bias=True)
-    x = inputs(3, 10)
+    x = inputs64(3, 10)
     x[1, 7] = math.nan
     lost = layer(x).isnan()
     assert lost[1].all()
@@ -342,7 +330,7 @@ def test_nan_stays_nan_and_taints_no_other_vector(dac, adc, noise):
 @pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
 def test_zero_inputs_give_the_bias(dac, adc, dtype):
     hardware = dataclasses.replace(QUIET, device=devices.PCM(), dac=dac, adc=adc, tile=Tile(4, 4))
-    layer = linear_layer(10, 6, hardware, dtype, bias=True)
+    layer = linear_layer(10, 6, hardware, bias=True, dtype=dtype)
     layer.program(0)
     assert torch.equal(layer(torch.zeros(3, 10, dtype=dtype)), layer.digital.bias.expand(3, 6))
 
@@ -350,7 +338,7 @@ def test_zero_inputs_give_the_bias(dac, adc, dtype):
 @pytest.mark.parametrize("range_", ["per_token", "max"])
 def test_a_zero_vector_among_others(range_):
     layer = linear_layer(10, 6, dataclasses.replace(QUIET, dac=Converter(range=range_)))
-    x = inputs(3, 10)
+    x = inputs64(3, 10)
     x[1] = 0
     y = layer(x)
     assert torch.equal(y[1], torch.zeros(6, dtype=torch.float64))
@@ -360,7 +348,7 @@ def test_a_zero_vector_among_others(range_):
 def test_inputs_are_not_changed():
     for dac in dacs:
         layer = linear_layer(10, 6, Hardware(dac=dac))
-        x = inputs(3, 10)
+        x = inputs64(3, 10)
         before = x.clone()
         with torch.no_grad():
             layer(x)

@@ -8,13 +8,13 @@ import pytest
 import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
-from torch import nn
 
-from crossbar import AnalogLinear, CellNoise, Converter, Faults, Hardware, Tile, devices, reference
+from crossbar import CellNoise, Converter, Faults, Hardware, Tile, devices, reference
 from crossbar.devices import window
 from crossbar.devices.reram import CmoReRam
 from crossbar.reference import Draws
 from crossbar.streams import ReadNoise, normal
+from tests.crossbar.conftest import linear_layer
 
 # Full scales are no fractions of whole numbers, so that no column sum of whole codes and weights is at a tie.
 tiles = st.builds(
@@ -54,14 +54,6 @@ adcs = st.one_of(
 every_device = st.sampled_from([devices.Ideal(), devices.PCM(), CmoReRam()])
 
 
-def linear_layer(in_features, out_features, hardware, seed=0):
-    linear = nn.Linear(in_features, out_features, bias=False, dtype=torch.float64)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(out_features, in_features, generator=generator, dtype=torch.float64))
-    return AnalogLinear.from_digital(linear, hardware)
-
-
 def mismatch(layer):
     """Errors of the converters of chip 3, under the names that `crossbar.array` draws them by."""
     hardware, tile = layer.hardware, layer.hardware.tile
@@ -99,7 +91,7 @@ def test_agrees_with_the_oracle(shape, tile, dac, adc, device, output_noise, fau
     batch, in_features, out_features = shape
     faults = Faults(0.05, 0.05, 0.02, 0.05, 0.05, spare_cols=1, seed=seed) if faulty else None
     hardware = Hardware(device=device, tile=tile, dac=dac, adc=adc, output_noise=output_noise, faults=faults)
-    layer = linear_layer(in_features, out_features, hardware, seed)
+    layer = linear_layer(in_features, out_features, hardware, seed=seed)
     layer.program(3)
     layer.age(3600.0)
     ranges = {}

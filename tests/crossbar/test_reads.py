@@ -5,31 +5,11 @@ import dataclasses
 
 import pytest
 import torch
-from torch import nn
-from transformers.pytorch_utils import Conv1D
 
 from crossbar import AnalogLinear, Converter, Hardware, Ledger, Tile, presets
+from tests.crossbar.conftest import digital, inputs, programmed
 
 QUIET = Hardware(output_noise=0.0)
-
-
-def digital(kind, in_features=10, out_features=7, dtype=torch.float32, seed=0):
-    layer = nn.Linear(in_features, out_features) if kind is nn.Linear else Conv1D(out_features, in_features)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return layer.to(dtype)
-
-
-def inputs(*shape, dtype=torch.float32, seed=1):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
-
-
-def programmed(hardware, seed=0, **size):
-    layer = AnalogLinear.from_digital(digital(nn.Linear, **size), hardware)
-    layer.program(seed)
-    return layer
 
 
 def test_consecutive_reads_differ_and_repeat_after_a_reset():
@@ -58,7 +38,7 @@ def test_reads_differ_by_chip_name_and_time():
     x = inputs(5, 10)
 
     def read(seed=0, name="a", seconds=0.0):
-        layer = AnalogLinear.from_digital(digital(nn.Linear), hardware, name)
+        layer = AnalogLinear.from_digital(digital(), hardware, name)
         layer.program(seed)
         layer.age(seconds)
         return layer(x)
@@ -99,7 +79,7 @@ def test_programmed_state_stays_out_of_the_state_dict():
 
 
 def test_repr_tells_shape_and_age():
-    layer = AnalogLinear.from_digital(digital(nn.Linear), Hardware())
+    layer = AnalogLinear.from_digital(digital(), Hardware())
     assert "10, 7, not programmed" in repr(layer)
     layer.program(4)
     layer.age(3600.0)
@@ -112,7 +92,7 @@ def test_repr_tells_shape_and_age():
 @pytest.mark.parametrize("read", [AnalogLinear.forward, AnalogLinear.read_out])
 def test_counts_worked_out_by_hand(read):
     # 10 inputs on tiles of 4 rows: 3 row tiles. 7 outputs on tiles of 2 columns: 4 column tiles.
-    layer = AnalogLinear.from_digital(digital(nn.Linear), Hardware(tile=Tile(4, 2), dac=Converter(bits=6)), "one")
+    layer = AnalogLinear.from_digital(digital(), Hardware(tile=Tile(4, 2), dac=Converter(bits=6)), "one")
     with Ledger() as ledger:
         read(layer, inputs(6, 10))
     assert ledger.to_dict() == {
@@ -127,7 +107,7 @@ def test_counts_worked_out_by_hand(read):
 
 
 def test_counts_grow_with_vectors_of_any_shape():
-    layer = AnalogLinear.from_digital(digital(nn.Linear), presets.ideal(), "one")
+    layer = AnalogLinear.from_digital(digital(), presets.ideal(), "one")
     with Ledger() as ledger:
         layer(inputs(2, 3, 10))
         layer(inputs(10))
@@ -144,7 +124,7 @@ def test_counts_grow_with_vectors_of_any_shape():
     "dac", [None, *(Converter(range=range_) for range_ in ("static", "per_token", "max"))], ids=str
 )
 def test_empty_batches_pass(dac):
-    layer = AnalogLinear.from_digital(digital(nn.Linear), Hardware(dac=dac))
+    layer = AnalogLinear.from_digital(digital(), Hardware(dac=dac))
     assert layer(torch.zeros(0, 3, 10)).shape == (0, 3, 7)
 
 
@@ -159,5 +139,5 @@ def test_empty_batches_pass(dac):
     ids=str,
 )
 def test_empty_batches_are_read_out(dac):
-    layer = AnalogLinear.from_digital(digital(nn.Linear), Hardware(dac=dac, tile=Tile(4, 3)))
+    layer = AnalogLinear.from_digital(digital(), Hardware(dac=dac, tile=Tile(4, 3)))
     assert layer.read_out(torch.zeros(0, 10)).shape == (3, 0, 7)

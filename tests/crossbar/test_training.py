@@ -2,6 +2,7 @@
 
 import copy
 import dataclasses
+import functools
 
 import pytest
 import torch
@@ -28,22 +29,13 @@ from crossbar import (
 )
 from crossbar.devices.reram import CmoReRam
 from crossbar.streams import ReadNoise
+from tests.crossbar import conftest
 
 STATIC = Converter(range="static", full_scale=1.5)
 I, O, B = 11, 5, 6  # noqa: E741 - as in every docstring
 
-
-def digital(kind=nn.Linear, dtype=torch.float64, seed=0):
-    layer = nn.Linear(I, O) if kind is nn.Linear else Conv1D(O, I)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        for parameter in layer.parameters():
-            parameter.copy_(torch.randn(parameter.shape, generator=generator))
-    return layer.to(dtype)
-
-
-def inputs(*shape, seed=1, dtype=torch.float64):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
+digital = functools.partial(conftest.digital, in_features=I, out_features=O, dtype=torch.float64)
+inputs = functools.partial(conftest.inputs, dtype=torch.float64)
 
 
 def model_of(hardware, dtype=torch.float32):

@@ -23,6 +23,7 @@ from crossbar import (
     replayed_reads,
     reset_reads,
 )
+from tests.crossbar.conftest import inputs
 
 NOISY = Hardware(tile=Tile(8, 8))
 DAY = 86400.0
@@ -49,10 +50,6 @@ def model_of(hardware=NOISY, dtype=torch.float32, seed=0, size=20):
     program(model, 1)
     age(model, "1d")
     return model
-
-
-def inputs(*shape, seed=1, dtype=torch.float32):
-    return torch.randn(shape, generator=torch.Generator().manual_seed(seed)).to(dtype)
 
 
 def step(model, x, run=None, autocast=False):

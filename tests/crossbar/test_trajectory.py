@@ -1,5 +1,7 @@
 """The life of a chip: the same chip at the same time always reads the same conductances."""
 
+import functools
+
 import numpy as np
 import pytest
 import torch
@@ -8,10 +10,14 @@ from torch import nn
 
 from crossbar import InputError, age, convert, load_state, presets, program, save_state, trajectory
 from crossbar.devices import PCM
+from tests.crossbar import conftest
+from tests.crossbar.conftest import reads, same
 
 N = 20_000
 KEY = (0, "layer")
 HOUR, DAY = 3600.0, 86400.0
+
+chip = functools.partial(conftest.chip, presets.pcm())
 
 
 def cells(key=KEY):
@@ -28,29 +34,6 @@ def standardised(state, seconds, key=KEY):
     drifted = PCM().drifted(state, seconds)
     read = trajectory.conductances(PCM(), state, seconds, key)
     return (read - drifted) / PCM().fluctuation(state, drifted, seconds)
-
-
-def chip(seed=0, shape=(70, 50)):
-    model = nn.Sequential(nn.Linear(*shape), nn.Linear(shape[1], 9))
-    with torch.random.fork_rng():
-        torch.manual_seed(0)
-        for layer in model:
-            layer.reset_parameters()
-    convert(model, presets.pcm())
-    program(model, seed)
-    return model
-
-
-def reads(model, *times):
-    found = {}
-    for time in times:
-        age(model, time)
-        found[time] = [*model[0].conductances(), *model[1].conductances()]
-    return found
-
-
-def same(a, b):
-    return all(np.array_equal(x, y, equal_nan=True) for x, y in zip(a, b, strict=True))
 
 
 def test_order_of_reads_does_not_matter():

@@ -1,6 +1,7 @@
 """Programming in rounds: nearer to the targets, for pulses that are counted."""
 
 import dataclasses
+import functools
 import math
 
 import pytest
@@ -11,7 +12,6 @@ from hypothesis import strategies as st
 from torch import nn
 
 from crossbar import (
-    AnalogLinear,
     Faults,
     Hardware,
     InputError,
@@ -29,8 +29,10 @@ from crossbar import (
 from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.programming import write
+from tests.crossbar import conftest
 
 KEY = (3, "layer")
+linear_layer = functools.partial(conftest.linear_layer, dtype=torch.float32)
 DEVICES = [
     devices.PCM(),
     presets.hermes().device,
@@ -50,14 +52,6 @@ def targets(device, *shape, seed=0):
 def distance(device, state, target):
     """Distance from the target as a part of g_max, as a read without error or 1/f noise finds it."""
     return (trajectory.conductances(device, state, 0.0, KEY, noise=False) - target).abs() / device.g_max
-
-
-def linear_layer(in_features, out_features, hardware, name="linear", seed=0):
-    linear = nn.Linear(in_features, out_features, bias=False)
-    generator = torch.Generator().manual_seed(seed)
-    with torch.no_grad():
-        linear.weight.copy_(torch.randn(out_features, in_features, generator=generator))
-    return AnalogLinear.from_digital(linear, hardware, name)
 
 
 @every_device

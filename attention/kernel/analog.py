@@ -1,0 +1,327 @@
+"""Attention on analog keys and values: both products with converters, device error and noise (physics.md).
+
+Score stage: the query drives the D columns through its DAC, and each attended token's row is sensed: one conversion a
+pair (in each of ⌈D / columns⌉ tiles), scaled by the token's row and the query's range in digital. Softmax is digital.
+Value stage: attention weights times the tokens' scales drive the open rows through the DAC, and the D columns of each
+touched tile are sensed: D conversions a tile, added in digital. A tile that a query does not touch is not converted.
+
+A slow transcription of the same is `attention.kernel.analog_reference`.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from itertools import groupby, pairwise
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
+from attention.kernel.gather import Step, steps
+from attention.kernel.schedule import Schedule
+from attention.kernel.token_rows import TokenRows
+from crossbar.converters import convert, drive
+from crossbar.hardware import Hardware
+from crossbar.streams import Key, ReadNoise
+
+_TINY = 1e-30  # range of an all-zero row: any positive number gives zeros
+
+
+def attend_analog(
+    q: Tensor, keys: TokenRows, values: TokenRows, work: Schedule, options: Options, hardware: Hardware, key: Key
+) -> tuple[Tensor, Tensor | None]:
+    """Output [B, H, N_queries, D] and, if asked for, log-sum-exp of the converted scores [B, H, N_queries].
+
+    Gradients go straight through the converters, inside their range, and through what noise and the cells added.
+
+    Args:
+        q: queries [B, H, N_queries, D].
+        keys: the K memory.
+        values: the V memory.
+        work: the pattern's schedule, made with ``tile`` = ``hardware.tile.rows``.
+        options: as for digital attention.
+        hardware: converters, geometry and noise.
+        key: of the read noise: seed, layer, and whatever tells this read from others.
+    """
+    problem = _Problem(keys.scale, values.scale, keys.variance, values.variance, work, options, hardware, key)
+    output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]
+    return output, lse if options.return_lse else None
+
+
+class _Problem(NamedTuple):
+    """What has no gradient: fields as the arguments of `attend_analog`."""
+
+    key_scale: Tensor
+    value_scale: Tensor
+    key_variance: Tensor | None
+    value_variance: Tensor | None
+    work: Schedule
+    options: Options
+    hardware: Hardware
+    key: Key
+
+
+class _Part(NamedTuple):
+    """One step's tensors, the first three dimensions [B, H_kv, G] as one, which is P in these shapes.
+
+    Attributes:
+        step: where they come from.
+        rows: queries [P, R, D].
+        keys, values: digits [P, L, D].
+        key_scale: [P, 1, L], times the softmax's scale and log₂ e: weights are powers of 2, which cost less.
+        value_scale: [P, 1, L].
+        key_variance, value_variance: [P, L, D] or None.
+        bias: 0 or −∞, [B or 1, 1, G or 1, R, L]; None: all attended.
+        kept: dropout factors [P, R, L] or None.
+        shape: B, H_kv and G.
+    """
+
+    step: Step
+    rows: Tensor
+    keys: Tensor
+    values: Tensor
+    key_scale: Tensor
+    value_scale: Tensor
+    key_variance: Tensor | None
+    value_variance: Tensor | None
+    bias: Tensor | None
+    kept: Tensor | None
+    shape: tuple[int, int, int]
+
+
+class _AnalogAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(ctx: Any, q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
+        ctx.problem = problem
+        ctx.set_materialize_grads(False)
+        ctx.save_for_backward(q, keys, values)
+        batch, heads, n_queries, size = q.shape
+        output = q.new_zeros(batch, n_queries, heads, size).transpose(1, 2)
+        lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
+        noise = _stream(problem, q)
+        for part in _parts(q, keys, values, problem):
+            for total, found in zip((output, lse), _attend(part, problem.hardware, noise), strict=True):
+                part.step.put_queries(total, unfold(found.unflatten(0, part.shape), heads))
+        return output, lse[..., 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        q, keys, values = ctx.saved_tensors
+        problem, heads, kv_heads = ctx.problem, q.shape[1], keys.shape[1]
+        noise = _stream(problem, q)  # the draws of the forward pass again
+        grad_q, grad_keys, grad_values = (torch.zeros_like(x, dtype=keys.dtype) for x in (q, keys, values))
+        for part in _parts(q, keys, values, problem):
+            inputs = [x.detach().requires_grad_() for x in (part.rows, part.keys, part.values)]
+            with torch.enable_grad():
+                found = _attend(
+                    part._replace(rows=inputs[0], keys=inputs[1], values=inputs[2]), problem.hardware, noise
+                )
+            outputs, grads = [], []
+            for result, grad in zip(
+                found, (grad_output, None if grad_lse is None else grad_lse[..., None]), strict=True
+            ):
+                if grad is not None:
+                    taken = fold(part.step.take_queries(grad), kv_heads).flatten(0, 2)
+                    outputs.append(result)
+                    grads.append(taken.to(result.dtype))
+            rows, found_keys, found_values = (
+                x.unflatten(0, part.shape) for x in torch.autograd.grad(outputs, inputs, grads, materialize_grads=True)
+            )
+            part.step.add_queries(grad_q, unfold(rows, heads))
+            part.step.add_keys(grad_keys, found_keys)
+            part.step.add_keys(grad_values, found_values)
+        return grad_q.to(q.dtype), grad_keys, grad_values, None
+
+
+def _stream(problem: _Problem, q: Tensor) -> ReadNoise | None:
+    noisy = problem.hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None
+    return ReadNoise((*problem.key, "read"), q.device) if noisy else None
+
+
+def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_Part]:
+    """The steps' tensors, always in the same order, along which noise and dropout are drawn."""
+    options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
+    generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
+    for step in steps(problem.work, q.shape[0] * q.shape[1]):
+
+        def taken(x: Tensor, step: Step = step) -> Tensor:
+            return step.take_keys(x).flatten(0, 2)
+
+        rows = fold(step.take_queries(q), kv_heads).to(dtype)
+        kept = None
+        if generator is not None:
+            shape = (rows.shape[:3].numel(), rows.shape[3], step.keys.shape[1])
+            draws = torch.rand(shape, generator=generator, dtype=dtype, device=q.device)
+            kept = (draws >= options.dropout).to(dtype).div_(1 - options.dropout)
+        yield _Part(
+            step=step,
+            rows=rows.flatten(0, 2),
+            keys=taken(keys),
+            values=taken(values),
+            key_scale=taken(problem.key_scale).transpose(1, 2) * (options.scale * math.log2(math.e)),
+            value_scale=taken(problem.value_scale).transpose(1, 2),
+            key_variance=None if problem.key_variance is None else taken(problem.key_variance),
+            value_variance=None if problem.value_variance is None else taken(problem.value_variance),
+            bias=bias_of(step, q, keys, options.mask),
+            kept=kept,
+            shape=(rows.shape[0], rows.shape[1], rows.shape[2]),
+        )
+
+
+def _attend(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> tuple[Tensor, Tensor]:
+    """A step's output [P, R, D] and log-sum-exp [P, R, 1]; differentiable.
+
+    Changes its own tensors in place where autograd does not need them: passes over scores are what takes the time.
+    """
+    scores = _scores(part, hardware, noise)
+    if part.bias is not None:
+        scores.view(*part.shape, *scores.shape[1:]).add_(part.bias)
+    largest = scores.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
+    weights = scores.sub_(largest).exp2_()
+    total = weights.sum(-1, keepdim=True)
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    lse = (largest + total.log2()).mul(math.log(2.0)).masked_fill(empty, -torch.inf)
+    if part.kept is not None:
+        weights = weights * part.kept
+    return _values(part, weights, total, hardware, noise), lse
+
+
+def _scores(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> Tensor:
+    """Scores [P, R, L] times log₂ e, as digital logic has them after the ADC and the scales, attended or not."""
+    size, columns = part.rows.shape[2], hardware.tile.cols
+    queries = part.rows.reshape(-1, size)
+    flat = drive(queries, hardware.dac, _largest(queries) if _per_token(hardware) else None)
+    codes = flat.codes.view_as(part.rows)
+    shape = (*part.rows.shape[:2], part.keys.shape[1])
+    total: Tensor | None = None
+    for low in range(0, size, columns):
+        here = slice(low, low + columns)
+        driven, cells = codes[..., here], part.keys[..., here].transpose(1, 2)
+        variance = None
+        if part.key_variance is not None:
+            spread = part.key_variance[..., here].transpose(1, 2)
+            if hardware.read_noise is not None and hardware.read_noise.form == "cheap":
+                spread = spread.mean(1, keepdim=True).expand_as(spread)
+            variance = (driven.detach() * flat.unit).square() @ spread
+        share = None
+        if hardware.adc is not None and hardware.adc.range == "active_rows":
+            active = (driven.detach() != 0).sum(-1, keepdim=True).clamp_(min=1)
+            share = active.to(driven.dtype) / driven.shape[-1]
+        sensed = _sense(driven, cells, flat.unit, shape, variance, share, hardware, noise)
+        total = sensed if total is None else total.add_(sensed)
+    assert total is not None
+    total = total.mul_(part.key_scale)
+    if isinstance(flat.full_scale, Tensor) and flat.full_scale.dim():
+        return total.mul_(flat.full_scale.view(*shape[:2], 1))
+    return total.mul_(flat.full_scale)
+
+
+def _values(part: _Part, weights: Tensor, total: Tensor, hardware: Hardware, noise: ReadNoise | None) -> Tensor:
+    """Outputs [P, R, D] of weights [P, R, L], which are those of softmax times ``total`` [P, R, 1]."""
+    dac, unit = hardware.dac, 1.0
+    full_scale: Tensor | float = 1.0
+    drives = _times(weights, part.value_scale)
+    if dac is None:
+        codes = _times(drives, total.reciprocal())
+    elif dac.range == "per_token":
+        largest = _largest(drives)
+        codes, unit, full_scale = convert(_times(drives, dac.levels / largest), dac), 1 / dac.levels, largest / total
+    else:
+        codes = convert(_times(drives, dac.levels / (dac.full_scale * total)), dac)
+        unit, full_scale = 1 / dac.levels, dac.full_scale
+    opened = None if part.bias is None else part.bias == 0  # [B or 1, 1, G or 1, R, L]
+    output: Tensor | None = None
+    for _, run in groupby(pairwise(part.step.group.bounds), lambda bounds: bounds[1] - bounds[0]):
+        tiles = list(run)
+        here = slice(tiles[0][0], tiles[-1][1])
+        sensed = _sense_tiles(part, codes[..., here], here, len(tiles), unit, opened, hardware, noise)
+        output = sensed if output is None else output.add_(sensed)
+    assert output is not None
+    return output * full_scale
+
+
+def _per_token(hardware: Hardware) -> bool:
+    return hardware.dac is not None and hardware.dac.range == "per_token"
+
+
+def _largest(x: Tensor) -> Tensor:
+    """The abs-max along the last dimension, kept, as a range of a converter: a positive number."""
+    x = x.detach()
+    return torch.maximum(x.amax(-1, keepdim=True), x.amin(-1, keepdim=True).neg_()).clamp_(min=_TINY)
+
+
+def _times(x: Tensor, factor: Tensor | float) -> Tensor:
+    """The product, in place where autograd does not need ``x``."""
+    return x * factor if torch.is_grad_enabled() else x.mul_(factor)
+
+
+def _sense_tiles(
+    part: _Part,
+    codes: Tensor,
+    here: slice,
+    tiles: int,
+    unit: float,
+    opened: Tensor | None,
+    hardware: Hardware,
+    noise: ReadNoise | None,
+) -> Tensor:
+    """Digital sum [P, R, D] over ``tiles`` neighbouring tiles of equally many keys, ``here`` among the step's keys."""
+
+    def cut(x: Tensor, dim: int) -> Tensor:
+        """[P, …] with the keys of each tile apart, tiles after P, both as one."""
+        return x if tiles == 1 else x.unflatten(dim, (tiles, -1)).movedim(dim, 1).flatten(0, 1)
+
+    driven, cells = cut(codes, 2), cut(part.values[:, here], 1)
+    variance = None
+    if part.value_variance is not None:
+        spread = cut(part.value_variance[:, here], 1)
+        if hardware.read_noise is not None and hardware.read_noise.form == "cheap":
+            spread = spread.mean(1, keepdim=True).expand_as(spread)
+        variance = (driven.detach() * unit).square() @ spread
+    shape = (*driven.shape[:2], cells.shape[2])
+    count = share = None
+    if opened is not None:
+        count = opened[..., here].unflatten(-1, (tiles, -1)).sum(-1).transpose(-1, -2)  # [B or 1, 1, G or 1, T, R]
+        count = count.expand(*part.shape, -1, shape[1]).reshape(shape[0], shape[1], 1).to(codes.dtype)
+    if hardware.adc is not None and hardware.adc.range == "active_rows":
+        share = codes.new_tensor(driven.shape[2]).expand(*shape[:2], 1) if count is None else count
+        share = share.clamp(min=1.0) / hardware.tile.rows
+    sensed = _sense(driven, cells, unit, shape, variance, share, hardware, noise)
+    if count is not None and bool((count == 0).any()):
+        sensed = sensed.mul_((count > 0).to(sensed.dtype))
+    return sensed if tiles == 1 else sensed.unflatten(0, (-1, tiles)).sum(1)
+
+
+def _sense(
+    codes: Tensor,
+    cells: Tensor,
+    unit: float,
+    shape: tuple[int, ...],
+    variance: Tensor | None,
+    share: Tensor | None,
+    hardware: Hardware,
+    noise: ReadNoise | None,
+) -> Tensor:
+    """What the ADCs deliver for ``codes @ cells``, in unit outputs."""
+    adc, sigma = hardware.adc, hardware.output_noise
+    # The product adds itself onto the noise, in ADC steps at once: one pass for multiplying, adding and scaling.
+    step = 1.0 if adc is None else adc.full_scale / adc.levels
+    if noise is None or (sigma == 0 and variance is None):
+        y, beta = codes.new_empty(shape), 0.0
+    else:
+        y, beta = noise.draw(shape).to(codes.dtype), sigma / step
+        if variance is not None:
+            y, beta = y.mul_(variance.add_(sigma**2).sqrt_()), 1 / step
+    y = y.baddbmm_(codes, cells, beta=beta, alpha=unit / step)
+    if adc is None:
+        return y
+    if adc.range == "static":
+        return convert(y, adc).mul_(step)
+    assert share is not None
+    part = share.sqrt()
+    return convert(y.div_(part), adc).mul_(part).mul_(step)

@@ -1,0 +1,228 @@
+"""The fast path: attention block of queries by block of queries, forward and backward.
+
+Peak memory is that of a few blocks' scores, because the backward pass computes each block again from the log-sum-exp of
+its queries instead of keeping its weights (Dao 2022). A query that is in several blocks gets their outputs merged by
+their log-sum-exp. Query heads that share a key head are laid side by side as more query rows, so keys and values are
+never repeated.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterator
+from typing import Any, NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor
+from torch.autograd.function import once_differentiable
+
+from attention.kernel.gather import Step, steps
+from attention.kernel.schedule import Schedule
+
+
+class Options(NamedTuple):
+    """What `attend_blocks` does to every block; fields as the arguments of `gated_attention`."""
+
+    scale: float
+    mask: Tensor | None
+    dropout: float
+    seed: int
+    return_lse: bool
+
+
+def attend_blocks(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> tuple[Tensor, Tensor | None]:
+    """Output [B, H, N_queries, D] and, if asked for, log-sum-exp [B, H, N_queries]; q, k, v as in `gated_attention`."""
+    if len(work.groups) == 1 and work.covered and not work.merged and len(work.groups[0].queries) == 1:
+        only = work.groups[0]
+        if only.ordered and not options.dropout and not options.return_lse:
+            # One block holds everything: autograd may keep what it likes, and nothing needs copying together.
+            step = Step(only, 0, 1, 0, only.shape[1])
+            return unfold(_fused(_part(q, k, v, step, options, None), options), q.shape[1])[:, :, 0], None
+    output, lse = _BlockAttention.apply(q, k, v, work, options)  # type: ignore[no-untyped-call]  # torch's own
+    return output, lse if options.return_lse else None
+
+
+def exact_dtype(dtype: torch.dtype) -> torch.dtype:
+    """The dtype that scores and log-sum-exps of ``dtype`` are computed in."""
+    return torch.float64 if dtype == torch.float64 else torch.float32
+
+
+class Part(NamedTuple):
+    """One step's tensors.
+
+    Attributes:
+        step: where they come from.
+        rows: queries [B, H_kv, G, R, D], where R counts the rows of all heads that share keys.
+        keys: [B, H_kv, G, L, D].
+        values: [B, H_kv, G, L, D].
+        bias: 0 or −∞, [B or 1, 1, G or 1, R, L]; None: all attended.
+        kept: dropout factors [B, H_kv, G, R, L]; None: no dropout.
+    """
+
+    step: Step
+    rows: Tensor
+    keys: Tensor
+    values: Tensor
+    bias: Tensor | None
+    kept: Tensor | None
+
+
+class _BlockAttention(torch.autograd.Function):
+    @staticmethod
+    def forward(
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options
+    ) -> tuple[Tensor, Tensor | None]:
+        ctx.work, ctx.options = work, options
+        ctx.set_materialize_grads(False)
+        batch, heads, n_queries, size = q.shape
+        trained = any(ctx.needs_input_grad[:3])
+        plain = not (trained or work.merged or options.return_lse or options.dropout)
+        # Laid out [B, N, H, D], as models merge heads next. Queries of no block attend nothing and stay 0.
+        dtype = exact_dtype(q.dtype) if work.merged else q.dtype
+        ready = work.covered and not work.merged
+        output = (q.new_empty if ready else q.new_zeros)(batch, n_queries, heads, size, dtype=dtype).transpose(1, 2)
+        if plain:
+            for part in _parts(q, k, v, work, options):
+                part.step.put_queries(output, unfold(_fused(part, options), heads))
+            return output, None
+        lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
+        for part in _parts(q, k, v, work, options):
+            out, out_lse = (unfold(x, heads) for x in _attend(part, options))
+            if work.merged:
+                out, out_lse = _merge(part.step.take_queries(output), part.step.take_queries(lse), out, out_lse)
+            part.step.put_queries(output, out)
+            part.step.put_queries(lse, out_lse)
+        output = output.to(q.dtype)
+        if trained:
+            ctx.save_for_backward(q, k, v, output, lse)
+        return output, lse[..., 0]
+
+    @staticmethod
+    @once_differentiable
+    def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None = None) -> tuple[Tensor | None, ...]:
+        q, k, v, output, lse = ctx.saved_tensors
+        dtype, heads, kv_heads = exact_dtype(q.dtype), q.shape[1], k.shape[1]
+        grad_output = torch.zeros_like(output) if grad_output is None else grad_output
+        # What softmax's Jacobian takes off every pair's gradient, the same for all keys of a query.
+        common = (grad_output.to(dtype) * output.to(dtype)).sum(-1, keepdim=True)
+        if grad_lse is not None:
+            common = common - grad_lse[..., None]
+        lse = lse.masked_fill(lse == -torch.inf, 0.0) * math.log2(math.e)
+        # Many blocks add to one key, so low precision would lose their sum.
+        grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=dtype) for x in (q, k, v))
+        for part in _parts(q, k, v, ctx.work, ctx.options):
+            step, scale = part.step, ctx.options.scale
+            rows, keys, values = (x.to(dtype) for x in (part.rows, part.keys, part.values))
+            weights = _scores(rows, keys, part.bias, scale).sub_(fold(step.take_queries(lse), kv_heads)).exp2_()
+            grad = fold(step.take_queries(grad_output), kv_heads).to(dtype)
+            grad_weights = grad @ values.transpose(-1, -2)
+            dropped = weights
+            if part.kept is not None:
+                grad_weights, dropped = grad_weights.mul_(part.kept), weights * part.kept
+            step.add_keys(grad_v, dropped.transpose(-1, -2) @ grad)
+            grad_scores = grad_weights.sub_(fold(step.take_queries(common), kv_heads)).mul_(weights).mul_(scale)
+            step.add_keys(grad_k, grad_scores.transpose(-1, -2) @ rows)
+            step.add_queries(grad_q, unfold(grad_scores @ keys, heads))
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+
+
+def _parts(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> Iterator[Part]:
+    """The steps' tensors, always in the same order.
+
+    Dropout draws from one generator along that order, so that the backward pass meets the forward pass's draws.
+    """
+    generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
+    for step in steps(work, q.shape[0] * q.shape[1]):
+        yield _part(q, k, v, step, options, generator)
+
+
+def _part(q: Tensor, k: Tensor, v: Tensor, step: Step, options: Options, generator: torch.Generator | None) -> Part:
+    rows, keys = fold(step.take_queries(q), k.shape[1]), step.take_keys(k)
+    kept = None
+    if generator is not None:
+        shape = (*rows.shape[:4], keys.shape[3])
+        draws = torch.rand(shape, generator=generator, dtype=exact_dtype(q.dtype), device=q.device)
+        kept = (draws >= options.dropout).to(draws.dtype).div_(1 - options.dropout)
+    return Part(step, rows, keys, step.take_keys(v), bias_of(step, q, k, options.mask), kept)
+
+
+def bias_of(step: Step, q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor | None:
+    """`Part.bias` of a step: pairs outside the pattern, and padding keys (bool [B, N_keys], False)."""
+    mask, bias = step.mask(), None
+    if mask is not None:
+        bias = _bias(mask, q.dtype).repeat(1, q.shape[1] // k.shape[1], 1)[None, None]
+    if padding is not None:
+        real = step.take_keys(_bias(padding, q.dtype)[:, None, :, None])[..., 0][:, :, :, None, :]  # [B, 1, G, 1, L]
+        bias = real if bias is None else bias + real
+    return bias
+
+
+def _fused(part: Part, options: Options) -> Tensor:
+    """A step's output [B, H_kv, G, R, D] by torch's own attention; differentiable."""
+    tensors, bias = (part.rows, part.keys, part.values), part.bias
+    batch, kv_heads, blocks, height, _ = part.rows.shape
+    # SDPA knows two dimensions before rows: B · H_kv and G, or, where a mask is a sequence's own, B and H_kv.
+    if blocks == 1 and batch > 1:
+        q, k, v = (x[:, :, 0] for x in tensors)
+        bias = None if bias is None else bias[:, :, 0]
+    else:
+        q, k, v = (x[0] if batch == 1 else x.flatten(0, 1) for x in tensors)
+        if bias is not None and len(bias) > 1:
+            bias = bias.expand(-1, kv_heads, blocks, height, -1).flatten(0, 1)
+        elif bias is not None:
+            bias = bias[0]
+    bias = None if bias is None else bias.expand(-1, -1, height, -1)
+    # It gives rows without any attended key output 0 and gradient 0 (torch 2.5 and later; tested).
+    output = F.scaled_dot_product_attention(q, k, v, bias, scale=options.scale)
+    return output.reshape(part.rows.shape)
+
+
+def _attend(part: Part, options: Options) -> tuple[Tensor, Tensor]:
+    """A step's output [B, H_kv, G, R, D] and log-sum-exp [B, H_kv, G, R, 1]."""
+    dtype = exact_dtype(part.rows.dtype)
+    scores = _scores(part.rows.to(dtype), part.keys.to(dtype), part.bias, options.scale)
+    # Any finite number may be subtracted before exp; an empty row's maximum is −∞, and −∞ − −∞ would be NaN.
+    largest = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
+    weights = scores.sub_(largest).exp2_()
+    total = weights.sum(-1, keepdim=True)
+    empty = total == 0
+    total.masked_fill_(empty, 1.0)
+    lse = (largest + total.log2()).mul_(math.log(2.0)).masked_fill_(empty, -torch.inf)
+    if part.kept is not None:
+        weights = weights.mul_(part.kept)
+    return (weights @ part.values.to(dtype)).div_(total), lse
+
+
+def _scores(rows: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Tensor:
+    """Scores times log₂ e: weights are powers of 2, which cost a quarter of those of e."""
+    scores = (rows * (scale * math.log2(math.e))) @ keys.transpose(-1, -2)
+    return scores if bias is None else scores.add_(bias)
+
+
+def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
+    """Attention over two sets of keys, from that over each: outputs [..., D] and log-sum-exps [..., 1]."""
+    merged = torch.logaddexp(lse, more_lse)
+    base = merged.masked_fill(merged == -torch.inf, 0.0)
+    return torch.addcmul(out * (lse - base).exp(), more, (more_lse - base).exp()), merged
+
+
+def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:
+    """0 where allowed, −∞ elsewhere."""
+    return torch.zeros(allowed.shape, dtype=dtype, device=allowed.device).masked_fill_(~allowed, -torch.inf)
+
+
+def fold(x: Tensor, kv_heads: int) -> Tensor:
+    """[B, H, G, R, ·] to [B, H_kv, G, (H / H_kv) · R, ·]: heads that share keys become more rows."""
+    if x.shape[1] == kv_heads:
+        return x
+    folded: Tensor = x.unflatten(1, (kv_heads, -1)).transpose(2, 3).flatten(3, 4)
+    return folded
+
+
+def unfold(x: Tensor, heads: int) -> Tensor:
+    """`fold` backwards."""
+    if x.shape[1] == heads:
+        return x
+    unfolded: Tensor = x.unflatten(3, (heads // x.shape[1], -1)).transpose(2, 3).flatten(1, 2)
+    return unfolded

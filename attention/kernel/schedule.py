@@ -1,0 +1,257 @@
+"""From a pattern to work: blocks of queries with the keys that they need, equal shapes together.
+
+A block is a set of queries with every key that any of them attends, gathered, and a mask that says which of those pairs
+are attended. Which queries share a block decides how many pairs are computed in vain: neighbours share the keys of
+windows and global tokens, queries that stand a stride apart share those of strides. So a pattern is taken in the pieces
+that it knows (`Pattern.pieces`), each laid out by residue, with pairs of earlier pieces left out; and queries that
+attend many times more keys than most others get blocks of their own.
+"""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from attention.kernel.layout import Block, blocks_of
+from attention.patterns.base import Pattern, Piece
+from attention.patterns.composition import Intersection, Union
+
+QUERY_BLOCK = 64
+"""Queries to a block: large enough for matrix products, small enough to skip keys under windows of 64 and more."""
+
+_WORTHWHILE = 0.75
+# Two blocks that read more than this share of all pairs cost more than one block of everything.
+
+_SHAPES = 32
+# Blocks of more key counts than this are padded to counts of 1/16 steps, so that fewer groups hold them.
+
+_SMALL = 256 * 256
+# Fewer pairs than this are computed in position order: merging pieces would cost more.
+
+
+@dataclass(frozen=True, eq=False)
+class Group:
+    """Blocks of one shape, G of them.
+
+    Attributes:
+        queries: rows of the query tensor, int64 [G, R].
+        keys: rows of the key tensor, int64 [G, L], rising in a block; padded with the last one.
+        masks: the different masks, bool [M, R, L], True where the pair is attended; None: all pairs of all blocks are.
+        which: the mask of each block, int64 [G]; None where ``masks`` is.
+        bounds: tile t of a block holds its keys ``bounds[t] : bounds[t + 1]``.
+        shared: leading keys that all blocks have.
+        step: from a block's other keys to the next block's, which are unbroken ranges; None if they are not.
+        ordered: whether the queries are one unbroken range, block after block.
+    """
+
+    queries: Tensor
+    keys: Tensor
+    masks: Tensor | None
+    which: Tensor | None
+    bounds: tuple[int, ...]
+    shared: int
+    step: int | None
+    ordered: bool
+
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """Blocks, queries of a block and keys of a block."""
+        return len(self.queries), self.queries.shape[1], self.keys.shape[1]
+
+
+@dataclass(frozen=True, eq=False)
+class Schedule:
+    """All the work of a pattern.
+
+    Attributes:
+        groups: the blocks.
+        merged: whether some query is in several blocks, whose outputs merge by their log-sum-exp.
+        covered: whether every query is in some block; the others attend nothing.
+    """
+
+    groups: tuple[Group, ...]
+    merged: bool
+    covered: bool
+
+    @property
+    def pairs(self) -> int:
+        """Pairs computed, attended or not."""
+        return sum(blocks * rows * keys for blocks, rows, keys in (group.shape for group in self.groups))
+
+
+def make(
+    pattern: Pattern,
+    n_queries: int,
+    n_keys: int,
+    offset: int = 0,
+    device: torch.device | None = None,
+    tile: int | None = None,
+) -> Schedule:
+    """The schedule of a static pattern that is the same for every head and sequence.
+
+    Memory while building follows the blocks worked on at once, never n². Kept: the keys of each block and each
+    different mask once, such as that of a window's inner blocks.
+
+    Args:
+        pattern: who attends to whom.
+        n_queries: number of queries, at positions ``offset`` on.
+        n_keys: number of keys.
+        offset: position of the first query.
+        device: where the indices and masks go.
+        tile: tokens of a tile of memory. Given, a query's keys all stay in one block, cut at the tiles' bounds: what a
+            tile adds up must not be taken apart.
+    """
+    # Built for keeps: tensors made inside torch.inference_mode() could not be used in training later.
+    with torch.inference_mode(False), torch.no_grad():
+        whole = tile is not None or n_queries * n_keys <= _SMALL
+        pieces = (_Part(Piece(pattern)),) if whole else _parts(pattern)
+        size = QUERY_BLOCK
+        blocks = _blocks(pieces, n_queries, n_keys, offset, size)
+        if len(pieces) == 1 and size < n_queries <= 2 * size:
+            read = sum(block.mask.numel() for block in blocks)
+            if read >= _WORTHWHILE * n_queries * n_keys:
+                blocks = _blocks(pieces, n_queries, n_keys, offset, n_queries)
+        reached = torch.zeros(n_queries, dtype=torch.int64, device="cpu")
+        for block in blocks:
+            reached[block.queries] += 1
+        merged = bool((reached > 1).any())
+        groups = tuple(_groups(blocks, tile, device or torch.device("cpu")))
+        return Schedule(groups, merged, bool((reached > 0).all()))
+
+
+schedule = lru_cache(maxsize=64)(make)
+"""`make`, kept for the next call with the same arguments."""
+
+
+@dataclass(frozen=True)
+class _Part:
+    """A piece's pairs, of them those ``within`` all of some patterns and outside some other pieces."""
+
+    piece: Piece
+    within: tuple[Pattern, ...] = ()
+    without: tuple[Piece, ...] = ()
+
+    def wanted(self, query: Tensor, key: Tensor) -> Tensor:
+        """Which of the piece's pairs are the part's; positions of one shape."""
+        pairs = torch.ones_like(query, dtype=torch.bool)
+        for pattern in self.within:
+            pairs &= pattern.allowed(query, key)
+        for piece in self.without:
+            pairs &= ~_holds(piece, query, key)
+        return pairs
+
+
+def _holds(piece: Piece, query: Tensor, key: Tensor) -> Tensor:
+    """Whether a piece holds pairs of positions, int64 of one shape."""
+    if piece.stride == 1:
+        return piece.pattern.allowed(query, key)
+    stride = piece.stride
+    return piece.pattern.allowed(query // stride, key // stride) & (query % stride == key % stride)
+
+
+def _parts(pattern: Pattern) -> tuple[_Part, ...]:
+    """A pattern in parts without common pairs, those in position order together and first."""
+    if isinstance(pattern, Union):
+        found = [part for member in pattern.parts for part in _parts(member)]
+    elif isinstance(pattern, Intersection):
+        # One member brings the layout, the one with the widest stride; the others thin it out.
+        split = [_parts(member) for member in pattern.parts]
+        chosen = max(range(len(split)), key=lambda i: max(part.piece.stride for part in split[i]))
+        others = tuple(member for i, member in enumerate(pattern.parts) if i != chosen)
+        if all(part.piece.stride == 1 for part in split[chosen]):
+            return (_Part(Piece(pattern)),)
+        found = [_Part(part.piece, part.within + others, part.without) for part in split[chosen]]
+        return tuple(found)
+    else:
+        pieces = pattern.pieces()
+        near = [piece.pattern for piece in pieces if piece.stride == 1]
+        found = [_Part(Piece(near[0] if len(near) == 1 else Union(tuple(near))))] if near else []
+        return (*found, *(_Part(piece) for piece in pieces if piece.stride > 1))
+    plain = [part for part in found if part.piece.stride == 1 and not part.within and not part.without]
+    parts: list[_Part] = []
+    if plain:
+        patterns = tuple(part.piece.pattern for part in plain)
+        parts.append(_Part(Piece(patterns[0] if len(patterns) == 1 else Union(patterns))))
+    for part in found:
+        if part not in plain:
+            # Pairs of a thinned-out earlier part are not all attended there, so it may not be left out whole.
+            if any(earlier.within for earlier in parts):
+                return (_Part(Piece(pattern)),)
+            parts.append(_Part(part.piece, part.within, part.without + tuple(p.piece for p in parts)))
+    return tuple(parts)
+
+
+def _blocks(parts: tuple[_Part, ...], n_queries: int, n_keys: int, offset: int, size: int) -> list[Block]:
+    blocks: list[Block] = []
+    for part in parts:
+        mask = part.wanted if part.within or part.without else None
+        blocks += blocks_of(part.piece, mask, n_queries, n_keys, offset, size)
+    return blocks
+
+
+def _groups(blocks: list[Block], tile: int | None, device: torch.device) -> list[Group]:
+    exact = len({block.mask.shape[1] for block in blocks}) <= _SHAPES
+    shapes: dict[tuple[int, ...], list[Block]] = {}
+    for block in blocks:
+        rows, keys = block.mask.shape
+        if tile is not None:
+            bounds = (0, *(block.keys.div(tile, rounding_mode="floor").diff().nonzero()[:, 0] + 1).tolist(), keys)
+        else:
+            bounds = (0, keys if exact else _rounded(keys))
+        shapes.setdefault((rows, *bounds), []).append(block)
+    return [_group(members, shape[1:], device) for shape, members in shapes.items()]
+
+
+def _group(blocks: list[Block], bounds: tuple[int, ...], device: torch.device) -> Group:
+    width = bounds[-1]
+    queries = torch.stack([block.queries for block in blocks])
+    keys = torch.stack([_padded(block.keys, width) for block in blocks])
+    found: dict[bytes, int] = {}
+    masks: list[Tensor] = []
+    which: list[int] = []
+    for block in blocks:
+        mask = torch.nn.functional.pad(block.mask, (0, width - block.mask.shape[1]))
+        place = found.setdefault(mask.numpy().tobytes(), len(masks))
+        if place == len(masks):
+            masks.append(mask)
+        which.append(place)
+    full = all(bool(mask.all()) for mask in masks)
+    shared, step = _run(keys)
+    flat = queries.flatten()
+    return Group(
+        queries=queries.to(device),
+        keys=keys.to(device),
+        masks=None if full else torch.stack(masks).to(device),
+        which=None if full else torch.tensor(which, device="cpu"),
+        bounds=bounds,
+        shared=shared,
+        step=step,
+        ordered=bool((flat.diff() == 1).all()),
+    )
+
+
+def _run(keys: Tensor) -> tuple[int, int | None]:
+    """`Group.shared` and `Group.step` of keys [G, L]."""
+    rising = (keys.diff(dim=1) == 1).all(0)
+    broken = (~rising).nonzero()[:, 0]
+    first = int(broken[-1]) + 1 if len(broken) else 0  # the keys from here on are one range in every block
+    if len(keys) == 1:
+        return first, 1
+    steps = keys[:, -1].diff()
+    constant = bool((keys[:, :first] == keys[:1, :first]).all())
+    if not constant or not bool((steps == steps[0]).all()) or int(steps[0]) < 1:
+        return 0, None
+    return first, int(steps[0])
+
+
+def _padded(keys: Tensor, width: int) -> Tensor:
+    return torch.cat((keys, keys[-1:].expand(width - len(keys)))) if len(keys) < width else keys
+
+
+def _rounded(keys: int) -> int:
+    """Up to the next multiple of about a sixteenth."""
+    step = max(1, 1 << max(0, keys.bit_length() - 5))
+    return -(-keys // step) * step

@@ -1,0 +1,171 @@
+"""Keys and values written into analog memory, one token a row (physics.md, "Analog memory for keys and values")."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from functools import lru_cache
+from typing import Any, cast
+
+import torch
+from torch import Tensor
+
+from crossbar.devices import AnyDevice, span
+from crossbar.errors import InputError
+from crossbar.hardware import CellNoise, Hardware, Tile, WriteVerify
+from crossbar.injection import QUANTILES, quantiles, sampled
+from crossbar.mapping import cell_weights, target_conductances
+from crossbar.streams import Key, ReadNoise
+
+_LEVELS = 256  # steps of a written number between −1 and 1, where its error is looked up
+_SAMPLES = 4096  # numbers written at each level
+_TINY = 1e-30  # a token row of nothing but smaller numbers is 0 to a cell
+_EXACT = 1e-6  # errors below this are rounding, not a device
+
+
+@dataclass(frozen=True)
+class TokenRows:
+    """Rows of a K or V memory as a read finds them: all that analog attention needs to know about the cells.
+
+    `write` makes them from tensors. A memory that keeps cells of its own, with an age for each row, hands in the same.
+
+    Attributes:
+        digits: what each pair of cells stands for now, G⁺ − G⁻ over the width of the window of conductances, with
+            programming error, drift and 1/f noise: [B, H_kv, N, D], float32 or float64; about −1 to 1.
+        scale: what a digit of 1 is worth in its token's row, [B, H_kv, N, 1].
+        variance: of each pair's white noise at a read, in digits squared: [B, H_kv, N, D]; None: no such noise.
+    """
+
+    digits: Tensor
+    scale: Tensor
+    variance: Tensor | None = None
+
+    def heads(self, index: Tensor) -> TokenRows:
+        """The rows of some key heads."""
+        variance = None if self.variance is None else self.variance.index_select(1, index)
+        return TokenRows(self.digits.index_select(1, index), self.scale.index_select(1, index), variance)
+
+    def sequence(self, index: int) -> TokenRows:
+        """The rows of one sequence of the batch."""
+        here = slice(index, index + 1)
+        return TokenRows(self.digits[here], self.scale[here], None if self.variance is None else self.variance[here])
+
+
+def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> TokenRows:
+    """Rows as they are ``seconds`` after all of them were written; gradients go straight through to ``x``.
+
+    A row's scale is the abs-max of its token. What the device adds to a number in ±1 is drawn from 256 quantiles of
+    4,096 cells that `crossbar.trajectory` wrote, aged and read at each of 257 levels, so it has their mean, deviation
+    and skew for every device, encoding and number of pairs. Row n of a head gets the same error however many rows
+    follow, and the same quantile at another age.
+
+    Args:
+        x: keys or values [B, H_kv, N, D].
+        hardware: device, encoding and read noise.
+        key: of the draws: seed, layer and role.
+        seconds: age of the rows.
+
+    Raises:
+        InputError: for hardware that `require_supported` refuses.
+    """
+    require_supported(hardware)
+    exact = x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
+    scale = torch.maximum(exact.amax(-1, keepdim=True), exact.amin(-1, keepdim=True).neg_())
+    scale = torch.where(scale > _TINY, scale, 1.0)
+    digits = exact / scale
+    device = cast(Any, hardware.device)  # a frozen description, so hashable, which its protocol does not say
+    statistics = error_statistics(device, hardware.tile.encoding, hardware.tile.pairs, hardware.verify, seconds)
+    errors = statistics.quantiles.to(x.device)
+    noise, variance = hardware.read_noise, None
+    if noise is not None and (noise.constant or noise.relative):
+        variance = torch.empty_like(digits)
+    noisy = bool((errors.abs() > _EXACT).any())
+    for b in range(len(digits) if noisy or variance is not None else 0):
+        for h in range(digits.shape[1]):
+            rows = digits[b, h]
+            level = rows.add(1.0).mul_(_LEVELS / 2).round_().int().view(-1)
+            if variance is not None:
+                variance[b, h] = _variance(statistics, noise, hardware).to(rows)[level].view_as(rows)
+            if noisy:
+                draws = ReadNoise((*key, b, h), x.device).bytes(tuple(rows.shape)).view(-1)
+                rows += errors.view(-1).index_select(0, level.mul_(QUANTILES).add_(draws)).view_as(rows)
+    if torch.is_grad_enabled() and x.requires_grad:
+        digits = _Written.apply(x, scale, digits)  # type: ignore[no-untyped-call]  # torch's own
+    return TokenRows(digits, scale, variance)
+
+
+def require_supported(hardware: Hardware) -> None:
+    """Refuse hardware that token rows do not have.
+
+    Raises:
+        InputError: naming the field.
+    """
+    for field, refused, wanted in (
+        ("tile.encoding", hardware.tile.encoding == "offset", "differential or balanced"),
+        ("tile.slices", hardware.tile.slices > 1, "1"),
+        ("faults", hardware.faults is not None, "None"),
+        ("dac.coding", hardware.dac is not None and hardware.dac.coding != "pwm", "pwm"),
+        ("dac.range", hardware.dac is not None and hardware.dac.range == "max", "per_token or static"),
+        *(
+            (f"{name}.{field}", part is not None and getattr(part, field) > 0, "0")
+            for name, part in (("dac", hardware.dac), ("adc", hardware.adc))
+            for field in ("gain_std", "offset_std")
+        ),
+        *(
+            (f"{name}.bits", part is not None and part.bits == 1, "2 or more")
+            for name, part in (("dac", hardware.dac), ("adc", hardware.adc))
+        ),
+    ):
+        if refused:
+            raise InputError(f"hardware field {field} is not supported for keys and values: give {wanted}")
+
+
+@dataclass(frozen=True, eq=False)
+class Statistics:
+    """What a device makes of numbers −1, −1 + 1/128, … 1.
+
+    Attributes:
+        quantiles: of the error, float32 [257, 256].
+        power: mean sum of the squares of a number's conductances, µS², float64 [257].
+        cells: conductances that make up a number.
+    """
+
+    quantiles: Tensor
+    power: Tensor
+    cells: int
+
+
+@lru_cache(maxsize=32)
+def error_statistics(
+    device: AnyDevice, encoding: Any, pairs: int, verify: WriteVerify | None, seconds: float
+) -> Statistics:
+    """Statistics of numbers written as `Tile` with this encoding and these pairs lays them out, read at an age."""
+    with torch.inference_mode(False), torch.no_grad():
+        tile = Tile(rows=_SAMPLES, cols=_LEVELS + 1, encoding=encoding, pairs=pairs)
+        level = torch.linspace(-1.0, 1.0, _LEVELS + 1, device="cpu")
+        low, width = span(device)
+        weight = level[:, None].expand(-1, _SAMPLES)
+        target = target_conductances(weight, torch.ones(1, _LEVELS + 1, device="cpu"), tile, low + width, low)
+        cells = sampled(device, target, verify, seconds, "token rows")
+        error = (cell_weights(cells, tile, width)[0].double() - level).t()  # [257, samples]
+        return Statistics(quantiles(error), cells.double().square().sum(0).mean(0), len(cells))
+
+
+def _variance(statistics: Statistics, noise: CellNoise | None, hardware: Hardware) -> Tensor:
+    """Variance of a number's white noise at each level, in digits squared, [257]: that of its mean cells."""
+    assert noise is not None
+    sum_of_squares = statistics.cells * noise.constant**2 + noise.relative**2 * statistics.power
+    return sum_of_squares / (hardware.tile.pairs * span(hardware.device)[1]) ** 2
+
+
+class _Written(torch.autograd.Function):
+    """Digits with the gradient of the number that was to be written."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, scale: Tensor, digits: Tensor) -> Tensor:
+        ctx.save_for_backward(scale)
+        ctx.dtype = x.dtype
+        return digits
+
+    @staticmethod
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, None, None]:
+        return (grad / ctx.saved_tensors[0]).to(ctx.dtype), None, None

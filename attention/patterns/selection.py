@@ -1,0 +1,226 @@
+"""Patterns that queries select by their scores, and the static pattern that a selection is."""
+
+from __future__ import annotations
+
+from abc import abstractmethod
+from dataclasses import dataclass, field
+from typing import ClassVar, NoReturn
+
+import torch
+from torch import Tensor
+
+from attention.patterns.base import LARGEST, Pattern
+from attention.patterns.family import Constant, Family
+from attention.patterns.heads import PerHead, per_sequence
+from attention.patterns.intervals import Spans
+from crossbar.errors import InputError, require_whole
+
+_SCORES = 2**22  # scores that exist at once while a selection is made: bounds memory
+
+
+@dataclass(frozen=True)
+class Selected(Family):
+    """Keys listed for each query, as intervals: what `TopK` and `BlockTopK` become by `Pattern.select`. No text.
+
+    Args:
+        start: int64 [N_queries, S], first key of each interval; a copy of both is kept.
+        stop: int64 [N_queries, S], after the last key of each.
+        offset: position of the first query that is listed.
+    """
+
+    start: Tensor = field(compare=False)
+    stop: Tensor = field(compare=False)
+    offset: int = 0
+    _content: Constant = field(init=False, repr=False)
+    name: ClassVar[str] = "selected"
+    cost: ClassVar[str] = "O(n k)"
+    shift_invariant: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        object.__setattr__(self, "_content", Constant(torch.stack([self.start, self.stop])))
+        object.__setattr__(self, "start", self._content.tensor[0])
+        object.__setattr__(self, "stop", self._content.tensor[1])
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether one of the query's intervals holds the key; nothing for queries that are not listed."""
+        row = query - self.offset
+        listed = (row >= 0) & (row < len(self.start))
+        row = torch.where(listed, row, 0)
+        pairs = torch.zeros_like(listed)
+        for start, stop in zip(self.start.to(query.device).T, self.stop.to(query.device).T, strict=True):
+            pairs = pairs | ((key >= start[row]) & (key < stop[row]))
+        return self.past(pairs & listed, query, key)
+
+    def spans(self, query: Tensor, n_keys: int) -> Spans:
+        """The intervals as they are listed."""
+        row = query - self.offset
+        if int(row.min()) < 0 or int(row.max()) >= len(self.start):
+            raise InputError(
+                f"{self.bare_text()} hold none for query {int(query.max() if row.min() >= 0 else query.min())}: select "
+                "with the queries that will attend"
+            )
+        stop = torch.minimum(self.stop.index_select(0, row), self.until(query, n_keys))
+        return Spans(self.start.index_select(0, row), stop)
+
+    def bare_text(self) -> str:
+        """For example ``<keys selected for queries 0 to 99>``."""
+        return f"<keys selected for queries {self.offset} to {self.offset + len(self.start) - 1}>"
+
+
+@dataclass(frozen=True)
+class Selecting(Family):
+    """A family whose pairs depend on queries and keys, one choice for each query of each head."""
+
+    is_static: ClassVar[bool] = False
+
+    @property
+    def length_invariant(self) -> bool:  # type: ignore[override]  # here it depends on the mode
+        """True if causal: a query chooses among its past, which later tokens do not change."""
+        return self.is_causal
+
+    @abstractmethod
+    def targets(self, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """What queries are scored against, [H, M, D], and which of it there is, bool [M].
+
+        Args:
+            k: the keys of one sequence, [H, N_keys, D].
+            real: bool [N_keys], False for keys that are padding; None if there are none.
+        """
+
+    @abstractmethod
+    def choose(self, scores: Tensor, there: Tensor, query: Tensor) -> Spans:
+        """The intervals of keys that queries choose, int64 [H, C, S] both.
+
+        Args:
+            scores: queries' scores with the targets, [H, C, M].
+            there: which targets there are, as `targets` gives it.
+            query: the positions of the queries, int64 [C].
+        """
+
+    def select(self, q: Tensor, k: Tensor, *, mask: Tensor | None = None, offset: int = 0) -> Pattern:
+        """See `Pattern.select`; scores are computed in chunks, in float32 or better: O(n²) time, O(n) memory."""
+        _require_scores(q, k, mask)
+        require_whole("offset", offset, least=0, most=LARGEST)
+        heads, n_queries = q.shape[1], q.shape[2]
+        dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
+
+        def of_sequence(b: int) -> Pattern:
+            keys = k[b].detach().to(dtype).repeat_interleave(heads // k.shape[1], 0)
+            targets, there = self.targets(keys, None if mask is None else mask[b])
+            chunk = max(1, _SCORES // targets.shape[:2].numel())
+            chosen: list[Spans] = []
+            for first in range(0, n_queries, chunk):
+                queries = q[b, :, first : first + chunk].detach().to(dtype)
+                position = torch.arange(first, first + queries.shape[1], device=q.device) + offset
+                chosen.append(self.choose(queries @ targets.transpose(1, 2), there, position))
+            start, stop = torch.cat([c.start for c in chosen], 1), torch.cat([c.stop for c in chosen], 1)
+            return PerHead([Selected(start[h], stop[h], offset, is_causal=self.is_causal) for h in range(heads)])
+
+        return per_sequence(q.shape[0], of_sequence)
+
+    def allowed(self, query: Tensor, key: Tensor) -> NoReturn:
+        """Refused: select first."""
+        self._refuse()
+
+    def spans(self, query: Tensor, n_keys: int) -> Spans:
+        """Refused: select first."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise InputError(f"pattern {str(self)!r} depends on queries and keys: make it static with pattern.select(q, k)")
+
+
+@dataclass(frozen=True)
+class TopK(Selecting):
+    """The ``k`` keys of largest score q · k for each query; causal: of those with j <= i. Text ``topk(32)``.
+
+    All of them where they are fewer than k. Ties are broken by ``torch.topk``.
+
+    Raises:
+        InputError: for k below 1.
+    """
+
+    k: int
+    name: ClassVar[str] = "topk"
+    cost: ClassVar[str] = "O(n k), scoring O(n²)"
+
+    def __post_init__(self) -> None:
+        require_whole("topk k", self.k, least=1, most=LARGEST)
+
+    def targets(self, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """The keys themselves."""
+        return k, torch.ones(k.shape[1], dtype=torch.bool, device=k.device) if real is None else real
+
+    def choose(self, scores: Tensor, there: Tensor, query: Tensor) -> Spans:
+        """An interval of one key for each of the k."""
+        key = torch.arange(len(there), device=there.device)
+        return _best(self.k, scores, self.past(there, query[:, None], key))
+
+    def bare_text(self) -> str:
+        """For example ``topk(32)``."""
+        return f"{self.name}({self.k})"
+
+
+@dataclass(frozen=True)
+class BlockTopK(Selecting):
+    """The query's own block of keys and the k − 1 others that fit it best (MoBA, Lu 2025). Text ``blocktopk(64, 8)``.
+
+    A block fits by q · mean of its keys. Causal: the others are past blocks, and j <= i in the own one.
+
+    Raises:
+        InputError: for a block or k below 1.
+    """
+
+    block: int
+    k: int
+    name: ClassVar[str] = "blocktopk"
+    cost: ClassVar[str] = "O(n k b), scoring O(n² / b)"
+    shift_invariant: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        require_whole("blocktopk block", self.block, least=1, most=LARGEST)
+        require_whole("blocktopk k", self.k, least=1, most=LARGEST)
+
+    def targets(self, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
+        """Each block's mean over its real keys."""
+        n_keys = k.shape[1]
+        block = torch.arange(n_keys, device=k.device) // self.block
+        counted = torch.ones(n_keys, dtype=k.dtype, device=k.device) if real is None else real.to(k.dtype)
+        blocks = -(-n_keys // self.block)
+        tokens = counted.new_zeros(blocks).index_add_(0, block, counted)
+        total = k.new_zeros(k.shape[0], blocks, k.shape[2]).index_add_(1, block, k * counted[:, None])
+        return total / tokens.clamp(min=1)[:, None], tokens > 0
+
+    def choose(self, scores: Tensor, there: Tensor, query: Tensor) -> Spans:
+        """An interval for each block, the own one first."""
+        block, own = torch.arange(len(there), device=there.device), query[:, None] // self.block
+        others = _best(self.k - 1, scores, there & (block < own if self.is_causal else block != own))
+        own = own.expand(len(scores), -1, 1)
+        start, stop = torch.cat([own, others.start], 2), torch.cat([own + 1, others.stop], 2)
+        return Spans(start * self.block, stop * self.block)
+
+    def bare_text(self) -> str:
+        """For example ``blocktopk(64, 8)``."""
+        return f"{self.name}({self.block}, {self.k})"
+
+
+def _best(k: int, scores: Tensor, candidate: Tensor) -> Spans:
+    """The up to ``k`` candidates [C, M] of largest score [H, C, M] as intervals [H, C, k] in rising order."""
+    scores = scores.masked_fill(~candidate, -torch.inf)
+    values, index = scores.topk(min(k, scores.shape[2]), dim=2)
+    start = torch.where(values == -torch.inf, scores.shape[2], index).sort(2).values
+    return Spans(start, torch.where(start == scores.shape[2], start, start + 1))
+
+
+def _require_scores(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+    shapes = f"q {list(q.shape)} and k {list(k.shape)}"
+    if q.dim() != 4 or k.dim() != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise InputError(f"select cannot take {shapes}: give [B, H, N, D] of both, with one B and D")
+    if k.shape[1] == 0 or q.shape[1] % k.shape[1]:
+        raise InputError(f"select cannot take {shapes}: give q a whole multiple of the heads of k")
+    if 0 in (q.shape[0], q.shape[2], k.shape[2]):
+        raise InputError(f"select cannot take {shapes}: give at least one sequence, query and key")
+    if mask is not None and (mask.dtype != torch.bool or mask.shape != (k.shape[0], k.shape[2])):
+        raise InputError(
+            f"padding mask {mask.dtype} {list(mask.shape)} does not fit: give bool [{k.shape[0]}, {k.shape[2]}]"
+        )

@@ -1,0 +1,193 @@
+"""A small transformer with sparse attention, and its training from nothing on associative recall."""
+
+from __future__ import annotations
+
+import time
+from collections.abc import Sequence
+from dataclasses import dataclass, replace
+from typing import NamedTuple
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from attention import Pattern, gated_attention
+from calibration.progress import Progress
+from calibration.tasks.recall import BLANK, Recall
+from crossbar.errors import InputError, require_number, require_whole
+from crossbar.streams import seed as derived_seed
+
+
+class Scores(NamedTuple):
+    """What the model returns: scores of the next token, ``logits`` [B, N, vocabulary]."""
+
+    logits: Tensor
+
+
+class SmallTransformer(nn.Module):
+    """A causal transformer of a few layers, each with sparse attention (`attention.gated_attention`) and an MLP.
+
+    The first layer turns queries and keys by their positions (Su 2021), so that it can look at near tokens; the others
+    compare content alone. Nothing depends on the length of a sequence. `BLANK` is embedded as zeros, and stays so.
+
+    Args:
+        vocabulary: different tokens.
+        pattern: who attends to whom, in every layer; made causal.
+        width: size of a token's vector.
+        heads: attention heads.
+        layers: layers.
+        seed: key of the initial weights.
+
+    Raises:
+        InputError: for heads that do not divide the width into even parts.
+    """
+
+    def __init__(
+        self, vocabulary: int, pattern: Pattern, *, width: int = 64, heads: int = 2, layers: int = 2, seed: int = 0
+    ) -> None:
+        super().__init__()
+        for name, number in (("vocabulary", vocabulary), ("width", width), ("heads", heads), ("layers", layers)):
+            require_whole(name, number, least=1)
+        if width % (2 * heads):
+            raise InputError(f"width {width} does not divide into {heads} heads of even size: give a multiple of both")
+        self.pattern = pattern.causal()
+        with torch.random.fork_rng(devices=[]):
+            torch.manual_seed(derived_seed((seed, "small transformer")))
+            self.embed = nn.Embedding(vocabulary, width, padding_idx=BLANK)
+            self.layers = nn.ModuleList(_Layer(width, heads, turned=k == 0) for k in range(layers))
+            self.norm = nn.LayerNorm(width)
+            self.read = nn.Linear(width, vocabulary, bias=False)
+
+    def forward(self, input_ids: Tensor) -> Scores:
+        """Tokens ``[B, N]`` to scores."""
+        x = self.embed(input_ids)
+        for layer in self.layers:
+            x = layer(x, self.pattern)
+        return Scores(self.read(self.norm(x)))
+
+
+class _Layer(nn.Module):
+    def __init__(self, width: int, heads: int, *, turned: bool) -> None:
+        super().__init__()
+        self.heads, self.turned = heads, turned
+        self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
+        self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
+        self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
+
+    def forward(self, x: Tensor, pattern: Pattern) -> Tensor:
+        q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
+        if self.turned:
+            q, k = _turned(q), _turned(k)
+        x = x + self.out(gated_attention(q, k, v, pattern).transpose(1, 2).flatten(2))
+        fed: Tensor = x + self.mlp(self.norms[1](x))
+        return fed
+
+
+def _turned(x: Tensor) -> Tensor:
+    """Rotary positions: pairs of dimensions of ``x`` [B, H, N, D] turned by angles that grow with the position."""
+    half = x.shape[3] // 2
+    frequency = 1000.0 ** -(torch.arange(half, device=x.device) / half)
+    angle = torch.arange(x.shape[2], device=x.device)[:, None] * frequency
+    cos, sin = angle.cos(), angle.sin()
+    a, b = x[..., :half], x[..., half:]
+    return torch.cat([a * cos - b * sin, a * sin + b * cos], -1)
+
+
+@dataclass(frozen=True)
+class Stage:
+    """A part of training.
+
+    Args:
+        task: what to draw sequences from.
+        batch: sequences of a step.
+        steps: at most so many.
+        enough: the stage ends when the running accuracy of its batches exceeds this.
+    """
+
+    task: Recall
+    batch: int
+    steps: int
+    enough: float
+
+
+class Training(NamedTuple):
+    """How training went.
+
+    Attributes:
+        steps: taken in each stage.
+        seconds: wall-clock time.
+        finished: False if time ran out first.
+    """
+
+    steps: tuple[int, ...]
+    seconds: float
+    finished: bool
+
+
+def curriculum(task: Recall) -> tuple[Stage, ...]:
+    """From two pairs with the questions right behind them to the task itself; the model may pass through fast."""
+    few = replace(task, pairs=min(2, task.pairs), gap=0, questions=-(-task.questions // 2))
+    some = replace(few, pairs=task.pairs // 2 + 1, gap=task.gap // 4)
+    few, some, short = (replace(stage, n=stage.episode) for stage in (few, some, task))
+    return (
+        Stage(few, batch=64, steps=500, enough=0.9),
+        Stage(some, batch=32, steps=200, enough=0.9),
+        Stage(short, batch=16, steps=200, enough=0.9),
+        Stage(task, batch=16, steps=300, enough=0.995),
+    )
+
+
+def train(
+    model: nn.Module,
+    stages: Sequence[Stage],
+    *,
+    rate: float = 3e-3,
+    minutes: float = 10.0,
+    seed: int = 0,
+    progress: Progress | None = None,
+) -> Training:
+    """Train in place, stage after stage, with AdamW; the rate rises over 50 steps and falls in the last stage.
+
+    Args:
+        model: takes ``input_ids`` and returns ``logits``, such as `SmallTransformer`.
+        stages: what to train on, such as a `curriculum`.
+        rate: learning rate.
+        minutes: training ends after so long. Results repeat exactly only where it does not.
+        seed: key of the sequences.
+        progress: told of each step.
+    """
+    require_number("rate", rate, above=0.0)
+    require_number("minutes", minutes, above=0.0)
+    optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
+    began, taken = time.monotonic(), [0] * len(stages)
+    total, before = sum(stage.steps for stage in stages), 0
+    model.train()
+    for k, stage in enumerate(stages):
+        running = 0.0
+        while taken[k] < stage.steps and running <= stage.enough:
+            if time.monotonic() - began > 60 * minutes:
+                model.eval()
+                return Training(tuple(taken), time.monotonic() - began, False)
+            if progress is not None:
+                progress(before + taken[k], total, f"{stage.task.n} tokens, accuracy {running:.0%}")
+            warm = min(1.0, (sum(taken) + 1) / 50)
+            left = 1 - taken[k] / stage.steps if k == len(stages) - 1 else 1.0
+            for group in optimizer.param_groups:
+                group["lr"] = rate * min(warm, left)
+            tokens, answers = stage.task.draw(stage.batch, ("training", seed, k, taken[k]))
+            running += 0.1 * (_step(model, optimizer, tokens, answers) - running)
+            taken[k] += 1
+        before += stage.steps
+    model.eval()
+    return Training(tuple(taken), time.monotonic() - began, True)
+
+
+def _step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor, answers: Tensor) -> float:
+    """One step; the accuracy of its batch."""
+    asked = answers >= 0
+    logits, wanted = model(input_ids=tokens).logits[asked], answers[asked]
+    optimizer.zero_grad()
+    F.cross_entropy(logits, wanted).backward()
+    nn.utils.clip_grad_norm_(model.parameters(), 1.0)
+    optimizer.step()
+    return float((logits.argmax(-1) == wanted).float().mean())

@@ -1,0 +1,72 @@
+"""What models return and tasks read: a vector for each token, or scores of the next token."""
+
+from __future__ import annotations
+
+import itertools
+import sys
+from typing import Any, Literal, Protocol, cast, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+from crossbar.errors import InputError
+
+Output = Literal["embeddings", "next tokens"]
+"""What a model gives: those of an encoder, or those of a causal language model."""
+
+
+@runtime_checkable
+class Hidden(Protocol):
+    """What an encoder returns."""
+
+    last_hidden_state: Tensor
+    """``[B, N, D]``"""
+
+
+@runtime_checkable
+class Scored(Protocol):
+    """What a language model returns."""
+
+    logits: Tensor
+    """``[B, N, V]``: after each token, the scores of the next."""
+
+
+def device_of(model: nn.Module) -> torch.device:
+    """Where a model's inputs belong."""
+    return next(itertools.chain(model.parameters(), model.buffers())).device
+
+
+def hidden_states(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """The last hidden state of each token, ``[B, N, D]``.
+
+    Raises:
+        InputError: for a model that returns none.
+    """
+    output = model(**inputs)
+    if not isinstance(output, Hidden):
+        raise InputError(
+            f"{type(model).__name__} returns {type(output).__name__}, which has no embeddings of tokens: give an "
+            "encoder such as minilm, or a task for language models such as perplexity"
+        )
+    return output.last_hidden_state
+
+
+def next_token_scores(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
+    """Scores of the next token after each token, ``[B, N, V]``.
+
+    Raises:
+        InputError: for a model that returns none, or scores each token in the light of what follows it.
+    """
+    output = model(**inputs)
+    if not isinstance(output, Scored) or _is_masked(output) or output.logits.shape[:-1] != inputs["input_ids"].shape:
+        raise InputError(
+            f"{type(model).__name__} returns {type(output).__name__}, which does not score next tokens: give a causal "
+            "language model such as smollm2, or a task for encoders such as wordsim"
+        )
+    return output.logits
+
+
+def _is_masked(output: object) -> bool:
+    # It has the same fields as a causal model's output, and would score absurdly well.
+    transformers = cast(Any, sys.modules.get("transformers.modeling_outputs"))
+    return transformers is not None and isinstance(output, transformers.MaskedLMOutput)

@@ -1,0 +1,106 @@
+"""Perplexity: how well a language model predicts encyclopedic text."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable
+from typing import TYPE_CHECKING, ClassVar
+
+import torch
+import torch.nn.functional as F
+from torch import Tensor, nn
+
+from calibration.embedding import Batch, evaluating
+from calibration.metrics import exponential
+from calibration.outputs import Output, device_of, next_token_scores
+from calibration.tasks.protocol import Split
+from calibration.tasks.wikipedia import articles, plain
+from crossbar.errors import InputError
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+_EVALUATION, _CALIBRATION = slice(20, 40), slice(40, 60)
+_CHARACTERS = 4000
+_BATCH = 2048  # tokens: scores of 49,152 words for each take 0.4 GB
+
+
+class Perplexity:
+    """Perplexity on Wikipedia in windows of tokens that know nothing of each other; lower is better.
+
+    The exponential of the mean loss (nats a token) over windows; the first token of a window is not predicted.
+    Articles 20 to 39 of gensim's extract are scored and articles 40 to 59 calibrate, each cleaned by
+    `calibration.tasks.wikipedia.plain`, cut at 4,000 characters and joined by a blank line; of each text the first
+    tokens are used, without special tokens. Nothing is drawn at random. SmolLM2, digital: 21.12 in 16
+    windows of 512 tokens, 18.62 in 4 of 2,048.
+
+    Args:
+        tokenizer: the model's own.
+        windows: how many are scored.
+        window_length: tokens in a window, of both splits.
+        calibration_windows: how many calibrate; None: as many as are scored.
+
+    Raises:
+        InputError: when gensim, which carries the text, is not installed, or for an impossible value.
+    """
+
+    name = "perplexity"
+    primary = "perplexity"
+    reads: ClassVar[Output] = "next tokens"
+
+    def __init__(
+        self,
+        tokenizer: PreTrainedTokenizerBase,
+        *,
+        windows: int = 16,
+        window_length: int = 512,
+        calibration_windows: int | None = None,
+    ) -> None:
+        if calibration_windows is None:
+            calibration_windows = windows
+        limit = tokenizer.model_max_length
+        if not 2 <= window_length <= limit:
+            raise InputError(
+                f"window_length {window_length} is not usable: give 2 to {limit} tokens, which is what the model reads"
+            )
+        bodies = articles()
+        self._windows = {
+            split: _windows(bodies[chosen], tokenizer, name, count, window_length)
+            for split, chosen, name, count in (
+                ("evaluation", _EVALUATION, "windows", windows),
+                ("calibration", _CALIBRATION, "calibration_windows", calibration_windows),
+            )
+        }
+
+    def batches(self, split: Split) -> Iterable[Batch]:
+        """Windows of the articles to calibrate on, or of those that are scored."""
+        windows = self._windows[split]
+        return [{"input_ids": part} for part in windows.split(max(1, _BATCH // windows.shape[1]))]
+
+    def metrics(self, model: nn.Module) -> dict[str, float]:
+        """``perplexity``, 1 or more; infinite for a model whose scores are not finite.
+
+        Raises:
+            InputError: for a model that is not a causal language model.
+        """
+        device = device_of(model)
+        losses: list[Tensor] = []
+        with torch.inference_mode(), evaluating(model):
+            for batch in self.batches("evaluation"):
+                ids = batch["input_ids"].to(device)
+                for scores, window in zip(next_token_scores(model, {"input_ids": ids}), ids, strict=True):
+                    losses.append(F.cross_entropy(scores[:-1].float(), window[1:]).double().cpu())
+        mean = torch.stack(losses).mean()
+        return {"perplexity": exponential(float(mean.nan_to_num(nan=torch.inf)))}
+
+
+def _windows(bodies: list[str], tokenizer: PreTrainedTokenizerBase, option: str, count: int, length: int) -> Tensor:
+    """The first ``count * length`` tokens of the articles, ``[count, length]`` int64."""
+    text = "\n\n".join(plain(body)[:_CHARACTERS] for body in bodies)
+    # Not verbose: it would warn that the text is longer than the model reads.
+    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    if not 1 <= count <= len(ids) // length:
+        raise InputError(
+            f"{option} {count} is not usable: give 1 to {len(ids) // length}, as many as the text has of "
+            f"{length} tokens"
+        )
+    return ids[: count * length].view(count, length)
