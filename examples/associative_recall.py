@@ -27,14 +27,12 @@ PATTERNS = {text.strip(): parse(text) for text in TEXTS.split(";")} | {
 
 
 def describe(pattern, task):
-    """Density of the whole square, and which questions the pattern covers."""
+    """Density of the whole square, and the questions that the pattern covers: directly / by relays too."""
     if not pattern.is_static:
         q, k = torch.randn(2, 1, 2, task.n, 8, generator=torch.Generator().manual_seed(0))
-        return density(pattern.select(q, k), task.n), "what it selects"
+        return density(pattern.select(q, k), task.n), "selects"
     direct, relayed = task.reach(pattern)
-    if direct in (0, 1) and relayed in (0, 1):
-        return density(pattern, task.n), "direct" if direct else "by relays" if relayed else "none"
-    return density(pattern, task.n), f"{direct:.0%} direct, {relayed:.0%} by relays"
+    return density(pattern, task.n), f"{direct:.0%} / {relayed:.0%}"
 
 
 def density(pattern, n):

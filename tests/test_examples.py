@@ -102,8 +102,8 @@ def test_associative_recall(tmp_path):
     assert done.returncode == 0, done.stderr
     rows = json.loads((tmp_path / "demo" / "associative_recall.json").read_text())
     assert [(row["pattern"], row["covers"]) for row in rows] == [
-        ("window(32)", "none"),
-        ("topk(4)", "what it selects"),
+        ("window(32)", "0% / 0%"),
+        ("topk(4)", "selects"),
     ]
     for row in rows:
         assert row["pattern"] in done.stdout

