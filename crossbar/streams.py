@@ -105,11 +105,10 @@ def _bit_generator(key: Key) -> np.random.SFC64:
 def _picked(words: npt.NDArray[np.uint16], shape: tuple[int, ...]) -> Tensor:
     """The quantiles that 16-bit words stand for."""
     z = torch.empty(shape)  # not a view of something longer: autograd would copy that whenever z is written to
-    flat, bits = z.view(-1), torch.from_numpy(words.view(np.int16))
-    for first in range(0, len(bits), _PIECE):
+    flat = z.view(-1)
+    for first in range(0, len(words), _PIECE):
         piece = slice(first, first + _PIECE)
-        index = bits[piece].to(torch.int32).bitwise_and_(_BINS - 1)
-        torch.index_select(_quantiles(), 0, index, out=flat[piece])
+        torch.index_select(_quantiles(), 0, torch.from_numpy(words[piece].astype(np.int32)), out=flat[piece])
     return z
 
 
