@@ -47,7 +47,7 @@ def attend_analog(
         key: of the read noise: seed, layer, and whatever tells this read from others.
     """
     problem = _Problem(keys.scale, values.scale, keys.variance, values.variance, work, options, hardware, key)
-    output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]
+    output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]  # torch
     return output, lse if options.return_lse else None
 
 

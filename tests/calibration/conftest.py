@@ -4,7 +4,7 @@ import pytest
 import torch
 from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from torch import nn
-from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
+from transformers import BertConfig, BertModel, LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 from calibration import load_model
 
@@ -102,3 +102,32 @@ def llama_folder(tmp_path_factory, letters, tiny_llama):
 def smollm2():
     """The real language model; half a minute where it was never converted, two seconds where it was."""
     return load_model("smollm2")
+
+
+@pytest.fixture(scope="module")
+def folder(tmp_path_factory):
+    """A tiny BERT that reads letters, as a model folder."""
+    path = tmp_path_factory.mktemp("models") / "letters"
+    letters = "abcdefghijklmnopqrstuvwxyz'-"
+    raw = Tokenizer(models.WordLevel({w: k for k, w in enumerate(["[PAD]", "[UNK]", *letters])}, unk_token="[UNK]"))
+    raw.pre_tokenizer = pre_tokenizers.Split(Regex("."), "isolated")
+    tokenizer = PreTrainedTokenizerFast(tokenizer_object=raw, pad_token="[PAD]", unk_token="[UNK]", model_max_length=64)
+    tokenizer.save_pretrained(path)
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        config = BertConfig(
+            vocab_size=40,
+            hidden_size=16,
+            num_hidden_layers=2,
+            num_attention_heads=2,
+            intermediate_size=24,
+            max_position_embeddings=64,
+        )
+        BertModel(config, add_pooling_layer=False).save_pretrained(path)
+    return path
+
+
+@pytest.fixture
+def job(folder):
+    """A job of two seconds."""
+    return ["--model", str(folder), "--task", "wordsim", "--times", "[1h]", "--chips", "2"]

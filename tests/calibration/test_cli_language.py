@@ -6,31 +6,14 @@ from importlib import util
 import pytest
 
 import calibration
-from calibration import cli, tasks
+from calibration import tasks
+from tests.calibration.command import assert_one_sentence, run
 
 
 @pytest.fixture
 def job(llama_folder):
     options = ["--task", "perplexity", "--windows", "2", "--window-length", "32", "--times", "[1h]", "--chips", "2"]
     return ["--model", str(llama_folder), *options]
-
-
-def run(capsys, *arguments):
-    """Exit code, standard output, standard error of a command in this process."""
-    capsys.readouterr()
-    try:
-        code = cli.main([str(argument) for argument in arguments])
-    except SystemExit as stop:
-        code = stop.code or 0
-    captured = capsys.readouterr()
-    return code, captured.out, captured.err
-
-
-def assert_one_sentence(code, out, err, *words):
-    assert (code, out) == (2, "")
-    assert len(err.splitlines()) == 1, err
-    for word in ("ohmformer: ", *words):
-        assert word in err
 
 
 @pytest.mark.parametrize("command", ["emulate", "calibrate"])
