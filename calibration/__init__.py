@@ -6,17 +6,20 @@ from calibration.compensation import DriftCompensation
 from calibration.emulate import emulate
 from calibration.models import load_model
 from calibration.ranges import InputRanges
-from calibration.recipe import Recipe, Step
+from calibration.recipe import Recipe
 from calibration.results import Calibration, Emulation, Measurement
+from calibration.step import Fitted, Stage, Step
 from calibration.tasks import Task
 
 __all__ = [
     "Calibration",
     "DriftCompensation",
     "Emulation",
+    "Fitted",
     "InputRanges",
     "Measurement",
     "Recipe",
+    "Stage",
     "Step",
     "Task",
     "calibrate",

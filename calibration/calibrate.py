@@ -15,6 +15,7 @@ from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.results import Calibration
+from calibration.step import Stage
 from calibration.tasks import Task
 from crossbar import Hardware, InputError, Ledger, age, new_chip, program, reset_gains, to_seconds
 
@@ -63,8 +64,8 @@ def calibrate(
         raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress)
-    written = [step for step in recipe.steps if step.before_programming]
-    measured = [step for step in recipe.steps if not step.before_programming]
+    written = [step for step in recipe.steps if step.stage is Stage.BEFORE_PROGRAMMING]
+    measured = recipe.steps[len(written) :]
     scores = bool(written) + len(measured) if staircase else 1
     experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds) * (1 + scores)
     experiment.score_digital()
@@ -81,7 +82,7 @@ def calibrate(
             reset_gains(experiment.analog)
             for index in range(max(len(written) - 1, 0), len(recipe.steps)):
                 step = recipe.steps[index]
-                if not step.before_programming:
+                if step.stage is not Stage.BEFORE_PROGRAMMING:
                     age(experiment.analog, time)
                     with Ledger() as ledger:
                         fitted = step.fit(experiment.analog, batches)

@@ -10,6 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.embedding import Batch
+from calibration.step import Stage
 from crossbar import AnalogLinear, InputError, analog_layers
 from crossbar.streams import uniform
 
@@ -34,7 +35,7 @@ class DriftCompensation:
         seed: of the test inputs.
     """
 
-    before_programming: ClassVar[bool] = False
+    stage: ClassVar[Stage] = Stage.IN_USE
     per: Per = "column"
     reference: Reference = "ideal"
     reads: int = 256

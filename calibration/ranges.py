@@ -13,6 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.embedding import Batch, evaluating
+from calibration.step import Stage
 from crossbar import AnalogLinear, InputError, analog_layers, bypassed
 
 Method = Literal["balanced", "abs_max", "quantile"]
@@ -42,7 +43,7 @@ class InputRanges:
         exponent: of ``balanced``; 0 leaves the weights alone, 0.5 shares evenly. 0.4 was best of 0.4 … 0.6 on MiniLM.
     """
 
-    before_programming: ClassVar[bool] = True
+    stage: ClassVar[Stage] = Stage.BEFORE_PROGRAMMING
     method: Method = "balanced"
     quantile: float = 0.9999
     exponent: float = 0.4

@@ -2,33 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, is_dataclass
-from typing import Any, Protocol
-
-from torch import Tensor, nn
+from itertools import pairwise
+from typing import Any
 
 from calibration.compensation import DriftCompensation
-from calibration.embedding import Batch
 from calibration.ranges import InputRanges
+from calibration.step import Step
 from crossbar.errors import InputError
-
-Fitted = dict[str, Tensor]
-"""What a step found: one tensor a layer, by the layer's name."""
-
-
-class Step(Protocol):
-    """One calibration step."""
-
-    @property
-    def before_programming(self) -> bool:
-        """Whether the step changes what is written into the cells, so that it comes before programming."""
-
-    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
-        """Find the step's values for a converted model as it is now; leaves the model unchanged."""
-
-    def apply(self, model: nn.Module, fitted: Fitted) -> None:
-        """Put fitted values into a converted model."""
 
 
 @dataclass(frozen=True)
@@ -36,7 +17,7 @@ class Recipe:
     """Steps in the order in which they are fitted and applied.
 
     Raises:
-        InputError: for a step that belongs before programming behind one that does not.
+        InputError: for no steps, and for a step behind one of a later stage.
     """
 
     name: str
@@ -45,9 +26,10 @@ class Recipe:
     def __post_init__(self) -> None:
         if not self.steps:
             raise InputError(f"recipe {self.name!r} has no steps: give one or more")
-        stages = [step.before_programming for step in self.steps]
-        if stages != sorted(stages, reverse=True):
-            raise InputError(f"recipe {self.name!r} changes the cells after measuring them: put InputRanges first")
+        for before, after in pairwise(self.steps):
+            if before.stage > after.stage:
+                names = type(after).__name__, type(before).__name__
+                raise InputError(f"recipe {self.name!r} is out of order: put {names[0]} before {names[1]}")
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the name, and each step with its fields (those of a dataclass)."""

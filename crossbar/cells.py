@@ -9,6 +9,7 @@ import torch
 from torch import Tensor, nn
 
 from crossbar import array, faults, mapping, programming, trajectory
+from crossbar.corrections import Corrected
 from crossbar.devices import State, window
 from crossbar.digital import digital_weight
 from crossbar.errors import InputError
@@ -19,7 +20,7 @@ from crossbar.units import to_seconds
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
-class ProgrammedCells(nn.Module):
+class ProgrammedCells(Corrected):
     """Cells ``[K, I, O]`` that stand for the weights of a digital layer: written, aged, faulty, read.
 
     Until they are programmed, they hold their targets exactly. `crossbar.AnalogLinear` computes with them, and says
@@ -50,8 +51,8 @@ class ProgrammedCells(nn.Module):
             self.register_buffer(buffer, None, persistent=False)
 
     def program(self, seed: int) -> None:
-        """Write the targets into the cells of chip ``seed``; the layer is then 0 s old, and gains are 1 again."""
-        self.column_gain = self._unit_gain()
+        """Write the targets into the cells of chip ``seed``; the layer is then 0 s old, without gain or correction."""
+        self.reset_gains()
         self._rescale()
         tile, device, key = self.hardware.tile, self.hardware.device, (seed, self.name)
         targets = self._targets()
@@ -68,13 +69,15 @@ class ProgrammedCells(nn.Module):
         self.set_state(state, seed, 0.0)
 
     def new_chip(self) -> None:
-        """Forget the chip: its faults, its cells and the gains that were measured on it."""
-        self.fault_map, self.column_gain = None, self._unit_gain()
+        """Forget the chip: its faults, its cells, the gains and the corrections that were measured on it."""
+        self.fault_map = None
+        self.reset_gains()
         self.set_state({}, None, 0.0)
 
     def reset_gains(self) -> None:
-        """Make the calibrated gains 1 again."""
+        """Make the calibrated gains 1 again, and drop output correction and adapter."""
         self.column_gain = self._unit_gain()
+        self.drop_corrections()
 
     def age(self, seconds: float) -> None:
         """Move to ``seconds`` after programming, forwards or backwards.

@@ -31,7 +31,8 @@ def analog_layers(model: nn.Module) -> dict[str, AnalogLinear]:
 def program(model: nn.Module, seed: int = 0) -> None:
     """Write every analog layer's targets as chip ``seed``, with programming error; the model is then 0 s old.
 
-    Input ranges and line scales stay; gains, which were measured on the cells as they were, become 1 again.
+    Input ranges and line scales stay; gains, which were measured on the cells as they were, become 1 again, and output
+    corrections and adapters are dropped.
 
     Raises:
         InputError: for a model without analog layers or a seed that is not a whole number of 0 or more.
@@ -69,7 +70,7 @@ def new_chip(model: nn.Module) -> None:
 
 @torch.inference_mode(False)
 def reset_gains(model: nn.Module) -> None:
-    """Make the calibrated gains of every layer 1 again, as right after programming."""
+    """Make the calibrated gains of every layer 1 again and drop output corrections and adapters."""
     for layer in analog_layers(model).values():
         layer.reset_gains()
 

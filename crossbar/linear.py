@@ -41,6 +41,10 @@ class AnalogLinear(ProgrammedCells):
             it before the DAC, and weights multiplied by it before they are mapped.
         input_range: calibrated or learned DAC range, 0-d, activation units; None until calibration.
         adc_range: calibrated or learned ADC range, 0-d or ``[T, O]``, unit outputs; None until calibration.
+        output_gain, output_offset: digital correction of what the tiles deliver, each ``[O]``, the offset in units of
+            the output; None until calibration.
+        adapter_down, adapter_up: digital low-rank adapter beside the tiles, ``[I, r]`` and ``[r, O]``: the output has
+            ``x @ down @ up`` in it; None until calibration. As parameters they can be trained.
         fault_map: codes of `crossbar.faults.Fault`, ``[K, I, O]``; None: no faults. Programming leaves it as it is.
         seed: which chip this is; None until it is programmed.
         seconds: time since programming.
@@ -83,12 +87,12 @@ class AnalogLinear(ProgrammedCells):
         return self._forward(x)
 
     def _forward(self, x: Tensor) -> Tensor:
-        vectors = self._vectors(x)
+        inputs = vectors = self._vectors(x)
         if self.bypass:
             digital: Tensor = self.digital(x)
             return digital
         if self.line_scale is not None:
-            vectors = vectors / self.line_scale
+            vectors = inputs / self.line_scale
             book(self.name, "digital_macs", vectors.numel())
         self._book_reads(vectors.shape[0])
         with torch.autocast(x.device.type, enabled=False):
@@ -97,6 +101,7 @@ class AnalogLinear(ProgrammedCells):
                 self._require_first_read()
             cells = self._fresh_array() if self.training else self._array()
             y = mvm.multiply(vectors, cells, self.hardware, self.input_range, noise)
+            y = self._corrected(y, inputs)
         self.reads += 1
         if isinstance(self.digital.bias, Tensor):
             y = y + self.digital.bias if y.requires_grad else y.add_(self.digital.bias)
@@ -139,6 +144,7 @@ class AnalogLinear(ProgrammedCells):
         self.column_gain = self._unit_gain()
         self.fix_ranges()
         self.input_range = self.adc_range = None
+        self.drop_corrections()
         self.set_state({}, None, 0.0)
 
     @torch.inference_mode(False)
@@ -152,12 +158,12 @@ class AnalogLinear(ProgrammedCells):
         return self
 
     def effective_weight(self) -> Tensor:
-        """What noise-free converters would see now, ``[O, I]`` in weight units, calibrated gains included."""
+        """What noise-free converters would see now, ``[O, I]`` in weight units, with calibrated gains and adapter."""
         cells, rows = self._array(), self.hardware.tile.rows
         weight = mvm.folded(cells.weight, cells.scales, rows)
         if cells.bias_scales is not None:
             weight = weight - cells.bias_scales.repeat_interleave(rows, 0)[: self.in_features]
-        return (weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
+        return self.corrected_weight(weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
 
     def static_input_range(self) -> Tensor | None:
         """The DAC range that does not depend on the input, 0-d; None where there is none."""

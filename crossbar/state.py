@@ -12,11 +12,12 @@ from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from crossbar.chip import analog_layers
+from crossbar.corrections import CORRECTIONS
 from crossbar.errors import InputError
 from crossbar.linear import AnalogLinear
 
 _VERSION = 1
-_OPTIONAL = ("input_range", "line_scale", "adc_range", "fault_map")
+_OPTIONAL = ("input_range", "line_scale", "adc_range", "fault_map", *CORRECTIONS)
 
 
 def save_state(model: nn.Module, path: str | Path) -> None:
@@ -84,14 +85,19 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         missing = {"scales", "column_gain", *(f"cells.{cells}" for cells in saved[name]["cells"])} - own.keys()
         if missing:
             raise InputError(f"state file {str(path)!r} lacks {sorted(missing)[0]!r} of {name}: write it again")
+        halves = [own.get("adapter_down"), own.get("adapter_up")]
+        if (halves[0] is None) != (halves[1] is None):
+            raise InputError(f"state file {str(path)!r} has half an adapter of {name}: write it again")
+        rank = 0 if halves[0] is None else halves[0].shape[-1]
         for key, tensor in own.items():
             found = f"{tensor.dtype} {list(tensor.shape)}"
-            expected = f"{torch.uint8 if key == 'fault_map' else layer.scales.dtype} {_shape(layer, key, tensor)}"
+            expected = f"{torch.uint8 if key == 'fault_map' else layer.scales.dtype} {_shape(layer, key, tensor, rank)}"
             if found != expected:
                 raise InputError(f"state file {str(path)!r} has {key} {found} in {name}, the model {expected}")
     for name, layer in layers.items():
         own = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
         layer.fix_ranges()
+        layer.drop_corrections()
         layer.scales, layer.column_gain = own["scales"], own["column_gain"]
         for key in _OPTIONAL:
             setattr(layer, key, own.get(key))
@@ -103,7 +109,7 @@ def _own(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
     return {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer}
 
 
-def _shape(layer: AnalogLinear, key: str, found: Tensor) -> list[int]:
+def _shape(layer: AnalogLinear, key: str, found: Tensor, rank: int) -> list[int]:
     """What the tensor called ``key`` must look like; an ADC range is one number or one for each column."""
     known = {
         "scales": layer.scales.shape,
@@ -111,6 +117,10 @@ def _shape(layer: AnalogLinear, key: str, found: Tensor) -> list[int]:
         "input_range": (),
         "line_scale": (layer.in_features,),
         "adc_range": layer.column_gain.shape if found.dim() else (),
+        "output_gain": (layer.out_features,),
+        "output_offset": (layer.out_features,),
+        "adapter_down": (layer.in_features, rank),
+        "adapter_up": (rank, layer.out_features),
     }
     return list(known.get(key, (layer.cells_a_weight, layer.in_features, layer.out_features)))
 

@@ -9,7 +9,7 @@ from typing import ClassVar
 import pytest
 import torch
 
-from calibration import DriftCompensation, InputRanges, Recipe, calibrate, emulate, tasks
+from calibration import DriftCompensation, InputRanges, Recipe, Stage, calibrate, emulate, tasks
 from crossbar import Hardware, InputError, Tile, age, analog_layers, convert, presets, program
 
 HOUR, DAY = 3600.0, 86400.0
@@ -20,7 +20,7 @@ class Spy:
     """A step that changes nothing and writes down when it was fitted and applied."""
 
     log: list
-    before_programming: ClassVar[bool] = False
+    stage: ClassVar[Stage] = Stage.IN_USE
 
     def fit(self, model, batches):
         layer = next(iter(analog_layers(model).values()))

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from calibration import DriftCompensation, InputRanges, Recipe, recipe
+from calibration import DriftCompensation, InputRanges, Recipe, Stage, recipe
 from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
 
 STEPS = {
@@ -157,8 +157,7 @@ def test_a_model_that_was_not_converted_is_refused(step, batches):
 def test_fast_is_ranges_then_compensation():
     fast = recipe.get("fast")
     assert fast == Recipe("fast", (InputRanges(), DriftCompensation()))
-    assert fast.steps[0].before_programming
-    assert not fast.steps[1].before_programming
+    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING, Stage.IN_USE]
 
 
 def test_refusals():
@@ -166,5 +165,5 @@ def test_refusals():
         recipe.get("best")
     with pytest.raises(InputError, match="recipe 'empty' has no steps"):
         Recipe("empty", ())
-    with pytest.raises(InputError, match="recipe 'late' changes the cells after measuring them: put InputRanges first"):
+    with pytest.raises(InputError, match="recipe 'late' is out of order: put InputRanges before DriftCompensation"):
         Recipe("late", (DriftCompensation(), InputRanges()))
