@@ -12,6 +12,7 @@ from attention.events import Axis, Events, Placement
 from attention.patterns.base import Pattern
 from attention.platforms import ideal
 from crossbar.errors import InputError, require_whole
+from crossbar.ledger import book
 
 _PAIRS = 2**13
 # Pairs counted at a time: bounds memory, and is small enough that torch does not wake threads for it.
@@ -46,6 +47,45 @@ class Counts:
         return Counts(*(getattr(self, f.name) * times for f in fields(self)))
 
     __rmul__ = __mul__
+
+
+def book_attention(
+    layer: str,
+    counts: Counts,
+    *,
+    head_dim: int,
+    queries: int,
+    columns: int = 256,
+    pairs: int = 1,
+    dac: int | None = None,
+    adc: int | None = None,
+) -> None:
+    """Book counts of attention in open ledgers, with the digital work that goes with them.
+
+    Digital logic scales and adds each conversion; the softmax subtracts the largest score of each attended pair, adds
+    its exponential, and takes a reciprocal for each query.
+
+    Args:
+        layer: whose they are.
+        counts: of all heads and sequences.
+        head_dim: D.
+        queries: all heads' and sequences' together.
+        columns: of a tile.
+        pairs: copies of each number in the cells.
+        dac, adc: the converters' bits.
+    """
+    across = -(-head_dim // columns)
+    attended = counts.score_conversions // across
+    conversions = counts.score_conversions + counts.value_conversions
+    book(layer, "column_activations", counts.score_sense_lines)
+    book(layer, "row_activations", counts.value_row_drives)
+    book(layer, "dac_conversions", counts.query_drives + counts.value_row_drives, dac)
+    book(layer, "adc_conversions", conversions, adc)
+    book(layer, "cell_macs", 2 * attended * head_dim * pairs)
+    book(layer, "tile_reads", across * (counts.query_drives + counts.value_conversions) // head_dim)
+    book(layer, "attended_pairs", attended)
+    book(layer, "digital_macs", conversions + attended)
+    book(layer, "special_functions", attended + queries)
 
 
 def tally(

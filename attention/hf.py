@@ -15,12 +15,12 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attention.counts import count
+from attention.counts import book_attention, count
 from attention.gated import gated_attention
 from attention.patterns.base import Pattern
 from attention.patterns.text import parse
 from crossbar.errors import InputError
-from crossbar.ledger import book, counting
+from crossbar.ledger import counting
 
 _INTERFACE = "ohmformer"
 _GATE = "_ohmformer_gate"
@@ -188,7 +188,5 @@ def _book(name: str, pattern: Pattern, query: Tensor, key: Tensor, padding: Tens
     for (own, length), sequences in alike.items():
         first = max(0, length - n_queries) if offset else 0
         opened = sequences * count(own, length, first=first, head_dim=query.shape[3], heads=query.shape[1])
-        book(name, "column_activations", opened.score_sense_lines)
-        book(name, "row_activations", opened.value_row_drives)
-        book(name, "dac_conversions", opened.query_drives + opened.value_row_drives)
-        book(name, "adc_conversions", opened.score_conversions + opened.value_conversions)
+        queries = sequences * query.shape[1] * (length - first)
+        book_attention(name, opened, head_dim=query.shape[3], queries=queries)

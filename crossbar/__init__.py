@@ -1,29 +1,36 @@
-"""Physics of analog crossbar tiles: devices, converters, linear layers, and what they count.
+"""Physics of analog crossbar tiles: devices, converters, linear layers, what they count and what that costs.
 
 ``convert`` puts a model's linear layers on tiles, ``program`` writes them as one chip, ``age`` moves the chip in time.
 """
 
 from crossbar import devices, presets
+from crossbar.baselines import Baseline, digital_baselines
 from crossbar.chip import age, analog_layers, bypassed, new_chip, program, reset_gains, reset_reads
 from crossbar.convert import ConversionReport, LayerReport, convert, restore
+from crossbar.energy import EnergyReport
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Converter, Faults, Hardware, Tile, WriteVerify
 from crossbar.ledger import Ledger
 from crossbar.linear import AnalogLinear
+from crossbar.prices import Price, PriceBook, price
 from crossbar.state import load_state, save_state
 from crossbar.training import clip_weights, learn_ranges, replayed_reads
 from crossbar.units import format_seconds, to_seconds
 
 __all__ = [
     "AnalogLinear",
+    "Baseline",
     "CellNoise",
     "ConversionReport",
     "Converter",
+    "EnergyReport",
     "Faults",
     "Hardware",
     "InputError",
     "LayerReport",
     "Ledger",
+    "Price",
+    "PriceBook",
     "Tile",
     "WriteVerify",
     "age",
@@ -32,11 +39,13 @@ __all__ = [
     "clip_weights",
     "convert",
     "devices",
+    "digital_baselines",
     "format_seconds",
     "learn_ranges",
     "load_state",
     "new_chip",
     "presets",
+    "price",
     "program",
     "replayed_reads",
     "reset_gains",

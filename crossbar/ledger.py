@@ -5,11 +5,30 @@ from __future__ import annotations
 from collections import defaultdict
 from contextvars import ContextVar, Token
 from types import TracebackType
-from typing import NamedTuple
+from typing import TYPE_CHECKING, NamedTuple
 
-from crossbar.errors import InputError
+from crossbar.errors import InputError, require_whole
+
+if TYPE_CHECKING:
+    from torch import nn
+    from torch.utils.hooks import RemovableHandle
 
 _active: ContextVar[tuple[Ledger, ...]] = ContextVar("active_ledgers", default=())
+
+COUNTERS = (
+    "row_activations", "column_activations", "dac_conversions", "adc_conversions", "cell_macs", "tile_reads",
+    "attended_pairs", "row_writes", "write_pulses", "events", "events_dropped", "hops_x", "hops_y", "barriers",
+    "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions", "sram_bytes", "dram_bytes",
+)  # fmt: skip
+"""Every counter that this project books.
+
+``tile_reads`` are products of one tile with one vector, ``write_pulses`` writes of one cell where programming verifies,
+``hops_x`` and ``hops_y`` steps of one event from tile to tile, ``synaptic_events`` spikes times the synapses that each
+meets, ``special_functions`` exponentials, roots, reciprocals and activation functions of one number.
+"""
+
+WHOLES = ("tile_reads", "attended_pairs")
+"""Counters that all-in prices take instead of the terms, which are counted beside them."""
 
 
 class Counter(NamedTuple):
@@ -18,23 +37,40 @@ class Counter(NamedTuple):
     name: str
     bits: int | None = None
 
+    def __str__(self) -> str:
+        return self.name if self.bits is None else f"{self.name}_{self.bits}bit"
+
 
 class Ledger:
     """Counts while the model runs: ``with Ledger() as ledger: model(x)``.
 
-    Counts are Python integers by layer and counter; prices are applied to them afterwards. Ledgers nest: each open one
-    counts. Counter names in use (gating.md): ``row_activations``, ``column_activations``, ``dac_conversions``,
-    ``adc_conversions`` (with bits), ``cell_macs``, ``digital_macs``, ``row_writes``, ``write_pulses``
-    (writes of one cell, where programming verifies).
+    Counts are Python integers by layer and counter (`COUNTERS`); prices are applied to them afterwards
+    (`crossbar.price`). Ledgers nest: each open one counts. Analog layers, gated attention, analog memory and the
+    controller book by themselves.
+
+    Args:
+        model: a model whose digital layers (linear layers, embeddings, norms, activation functions) are counted too,
+            by `crossbar.remainder`. A kind of layer with parameters that it does not know is named in ``uncounted``.
+
+    Attributes:
+        by_layer: counts.
+        uncounted: digital layers of unknown kinds, by name: the kind.
     """
 
-    def __init__(self) -> None:
+    def __init__(self, model: nn.Module | None = None) -> None:
         self.by_layer: defaultdict[str, defaultdict[Counter, int]] = defaultdict(lambda: defaultdict(int))
+        self.uncounted: dict[str, str] = {}
+        self._model = model
+        self._hooks: list[RemovableHandle] = []
         self._token: Token[tuple[Ledger, ...]] | None = None
 
     def __enter__(self) -> Ledger:
         if self._token is not None:
             raise InputError("this ledger is open already: open another Ledger inside it")
+        if self._model is not None:
+            from crossbar.remainder import watch
+
+            self._hooks, self.uncounted = watch(self._model, self.add)
         self._token = _active.set((*_active.get(), self))
         return self
 
@@ -44,6 +80,12 @@ class Ledger:
         assert self._token is not None
         _active.reset(self._token)
         self._token = None
+        for hook in self._hooks:
+            hook.remove()
+
+    def add(self, layer: str, name: str, count: int, bits: int | None = None) -> None:
+        """Add ``count`` of counter ``name`` (with a converter's ``bits``) for ``layer``."""
+        self.by_layer[layer][Counter(name, bits)] += int(count)
 
     def totals(self) -> dict[str, int]:
         """Counts by name, summed over layers and bits."""
@@ -53,12 +95,19 @@ class Ledger:
                 totals[counter.name] += count
         return dict(totals)
 
+    def per_token(self, tokens: int) -> dict[str, dict[str, float]]:
+        """Counts by layer as `to_dict` gives them, for each of ``tokens`` tokens on average.
+
+        Raises:
+            InputError: for fewer than one token.
+        """
+        require_whole("tokens", tokens, least=1)
+        return {layer: {name: n / tokens for name, n in counts.items()} for layer, counts in self.to_dict().items()}
+
     def to_dict(self) -> dict[str, dict[str, int]]:
         """Counts by layer, with keys such as ``adc_conversions`` or, where bits are known, ``adc_conversions_8bit``."""
         return {
-            layer: {
-                c.name if c.bits is None else f"{c.name}_{c.bits}bit": n for c, n in sorted(counts.items(), key=str)
-            }
+            layer: {str(counter): n for counter, n in sorted(counts.items(), key=str)}
             for layer, counts in self.by_layer.items()
         }
 
@@ -71,4 +120,4 @@ def counting() -> bool:
 def book(layer: str, name: str, count: int, bits: int | None = None) -> None:
     """Add ``count`` of counter ``name`` (with a converter's ``bits``) for ``layer`` to every open ledger."""
     for ledger in _active.get():
-        ledger.by_layer[layer][Counter(name, bits)] += int(count)
+        ledger.add(layer, name, count, bits)

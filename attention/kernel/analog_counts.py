@@ -6,7 +6,7 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from attention.counts import Counts
+from attention.counts import Counts, book_attention
 from attention.kernel.gather import Step
 from attention.kernel.schedule import Schedule
 from crossbar.hardware import Hardware
@@ -26,12 +26,16 @@ def book_reads(layer: str, q: Tensor, k: Tensor, work: Schedule, padding: Tensor
         return
     counts = read_counts(q, k, work, padding, hardware)
     dac, adc = (part.bits if part else None for part in (hardware.dac, hardware.adc))
-    book(layer, "column_activations", counts.score_sense_lines)
-    book(layer, "row_activations", counts.value_row_drives)
-    book(layer, "dac_conversions", counts.query_drives + counts.value_row_drives, dac)
-    book(layer, "adc_conversions", counts.score_conversions + counts.value_conversions, adc)
-    pairs = counts.score_conversions // _across(q.shape[3], hardware)
-    book(layer, "cell_macs", 2 * pairs * q.shape[3] * hardware.tile.pairs)
+    book_attention(
+        layer,
+        counts,
+        head_dim=q.shape[3],
+        queries=q.shape[:3].numel(),
+        columns=hardware.tile.cols,
+        pairs=hardware.tile.pairs,
+        dac=dac,
+        adc=adc,
+    )
 
 
 def read_counts(q: Tensor, k: Tensor, work: Schedule, padding: Tensor | None, hardware: Hardware) -> Counts:

@@ -38,6 +38,11 @@ def test_counts_by_hand(name, layers):
             "column_activations": pairs,
             "dac_conversions": lines + pairs,
             "adc_conversions": pairs + lines,
+            "cell_macs": 2 * HEAD_DIM * pairs,
+            "tile_reads": 2 * lines // HEAD_DIM,
+            "attended_pairs": pairs,
+            "digital_macs": 2 * pairs + lines,  # scale and add conversions; the softmax's sums
+            "special_functions": pairs + HEADS * sum(lengths),
         }
 
 

@@ -233,6 +233,8 @@ def test_counts_of_linear_layers_by_hand(net, task):
             "dac_conversions": 50 * (24 * 3 + 40 * 1),
             "adc_conversions": 50 * (40 * 2 + 8 * 3),
             "cell_macs": 50 * (24 * 40 + 40 * 8),
+            "tile_reads": 50 * (2 * 3 + 3 * 1),
+            "sram_bytes": 50 * (24 + 2 * 40 + 40 + 2 * 8),
             "digital_macs": 50 * (40 * 2 + 8 * 3),
         }
     }

@@ -119,7 +119,9 @@ def test_bit_serial_counts_by_hand():
             "dac_conversions_6bit": 6 * 10 * 3,
             "adc_conversions_8bit": 6 * 7 * 3 * 5,
             "cell_macs": 6 * 70 * 5,
+            "tile_reads": 6 * 3 * 3 * 5,
             "digital_macs": 6 * 7 * 3 * 5,
+            "sram_bytes": 6 * (10 + 2 * 7),
         }
     }
 
@@ -200,6 +202,8 @@ def test_rate_counts_by_hand():
             "dac_conversions_5bit": 6 * 10 * 3,
             "adc_conversions_8bit": 6 * 7 * 3,
             "cell_macs": 6 * 70 * 15,
+            "tile_reads": 6 * 3 * 3,
+            "sram_bytes": 6 * (10 + 2 * 7),
             "digital_macs": 6 * 7 * 3,
         }
     }

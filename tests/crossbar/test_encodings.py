@@ -315,6 +315,8 @@ def test_counts_of_pairs_and_slices_by_hand(encoding):
             "dac_conversions": 6 * 10 * 4 * 2,
             "adc_conversions_8bit": 6 * 7 * 3 * 2,
             "cell_macs": 6 * 70 * 3 * 2,
+            "tile_reads": 6 * 4 * 3 * 2,
+            "sram_bytes": 6 * (2 * 10 + 2 * 7),
             "digital_macs": 6 * 7 * 3 * 2,
         }
     }

@@ -110,6 +110,8 @@ def test_a_model_by_hand():
         "dac_conversions": 6 * (10 * 4 + 7 * 2),
         "adc_conversions": 6 * (7 * 3 + 4 * 2),  # outputs times row tiles
         "cell_macs": 6 * (70 + 28),
+        "tile_reads": 6 * (4 * 3 + 2 * 2),
+        "sram_bytes": 6 * (10 + 2 * 7 + 7 + 2 * 4),
         "digital_macs": 6 * (7 * 3 + 4 * 2),
     }
     assert all(type(count) is int for count in ledger.totals().values())

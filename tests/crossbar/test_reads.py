@@ -101,6 +101,8 @@ def test_counts_worked_out_by_hand(read):
             "dac_conversions_6bit": 6 * 10 * 4,
             "adc_conversions_8bit": 6 * 7 * 3,  # an output is converted in every row tile
             "cell_macs": 6 * 10 * 7,
+            "tile_reads": 6 * 4 * 3,
+            "sram_bytes": 6 * (10 + 2 * 7),  # inputs of 6 bits take a byte, sums two
             "digital_macs": 6 * 7 * 3,
         }
     }
@@ -116,6 +118,8 @@ def test_counts_grow_with_vectors_of_any_shape():
         "dac_conversions": 70,
         "adc_conversions": 49,
         "cell_macs": 490,
+        "tile_reads": 7,
+        "sram_bytes": 7 * (2 * 10 + 2 * 7),
         "digital_macs": 49,
     }
 
