@@ -12,7 +12,8 @@ torch.Size([1, 2, 100, 8])
 """
 
 from attention import platforms
-from attention.controller import Controller, Timing
+from attention.capacity import Excess
+from attention.controller import Controller
 from attention.counts import Counts, count, tally
 from attention.delivered import accumulate, score
 from attention.events import Axis, Events, Placement
@@ -30,7 +31,9 @@ from attention.patterns.strides import Fixed, Strided
 from attention.patterns.text import parse
 from attention.patterns.tokens import Dense, GlobalTokens, Sinks
 from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
-from attention.platforms import Platform
+from attention.platforms import Limits, Platform
+from attention.routing_tables import RoutingTables
+from attention.timing import Timing
 
 __all__ = [
     "CSR",
@@ -44,8 +47,10 @@ __all__ = [
     "Dilated",
     "Documents",
     "Events",
+    "Excess",
     "Fixed",
     "GlobalTokens",
+    "Limits",
     "LocalWindow",
     "Neighborhood",
     "Padding",
@@ -56,6 +61,7 @@ __all__ = [
     "Placement",
     "Platform",
     "RandomBlocks",
+    "RoutingTables",
     "Sinks",
     "Statistics",
     "Strided",

@@ -1,35 +1,31 @@
-"""The spike-gated controller: from attended pairs to the events that open their lines."""
+"""The spike-gated controller: from attended pairs to the events that open their lines, and on to their delivery."""
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from dataclasses import dataclass
-from typing import NamedTuple
 
 import torch
 
+from attention.capacity import Excess, excesses
 from attention.events import Axis, Events, Placement
-from attention.patterns.base import CSR
+from attention.patterns.base import CSR, Pattern
 from attention.patterns.intervals import repeat
 from attention.platforms import Platform
+from attention.simulation import Simulation
+from attention.timing import Timing
 from crossbar.errors import InputError, require_whole
 
-
-class Timing(NamedTuple):
-    """What became of a stream of events: ``injected = delivered + dropped + in_flight``."""
-
-    injected: int
-    delivered: int
-    dropped: int
-    in_flight: int
+_PART = 2**22  # events that are timed at once: bounds memory
 
 
 @dataclass(frozen=True)
 class Controller:
-    """Turns a pattern's rows into events for a platform."""
+    """Turns a pattern's rows into events for a platform, and says when these are delivered."""
 
     platform: Platform
 
-    def events(self, csr: CSR, placement: Placement) -> Events:
+    def events(self, csr: CSR, placement: Placement, first: int = 0) -> Events:
         """Two events for each attended pair: its key's line is sensed, then its value's line is driven.
 
         Events come in the order of their time and, inside a step, of the CSR. Payloads are 1 until
@@ -38,6 +34,7 @@ class Controller:
         Args:
             csr: rows of a pattern.
             placement: place of each key token.
+            first: number of the first row's query.
 
         Raises:
             InputError: for an attended token without a place and for a line that the platform's tiles do not have.
@@ -58,6 +55,8 @@ class Controller:
         skipped = torch.stack([indptr[:-1], indptr[1:]], dim=1).flatten()
         pair = torch.arange(2 * n_pairs, device="cpu") - skipped.index_select(0, time)
         attended = token.index_select(0, pair)
+        if first:
+            time += 2 * first
         return Events(
             time=time,
             tile=placement.tile.index_select(0, attended),
@@ -67,14 +66,67 @@ class Controller:
             query=(time >> 1).int(),
         )
 
-    def simulate(self, events: Events, until: int | None = None) -> Timing:
-        """Counts of events after step ``until`` (after the last step, unless given).
+    def stream(
+        self, pattern: Pattern, n: int, placement: Placement | None = None, *, first: int = 0, part: int = _PART
+    ) -> Iterator[Events]:
+        """The events of a sequence of ``n`` tokens in parts of whole queries, about ``part`` events each.
 
-        The ideal platform delivers an event in its own step and drops none; events of later steps are in flight.
+        Memory follows a part, however long the sequence.
+
+        Args:
+            pattern: who attends to whom; static and the same for every head.
+            n: tokens.
+            placement: of the keys; in order, ``platform.rows`` to a tile, unless given.
+            first: queries before this position are left out.
+            part: events of a part.
         """
-        injected = len(events.time)
-        if until is None:
-            return Timing(injected, injected, 0, 0)
-        require_whole("until", until, least=0)
-        delivered = int((events.time <= until).sum())
-        return Timing(injected, delivered, 0, injected - delivered)
+        require_whole("part", part, least=1)
+        placement = Placement.sequential(n, self.platform.rows) if placement is None else placement
+        step = 1
+        start = first
+        while start < n:
+            rows = min(step, n - start)
+            csr = pattern.rows(rows, n, start)
+            if 2 * len(csr.indices) > part and rows > 1:  # the pattern grew denser: take fewer queries
+                step = max(1, rows // 2)
+                continue
+            yield self.events(csr, placement, start)
+            start += rows
+            step = max(1, min(2 * rows, rows * part // max(1, 2 * len(csr.indices))))
+
+    def simulate(self, events: Events | Iterable[Events], until: int | None = None) -> Timing:
+        """When events are delivered, and how many are dropped or still in flight after time ``until`` (units).
+
+        Args:
+            events: a stream in order of time, or its parts in order (`stream`). Parts keep no departures.
+            until: the end, unless given.
+
+        Raises:
+            InputError: for events that are not in order of time.
+        """
+        if until is not None:
+            require_whole("until", until, least=0)
+        simulation = Simulation(self.platform, until)
+        if not isinstance(events, Events):
+            for part in events:
+                simulation.add(part)
+            return simulation.result()
+        departures = [simulation.add(part) for part in self._parts(events)]
+        return simulation.result(torch.cat(departures) if departures else events.time.clone())
+
+    def check(self, csr: CSR, placement: Placement, weight_bits: int = 8) -> tuple[Excess, ...]:
+        """The platform's limits that a pattern exceeds, by how much, and the split it would take to fit."""
+        return excesses(self.platform, csr, placement, weight_bits)
+
+    def _parts(self, events: Events) -> Iterator[Events]:
+        """A long stream in parts, cut between steps; whole where a later event may undo an earlier one."""
+        length, low = len(events.time), 0
+        if self.platform.full == "drop_old" and length:
+            yield events
+            return
+        while low < length:
+            high = min(low + _PART, length)
+            if high < length:
+                high = int(torch.searchsorted(events.time, events.time[high - 1], right=True))
+            yield Events(*(x[low:high] for x in events))
+            low = high

@@ -1,0 +1,118 @@
+"""A stream of events on a platform, part by part."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, field
+
+import torch
+from torch import Tensor
+
+from attention.events import Events
+from attention.platforms import Platform
+from attention.timing import DROPPED, Served, Timing, barrier, fifo, ports, routes, serve
+from crossbar.errors import InputError
+
+
+@dataclass
+class Simulation:
+    """Adds up what becomes of the parts of a stream.
+
+    Attributes:
+        platform: the machine.
+        until: last unit of time that is observed; None: the end.
+    """
+
+    platform: Platform
+    until: int | None = None
+    totals: dict[str, int] = field(default_factory=dict)
+    _last: Tensor = field(default_factory=lambda: torch.zeros(0, dtype=torch.int64, device="cpu"))
+    _clock: int = 0
+    _step: int = -1
+
+    def add(self, events: Events) -> Tensor:
+        """Departures of the next part's events, int64 [E].
+
+        Raises:
+            InputError: for a part that goes back in time, or that takes up a mesh's step again.
+        """
+        time = events.time
+        if not len(time):
+            return time.clone()
+        first, final = int(time[0]), int(time[-1])
+        if self._step >= 0 and self.platform.full == "drop_old" and self.platform.timing == "fifo":
+            raise InputError("a later event may drive out one of an earlier part: give the stream whole, or drop_new")
+        if first < self._step or (self.platform.timing == "mesh" and first == self._step):
+            raise InputError(f"a part of the stream starts at step {first} after step {self._step}: give whole steps")
+        if bool((time.diff() < 0).any()):
+            raise InputError("events are not in order of time: sort them by it")
+        self._step = final
+        if self.platform.timing == "ideal":
+            issued = time * self.platform.step
+            served = Served(issued, torch.ones_like(issued))
+            self._clock = max(self._clock, final * self.platform.step)
+        elif self.platform.timing == "fifo":
+            issued, served = self._fifo(events)
+            self._clock = max(self._clock, int(served.depart.max()))
+        else:
+            issued, served = self._mesh(events)
+        self._count(issued, served)
+        return served.depart
+
+    def _fifo(self, events: Events) -> tuple[Tensor, Served]:
+        issued, port = events.time * self.platform.step, ports(events)
+        missing = int(port.max()) + 1 - len(self._last)
+        if missing > 0:
+            self._last = torch.cat([self._last, torch.zeros(missing, dtype=torch.int64, device=self._last.device)])
+        return issued, serve(self.platform, issued, port, self._last)
+
+    def _mesh(self, events: Events) -> tuple[Tensor, Served]:
+        """Steps are apart, since a barrier ends each: their events meet at a port of their own."""
+        platform, way, port = self.platform, routes(self.platform, events), ports(events)
+        step, place = torch.unique_consecutive(events.time, return_inverse=True)
+        zero = torch.zeros_like(place)
+        sent = fifo(zero, place * (int(way.source.max()) + 1) + way.source, platform.link).depart
+        arrive = sent + way.x * platform.hop_x + way.y * platform.hop_y
+        served = serve(platform, arrive, place * (int(port.max()) + 1) + port)
+        busy = torch.zeros(len(step), dtype=torch.int64, device=place.device)
+        busy.scatter_reduce_(0, place, torch.maximum(served.depart, arrive), "amax")
+        length = busy.clamp(min=platform.step) + barrier(platform, _routers(events, place, len(step), platform.share))
+        start = length.cumsum(0) - length + self._clock
+        self._clock = int(start[-1] + length[-1])
+        issued = start.index_select(0, place)
+        lost = served.depart == DROPPED
+        self._add("hops_x", int(way.x.sum()))
+        self._add("hops_y", int(way.y.sum()))
+        self._add("barriers", len(step))
+        return issued, Served(torch.where(lost, DROPPED, served.depart + issued), served.depth)
+
+    def _count(self, issued: Tensor, served: Served) -> None:
+        lost = served.depart == DROPPED
+        done = ~lost if self.until is None else ~lost & (served.depart <= self.until)
+        spent = (served.depart - issued).masked_fill_(~done, 0)
+        self._add("injected", len(issued))
+        self._add("delivered", int(done.sum()))
+        self._add("dropped", int(lost.sum()))
+        self._add("waited", int(spent.sum()))
+        self._most("longest", int(spent.max()))
+        self._most("depth", int(served.depth.max()))
+        if self.platform.lossless and self.platform.queue is not None:
+            self._add("stalled", int((served.depth > self.platform.queue).sum()))
+
+    def result(self, depart: Tensor | None = None) -> Timing:
+        """What became of all parts so far."""
+        counts = dict(self.totals)
+        in_flight = counts.get("injected", 0) - counts.get("delivered", 0) - counts.get("dropped", 0)
+        return Timing(**counts, in_flight=in_flight, unit=self.platform.unit, duration=self._clock, depart=depart)
+
+    def _add(self, name: str, number: int) -> None:
+        self.totals[name] = self.totals.get(name, 0) + number
+
+    def _most(self, name: str, number: int) -> None:
+        self.totals[name] = max(self.totals.get(name, 0), number)
+
+
+def _routers(events: Events, place: Tensor, steps: int, share: int) -> Tensor:
+    """Different routers that each step's events go to."""
+    router = events.tile.long().div(share, rounding_mode="floor")
+    each = int(router.max()) + 1
+    return torch.bincount((place * each + router).unique().div(each, rounding_mode="floor"), minlength=steps)
