@@ -3,21 +3,27 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
+from typing import Any
 
 from torch import nn
 
 from attention import Pattern
+from calibration import fingerprint
 from calibration import recipe as recipes
+from calibration.bundle_files import require_new
+from calibration.deployment import Deployment, FittedStep
 from calibration.emulate import score_uncalibrated
 from calibration.experiment import TIMES, Experiment, parse_times, require_chips
+from calibration.journal import Journal
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.results import Calibration
 from calibration.step import Stage
 from calibration.tasks import Task
-from crossbar import Hardware, InputError, Ledger, age, new_chip, program, reset_gains, to_seconds
+from crossbar import Hardware, InputError, age, reset_gains, to_seconds
 
 
 def calibrate(
@@ -34,6 +40,7 @@ def calibrate(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     progress: Progress | None = None,
+    out: str | Path | None = None,
 ) -> Calibration:
     """Score a model in digital, on analog chips as programmed, and on the same chips calibrated at each age.
 
@@ -54,16 +61,23 @@ def calibrate(
         include: as in `emulate`.
         exclude: as in `emulate`.
         progress: called before each evaluation, and while a model is converted for the first time.
+        out: folder to write as a deployment bundle (`Calibration.save`) of chip 0 at the last time. Until it is whole,
+            what was found is kept in a hidden folder beside it, and the same call goes on from there after it was
+            stopped.
 
     Raises:
-        InputError: as `emulate`, and for an unknown recipe or a wait of 0 s.
+        InputError: as `emulate`, for an unknown recipe, a wait of 0 s, and a folder that cannot be written.
     """
     seconds, delay = parse_times(times), to_seconds(wait)
     require_chips(chips)
     if delay == 0:
         raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    if out is not None:
+        require_new(Path(out))
     experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress)
+    if out is not None:
+        experiment.journal = _journal(Path(out), experiment, [recipe.to_dict(), seconds, delay, chips, staircase])
     written = [step for step in recipe.steps if step.stage is Stage.BEFORE_PROGRAMMING]
     measured = recipe.steps[len(written) :]
     scores = bool(written) + len(measured) if staircase else 1
@@ -73,32 +87,37 @@ def calibrate(
 
     arms = _arms(recipe)
     batches = list(experiment.task.batches("calibration"))
-    for step in written:
-        step.apply(experiment.analog, step.fit(experiment.analog, batches))
+    for index, step in enumerate(written):
+        step.apply(experiment.analog, experiment.fit(step, f"{index}", batches))
+    fits: dict[tuple[int, float], list[FittedStep]] = {}
     for chip in range(chips):
-        new_chip(experiment.analog)
-        program(experiment.analog, chip)
+        experiment.new_chip(chip)
         for time in seconds:
-            reset_gains(experiment.analog)
+            experiment.later(partial(reset_gains, experiment.analog))
+            fits[chip, time] = []
             for index in range(max(len(written) - 1, 0), len(recipe.steps)):
                 step = recipe.steps[index]
                 if step.stage is not Stage.BEFORE_PROGRAMMING:
-                    age(experiment.analog, time)
-                    with Ledger() as ledger:
-                        fitted = step.fit(experiment.analog, batches)
-                    step.apply(experiment.analog, fitted)
-                    if (chip, time) == (0, seconds[0]):
-                        experiment.count("calibration", ledger)
+                    experiment.later(partial(age, experiment.analog, time))
+                    first = (chip, time) == (0, seconds[0])
+                    fitted = experiment.fit(step, f"{index} chip {chip} at {time!r}", batches, count=first)
+                    experiment.later(partial(step.apply, experiment.analog, fitted))
+                    fits[chip, time].append(FittedStep(step, fitted, time))
                 if staircase or index == len(recipe.steps) - 1:
-                    age(experiment.analog, time + delay)
+                    experiment.later(partial(age, experiment.analog, time + delay))
                     experiment.score(arms[index], chip, time + delay, fitted=time)
-    return Calibration(
+    result = Calibration(
         setup={**experiment.setup, "chips": chips, "recipe": recipe.to_dict(), "calibration_batches": len(batches)},
         primary=experiment.task.primary,
         measurements=tuple(experiment.measurements),
         conversion=experiment.conversion,
         counts=experiment.counts,
+        deployment=Deployment(experiment, fits, delay),
     )
+    if out is not None:
+        result.save(out)
+        experiment.journal.remove()
+    return result
 
 
 def _arms(recipe: Recipe) -> list[str]:
@@ -109,3 +128,11 @@ def _arms(recipe: Recipe) -> list[str]:
         again = sum(other.startswith(arm) for other in arms)
         arms.append(f"{arm} {again + 1}" if again else arm)
     return [*arms, "calibrated"]
+
+
+def _journal(out: Path, experiment: Experiment, options: list[Any]) -> Journal:
+    """Beside ``out``, in the name of everything that decides the result."""
+    layers = [layer.name for layer in experiment.conversion.analog]
+    parts = [fingerprint.of_model(experiment.digital), fingerprint.of_task(experiment.task), fingerprint.of_code()]
+    identity = fingerprint.of_values([*parts, experiment.setup, layers, options])
+    return Journal(out.with_name(f".{out.name}.{identity[:16]}.progress"))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
+from functools import partial
 from pathlib import Path
 
 from torch import nn
@@ -13,7 +14,7 @@ from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Emulation
 from calibration.tasks import Task
-from crossbar import Hardware, age, new_chip, program
+from crossbar import Hardware, age
 
 
 def emulate(
@@ -65,8 +66,7 @@ def emulate(
 def score_uncalibrated(experiment: Experiment, seconds: Sequence[float], chips: int) -> None:
     """Arm ``analog``: every chip as it was programmed, at every time."""
     for chip in range(chips):
-        new_chip(experiment.analog)
-        program(experiment.analog, chip)
+        experiment.new_chip(chip)
         for time in seconds:
-            age(experiment.analog, time)
+            experiment.later(partial(age, experiment.analog, time))
             experiment.score("analog", chip, time)

@@ -3,20 +3,37 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping, Sequence
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any
+from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
 from attention import Pattern, attach, parse
 from calibration import models, tasks
+from calibration.embedding import Batch
+from calibration.journal import Counts, Fit, Journal, Scored
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Measurement
+from calibration.step import Fitted, Step
 from calibration.tasks import Task
-from crossbar import ConversionReport, Hardware, InputError, Ledger, convert, presets, reset_reads, to_seconds
+from crossbar import (
+    ConversionReport,
+    Hardware,
+    InputError,
+    Ledger,
+    convert,
+    new_chip,
+    presets,
+    program,
+    reset_reads,
+    to_seconds,
+)
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
 
 TIMES = ("0s", "1h", "1d", "30d", "1y")
 
@@ -34,6 +51,8 @@ class Experiment:
         conversion: what became analog.
         setup: all of this as plain values.
         counts: of one evaluation, once an arm was scored.
+        tokenizer: the model's own, where it came with one.
+        journal: keeps what was found, if it has a folder.
     """
 
     digital: nn.Module
@@ -47,7 +66,10 @@ class Experiment:
     progress: Progress | None = None
     measurements: list[Measurement] = field(default_factory=list)
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
+    tokenizer: PreTrainedTokenizerBase | None = None
+    journal: Journal = field(default_factory=Journal)
     _done: int = 0
+    _pending: list[Callable[[], object]] = field(default_factory=list)
 
     @classmethod
     def prepare(
@@ -91,41 +113,56 @@ class Experiment:
             "hardware": hardware.to_dict(),
             "pattern": None if pattern is None else str(pattern),
         }
-        return cls(digital, analog, task, pattern, hardware, conversion, setup, progress=progress)
+        tokenizer = loaded.tokenizer if isinstance(loaded, Loaded) else None
+        return cls(
+            digital, analog, task, pattern, hardware, conversion, setup, progress=progress, tokenizer=tokenizer
+        )
+
+    def new_chip(self, seed: int) -> None:
+        """Go on with another chip, programmed at once or when something is first measured on it."""
+        self._pending = [lambda: new_chip(self.analog), lambda: program(self.analog, seed)]
+
+    def later(self, change: Callable[[], object]) -> None:
+        """Change the analog copy before the next measurement on it, after the changes asked for before."""
+        self._pending.append(change)
+
+    def catch_up(self) -> None:
+        """Make the changes that were put off. What the journal knows is not measured, so a resumed job skips them."""
+        for change in self._pending:
+            change()
+        self._pending.clear()
 
     def score_digital(self) -> None:
         """Arm ``digital`` (with the pattern) and, where there is a pattern, ``digital dense`` (the plain model)."""
         if self.pattern is not None:
             attach(self.digital, "dense")
-            dense = self._count(self.digital, "digital dense")
-            self.count("dense attention", dense)
+            self._score(self.digital, "digital dense", parts={"dense attention": lambda layer: True})
             attach(self.digital, self.pattern)
         self._score(self.digital, "digital")
 
     def score(self, arm: str, chip: int, seconds: float, fitted: float | None = None) -> None:
         """Score the analog copy as it is now; the first score also counts activations and conversions."""
-        reset_reads(self.analog)
-        if "linear" in self.counts:
-            self._score(self.analog, arm, chip, seconds, fitted)
-            return
-        ledger = self._count(self.analog, arm, chip, seconds, fitted)
-        linear = {layer.name for layer in self.conversion.analog}
-        self.count("linear", ledger, lambda layer: layer in linear)
-        if self.pattern is not None:
-            self.count("attention", ledger, lambda layer: layer not in linear)
+        parts: dict[str, Callable[[str], bool]] = {}
+        if "linear" not in self.counts:
+            linear = {layer.name for layer in self.conversion.analog}
+            parts["linear"] = lambda layer: layer in linear
+            if self.pattern is not None:
+                parts["attention"] = lambda layer: layer not in linear
+        self._score(self.analog, arm, chip, seconds, fitted, parts)
 
-    def count(self, part: str, ledger: Ledger, chosen: Callable[[str], bool] = lambda layer: True) -> None:
-        """Add a ledger's totals over the chosen layers to the counts of ``part``."""
-        totals = self.counts.setdefault(part, {})
-        for layer, counts in ledger.by_layer.items():
-            if chosen(layer):
-                for counter, number in counts.items():
-                    totals[counter.name] = totals.get(counter.name, 0) + number
+    def fit(self, step: Step, key: str, batches: list[Batch], *, count: bool = False) -> Fitted:
+        """What a step finds on the analog copy as it is now, and, with ``count``, what measuring it takes."""
 
-    def _count(self, model: nn.Module, *of: Any) -> Ledger:
-        with Ledger() as ledger:
-            self._score(model, *of)
-        return ledger
+        def run() -> Fit:
+            self.catch_up()
+            reset_reads(self.analog)
+            with Ledger() as ledger:
+                tensors = step.fit(self.analog, batches)
+            return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
+
+        fit = self.journal.fit(f"fit {key}", run)
+        self._add(fit["counts"])
+        return fit["tensors"]
 
     def _score(
         self,
@@ -134,12 +171,43 @@ class Experiment:
         chip: int | None = None,
         seconds: float | None = None,
         fitted: float | None = None,
+        parts: Mapping[str, Callable[[str], bool]] | None = None,
     ) -> None:
         if self.progress is not None:
             self.progress(self._done, self.total, arm if chip is None else f"{arm}, chip {chip}")
         self._done += 1
-        for metric, value in self.task.metrics(model).items():
+
+        def run() -> Scored:
+            if model is self.analog:
+                self.catch_up()
+                reset_reads(model)
+            if not parts:
+                return {"metrics": self.task.metrics(model), "counts": {}}
+            with Ledger() as ledger:
+                metrics = self.task.metrics(model)
+            return {"metrics": metrics, "counts": {part: _totals(ledger, of) for part, of in parts.items()}}
+
+        key = arm if chip is None else f"{arm} chip {chip} at {seconds!r} fitted {fitted!r}"
+        scored = self.journal.score(f"score {key}", run)
+        self._add(scored["counts"])
+        for metric, value in scored["metrics"].items():
             self.measurements.append(Measurement(arm, metric, value, chip, seconds, fitted))
+
+    def _add(self, counts: Counts) -> None:
+        for part, totals in counts.items():
+            own = self.counts.setdefault(part, {})
+            for name, number in totals.items():
+                own[name] = own.get(name, 0) + number
+
+
+def _totals(ledger: Ledger, chosen: Callable[[str], bool] = lambda layer: True) -> dict[str, int]:
+    """A ledger's counts by name, over the chosen layers."""
+    totals: dict[str, int] = {}
+    for layer, counts in ledger.by_layer.items():
+        if chosen(layer):
+            for counter, number in counts.items():
+                totals[counter.name] = totals.get(counter.name, 0) + number
+    return totals
 
 
 def parse_times(times: Sequence[str | float]) -> list[float]:

@@ -2,8 +2,10 @@
 
 from __future__ import annotations
 
+import contextlib
 import hashlib
 import json
+from collections.abc import Iterator
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -24,6 +26,7 @@ if TYPE_CHECKING:
 _NAMED = ("minilm", "smollm2")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
+_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 
 
 @dataclass(frozen=True)
@@ -85,25 +88,35 @@ def _load_folder(folder: Path, name: str, fingerprint: str | None = None) -> Loa
         )
     files = _weight_files(folder)
 
-    from safetensors import SafetensorError  # here, because transformers takes seconds to import
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM, AutoTokenizer
+    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # here, because it takes seconds to import
 
-    source: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
-    try:
-        with quiet():
-            tokenizer = AutoTokenizer.from_pretrained(folder, **source)
-            gives = _output(AutoConfig.from_pretrained(folder, **source).architectures or [])
-            kind = AutoModelForCausalLM if gives == "next tokens" else AutoModel
-            model, info = kind.from_pretrained(
-                folder, dtype=torch.float32, use_safetensors=True, output_loading_info=True, **source
-            )
-    except (OSError, ValueError, RuntimeError, SafetensorError) as error:
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
-        raise InputError(
-            f"model folder {str(folder)!r} cannot be loaded ({reason}): "
-            "give a complete folder written by transformers' save_pretrained, with its tokenizer"
-        ) from error
+    with _reading(folder):
+        config = AutoConfig.from_pretrained(folder, **_LOCAL)
+    gives = _output(config.architectures or [])
+    kind = AutoModelForCausalLM if gives == "next tokens" else AutoModel
+    model, tokenizer = read_transformers(folder, kind, torch.float32, tokenised=True)
+    assert tokenizer is not None
+    positions = getattr(model.config, "max_position_embeddings", None)  # a configuration may or may not know
+    if isinstance(positions, int):
+        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
+    return Loaded(model, tokenizer, name, fingerprint or _fingerprint(files), gives)
 
+
+def read_transformers(
+    folder: Path, kind: Any, dtype: torch.dtype, tokenised: bool
+) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+    """The model of a class of transformers, in eval mode, and the tokenizer in a folder; nothing is filled in.
+
+    Raises:
+        InputError: when the folder lacks weights that the class has, or cannot be read.
+    """
+    from transformers import AutoTokenizer
+
+    with _reading(folder):
+        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL) if tokenised else None
+        model, info = kind.from_pretrained(
+            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
+        )
     # transformers fills what is missing with random numbers, which would give a result that no one can repeat.
     missing = sorted(info["missing_keys"])
     if missing and all(key.startswith("pooler.") for key in missing):
@@ -113,10 +126,20 @@ def _load_folder(folder: Path, name: str, fingerprint: str | None = None) -> Loa
             f"model folder {str(folder)!r} has no weights for {len(missing)} parameters, the first is {missing[0]!r}: "
             "give the weights that belong to its config.json"
         )
-    positions = getattr(model.config, "max_position_embeddings", None)  # a configuration may or may not know
-    if isinstance(positions, int):
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    return Loaded(model.eval(), tokenizer, name, fingerprint or _fingerprint(files), gives)
+    return model.eval(), tokenizer
+
+
+@contextlib.contextmanager
+def _reading(folder: Path) -> Iterator[None]:
+    try:
+        with quiet():
+            yield
+    except Exception as error:  # what a damaged folder makes transformers raise is of many kinds
+        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+        raise InputError(
+            f"model folder {str(folder)!r} cannot be loaded ({reason}): "
+            "give a complete folder written by transformers' save_pretrained, with its tokenizer"
+        ) from error
 
 
 def _output(architectures: list[str]) -> Output:

@@ -3,15 +3,18 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
+from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from calibration.metrics import CONFIDENCE, interval, metric
-from crossbar import ConversionReport
+from crossbar import ConversionReport, to_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
+
+    from calibration.deployment import Deployment
 
 
 @dataclass(frozen=True)
@@ -131,7 +134,31 @@ class Calibration(Emulation):
     """What `calibration.calibrate` found: an `Emulation` with the arms of the recipe.
 
     Arms: ``analog`` (uncalibrated), ``after <step>`` for each step but the last, and ``calibrated``.
+
+    Attributes:
+        deployment: the calibrated chips.
     """
+
+    deployment: Deployment = field(repr=False, compare=False)
+
+    def save(self, path: str | Path, *, chip: int = 0, fitted: str | float | None = None) -> None:
+        """Write one calibrated chip as a deployment bundle, a folder that `calibration.load_bundle` reads.
+
+        It holds the chip as it was scored: calibrated at ``fitted``, and as old as the wait before scoring made it. The
+        folder appears whole or not at all.
+
+        Args:
+            path: a folder that does not exist yet.
+            chip: seed of the chip.
+            fitted: one of the times at which steps were fitted; None: the last.
+
+        Raises:
+            InputError: for a folder that exists already or cannot be written, and a chip or a time that was not
+                calibrated.
+        """
+        from calibration.bundle_writer import save_bundle
+
+        save_bundle(self, Path(path), chip, self.deployment.last_time() if fitted is None else to_seconds(fitted))
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

@@ -141,8 +141,16 @@ class ProgrammedCells(Corrected):
         Args:
             noise: with the 1/f fluctuation of this time, or without.
         """
+        return self._placed(self._conductances(noise))
+
+    def target_conductances(self) -> tuple[Tensor, Tensor]:
+        """What programming aims at, in µS, in the form of `conductances`."""
+        return self._placed(self._targets())
+
+    def _placed(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """``(G⁺, G⁻)`` in tile form of cells ``[K, I, O]``."""
         tile = self.hardware.tile
-        cells = mapping.to_tiles(self._conductances(noise), tile)
+        cells = mapping.to_tiles(cells, tile)
         kept = [count for count in (tile.pairs, tile.slices) if count > 1]
         places = cells.view(tile.signs, *kept, *cells.shape[1:])
         return places[0], (places[1] if tile.signs == 2 else torch.full_like(places[0], torch.nan))

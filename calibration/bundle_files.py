@@ -1,0 +1,273 @@
+"""A folder whose files are what its manifest says: it appears whole or not at all, and is verified before it is used."""
+
+from __future__ import annotations
+
+import contextlib
+import hashlib
+import json
+import os
+import re
+import shutil
+import stat
+from collections.abc import Iterator, Mapping
+from dataclasses import dataclass
+from pathlib import Path, PurePosixPath
+from typing import Any, NoReturn, TypeVar
+
+from safetensors import SafetensorError, safe_open
+from torch import Tensor
+
+from crossbar.errors import InputError
+
+FORMAT = "ohmformer bundle"
+SCHEMA = 1
+MANIFEST = "manifest.json"
+SEAL = "manifest.json.sha256"
+"""The manifest's own hash, in the format of ``sha256sum -c``: a change to the manifest itself is seen too."""
+
+_LARGEST_JSON = 64 << 20  # bytes
+_HEX = re.compile(r"[0-9a-f]{64}")
+_T = TypeVar("_T")
+
+
+@dataclass(frozen=True)
+class Entry:
+    """A file of a bundle: its SHA-256 (hex) and its size in bytes."""
+
+    sha256: str
+    size: int
+
+
+@dataclass(frozen=True)
+class Files:
+    """The files of a bundle, each as its manifest says.
+
+    Attributes:
+        folder: where they are.
+        entries: by name, with ``/`` between folders.
+    """
+
+    folder: Path
+    entries: Mapping[str, Entry]
+
+    @classmethod
+    def verified(cls, folder: Path) -> Files:
+        """Read the manifest and compare every file with it.
+
+        Raises:
+            InputError: for a folder that is not a bundle of this schema, and for any file that is missing, changed, not
+                listed, not a plain file, or outside of the folder.
+        """
+        if not folder.is_dir():
+            raise InputError(f"bundle {str(folder)!r} is not a folder: give one that `ohmformer calibrate --out` wrote")
+        text = _sealed_manifest(folder)
+        values = parse_json(text, f"bundle {str(folder)!r}: {MANIFEST}")
+        if values.get("format") != FORMAT:
+            raise InputError(f"folder {str(folder)!r} is not an {FORMAT}: give one that `ohmformer calibrate` wrote")
+        if values.get("schema") != SCHEMA or isinstance(values["schema"], bool):
+            raise InputError(
+                f"bundle {str(folder)!r} has schema version {values.get('schema')!r} and this version of ohmformer "
+                f"reads {SCHEMA}: use the version that wrote it, or calibrate again"
+            )
+        files = cls(folder, _entries(folder, values))
+        for name, entry in files.entries.items():
+            files._compare(name, entry)
+        files._require_nothing_else()
+        return files
+
+    @property
+    def size(self) -> int:
+        """Bytes of all files that the manifest lists."""
+        return sum(entry.size for entry in self.entries.values())
+
+    def path(self, name: str) -> Path:
+        """Where a file is that the bundle must have."""
+        if name not in self.entries:
+            raise InputError(f"bundle {str(self.folder)!r} has no file {name!r}: make the bundle again")
+        return self.folder / name
+
+    def json(self, name: str) -> dict[str, Any]:
+        """The object in a JSON file."""
+        return parse_json(self.path(name).read_bytes(), f"bundle {str(self.folder)!r}: {name}")
+
+    def field(self, name: str, key: str, kind: type[_T], values: Mapping[str, Any] | None = None) -> _T:
+        """A value of a JSON file (or of ``values``, a part of it), which must be of this kind."""
+        value = (self.json(name) if values is None else values).get(key)
+        if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
+            self.refuse(name, f"{key} = {value!r} is not a {kind.__name__}")
+        return value
+
+    def tensors(self, name: str) -> dict[str, Tensor]:
+        """The tensors of a safetensors file."""
+        try:
+            with safe_open(self.path(name), framework="pt", device="cpu") as file:
+                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
+        except SafetensorError as error:
+            self.refuse(name, f"it is not a safetensors file ({error})")
+
+    def refuse(self, name: str, why: str) -> NoReturn:
+        """Refuse the bundle because of a file, whose hash is right and whose content is not."""
+        line = " ".join(why.split())
+        raise InputError(f"bundle {str(self.folder)!r}: {name} cannot be used, {line}: make the bundle again")
+
+    def _compare(self, name: str, entry: Entry) -> None:
+        what = f"bundle {str(self.folder)!r}: file {name!r}"
+        parts = PurePosixPath(name).parts
+        for depth in range(1, len(parts) + 1):
+            if self.folder.joinpath(*parts[:depth]).is_symlink():
+                raise InputError(f"{what} is reached through a link, which may lead anywhere: copy the file in its place")
+        try:
+            found = os.lstat(self.folder / name)
+        except OSError:
+            raise InputError(f"{what} is missing: copy the whole bundle again") from None
+        if not stat.S_ISREG(found.st_mode):
+            raise InputError(f"{what} is not a plain file: copy the whole bundle again")
+        if found.st_size != entry.size:
+            raise InputError(
+                f"{what} has {found.st_size} bytes and the manifest says {entry.size}: copy the whole bundle again"
+            )
+        if digest(self.folder / name) != entry.sha256:
+            raise InputError(f"{what} is not what was written, its SHA-256 differs: copy the whole bundle again")
+
+    def _require_nothing_else(self) -> None:
+        for place, folders, names in os.walk(self.folder):
+            for name in [*names, *(name for name in folders if Path(place, name).is_symlink())]:
+                found = Path(place, name).relative_to(self.folder).as_posix()
+                if found not in self.entries and found not in (MANIFEST, SEAL):
+                    raise InputError(
+                        f"bundle {str(self.folder)!r}: {found!r} is not in the manifest: take it out of the folder"
+                    )
+
+
+def seal(folder: Path) -> Files:
+    """Write the manifest of all files that are in a folder, and the hash of the manifest."""
+    paths = sorted(path for path in folder.rglob("*") if path.is_file())
+    entries = {path.relative_to(folder).as_posix(): Entry(digest(path), path.stat().st_size) for path in paths}
+    files = {name: {"sha256": entry.sha256, "size": entry.size} for name, entry in entries.items()}
+    write_json(folder / MANIFEST, {"format": FORMAT, "schema": SCHEMA, "files": files})
+    (folder / SEAL).write_text(_seal_of((folder / MANIFEST).read_bytes()), encoding="ascii")
+    return Files(folder, entries)
+
+
+def digest(path: Path) -> str:
+    """SHA-256 (hex) of a file."""
+    with path.open("rb") as file:
+        return hashlib.file_digest(file, "sha256").hexdigest()
+
+
+def write_json(path: Path, values: Mapping[str, Any]) -> None:
+    """Write an object as JSON for people to read too."""
+    path.write_text(json.dumps(values, indent=2, allow_nan=False, ensure_ascii=False) + "\n", encoding="utf-8")
+
+
+def parse_json(text: bytes, what: str) -> dict[str, Any]:
+    """The object that JSON text holds, without duplicate keys or numbers that JSON has not.
+
+    Raises:
+        InputError: for anything else; ``what`` names it.
+    """
+
+    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
+        values = dict(pairs)
+        if len(values) != len(pairs):
+            raise ValueError("a key comes twice")
+        return values
+
+    def foreign(name: str) -> NoReturn:
+        raise ValueError(f"{name} is not a number in JSON")
+
+    if len(text) > _LARGEST_JSON:
+        raise InputError(f"{what} has {len(text)} bytes, more than the {_LARGEST_JSON} that are read: make it again")
+    try:
+        values = json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=foreign)
+    except (ValueError, RecursionError) as error:
+        raise InputError(f"{what} is not JSON ({error}): make the bundle again") from None
+    if not isinstance(values, dict):
+        raise InputError(f"{what} is not an object of names and values: make the bundle again")
+    return values
+
+
+def require_new(path: Path) -> None:
+    """Refuse a folder that exists already, or that nothing could be written to."""
+    if not path.resolve().parent.is_dir():
+        raise InputError(f"folder {str(path.parent)!r} does not exist: make it first, or give another path")
+    if os.path.lexists(path):
+        raise InputError(f"{str(path)!r} exists already and would be overwritten: give another path, or remove it")
+
+
+@contextlib.contextmanager
+def new_folder(path: Path) -> Iterator[Path]:
+    """An empty folder to fill, which takes the place ``path`` once it was filled without an error.
+
+    A process that is killed leaves a hidden folder, which the next attempt removes.
+
+    Raises:
+        InputError: as `require_new`, and when it cannot be written.
+    """
+    require_new(path)
+    for left in path.parent.glob(f".{path.name}.*.partial"):
+        if not _alive(left.suffixes[-2].removeprefix(".")):
+            shutil.rmtree(left, ignore_errors=True)
+    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    try:
+        partial.mkdir()
+        yield partial
+        partial.rename(path)
+    except OSError as error:
+        raise InputError(
+            f"folder {str(path)!r} cannot be written ({error.strerror or error}): make room and access there, or give "
+            "another path"
+        ) from error
+    finally:
+        shutil.rmtree(partial, ignore_errors=True)
+
+
+def _alive(process: str) -> bool:
+    try:
+        os.kill(int(process), 0)
+    except (ValueError, OverflowError, ProcessLookupError):
+        return False
+    except OSError:  # such as one of another user
+        return True
+    return True
+
+
+def _sealed_manifest(folder: Path) -> bytes:
+    for name in (MANIFEST, SEAL):
+        path = folder / name
+        if path.is_symlink() or not path.is_file():
+            raise InputError(f"folder {str(folder)!r} is not a bundle, it has no {name}: copy the whole bundle again")
+        if path.stat().st_size > _LARGEST_JSON:
+            raise InputError(f"bundle {str(folder)!r}: {name} is larger than any that is written: make it again")
+    text = (folder / MANIFEST).read_bytes()
+    if (folder / SEAL).read_bytes() != _seal_of(text).encode("ascii"):
+        raise InputError(
+            f"bundle {str(folder)!r}: {MANIFEST} is not what was written, {SEAL} differs: copy the whole bundle again"
+        )
+    return text
+
+
+def _seal_of(manifest: bytes) -> str:
+    return f"{hashlib.sha256(manifest).hexdigest()}  {MANIFEST}\n"
+
+
+def _entries(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Entry]:
+    what = f"bundle {str(folder)!r}: {MANIFEST}"
+    files = manifest.get("files")
+    if not isinstance(files, dict) or not files:
+        raise InputError(f"{what} lists no files: make the bundle again")
+    entries = {}
+    for name, values in files.items():
+        if not _inside(name):
+            raise InputError(f"{what} names {name!r}, which is not a path inside the bundle: make the bundle again")
+        sha256, size = (values.get("sha256"), values.get("size")) if isinstance(values, dict) else (None, None)
+        if not isinstance(sha256, str) or not _HEX.fullmatch(sha256) or type(size) is not int or size < 0:
+            raise InputError(f"{what} gives no SHA-256 and size of {name!r}: make the bundle again")
+        entries[name] = Entry(sha256, size)
+    return entries
+
+
+def _inside(name: str) -> bool:
+    """Whether a name is a plain relative path, the same on every system."""
+    parts = name.split("/")
+    return all(part not in ("", ".", "..") for part in parts) and not re.search(r"[\\:\x00-\x1f]", name)

@@ -1,0 +1,58 @@
+"""What decides a result, as one hash: the same fingerprint, the same result."""
+
+from __future__ import annotations
+
+import hashlib
+import importlib.metadata
+import json
+from functools import cache
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+
+from calibration.tasks import Task
+
+_PACKAGES = ("crossbar", "attention", "calibration")
+_LIBRARIES = ("torch", "numpy", "scipy", "transformers", "aihwkit")
+
+
+def of_values(values: Any) -> str:
+    """SHA-256 (hex) of plain values: what JSON can write, and anything else by its ``repr``."""
+    return hashlib.sha256(json.dumps(values, sort_keys=True, default=repr).encode()).hexdigest()
+
+
+def of_tensors(tensors: dict[str, Tensor]) -> str:
+    """SHA-256 (hex) of tensors with their names, dtypes and shapes."""
+    digest = hashlib.sha256()
+    for name in sorted(tensors):
+        tensor = tensors[name].detach().cpu().contiguous()
+        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
+        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
+    return digest.hexdigest()
+
+
+def of_model(model: nn.Module) -> str:
+    """SHA-256 (hex) of a digital model: its class, its configuration if it has one, and its weights."""
+    config = getattr(model, "config", None)  # transformers' models have one, a user's own may not
+    described = config.to_dict() if hasattr(config, "to_dict") else None
+    return of_values([type(model).__qualname__, described, of_tensors(model.state_dict())])
+
+
+def of_task(task: Task) -> str:
+    """SHA-256 (hex) of a task: its name and what it feeds a model. How a class of your own scores is not seen."""
+    splits = {}
+    for split in ("calibration", "evaluation"):
+        batches = task.batches(split)
+        splits[split] = [of_tensors(batch) for batch in batches]
+    return of_values([type(task).__qualname__, task.name, task.primary, splits])
+
+
+@cache
+def of_code() -> str:
+    """SHA-256 (hex) of this project's own modules and the versions of the libraries that compute."""
+    root = Path(__file__).parents[1]
+    sources = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
+    files = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources}
+    return of_values([files, {name: importlib.metadata.version(name) for name in _LIBRARIES}])
