@@ -1,4 +1,4 @@
-"""A folder whose files are what its manifest says: it appears whole or not at all, and is verified before it is used."""
+"""A folder whose files are what its manifest says: it appears whole or not at all, and is verified before use."""
 
 from __future__ import annotations
 
@@ -115,7 +115,9 @@ class Files:
         parts = PurePosixPath(name).parts
         for depth in range(1, len(parts) + 1):
             if self.folder.joinpath(*parts[:depth]).is_symlink():
-                raise InputError(f"{what} is reached through a link, which may lead anywhere: copy the file in its place")
+                raise InputError(
+                    f"{what} is reached through a link, which may lead anywhere: copy the file in its place"
+                )
         try:
             found = os.lstat(self.folder / name)
         except OSError:

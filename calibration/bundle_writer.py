@@ -81,7 +81,7 @@ def save_refitted(files: Files, path: Path, model: nn.Module, description: dict[
         write_json(folder / DESCRIPTION, description)
         for name, entry in seal(folder).entries.items():
             if name not in (STATE, DESCRIPTION) and entry != files.entries[name]:
-                raise InputError(f"bundle {str(files.folder)!r}: file {name!r} changed since it was loaded: load it again")
+                raise InputError(f"bundle {str(files.folder)!r}: file {name!r} changed since it was loaded: load again")
 
 
 def tile_file(layer: str) -> str:

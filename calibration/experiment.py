@@ -114,9 +114,7 @@ class Experiment:
             "pattern": None if pattern is None else str(pattern),
         }
         tokenizer = loaded.tokenizer if isinstance(loaded, Loaded) else None
-        return cls(
-            digital, analog, task, pattern, hardware, conversion, setup, progress=progress, tokenizer=tokenizer
-        )
+        return cls(digital, analog, task, pattern, hardware, conversion, setup, progress=progress, tokenizer=tokenizer)
 
     def new_chip(self, seed: int) -> None:
         """Go on with another chip, programmed at once or when something is first measured on it."""

@@ -35,9 +35,8 @@ def of_tensors(tensors: dict[str, Tensor]) -> str:
 
 def of_model(model: nn.Module) -> str:
     """SHA-256 (hex) of a digital model: its class, its configuration if it has one, and its weights."""
-    config = getattr(model, "config", None)  # transformers' models have one, a user's own may not
-    described = config.to_dict() if hasattr(config, "to_dict") else None
-    return of_values([type(model).__qualname__, described, of_tensors(model.state_dict())])
+    config: Any = getattr(model, "config", None)  # transformers' models have one, a user's own may not
+    return of_values([type(model).__qualname__, str(config), of_tensors(model.state_dict())])
 
 
 def of_task(task: Task) -> str:

@@ -22,7 +22,7 @@ _WEIGHTS = "weights.safetensors"
 
 
 def save(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
-    """Write a digital model, without its pattern, and its tokenizer into a new folder; returns what `load` must know."""
+    """Write a digital model, without its pattern, and its tokenizer into a new folder; returns what `load` needs."""
     folder.mkdir()
     description = {"class": _transformers_name(model), "dtype": str(next(model.parameters()).dtype)}
     if description["class"] is None:
@@ -74,8 +74,8 @@ def load(
 def _load_own(folder: Path, own: nn.Module | None) -> nn.Module:
     if own is None:
         raise InputError(
-            "the bundle holds a model of a class of your own, which no file can bring along: give load_bundle a model of "
-            "that class, load_bundle(path, model=...)"
+            "the bundle holds a model of a class of your own, which no file can bring along: give a model of that class, "
+            "load_bundle(path, model=...)"
         )
     try:
         load_model(own, folder / _WEIGHTS)

@@ -2,14 +2,19 @@
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, is_dataclass
+from collections.abc import Mapping
+from dataclasses import asdict, dataclass, fields, is_dataclass
 from itertools import pairwise
-from typing import Any
+from pathlib import Path
+from types import UnionType
+from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from calibration.compensation import DriftCompensation
 from calibration.ranges import InputRanges
 from calibration.step import Step
 from crossbar.errors import InputError
+
+_STEPS: dict[str, Any] = {step.__name__: step for step in (InputRanges, DriftCompensation)}
 
 
 @dataclass(frozen=True)
@@ -33,17 +38,113 @@ class Recipe:
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the name, and each step with its fields (those of a dataclass)."""
-        steps = [{"step": type(step).__name__, **(asdict(step) if is_dataclass(step) else {})} for step in self.steps]
-        return {"name": self.name, "steps": steps}
+        return {"name": self.name, "steps": [step_to_dict(step) for step in self.steps]}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Recipe:
+        """A recipe of this package's steps from plain values; a missing field keeps its default.
+
+        Raises:
+            InputError: for an unknown step or field, and a value that is not allowed.
+
+        >>> Recipe.from_dict({"name": "tiles", "steps": [{"step": "DriftCompensation", "per": "tile"}]}).steps
+        (DriftCompensation(per='tile', reference='ideal', reads=256, seed=0),)
+        """
+        if not isinstance(values, Mapping) or values.keys() != {"name", "steps"}:
+            given = ", ".join(map(str, values)) if isinstance(values, Mapping) else repr(values)
+            raise InputError(f"a recipe has the fields name and steps, and this one has {given}: write both")
+        name, steps = values["name"], values["steps"]
+        if not isinstance(name, str) or not isinstance(steps, list | tuple):
+            raise InputError(f"recipe {name!r} is not usable: give a text as its name, and a list of steps")
+        return cls(name, tuple(step_from_dict(step) for step in steps))
+
+    @classmethod
+    def from_yaml(cls, path: str | Path) -> Recipe:
+        """A recipe from a YAML file with ``name`` and ``steps``.
+
+        Raises:
+            InputError: for a missing file, text that is not YAML, or what `from_dict` refuses.
+        """
+        import yaml
+
+        path = Path(path)
+        if not path.is_file():
+            raise InputError(f"recipe file {str(path)!r} does not exist: give the path of a YAML file")
+        try:
+            return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+        except (yaml.YAMLError, UnicodeDecodeError) as error:
+            reason = " ".join(str(error).split())
+            raise InputError(f"recipe file {str(path)!r} is not YAML: {reason}") from None
+
+
+def step_to_dict(step: Step) -> dict[str, Any]:
+    """A step's class, and its fields if it is a dataclass, as plain values."""
+    return {"step": type(step).__name__, **(asdict(step) if is_dataclass(step) else {})}
+
+
+def step_from_dict(values: Mapping[str, Any] | str) -> Step:
+    """A step of this package from its class, as ``step``, and its fields; a name alone keeps every default.
+
+    Raises:
+        InputError: for an unknown step or field, and a value that is not allowed.
+    """
+    if isinstance(values, str):
+        values = {"step": values}
+    if not isinstance(values, Mapping) or values.get("step") not in _STEPS:
+        name = values.get("step") if isinstance(values, Mapping) else values
+        raise InputError(f"recipe step {name!r} is unknown: choose one of {', '.join(_STEPS)}")
+    kind = _STEPS[values["step"]]
+    given = {name: value for name, value in values.items() if name != "step"}
+    hints = get_type_hints(kind)
+    allowed = {field.name: hints[field.name] for field in fields(kind)}
+    for name, value in given.items():
+        if name not in allowed:
+            raise InputError(f"recipe step {kind.__name__} has no field {name!r}: allowed are {', '.join(allowed)}")
+        if not _fits(value, allowed[name]):
+            raise InputError(
+                f"recipe step {kind.__name__}: {name} = {value!r} is not allowed: give {_described(allowed[name])}"
+            )
+    step: Step = kind(**given)
+    return step
+
+
+def _fits(value: object, hint: Any) -> bool:
+    """Whether a plain value is of an annotated kind: bool, int, float, str, None, Literal, or a union of these."""
+    if get_origin(hint) is Literal:
+        return value in get_args(hint)
+    if get_origin(hint) in (Union, UnionType):
+        return any(_fits(value, part) for part in get_args(hint))
+    if isinstance(value, bool):
+        return hint is bool
+    return isinstance(value, (int, float) if hint is float else hint)
+
+
+def _described(hint: Any) -> str:
+    if get_origin(hint) is Literal:
+        return f"one of {', '.join(map(str, get_args(hint)))}"
+    if get_origin(hint) in (Union, UnionType):
+        return " or ".join(_described(part) for part in get_args(hint))
+    names = {
+        float: "a number",
+        int: "a whole number",
+        str: "a text",
+        bool: "true or false",
+        type(None): "nothing (null)",
+    }
+    return names[hint]
 
 
 def get(name: str) -> Recipe:
-    """The recipe of this name; ``fast`` needs no gradients and takes seconds.
+    """The recipe of this name, or that of a YAML file if the name ends in ``.yaml`` or ``.yml``.
+
+    ``fast`` needs no gradients and takes seconds.
 
     Raises:
-        InputError: for an unknown name.
+        InputError: for an unknown name, or what `Recipe.from_yaml` refuses.
     """
+    if Path(name).suffix in (".yaml", ".yml"):
+        return Recipe.from_yaml(name)
     recipes = {"fast": (InputRanges(), DriftCompensation())}
     if name not in recipes:
-        raise InputError(f"recipe {name!r} is unknown: choose {', '.join(recipes)}, or give a Recipe of your own steps")
+        raise InputError(f"recipe {name!r} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
     return Recipe(name, recipes[name])
