@@ -1,6 +1,8 @@
 """The jobs: ``emulate`` what accuracy becomes on analog hardware, ``calibrate`` to get it back."""
 
 from calibration import tasks
+from calibration.bundle import Bundle, load_bundle
+from calibration.bundle_inspection import inspect_bundle
 from calibration.calibrate import calibrate
 from calibration.compensation import DriftCompensation
 from calibration.emulate import emulate
@@ -12,6 +14,7 @@ from calibration.step import Fitted, Stage, Step
 from calibration.tasks import Task
 
 __all__ = [
+    "Bundle",
     "Calibration",
     "DriftCompensation",
     "Emulation",
@@ -24,6 +27,8 @@ __all__ = [
     "Task",
     "calibrate",
     "emulate",
+    "inspect_bundle",
+    "load_bundle",
     "load_model",
     "tasks",
 ]

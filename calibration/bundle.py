@@ -70,8 +70,7 @@ class Bundle:
         seconds = to_seconds(time)
         if seconds < self.seconds:
             raise InputError(
-                f"time {time!r} lies before the bundle's own age, {self.seconds:g} s since programming: give that time or "
-                "a later one"
+                f"time {time!r} lies before the bundle's own age of {self.seconds:g} s: give that time or a later one"
             )
         step = self._own_step() if step is None else step
         age(self.model, seconds)
@@ -121,6 +120,9 @@ def load_bundle(
     """
     folder = Path(path)
     files = Files.verified(folder)
+    for name in files.entries:
+        if name.endswith(".json"):
+            files.json(name)  # those of transformers too, which reads them less strictly
     description = files.json(writer.DESCRIPTION)
     layers = files.field(writer.DESCRIPTION, "layers", list, description)
     if hardware is None:
@@ -137,7 +139,8 @@ def load_bundle(
         files.refuse(writer.DESCRIPTION, "its layers are not those that would become analog")
     if writer.RECALIBRATED in files.entries:
         _take_over(files, digital)
-    _load_state(files, digital)
+    load_state(digital, files.path(writer.STATE))
+    reset_reads(digital)
     return Bundle(digital, tokenizer, hardware, pattern, files, description)
 
 
@@ -183,13 +186,3 @@ def _take_over(files: Files, model: nn.Module) -> None:
             files.refuse(writer.RECALIBRATED, f"the model has no {name!r} of this kind")
         with torch.no_grad():
             parts[name].copy_(tensor)
-
-
-def _load_state(files: Files, model: nn.Module) -> None:
-    try:
-        load_state(model, files.path(writer.STATE))
-    except InputError:
-        raise
-    except (ValueError, TypeError, KeyError, AttributeError) as error:  # metadata that save_state did not write
-        files.refuse(writer.STATE, f"{type(error).__name__}: {error}")
-    reset_reads(model)

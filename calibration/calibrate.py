@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -41,6 +41,7 @@ def calibrate(
     exclude: str | Sequence[str] | None = None,
     progress: Progress | None = None,
     out: str | Path | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Score a model in digital, on analog chips as programmed, and on the same chips calibrated at each age.
 
@@ -64,6 +65,7 @@ def calibrate(
         out: folder to write as a deployment bundle (`Calibration.save`) of chip 0 at the last time. Until it is whole,
             what was found is kept in a hidden folder beside it, and the same call goes on from there after it was
             stopped.
+        notify: told, in a sentence, when the call goes on from an earlier one.
 
     Raises:
         InputError: as `emulate`, for an unknown recipe, a wait of 0 s, and a folder that cannot be written.
@@ -78,6 +80,8 @@ def calibrate(
     experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress)
     if out is not None:
         experiment.journal = _journal(Path(out), experiment, [recipe.to_dict(), seconds, delay, chips, staircase])
+        if notify is not None and len(experiment.journal):
+            notify(f"goes on from the {len(experiment.journal)} results in {str(experiment.journal.folder)!r}")
     written = [step for step in recipe.steps if step.stage is Stage.BEFORE_PROGRAMMING]
     measured = recipe.steps[len(written) :]
     scores = bool(written) + len(measured) if staircase else 1

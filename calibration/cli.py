@@ -51,14 +51,29 @@ def _emulate(options: Namespace) -> int:
 
 
 def _calibrate(options: Namespace) -> int:
+    from calibration import bundle_files
     from calibration.calibrate import calibrate
 
-    extra = {"recipe": options.recipe, "wait": options.wait, "staircase": options.staircase}
-    return _run("calibrate", options, lambda progress: calibrate(**_job(options, progress), **extra, progress=progress))
+    extra: dict[str, Any] = {"recipe": options.recipe, "wait": options.wait, "staircase": options.staircase}
+    bundle = options.out is not None and Path(options.out).suffix != ".json"
+    if bundle:
+        extra |= {"out": options.out, "notify": lambda told: print(f"ohmformer: {told}", file=sys.stderr)}
+        bundle_files.require_new(Path(options.out))
+        options.out = None  # what _run would write the JSON to
+    try:
+        return _run(
+            "calibrate", options, lambda progress: calibrate(**_job(options, progress), **extra, progress=progress)
+        )
+    except KeyboardInterrupt:
+        print("ohmformer: stopped" + ("; the same command goes on from here" if bundle else ""), file=sys.stderr)
+        return 130
 
 
 def _inspect(options: Namespace) -> int:
     from rich.console import Console
+
+    if options.bundle is not None:
+        return _inspect_bundle(options)
 
     from calibration.console import conversion_table, progress_bar
     from calibration.models import load_model
@@ -72,6 +87,28 @@ def _inspect(options: Namespace) -> int:
         print(json.dumps(report.to_dict(), indent=2))
     else:
         Console().print(conversion_table(report, layers=True))
+    return 0
+
+
+def _inspect_bundle(options: Namespace) -> int:
+    from rich.console import Console
+
+    from calibration import bundle_inspection, console
+
+    values = bundle_inspection.inspect_bundle(options.bundle)
+    if options.json:
+        print(json.dumps(values, indent=2))
+    else:
+        Console().print(console.bundle_table(bundle_inspection.rows(values)))
+    return 0
+
+
+def _refit(options: Namespace) -> int:
+    from calibration import bundle_files
+    from calibration.bundle import load_bundle
+
+    bundle_files.require_new(Path(options.out))
+    load_bundle(options.bundle).refit(options.time).save(options.out)
     return 0
 
 
@@ -89,7 +126,13 @@ def _doctor(options: Namespace) -> int:
     return int(any(check.remedy and check.needed for check in checks))
 
 
-_COMMANDS = {"emulate": _emulate, "calibrate": _calibrate, "inspect": _inspect, "doctor": _doctor}
+_COMMANDS = {
+    "emulate": _emulate,
+    "calibrate": _calibrate,
+    "inspect": _inspect,
+    "refit": _refit,
+    "doctor": _doctor,
+}
 
 
 def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
@@ -172,16 +215,32 @@ def _parser() -> _Parser:
     commands = parser.add_subcommands(dest="command", metavar="command")
     emulate = _subcommand("Score a model in digital and on programmed analog chips, over time.")
     _add_job_options(emulate)
+    emulate.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
     commands.add_subcommand("emulate", emulate, help="accuracy on analog hardware over time")
 
     calibrate = _subcommand("Score a model on analog chips before and after each step of a calibration recipe.")
     _add_job_options(calibrate)
-    calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit; fast needs no gradients")
+    calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit: fast, or a YAML file")
     calibrate.add_argument("--wait", type=str, default="1h", help="time between fitting and scoring")
     calibrate.add_argument("--staircase", type=bool, default=True, help="score after each step, not only the last")
+    calibrate.add_argument(
+        "--out",
+        type=str | None,
+        default=None,
+        help="folder to write a deployment bundle to, or a .json file for the result alone",
+    )
     commands.add_subcommand("calibrate", calibrate, help="accuracy before and after calibration")
 
-    inspect = _subcommand("List what becomes analog, on how many tiles, and what stays digital and why.")
+    refit = _subcommand("Compensate a bundle's drift anew at a later time, from read-outs of the chip, without data.")
+    refit.add_argument("bundle", type=str, help="folder that calibrate wrote")
+    refit.add_argument("--time", type=str, required=True, help="age of the chip since programming, such as 30d")
+    refit.add_argument("--out", type=str, required=True, help="folder to write the refit bundle to")
+    commands.add_subcommand("refit", refit, help="compensate a bundle's drift at a later time")
+
+    inspect = _subcommand(
+        "List what becomes analog, on how many tiles, and what stays digital and why; or verify and describe a bundle."
+    )
+    inspect.add_argument("bundle", type=str | None, nargs="?", default=None, help="folder that calibrate wrote")
     _add_model_options(inspect)
     commands.add_subcommand("inspect", inspect, help="what converts, tiles, utilisation")
 
@@ -223,7 +282,6 @@ def _add_job_options(parser: _Parser) -> None:
         help="times since programming, such as 0s,1h,1d",
     )
     parser.add_argument("--chips", type=int, default=3, help="programmed chips, seeds 0, 1, ...")
-    parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
     parser.add_argument("--plot", type=str | None, default=None, help="write a picture of accuracy over time")
 
 

@@ -122,6 +122,16 @@ def counts_table(result: Emulation) -> Table:
     return view
 
 
+def bundle_table(rows: list[tuple[str, str]]) -> Table:
+    """What a bundle is."""
+    view = Table(show_header=False)
+    view.add_column(no_wrap=True)
+    view.add_column(overflow="fold")
+    for row in rows:
+        view.add_row(*row)
+    return view
+
+
 def doctor_table(checks: list[Check]) -> Table:
     """What was found, and what to do."""
     view = Table(title="ohmformer doctor", title_justify="left")

@@ -74,8 +74,8 @@ def load(
 def _load_own(folder: Path, own: nn.Module | None) -> nn.Module:
     if own is None:
         raise InputError(
-            "the bundle holds a model of a class of your own, which no file can bring along: give a model of that class, "
-            "load_bundle(path, model=...)"
+            "the bundle holds a model of a class of your own, which no file can bring along: give a model of that "
+            "class, load_bundle(path, model=...)"
         )
     try:
         load_model(own, folder / _WEIGHTS)

@@ -4,7 +4,9 @@ from __future__ import annotations
 
 import json
 import os
+from collections.abc import Mapping
 from pathlib import Path
+from typing import Any
 
 import torch
 from safetensors import SafetensorError, safe_open
@@ -13,7 +15,7 @@ from torch import Tensor, nn
 
 from crossbar.chip import analog_layers
 from crossbar.corrections import CORRECTIONS
-from crossbar.errors import InputError
+from crossbar.errors import InputError, require_number, require_whole
 from crossbar.linear import AnalogLinear
 
 _VERSION = 1
@@ -73,7 +75,7 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         raise InputError(f"state file {str(path)!r} is not a safetensors file: {error}") from None
     if metadata.get("format") != "ohmformer state" or metadata.get("version") != str(_VERSION):
         raise InputError(f"state file {str(path)!r} is not an ohmformer state of version {_VERSION}: write it again")
-    saved = json.loads(metadata["layers"])
+    saved = _saved_layers(metadata, path)
     layers = analog_layers(model)
     if saved.keys() != layers.keys():
         different = sorted(saved.keys() ^ layers.keys())
@@ -88,7 +90,7 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         halves = [own.get("adapter_down"), own.get("adapter_up")]
         if (halves[0] is None) != (halves[1] is None):
             raise InputError(f"state file {str(path)!r} has half an adapter of {name}: write it again")
-        rank = 0 if halves[0] is None else halves[0].shape[-1]
+        rank = 0 if halves[0] is None or not halves[0].dim() else halves[0].shape[-1]
         for key, tensor in own.items():
             found = f"{tensor.dtype} {list(tensor.shape)}"
             expected = f"{torch.uint8 if key == 'fault_map' else layer.scales.dtype} {_shape(layer, key, tensor, rank)}"
@@ -103,6 +105,21 @@ def load_state(model: nn.Module, path: str | Path) -> None:
             setattr(layer, key, own.get(key))
         cells = {key.removeprefix("cells."): tensor for key, tensor in own.items() if key.startswith("cells.")}
         layer.set_state(cells, saved[name]["seed"], saved[name]["seconds"])
+
+
+def _saved_layers(metadata: Mapping[str, str], path: str | Path) -> dict[str, dict[str, Any]]:
+    """What the file says of each layer: its ``seed``, ``seconds``, ``hardware`` and the names of its ``cells``."""
+    try:
+        layers = json.loads(metadata["layers"])
+        for name, saved in layers.items():
+            require_whole(f"seed of {name}", saved["seed"], least=0)
+            require_number(f"seconds of {name}", saved["seconds"])
+            if not all(isinstance(cells, str) for cells in saved["cells"]):
+                raise TypeError(f"cells of {name} are not names")
+    except (ValueError, KeyError, TypeError, AttributeError) as error:
+        raise InputError(f"state file {str(path)!r} does not describe its layers ({error}): write it again") from None
+    described: dict[str, dict[str, Any]] = layers
+    return described
 
 
 def _own(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
