@@ -18,6 +18,7 @@ from attention.counts import Counts, count, tally
 from attention.delivered import accumulate, score
 from attention.events import Axis, Events, Placement
 from attention.gated import gated_attention
+from attention.gating import EventsDropped
 from attention.hf import attach, attached_pattern, detach
 from attention.kernel.reference import attention_reference
 from attention.patterns import conventions
@@ -47,6 +48,7 @@ __all__ = [
     "Dilated",
     "Documents",
     "Events",
+    "EventsDropped",
     "Excess",
     "Fixed",
     "GlobalTokens",

@@ -8,6 +8,8 @@ from typing import Literal, NamedTuple, cast, get_args, overload
 import torch
 from torch import Tensor
 
+from attention.controller import Controller
+from attention.gating import gate
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_counts import book_reads, book_writes
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype
@@ -36,6 +38,7 @@ def gated_attention(
     dropout: float = 0.0,
     offset: int = 0,
     hardware: Hardware | None = None,
+    controller: Controller | None = None,
     seconds: float = 0.0,
     layer: str = "attention",
     seed: int = 0,
@@ -54,6 +57,7 @@ def gated_attention(
     dropout: float = 0.0,
     offset: int = 0,
     hardware: Hardware | None = None,
+    controller: Controller | None = None,
     seconds: float = 0.0,
     layer: str = "attention",
     seed: int = 0,
@@ -71,6 +75,7 @@ def gated_attention(
     dropout: float = 0.0,
     offset: int = 0,
     hardware: Hardware | None = None,
+    controller: Controller | None = None,
     seconds: float = 0.0,
     layer: str = "attention",
     seed: int = 0,
@@ -87,6 +92,11 @@ def gated_attention(
     it with converters and noise (`attention.kernel.analog`). Without noise, converters and device error the result is
     the digital one. While a `crossbar.Ledger` is open, writes and reads are booked.
 
+    With a ``controller``, every pair's events go to the memory's tiles on its platform, and attention is computed from
+    delivered events only (`attention.gating`): a pair whose score event is dropped is not in the softmax, and one whose
+    value event is dropped keeps its weight but brings no value. A platform that drops nothing gives the pattern itself;
+    one that does warns with `attention.EventsDropped`. Counts are those of the events.
+
     Args:
         q: queries [B, H, N_queries, D]; float32, float64, bfloat16 or float16.
         k: keys [B, H_kv, N_keys, D]; H is a multiple of H_kv, and H / H_kv consecutive query heads share a key head.
@@ -97,6 +107,7 @@ def gated_attention(
         dropout: probability of dropping a weight after the softmax.
         offset: position of the first query; keys start at position 0.
         hardware: the tiles that hold keys and values; None: digital attention.
+        controller: sends the events; None: every pair arrives.
         seconds: with ``hardware``, time since the keys and values were written.
         layer: with ``hardware``, the name that keys random draws and counts.
         seed: key of all draws: the same seed drops the same weights and gives the same analog errors, so training
@@ -115,36 +126,61 @@ def gated_attention(
             depends on the length of the sequence where ``offset`` is not 0.
     """
     _validate_tensors(q, k, v, mask)
-    _validate(pattern, scale, dropout, offset, hardware, seconds, seed, impl)
+    _validate(pattern, scale, dropout, offset, hardware, controller, seconds, seed, impl)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     pattern.require_decodable(offset)
     fixed = pattern.is_static
     pattern = pattern.at(k.shape[2]).select(q, k, mask=mask, offset=offset)
     _validate_parts(pattern, q)
-    options = Options(scale, mask, dropout, seed, return_lse)
-    lse: Tensor | None
-    if impl == "reference":
-        allowed = _allowed(pattern, q, k, offset)
-        output, lse = attention_reference(q, k, v, allowed if mask is None else allowed & mask[:, None, None], scale)
-        output, lse = output.to(q.dtype), lse.to(exact_dtype(q.dtype))
-    elif impl == "flex":
-        output, lse = attend_flex(q, k, v, pattern, scale=scale, padding=mask, offset=offset, return_lse=return_lse)
-    elif hardware is None:
-        output, lse = _digital(q, k, v, _Work(pattern, options, offset, fixed))
-    else:
+    gates = None
+    if controller is not None:
+        gates = gate(controller, pattern, q, k.shape[2], offset, mask, fixed)
+        gates.book(layer, q, hardware)
+        gates.warn()
+        pattern = gates.scored
+    options = Options(scale, mask, dropout, seed, return_lse or (gates is not None and gates.lossy))
+    if hardware is not None:
         book_writes(layer, k, mask, hardware)
         keys, values = (write(x, hardware, (seed, layer, role), seconds) for x, role in ((k, "keys"), (v, "values")))
-        output, lse = _analog(q, keys, values, _Work(pattern, options, offset, fixed), hardware, layer)
+
+    def attend(pattern: Pattern) -> tuple[Tensor, Tensor | None]:
+        if impl == "reference":
+            allowed = _allowed(pattern, q, k, offset)
+            allowed = allowed if mask is None else allowed & mask[:, None, None]
+            found, sums = attention_reference(q, k, v, allowed, scale)
+            return found.to(q.dtype), sums.to(exact_dtype(q.dtype))
+        if impl == "flex":
+            lse = options.return_lse
+            return attend_flex(q, k, v, pattern, scale=scale, padding=mask, offset=offset, return_lse=lse)
+        work = _Work(pattern, options, offset, fixed, counted=controller is None)
+        if hardware is None:
+            return _digital(q, k, v, work)
+        return _analog(q, keys, values, work, hardware, layer)
+
+    output, lse = attend(pattern)
+    if gates is not None and gates.lossy:
+        # Softmax over the scores that arrived, values of the pairs whose value events arrived.
+        output, reached = attend(gates.valued)
+        assert lse is not None
+        assert reached is not None
+        share = (reached - lse).exp().masked_fill(reached == -torch.inf, 0.0)
+        output = (output * share[..., None]).to(q.dtype)
     return (output, lse) if return_lse and lse is not None else output
 
 
 class _Work(NamedTuple):
-    """What to do to one part of the batch and heads; ``fixed``: whether it will be asked for again."""
+    """What to do to one part of the batch and heads.
+
+    Attributes:
+        fixed: whether it will be asked for again.
+        counted: whether reads of analog memory are booked from the schedule; if not, they were from events.
+    """
 
     pattern: Pattern
     options: Options
     offset: int
     fixed: bool
+    counted: bool = True
 
     def sequence(self, b: int) -> _Work:
         mask = self.options.mask
@@ -213,7 +249,8 @@ def _analog(
         return _joined(found, 1, order)
     n_keys, tile = keys.digits.shape[2], hardware.tile.rows
     plan = (schedule if work.fixed else make)(work.pattern, q.shape[2], n_keys, work.offset, q.device, tile)
-    book_reads(layer, q, keys.digits, plan, work.options.mask, hardware)
+    if work.counted:
+        book_reads(layer, q, keys.digits, plan, work.options.mask, hardware)
     return attend_analog(q, keys, values, plan, work.options, hardware, (work.options.seed, layer, *place))
 
 
@@ -284,6 +321,7 @@ def _validate(
     dropout: float,
     offset: int,
     hardware: Hardware | None,
+    controller: Controller | None,
     seconds: float,
     seed: int,
     impl: str,
@@ -300,8 +338,15 @@ def _validate(
         raise InputError(f"impl {impl!r} is not known: choose one of {', '.join(get_args(Impl))}")
     if impl in ("reference", "flex") and dropout:
         raise InputError(f"impl {impl!r} cannot have dropout {dropout!r}: give dropout=0 or impl='blocks'")
+    if controller is not None and not isinstance(controller, Controller):
+        raise InputError(f"controller {controller!r} is not a Controller: give attention.Controller(platform), or None")
     if hardware is None:
         return
+    if controller is not None and controller.platform.rows != hardware.tile.rows:
+        raise InputError(
+            f"platform {controller.platform.name!r} has {controller.platform.rows} rows and the hardware's tiles have "
+            f"{hardware.tile.rows}: give both the same"
+        )
     if not isinstance(hardware, Hardware):
         raise InputError(f"hardware {hardware!r} is not a Hardware: give one of crossbar.presets, or None")
     if impl not in ("auto", "blocks"):

@@ -1,0 +1,197 @@
+"""What a controller lets through: attention over the pairs whose events were delivered, and their counts."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from attention.controller import Controller
+from attention.counts import Counts, book_attention, tally
+from attention.events import Axis, Events, Placement
+from attention.patterns.base import CSR, Pattern
+from attention.patterns.family import Constant
+from attention.patterns.heads import PerHead, per_sequence
+from attention.patterns.intervals import padded, repeat
+from attention.patterns.selection import Selected
+from attention.timing import DROPPED, Timing
+from crossbar.hardware import Hardware
+from crossbar.ledger import book, counting
+
+
+class EventsDropped(UserWarning):
+    """A controller lost events, so attention was computed without the pairs that they belong to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What became of one head's events in one sequence.
+
+    Attributes:
+        scored: pairs whose score event was delivered: those that the softmax is taken over.
+        valued: of them, those whose value event was delivered too: those that reach the output.
+        timing: of the head's own memory; heads work at the same time.
+        delivered: its delivered events.
+    """
+
+    scored: Pattern
+    valued: Pattern
+    timing: Timing
+    delivered: Events
+
+
+@dataclass(frozen=True)
+class Gates:
+    """`Passed` of a whole batch, as patterns.
+
+    Attributes:
+        scored, valued: as in `Passed`, of each sequence and head.
+        parts: the different results, and of how many heads each is.
+    """
+
+    scored: Pattern
+    valued: Pattern
+    parts: tuple[tuple[Passed, int], ...]
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a value was lost whose score counts."""
+        return self.valued != self.scored
+
+    def book(self, layer: str, q: Tensor, hardware: Hardware | None) -> None:
+        """Book the delivered events of queries [B, H, N, D] in open ledgers."""
+        if not counting():
+            return
+        counts, columns = Counts(), hardware.tile.cols if hardware else 256
+        for part, heads in self.parts:
+            counts += tally(part.delivered, head_dim=q.shape[3], heads=heads, columns=columns)
+            for name, number in (
+                ("events", part.timing.injected),
+                ("events_dropped", part.timing.dropped),
+                ("hops_x", part.timing.hops_x),
+                ("hops_y", part.timing.hops_y),
+            ):
+                book(layer, name, heads * number)
+        book(layer, "barriers", max(part.timing.barriers for part, _ in self.parts))
+        dac, adc = ((part.bits if part else None) for part in (hardware.dac, hardware.adc)) if hardware else (None,) * 2
+        book_attention(
+            layer,
+            counts,
+            head_dim=q.shape[3],
+            queries=q.shape[:3].numel(),
+            columns=columns,
+            pairs=hardware.tile.pairs if hardware else 1,
+            dac=dac,
+            adc=adc,
+        )
+
+    def warn(self) -> None:
+        """Say how many events were lost, if any."""
+        lost, all_ = (sum(n * count(p.timing) for p, n in self.parts) for count in (_dropped, _injected))
+        if lost:
+            warnings.warn(
+                f"the controller dropped {lost:,} of {all_:,} events ({lost / all_:.1%}): their pairs are missing from "
+                "this attention",
+                EventsDropped,
+                stacklevel=3,
+            )
+
+
+def _dropped(timing: Timing) -> int:
+    return timing.dropped
+
+
+def _injected(timing: Timing) -> int:
+    return timing.injected
+
+
+def gate(
+    controller: Controller, pattern: Pattern, q: Tensor, n_keys: int, offset: int, mask: Tensor | None, fixed: bool
+) -> Gates:
+    """Send the events of a pattern's pairs to the memory and see which arrive.
+
+    Keys stand in order, ``platform.rows`` to a tile; padding has no place. Every query head of every sequence has tiles
+    of its own, so that streams of different heads never meet.
+
+    Args:
+        controller: with the platform.
+        pattern: static; may differ by head and sequence.
+        q: queries [B, H, N_queries, D].
+        n_keys: number of keys.
+        offset: position of the first query.
+        mask: bool [B, N_keys], True for a real key.
+        fixed: whether the same will be asked again.
+    """
+    ask = _kept if fixed else _passed
+    found: Counter[Passed] = Counter()
+
+    def of_sequence(b: int) -> list[Passed]:
+        real = None if mask is None or bool(mask[b].all()) else Constant(mask[b])
+        own = pattern.sequence(b)
+        alone = [own.head(h) for h in range(own.n_heads)] if own.n_heads else [own]
+        passed = [ask(controller, each, q.shape[2], n_keys, offset, real) for each in alone]
+        for each in passed:
+            found[each] += q.shape[1] // len(passed)
+        return passed
+
+    def joined(passed: list[Pattern]) -> Pattern:
+        return passed[0] if len(passed) == 1 else PerHead(passed)
+
+    sequences = [of_sequence(b) for b in range(q.shape[0])]
+    scored, valued = (
+        [joined([part.scored if stage else part.valued for part in passed]) for passed in sequences]
+        for stage in (True, False)
+    )
+    return Gates(_alike(scored), _alike(valued), tuple(found.items()))
+
+
+def _alike(patterns: list[Pattern]) -> Pattern:
+    if all(each == patterns[0] for each in patterns):
+        return patterns[0]
+    return per_sequence(len(patterns), lambda b: patterns[b])
+
+
+def _passed(
+    controller: Controller, pattern: Pattern, n_queries: int, n_keys: int, offset: int, real: Constant | None
+) -> Passed:
+    csr = pattern.rows(n_queries, n_keys, offset)
+    placement = Placement.sequential(n_keys, controller.platform.rows)
+    wanted = csr if real is None else _only(csr, real.tensor[csr.indices])
+    events = controller.events(wanted, placement, offset)
+    timing = controller.simulate(events)
+    assert timing.depart is not None
+    arrived = timing.depart != DROPPED
+    sensed = events.axis == Axis.COL
+    came = [arrived[stage] for stage in (sensed, ~sensed)]  # both stages hold the pairs in the CSR's order
+    delivered = events if bool(arrived.all()) else events.where(arrived)
+    if delivered is events and torch.equal(placement.tokens(events.where(sensed)), wanted.indices):
+        scored = valued = pattern
+    else:
+        scored = _pattern(_only(wanted, came[0]), pattern, n_keys, offset)
+        valued = _pattern(_only(wanted, came[0] & came[1]), pattern, n_keys, offset)
+    return Passed(scored, valued, timing, delivered)
+
+
+_kept = lru_cache(maxsize=16)(_passed)
+
+
+def _only(csr: CSR, kept: Tensor) -> CSR:
+    """The entries of rows that a bool mask keeps."""
+    before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
+    torch.cumsum(kept, 0, out=before[1:])
+    return CSR(before[csr.indptr], csr.indices[kept])
+
+
+def _pattern(csr: CSR, of: Pattern, n_keys: int, offset: int) -> Pattern:
+    """Rows as a pattern."""
+    n_queries = len(csr.indptr) - 1
+    row = repeat(torch.arange(n_queries, device="cpu"), csr.indptr.diff())
+    starts = torch.ones(len(row), dtype=torch.bool, device="cpu")
+    starts[1:] = (row[1:] != row[:-1]) | (csr.indices[1:] != csr.indices[:-1] + 1)
+    stops = torch.cat([starts[1:], starts.new_ones(1)])[: len(starts)]
+    spans = padded(row[starts], csr.indices[starts], csr.indices[stops] + 1, n_queries, n_keys)
+    return Selected(spans.start, spans.stop, offset, is_causal=of.is_causal)
