@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass
 
 import torch.nn.functional as F
@@ -28,6 +29,7 @@ class Array:
             squared; None: no such noise.
         bias_scales: of the ``offset`` encoding, ``[T_in, O]``: digital logic takes the sum of the inputs times these.
         adc_range: calibrated or learned, 0-d or ``[T, O]``, unit outputs; None: the converter's own.
+        fixed: gives ``weight`` in fixed point; None: products must be computed in floating point.
     """
 
     weight: Tensor
@@ -36,6 +38,20 @@ class Array:
     variance: Tensor | None = None
     bias_scales: Tensor | None = None
     adc_range: Tensor | None = None
+    fixed: Callable[[], FixedPoint] | None = None
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Cells as integers, two bytes each (`crossbar.integer_mvm`).
+
+    Attributes:
+        bytes: ``[S, 2 O I]`` int8, row tile after row tile: all high bytes ``[O, R]`` of a tile, then all low ones.
+        steps: what 1 stands for, ``[T, O]``, unit outputs.
+    """
+
+    bytes: Tensor
+    steps: Tensor
 
 
 def digits(cells: Tensor, hardware: Hardware, key: Key | None) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +106,8 @@ def read_variance(
         each.masked_fill_(fault_map == Fault.OPEN, 0.0)
     each = each.view(tile.signs * tile.pairs, tile.slices, *cells.shape[1:]).sum(0)
     each.div_((tile.pairs * span(hardware.device)[1]) ** 2)
-    if noise.form == "exact":
+    alike = noise.relative == 0 and not (fault_map is not None and bool((fault_map == Fault.OPEN).any()))
+    if noise.form == "exact" and not alike:
         return each
     lines = F.pad(each.new_ones(each.shape[1]), (0, -each.shape[1] % tile.rows)).view(-1, tile.rows).sum(1)
     return _tile_sums(each, tile) / lines.repeat(tile.slices).unsqueeze(1)

@@ -8,7 +8,8 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from crossbar import array, faults, mapping, programming, trajectory
+from crossbar import array, faults, integer_mvm, mapping, programming, trajectory
+from crossbar.array import FixedPoint
 from crossbar.corrections import Corrected
 from crossbar.devices import State, window
 from crossbar.digital import digital_weight
@@ -32,6 +33,8 @@ class ProgrammedCells(Corrected):
     line_scale: Tensor | None
     fault_map: Tensor | None
     _digits: Tensor | None
+    _bytes: Tensor | None
+    _steps: Tensor | None
     _offset: Tensor | None
     _variance: Tensor | None
 
@@ -47,7 +50,7 @@ class ProgrammedCells(Corrected):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
         self.register_buffer("column_gain", self._unit_gain(), persistent=False)
-        for buffer in ("line_scale", "fault_map", "_digits", "_offset", "_variance"):
+        for buffer in ("line_scale", "fault_map", "_digits", "_bytes", "_steps", "_offset", "_variance"):
             self.register_buffer(buffer, None, persistent=False)
 
     def program(self, seed: int) -> None:
@@ -112,7 +115,7 @@ class ProgrammedCells(Corrected):
             self._rescale()
         self.seed, self.seconds = seed, float(seconds) + 0.0
         self.reset_reads()
-        self._digits = None
+        self._forget_cells()
 
     @torch.inference_mode(False)
     def set_faults(self, fault_map: Tensor | None) -> None:
@@ -130,7 +133,7 @@ class ProgrammedCells(Corrected):
                 raise InputError(f"{self.name} got fault codes {codes}: give 0 to {most}, see crossbar.faults.Fault")
             fault_map = fault_map.to(self.scales.device, torch.uint8)
         self.fault_map = fault_map
-        self._digits = None
+        self._forget_cells()
 
     def conductances(self, noise: bool = True) -> tuple[Tensor, Tensor]:
         """``(G⁺, G⁻)`` in µS as they are now, each ``[T_out, T_in, R, C]``; absent cells are NaN.
@@ -181,6 +184,16 @@ class ProgrammedCells(Corrected):
         super()._apply(lambda own: own.to(fn(own.new_empty(0)).device), False)  # type: ignore[no-untyped-call]  # torch's own
         return self
 
+    def _forget_cells(self) -> None:
+        self._digits = self._bytes = self._steps = None
+
+    def _fixed_point(self) -> FixedPoint:
+        """The cells in fixed point; found when first asked for after they changed."""
+        if self._bytes is None or self._steps is None:
+            fixed = integer_mvm.fixed_point(self.cell_weight, self.hardware.tile.rows)
+            self._bytes, self._steps = fixed.bytes, fixed.steps
+        return FixedPoint(self._bytes, self._steps)
+
     def _rescale(self) -> None:
         """Find the scales of the digital weights as they are now."""
         self.scales = mapping.column_scales(self._scaled_weight(), self.hardware.tile, self.name)
@@ -217,5 +230,6 @@ class ProgrammedCells(Corrected):
         key = None if self.seed is None else (self.seed, self.name)
         digits, self._offset = array.digits(cells, self.hardware, key)
         self._variance = array.read_variance(cells, self.hardware.read_noise, self.hardware, self.fault_map)
+        self._forget_cells()
         self._digits = digits
         return digits

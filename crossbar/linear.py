@@ -8,7 +8,7 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossbar import array, injection, mapping, mvm
+from crossbar import array, injection, integer_mvm, mapping, mvm
 from crossbar.cells import ProgrammedCells
 from crossbar.counts import book_reads
 from crossbar.devices import span
@@ -215,7 +215,11 @@ class AnalogLinear(ProgrammedCells):
     def _array(self) -> array.Array:
         scales = self._column_scales(self.scales)
         bias_scales = self._bias_scales(self.scales)
-        return array.Array(self.cell_weight, scales, self._offset, self._variance, bias_scales, self.adc_range)
+        weight = self.cell_weight
+        integers = self.scales.device.type == "cpu" and self.scales.dtype == torch.float32
+        exact = self._variance is not None and self._variance.dim() > 2
+        fixed = self._fixed_point if integers and not exact and integer_mvm.serves(self.hardware) else None
+        return array.Array(weight, scales, self._offset, self._variance, bias_scales, self.adc_range, fixed)
 
     def _fresh_array(self) -> array.Array:
         """Cells of a chip that nobody has seen, written with the digital weights as they are now."""

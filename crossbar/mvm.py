@@ -8,6 +8,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossbar import integer_mvm
 from crossbar.array import Array
 from crossbar.converters import Drive, bit_planes, convert, drive, found_range
 from crossbar.hardware import Hardware
@@ -23,7 +24,8 @@ def multiply(
     """Products of a layer's row tiles with input vectors, accumulated in digital.
 
     DAC codes drive the word lines, each column of each row tile sums its cells, noise is added, the ADC converts, and
-    the digital side scales and adds the row tiles. A slow transcription of the same is `crossbar.reference.multiply`.
+    the digital side scales and adds the row tiles. In integers where that can be (`crossbar.integer_mvm`), otherwise in
+    floating point, with the same noise. A slow transcription of the same is `crossbar.reference.multiply`.
 
     Args:
         x: ``[B, I]``.
@@ -40,6 +42,8 @@ def multiply(
         driven = _drive(x, hardware, input_range, noise)
         y = driven.codes @ folded(array.weight, array.scales, hardware.tile.rows)
         return _finish(y.mul_(driven.unit), driven, array, hardware)
+    if array.fixed is not None and not integer_mvm.differentiates(x, array, input_range):
+        return integer_mvm.multiply(x, array.fixed(), array, hardware, input_range, noise)
     if input_range is None and hardware.dac is not None:
         input_range = found_range(x, hardware.dac)
     size = max(_VECTORS, _PARTIALS // array.scales.numel())
@@ -168,7 +172,7 @@ def _noise(
     if noise is None or (sigma == 0 and array.variance is None):
         y, beta = codes.new_empty(shape), 0.0
     else:
-        y, beta = noise.draw(shape).to(codes.dtype), sigma / step
+        y, beta = noise.columns(*shape).to(codes.dtype), sigma / step
         if array.variance is not None:
             y, beta = y.mul_(_column_deviation(codes.detach() * unit, array, hardware)), 1 / step
     if array.offset is not None:

@@ -8,38 +8,22 @@ from __future__ import annotations
 
 import hashlib
 import math
-from functools import cache
 
 import numpy as np
-import numpy.typing as npt
 import torch
 from torch import Tensor
 
 Key = tuple[str | int | float, ...]
 
-_BINS = 65536
-_PIECE = 2**17  # numbers looked up at once, so that their indices stay in the processor's cache
+_WORD = 2**32 - 1
 
 
 def normal(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal numbers, float32, of ``shape``, for state that lives long (programming, drift, 1/f noise).
 
-    On the CPU: as `ReadNoise`, and the two outermost of its quantiles, beyond 4.17, drawn anew from the tails.
+    On the CPU the numbers are made by `crossbar.kernels`, from a counter, with any number of threads.
     """
-    device = torch.device(device)
-    if device.type != "cpu":
-        return torch.randn(shape, generator=torch.Generator(device).manual_seed(seed(key)), device=device)
-    bits = _bit_generator(key)
-    n = math.prod(shape)
-    words = bits.random_raw((n + 3) // 4).view(np.uint16)[:n]
-    z = _picked(words, shape)
-    outermost = np.flatnonzero((words + np.uint16(1)) < 2)
-    chance = (1 - np.random.Generator(bits).random(len(outermost))) / _BINS
-    sign = np.where(words[outermost] == 0, 1.0, -1.0)
-    z.view(-1)[torch.from_numpy(outermost)] = (
-        torch.special.ndtri(torch.from_numpy(chance)) * torch.from_numpy(sign)
-    ).float()
-    return z
+    return ReadNoise(key, device).draw(shape)
 
 
 def seed(key: Key) -> int:
@@ -56,26 +40,48 @@ def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu"
 
 
 class ReadNoise:
-    """Standard normal numbers for read noise, drawn in pieces at a fraction of the cost of a matrix product.
+    """A stream of random numbers for reads, at a fraction of the cost of a matrix product.
 
-    On the CPU a number is one of the 65,536 equally likely quantiles of the normal distribution (|z| < 4.4, scaled to
-    variance 1), picked by 16 random bits: 4 numbers from each 64-bit word of SFC64. A Kolmogorov-Smirnov distance of
-    2^-17 from the normal distribution is the price.
+    On the CPU normal numbers come from a counter (`crossbar.kernels`): whoever makes number ``i`` gets the same bits.
     """
 
     def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
+        digest = _digest(key)
         if self._device.type == "cpu":
-            self._bits = _bit_generator(key)
+            self._start, self._key = digest & _WORD, digest >> 32 & _WORD
+            self._bits = np.random.SFC64(digest)
         else:
-            self._generator = torch.Generator(self._device).manual_seed(seed(key))
+            self._generator = torch.Generator(self._device).manual_seed(digest >> 64)
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """The stream's next numbers, float32, of ``shape``."""
+        """The stream's next normal numbers, float32, of ``shape``."""
+        width = shape[-1] if shape else 1
+        return self._drawn(1, math.prod(shape) // max(width, 1), width).view(shape)
+
+    def columns(self, tiles: int, vectors: int, outputs: int) -> Tensor:
+        """The stream's next normal numbers for columns ``[T, B, O]``: those of one input vector follow one another.
+
+        So pieces of a batch get the numbers that the whole batch would.
+        """
+        return self._drawn(tiles, vectors, outputs)
+
+    def counter(self, rows: int, width: int) -> tuple[int, int]:
+        """Where the next ``rows`` rows of ``width`` normal numbers start, and their key, for a kernel to make them."""
+        start = self._start
+        self._start = start + rows * 2 * ((width + 1) // 2) & _WORD
+        return start, self._key
+
+    def _drawn(self, groups: int, rows: int, width: int) -> Tensor:
         if self._device.type != "cpu":
-            return torch.randn(shape, generator=self._generator, device=self._device)
-        n = math.prod(shape)
-        return _picked(self._bits.random_raw((n + 3) // 4).view(np.uint16)[:n], shape)
+            return torch.randn((groups, rows, width), generator=self._generator, device=self._device)
+        from crossbar import kernels, team  # numba takes half a second to load
+
+        numbers = torch.empty(groups, rows, width)
+        if numbers.numel():
+            tasks = -(-groups * rows // kernels.ROWS)
+            team.run(kernels.fill, tasks, numbers, groups, rows, width, *self.counter(groups * rows, width))
+        return numbers
 
     def binomial(self, chance: Tensor, trials: int) -> Tensor:
         """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype."""
@@ -100,21 +106,3 @@ def _digest(key: Key) -> int:
 
 def _bit_generator(key: Key) -> np.random.SFC64:
     return np.random.SFC64(_digest(key))
-
-
-def _picked(words: npt.NDArray[np.uint16], shape: tuple[int, ...]) -> Tensor:
-    """The quantiles that 16-bit words stand for."""
-    z = torch.empty(shape)  # not a view of something longer: autograd would copy that whenever z is written to
-    flat = z.view(-1)
-    for first in range(0, len(words), _PIECE):
-        piece = slice(first, first + _PIECE)
-        torch.index_select(_quantiles(), 0, torch.from_numpy(words[piece].astype(np.int32)), out=flat[piece])
-    return z
-
-
-@cache
-def _quantiles() -> Tensor:
-    middles = (torch.arange(_BINS, dtype=torch.float64) + 0.5) / _BINS
-    z = torch.special.ndtri(middles)
-    table: Tensor = z.div_(z.square().mean().sqrt()).float()
-    return table

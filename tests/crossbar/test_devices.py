@@ -337,7 +337,7 @@ def our_lives():
 @pytest.mark.parametrize("what", ["programmed", "exponent", "0s", "1h", "1d", "1y"])
 def test_same_distribution_as_aihwkit(our_lives, aihwkit_lives, level, what):
     ours, theirs = our_lives[level, what].numpy(), aihwkit_lives[level, what].numpy()
-    assert stats.ks_2samp(ours, theirs).pvalue > 0.01  # at fixed seeds
+    assert stats.ks_2samp(ours, theirs).pvalue > 0.01 / 30  # at fixed seeds: 1% for any of the 30 comparisons
 
 
 # What a user gets wrong

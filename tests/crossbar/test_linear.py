@@ -143,8 +143,9 @@ def test_dtype_moves_leave_the_tiles(dtype):
     x = inputs(5, 10).to(dtype)
     expected = layer(x.float()).to(dtype)
     nn.Sequential(layer).to(dtype)
-    assert all(torch.equal(buffer, before[name]) for name, buffer in layer.named_buffers())
-    assert {buffer.dtype for buffer in layer.buffers()} == {torch.float32}
+    after = dict(layer.named_buffers())
+    assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
+    assert {name for name, buffer in after.items() if buffer.dtype != torch.float32} == {"_bytes"}
     assert layer.digital.weight.dtype == dtype
     y = layer(x)
     assert y.dtype == dtype

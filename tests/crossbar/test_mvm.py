@@ -40,7 +40,8 @@ def oracle(layer, x, noise, unit_roundoff):
 
     The budget of a row tile: each of R products and their sum, two roundings of the cell values, and eight more for
     scaling, noise and digital scale, of one unit roundoff each, relative to the sum of magnitudes. Where that much
-    takes a value across a rounding tie of the ADC, one ADC step. Adding up the row tiles costs one roundoff each.
+    takes a value across a rounding tie of the ADC, one ADC step. Adding up the row tiles costs one roundoff each. In
+    fixed point each cell may be off by 1/65,276 of its column's largest one.
     """
     hw = layer.hardware
     plus, minus = (cells.double().numpy() for cells in layer.conductances())
@@ -62,6 +63,10 @@ def oracle(layer, x, noise, unit_roundoff):
         if noise is not None:
             size = size + hw.output_noise * np.abs(noise[j])
         error = (hw.tile.rows + 10 + len(scales)) * unit_roundoff * size
+        if layer._array().fixed is not None:
+            largest = np.broadcast_to(np.nan_to_num(np.abs(net)).max(2, keepdims=True), net.shape)
+            drives = reference.multiply(np.abs(x), largest, np.zeros_like(net), only, analog, input_range)
+            error = error + 1.01 / 65_276 * drives / full_scales(x, hw.dac, input_range)
         if hw.adc is not None:
             step = hw.adc.full_scale / hw.adc.levels
             to_tie = np.abs(value / step - np.floor(value / step) - 0.5) * step
@@ -123,7 +128,7 @@ def test_agrees_with_the_oracle(
     noise = None
     if noisy:
         shape = (math.ceil(in_features / rows), batch, out_features)
-        noise = ReadNoise((3, "linear", "read", 3600.0, 0)).draw(shape).double().numpy()
+        noise = ReadNoise((3, "linear", "read", 3600.0, 0)).columns(*shape).double().numpy()
 
     found = layer(x).detach().double().numpy()
     expected, allowed = oracle(layer, x.double().numpy(), noise, torch.finfo(dtype).eps / 2)

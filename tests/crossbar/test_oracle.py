@@ -115,7 +115,7 @@ def test_agrees_with_the_oracle(shape, tile, dac, adc, device, output_noise, fau
         )
     if output_noise:
         each = (len(layer.column_gain), batch, out_features)
-        reads = [stream.draw(each).double().numpy() for _ in range(dac.bits - 1 if serial else 1)]
+        reads = [stream.columns(*each).double().numpy() for _ in range(dac.bits - 1 if serial else 1)]
         drawn["output"] = np.stack(reads)
 
     plus, minus = (cells.numpy() for cells in layer.conductances())
@@ -158,7 +158,7 @@ def test_cell_noise_agrees_with_the_oracle(coding, encoding, noise):
         [codes / 7] if coding == "pwm" else [np.sign(codes) * (np.abs(codes).astype(int) >> p & 1) for p in range(3)]
     )
     stream = ReadNoise((3, "linear", "read", 0.0, 0))
-    drawn = np.stack([stream.draw((4, batch, out_features)).double().numpy() for _ in reads])
+    drawn = np.stack([stream.columns(4, batch, out_features).double().numpy() for _ in reads])
 
     output, sides = np.zeros_like(drawn), {"plus": plus, "minus": minus}
     numbers = {side: np.zeros((2, 2, len(reads), batch, in_features, out_features)) for side in sides}

@@ -93,7 +93,7 @@ def transcription(x, weight, bias, hardware, line_scale, input_range, adc_range)
         full = x.detach().abs().amax(1, keepdim=True) if dac.range == "per_token" else x.new_tensor(dac.full_scale)
         full = full if input_range is None else input_range
         codes, unit = rounded(x / full * dac.levels, dac.levels), 1 / dac.levels
-    z = ReadNoise((0, "linear", "read", 0.0, 0)).draw((tile.slices * len(row_tiles), B, O)).double()
+    z = ReadNoise((0, "linear", "read", 0.0, 0)).columns(tile.slices * len(row_tiles), B, O).double()
     base, y = 2**tile.slice_bits, 0.0
     for place in range(tile.slices):
         worth = base ** (tile.slices - 1 - place) * (base - 1) / (base**tile.slices - 1) * (2 / len(signs))

@@ -1,0 +1,287 @@
+"""Compiled kernels for the CPU: normal numbers, cells in fixed point, input codes, converted columns.
+
+Each is a C function for `crossbar.team.run`, compiled by numba when this module is first imported and kept in numba's
+cache. They stand in one file because that cache follows changes of a kernel's own file only.
+
+Random numbers come from a counter: word ``i`` of a stream is a 32-bit mix of ``i`` and the stream's two keys, so any
+thread can make any number, in any order. Mixing is the finaliser of C. Wellons' hash search (three multiplications,
+"triple32"), with the second key put in after the first of them. Two words give two numbers by the method of Box and
+Muller (Ann. Math. Stat. 29, 610, 1958).
+"""
+
+from __future__ import annotations
+
+import math
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, cfunc, njit, types
+from numba.extending import intrinsic
+
+ROWS = 8
+"""Rows of a matrix that make up one task."""
+
+COLUMNS = 64
+"""Columns of a tile that make up one task."""
+
+_F, _U = np.float32, np.uint32
+_SIGNATURE = types.void(types.CPointer(types.int64))
+_FAST = {"contract"}  # multiply-adds; NaN and infinity keep their meaning
+
+# -2 ln(1 + y) / y from sqrt(1/2) - 1 to sqrt(2) - 1, highest power first: least squares at Chebyshev points, error of
+# the logarithm 8e-7.
+_LOG = (-0.23862109, 0.37361503, -0.40983519, 0.49816578, -0.66629348, 1.0000229, -2.00000193)
+_SQRT_HALF_BITS = 0x3F3504F3
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def _as_float(context: Any, word: Any) -> Any:
+    """The float32 with these 32 bits."""
+    return types.float32(types.uint32), lambda _, builder, __, given: builder.bitcast(given[0], ir.FloatType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def _as_bits(context: Any, number: Any) -> Any:
+    """The 32 bits of a float32."""
+    return types.uint32(types.float32), lambda _, builder, __, given: builder.bitcast(given[0], ir.IntType(32))
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def _as_double(context: Any, word: Any) -> Any:
+    """The float64 with these 64 bits."""
+    return types.float64(types.int64), lambda _, builder, __, given: builder.bitcast(given[0], ir.DoubleType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def _pointer(context: Any, address: Any) -> Any:
+    """What stands at an address."""
+
+    def generate(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def _next_task(context: Any, words: Any) -> Any:
+    """Take the next task: the first of ``words``, counted up for all threads at once."""
+
+    def generate(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        return builder.atomic_rmw("add", given[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+
+    return types.int64(types.CPointer(types.int64)), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def _random_word(context: Any, start: Any, index: Any, key: Any) -> Any:
+    """32 random bits: word ``start + index`` of the stream; in 32-bit arithmetic, which numba's operators leave."""
+
+    def generate(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        start, index, key = given
+        width = ir.IntType(32)
+
+        def folded(x: Any, shift: int) -> Any:
+            return builder.xor(x, builder.lshr(x, ir.Constant(width, shift)))
+
+        def times(x: Any, factor: int) -> Any:
+            return builder.mul(x, ir.Constant(width, factor))
+
+        x = times(folded(builder.add(start, builder.trunc(index, width)), 17), 0xED5AD4BB)
+        x = times(builder.xor(folded(x, 11), key), 0xAC4C1B51)
+        return folded(times(folded(x, 15), 0x31848BAB), 14)
+
+    return types.uint32(types.uint32, types.int64, types.uint32), generate
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _pair(start: Any, index: int, key: Any) -> Any:
+    """Two normal numbers from two words: 23 bits for their radius, so that tails reach to 5.77, 16 for the angle."""
+    word = _random_word(start, 2 * index + 1, key)
+    code = _as_bits(_F(np.int32(_U(_random_word(start, 2 * index, key) >> _U(9)))) + _F(0.5))
+    exponent = np.int32(np.int32(_U(code - _U(_SQRT_HALF_BITS))) >> np.int32(23))
+    y = _as_float(_U(code - _U(exponent << np.int32(23)))) - _F(1.0)
+    log = _F(_LOG[0])
+    for coefficient in _LOG[1:]:
+        log = log * y + _F(coefficient)
+    radius = np.sqrt(log * y + (_F(23.0) - _F(exponent)) * _F(2 * math.log(2)))
+    # Two of the angle's 16 bits choose the quadrant, the others an angle within ± π/4 of its middle.
+    angle = _F(np.int32(_U(word << _U(18)))) * _F(math.pi / 2**33)
+    square = angle * angle
+    sine = angle * (_F(1.0) + square * (_F(-0.16666655) + square * _F(8.3321609e-3)))
+    cosine = _F(1.0) + square * (_F(-0.49999994) + square * (_F(4.16630e-2) + square * _F(-1.3600e-3)))
+    top, second = _U(word << _U(16)), _U(word << _U(17))
+    swapped = np.int32(second) < np.int32(0)
+    first = sine if swapped else cosine
+    other = cosine if swapped else sine
+    sign = _U(0x80000000)
+    one = radius * _as_float(_U(_as_bits(first) ^ _U(top & sign)))
+    return one, radius * _as_float(_U(_as_bits(other) ^ _U(_U(top ^ second) & sign)))
+
+
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+def fill(words: Any) -> None:
+    """Standard normal numbers ``[groups, rows, width]``, made row by row, of each row all groups.
+
+    Arguments: numbers, groups, rows, width, start, key. A row of ``width`` takes ``2 ceil(width / 2)`` words.
+    """
+    given = carray(words, 8)
+    groups, rows, width = given[3], given[4], given[5]
+    numbers = carray(_pointer(given[2]), (groups, rows, width), np.float32)
+    start, key = _U(given[6]), _U(given[7])
+    half = (width + 1) // 2
+    while True:
+        task = _next_task(words)
+        if task >= given[1]:
+            break
+        for line in range(task * ROWS, min(task * ROWS + ROWS, groups * rows)):
+            row, group = line // groups, line % groups
+            first, second = numbers[group, row, :half], numbers[group, row, half:]
+            at = _U(start + _U(2 * line * half))
+            for i in range(width - half):
+                first[i], second[i] = _pair(at, i, key)
+            for i in range(width - half, half):
+                first[i] = _pair(at, i, key)[0]
+
+
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+def fix(words: Any) -> None:
+    """Digits of a tile as integers of two bytes, within ± ``largest`` of each column, and what 1 of them stands for.
+
+    Arguments: digits [R, O] float32, bytes [2, O, R] int8 (high parts, then low), steps [O] float32, R, O, largest,
+    least step.
+    """
+    given = carray(words, 9)
+    rows, outputs, largest, least = given[5], given[6], _F(given[7]), _F(_as_double(given[8]))
+    digits = carray(_pointer(given[2]), (rows, outputs), np.float32)
+    parts = carray(_pointer(given[3]), (2, outputs, rows), np.int8)
+    steps = carray(_pointer(given[4]), outputs, np.float32)
+    while True:
+        task = _next_task(words)
+        if task >= given[1]:
+            break
+        first, last = task * COLUMNS, min(task * COLUMNS + COLUMNS, outputs)
+        span = np.full(COLUMNS, least * largest, np.float32)
+        for row in range(rows):
+            for column in range(first, last):
+                size = abs(digits[row, column])
+                span[column - first] = size if size > span[column - first] else span[column - first]
+        for column in range(first, last):
+            steps[column] = span[column - first] / largest
+            span[column - first] = largest / span[column - first]
+        for row in range(rows):
+            for column in range(first, last):
+                whole = np.int32(np.rint(digits[row, column] * span[column - first]))
+                high = np.int32(np.int32(whole + np.int32(128)) >> np.int32(8))
+                parts[0, column, row] = np.int8(high)
+                parts[1, column, row] = np.int8(np.int32(whole - np.int32(high << np.int32(8))))
+
+
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+def encode(words: Any) -> None:
+    """Input codes of a DAC, and the range of each vector: NaN where an input is NaN or the range is not finite.
+
+    Arguments: inputs [B, I] float32, ranges [known] float32 or 0 (find the largest of each vector), known (1 or B),
+    codes [B, I] int8, full_scale [B] float32, power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows of
+    a tile, levels, least range.
+    """
+    given = carray(words, 13)
+    known, vectors, lines, rows = given[4], given[8], given[9], given[10]
+    levels, least = _F(given[11]), _F(_as_double(given[12]))
+    inputs = carray(_pointer(given[2]), (vectors, lines), np.float32)
+    ranges = carray(_pointer(given[3]), known, np.float32)
+    codes = carray(_pointer(given[5]), (vectors, lines), np.int8)
+    full_scale = carray(_pointer(given[6]), vectors, np.float32)
+    tiles = (lines + rows - 1) // rows
+    power = carray(_pointer(given[7]), (vectors, tiles), np.float32)
+    infinity = np.int32(0x7F800000)
+    while True:
+        task = _next_task(words)
+        if task >= given[1]:
+            break
+        for row in range(task * ROWS, min(task * ROWS + ROWS, vectors)):
+            largest = np.int32(0)  # as bits, which sort as magnitudes do, and NaN behind infinity
+            for i in range(lines):
+                largest = max(largest, np.int32(_U(_as_bits(inputs[row, i]) & _U(0x7FFFFFFF))))
+            if given[3] == 0:
+                span = _F(max(_as_float(_U(largest)), least))
+                lost = bool(largest >= infinity)
+            else:
+                span = ranges[row % known]
+                lost = bool(largest > infinity or not np.isfinite(span))
+            if lost:
+                full_scale[row] = _F(np.nan)
+                for i in range(lines):
+                    codes[row, i] = 0
+            else:
+                full_scale[row] = span
+                factor = levels / span
+                for i in range(lines):
+                    code = np.rint(inputs[row, i] * factor)
+                    code = levels if code > levels else code
+                    code = -levels if code < -levels else code
+                    codes[row, i] = np.int8(np.int32(code))
+            if given[7] != 0:
+                for tile in range(tiles):
+                    total = np.int32(0)
+                    for i in range(tile * rows, min(tile * rows + rows, lines)):
+                        total += np.int32(codes[row, i]) * np.int32(codes[row, i])
+                    power[row, tile] = _F(total) / (levels * levels)
+
+
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+def convert(words: Any) -> None:
+    """What the ADCs of a tile deliver of integer column sums, noise added before, scaled and added to what is there.
+
+    Arguments: sums [B, 2 O] int32 (high parts, then low), factor [O] (ADC steps that 1 of the sums is), offset [O] (ADC
+    steps) or 0, deviation [O] (of output noise, ADC steps) or 0, variance [O] (of the cells under full power, ADC steps
+    squared) or 0, power [B, T_in] or 0, scale [O], full_scale [B], out [B, O], B, O, T_in, this tile of T_in, levels, T
+    (tiles of a row of noise), this tile of T, first row, start and key of the noise.
+    """
+    given = carray(words, 21)
+    vectors, outputs, row_tiles, row_tile = given[11], given[12], given[13], given[14]
+    levels, tiles, tile, first_row = _F(given[15]), given[16], given[17], given[18]
+    start, key = _U(given[19]), _U(given[20])
+    sums = carray(_pointer(given[2]), (vectors, 2, outputs), np.int32)
+    factor = carray(_pointer(given[3]), outputs, np.float32)
+    offset = carray(_pointer(given[4]), outputs, np.float32)
+    deviation = carray(_pointer(given[5]), outputs, np.float32)
+    variance = carray(_pointer(given[6]), outputs, np.float32)
+    power = carray(_pointer(given[7]), (vectors, row_tiles), np.float32)
+    scale = carray(_pointer(given[8]), outputs, np.float32)
+    full_scale = carray(_pointer(given[9]), vectors, np.float32)
+    out = carray(_pointer(given[10]), (vectors, outputs), np.float32)
+    half = (outputs + 1) // 2
+    while True:
+        task = _next_task(words)
+        if task >= given[1]:
+            break
+        added = np.zeros(outputs, np.float32)
+        upper, lower = added[:half], added[half:]
+        for row in range(task * ROWS, min(task * ROWS + ROWS, vectors)):
+            if given[5] != 0:
+                at = _U(start + _U(((first_row + row) * tiles + tile) * 2 * half))
+                for i in range(outputs - half):
+                    upper[i], lower[i] = _pair(at, i, key)
+                for i in range(outputs - half, half):
+                    upper[i] = _pair(at, i, key)[0]
+                if given[6] == 0:
+                    for i in range(outputs):
+                        added[i] *= deviation[i]
+                else:
+                    driven = power[row, row_tile]
+                    for i in range(outputs):
+                        added[i] *= np.sqrt(deviation[i] * deviation[i] + driven * variance[i])
+            elif given[4] != 0:
+                added[:] = 0
+            if given[4] != 0:
+                for i in range(outputs):
+                    added[i] += offset[i]
+            total, high, low, unit = out[row], sums[row, 0], sums[row, 1], full_scale[row]
+            if tile == 0:
+                total[:] = 0
+            for i in range(outputs):
+                code = np.rint((_F(high[i]) * _F(256.0) + _F(low[i])) * factor[i] + added[i])
+                code = levels if code > levels else code
+                code = -levels if code < -levels else code
+                total[i] += code * (scale[i] * unit)
