@@ -33,12 +33,18 @@ class Cost(NamedTuple):
     memory: float
 
 
-def measure(arms: Arms, rounds: int) -> dict[str, Cost]:
-    """Run every arm once in each round; the warm-up round measures memory."""
+def measure(arms: Arms, rounds: int, twice: bool = False) -> dict[str, Cost]:
+    """Run every arm once in each round; the warm-up round measures memory.
+
+    ``twice``: an arm of milliseconds is timed at its second call in a row, since it still meets the caches of the arm
+    before it at its first, and that arm's threads, where they are another library's and spin on for a while.
+    """
     memory = {name: _extra_memory(arm) for name, arm in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
     for _ in range(rounds):
         for name, arm in arms.items():
+            if twice:
+                arm()
             start = time.perf_counter()
             arm()
             seconds[name].append(time.perf_counter() - start)

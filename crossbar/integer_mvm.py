@@ -21,7 +21,7 @@ from crossbar.streams import ReadNoise
 
 _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
 _MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
-_SUMS = 2**20  # column sums worked on at once, so that they stay in cache ...
+_SUMS = 2**21  # column sums worked on at once, so that they stay in cache ...
 _VECTORS = 128  # ... but as many input vectors as products are efficient with
 _TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 
@@ -59,8 +59,8 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
     for digits, parts in zip(weight, cells, strict=True):
         for line in range(0, lines, rows):
             tile, step = digits[line : line + rows], torch.empty(outputs)
-            bytes_, tasks = _of_tile(parts, outputs, line, len(tile)), -(-outputs // kernels.COLUMNS)
-            team.run(kernels.fix, tasks, tile, bytes_, step, len(tile), outputs, _LARGEST, _TINY)
+            both = _of_tile(parts, outputs, line, len(tile))
+            team.run(kernels.fix, outputs // kernels.COLUMNS, tile, both, step, len(tile), outputs, _LARGEST, _TINY)
             steps.append(step)
     return FixedPoint(cells, torch.stack(steps))
 
@@ -109,7 +109,7 @@ def multiply(
     known = None if input_range is None else input_range.detach().to(x.dtype).reshape(-1)
     team.run(
         kernels.encode,
-        -(-vectors // kernels.ROWS),
+        vectors,
         *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
         *(vectors, lines, rows, dac.levels, _TINY),
     )
@@ -127,7 +127,7 @@ def multiply(
             _product(driven, cells, sums[:count])
             team.run(
                 kernels.convert,
-                -(-count // kernels.ROWS),
+                count,
                 *(sums, factors[tile], None if offsets is None else offsets[tile]),
                 *(None if deviations is None else deviations[tile], None if variances is None else variances[tile]),
                 *(None if power is None else power[piece], scales[tile], full_scale[piece], out[piece]),

@@ -19,11 +19,8 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-ROWS = 8
-"""Rows of a matrix that make up one task."""
-
 COLUMNS = 64
-"""Columns of a tile that make up one task."""
+"""Columns of a tile that are worked on together."""
 
 _F, _U = np.float32, np.uint32
 _SIGNATURE = types.void(types.CPointer(types.int64))
@@ -64,13 +61,14 @@ def _pointer(context: Any, address: Any) -> Any:
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's own
-def _next_task(context: Any, words: Any) -> Any:
-    """Take the next task: the first of ``words``, counted up for all threads at once."""
+def _called(context: Any, address: Any) -> Any:
+    """What the C function at an address, ``int function(void)``, returns."""
 
     def generate(_: Any, builder: Any, __: Any, given: Any) -> Any:
-        return builder.atomic_rmw("add", given[0], ir.Constant(ir.IntType(64), 1), "monotonic")
+        function = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        return builder.call(builder.inttoptr(given[0], function), [])
 
-    return types.int64(types.CPointer(types.int64)), generate
+    return types.int32(types.int64), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's own
@@ -92,6 +90,15 @@ def _random_word(context: Any, start: Any, index: Any, key: Any) -> Any:
         return folded(times(folded(x, 15), 0x31848BAB), 14)
 
     return types.uint32(types.uint32, types.int64, types.uint32), generate
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _share(given: Any, work: int) -> Any:
+    """The part of the work, from and to, that the calling thread does: neighbours, as torch's products share them."""
+    thread, threads = 0, 1
+    if given[0] != 0:
+        thread, threads = _called(given[0]), _called(given[1])  # there may be fewer than were asked for
+    return work * thread // threads, work * (thread + 1) // threads
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
@@ -130,18 +137,14 @@ def fill(words: Any) -> None:
     numbers = carray(_pointer(given[2]), (groups, rows, width), np.float32)
     start, key = _U(given[6]), _U(given[7])
     half = (width + 1) // 2
-    while True:
-        task = _next_task(words)
-        if task >= given[1]:
-            break
-        for line in range(task * ROWS, min(task * ROWS + ROWS, groups * rows)):
-            row, group = line // groups, line % groups
-            first, second = numbers[group, row, :half], numbers[group, row, half:]
-            at = _U(start + _U(2 * line * half))
-            for i in range(width - half):
-                first[i], second[i] = _pair(at, i, key)
-            for i in range(width - half, half):
-                first[i] = _pair(at, i, key)[0]
+    for line in range(*_share(given, groups * rows)):
+        row, group = line // groups, line % groups
+        first, second = numbers[group, row, :half], numbers[group, row, half:]
+        at = _U(start + _U(2 * line * half))
+        for i in range(width - half):
+            first[i], second[i] = _pair(at, i, key)
+        for i in range(width - half, half):
+            first[i] = _pair(at, i, key)[0]
 
 
 @cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
@@ -156,11 +159,8 @@ def fix(words: Any) -> None:
     digits = carray(_pointer(given[2]), (rows, outputs), np.float32)
     parts = carray(_pointer(given[3]), (2, outputs, rows), np.int8)
     steps = carray(_pointer(given[4]), outputs, np.float32)
-    while True:
-        task = _next_task(words)
-        if task >= given[1]:
-            break
-        first, last = task * COLUMNS, min(task * COLUMNS + COLUMNS, outputs)
+    for block in range(*_share(given, (outputs + COLUMNS - 1) // COLUMNS)):
+        first, last = block * COLUMNS, min(block * COLUMNS + COLUMNS, outputs)
         span = np.full(COLUMNS, least * largest, np.float32)
         for row in range(rows):
             for column in range(first, last):
@@ -195,38 +195,34 @@ def encode(words: Any) -> None:
     tiles = (lines + rows - 1) // rows
     power = carray(_pointer(given[7]), (vectors, tiles), np.float32)
     infinity = np.int32(0x7F800000)
-    while True:
-        task = _next_task(words)
-        if task >= given[1]:
-            break
-        for row in range(task * ROWS, min(task * ROWS + ROWS, vectors)):
-            largest = np.int32(0)  # as bits, which sort as magnitudes do, and NaN behind infinity
+    for row in range(*_share(given, vectors)):
+        largest = np.int32(0)  # as bits, which sort as magnitudes do, and NaN behind infinity
+        for i in range(lines):
+            largest = max(largest, np.int32(_U(_as_bits(inputs[row, i]) & _U(0x7FFFFFFF))))
+        if given[3] == 0:
+            span = _F(max(_as_float(_U(largest)), least))
+            lost = bool(largest >= infinity)
+        else:
+            span = ranges[row % known]
+            lost = bool(largest > infinity or not np.isfinite(span))
+        if lost:
+            full_scale[row] = _F(np.nan)
             for i in range(lines):
-                largest = max(largest, np.int32(_U(_as_bits(inputs[row, i]) & _U(0x7FFFFFFF))))
-            if given[3] == 0:
-                span = _F(max(_as_float(_U(largest)), least))
-                lost = bool(largest >= infinity)
-            else:
-                span = ranges[row % known]
-                lost = bool(largest > infinity or not np.isfinite(span))
-            if lost:
-                full_scale[row] = _F(np.nan)
-                for i in range(lines):
-                    codes[row, i] = 0
-            else:
-                full_scale[row] = span
-                factor = levels / span
-                for i in range(lines):
-                    code = np.rint(inputs[row, i] * factor)
-                    code = levels if code > levels else code
-                    code = -levels if code < -levels else code
-                    codes[row, i] = np.int8(np.int32(code))
-            if given[7] != 0:
-                for tile in range(tiles):
-                    total = np.int32(0)
-                    for i in range(tile * rows, min(tile * rows + rows, lines)):
-                        total += np.int32(codes[row, i]) * np.int32(codes[row, i])
-                    power[row, tile] = _F(total) / (levels * levels)
+                codes[row, i] = 0
+        else:
+            full_scale[row] = span
+            factor = levels / span
+            for i in range(lines):
+                code = np.rint(inputs[row, i] * factor)
+                code = levels if code > levels else code
+                code = -levels if code < -levels else code
+                codes[row, i] = np.int8(np.int32(code))
+        if given[7] != 0:
+            for tile in range(tiles):
+                total = np.int32(0)
+                for i in range(tile * rows, min(tile * rows + rows, lines)):
+                    total += np.int32(codes[row, i]) * np.int32(codes[row, i])
+                power[row, tile] = _F(total) / (levels * levels)
 
 
 @cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
@@ -252,36 +248,32 @@ def convert(words: Any) -> None:
     full_scale = carray(_pointer(given[9]), vectors, np.float32)
     out = carray(_pointer(given[10]), (vectors, outputs), np.float32)
     half = (outputs + 1) // 2
-    while True:
-        task = _next_task(words)
-        if task >= given[1]:
-            break
-        added = np.zeros(outputs, np.float32)
-        upper, lower = added[:half], added[half:]
-        for row in range(task * ROWS, min(task * ROWS + ROWS, vectors)):
-            if given[5] != 0:
-                at = _U(start + _U(((first_row + row) * tiles + tile) * 2 * half))
-                for i in range(outputs - half):
-                    upper[i], lower[i] = _pair(at, i, key)
-                for i in range(outputs - half, half):
-                    upper[i] = _pair(at, i, key)[0]
-                if given[6] == 0:
-                    for i in range(outputs):
-                        added[i] *= deviation[i]
-                else:
-                    driven = power[row, row_tile]
-                    for i in range(outputs):
-                        added[i] *= np.sqrt(deviation[i] * deviation[i] + driven * variance[i])
-            elif given[4] != 0:
-                added[:] = 0
-            if given[4] != 0:
+    added = np.zeros(outputs, np.float32)
+    upper, lower = added[:half], added[half:]
+    for row in range(*_share(given, vectors)):
+        if given[5] != 0:
+            at = _U(start + _U(((first_row + row) * tiles + tile) * 2 * half))
+            for i in range(outputs - half):
+                upper[i], lower[i] = _pair(at, i, key)
+            for i in range(outputs - half, half):
+                upper[i] = _pair(at, i, key)[0]
+            if given[6] == 0:
                 for i in range(outputs):
-                    added[i] += offset[i]
-            total, high, low, unit = out[row], sums[row, 0], sums[row, 1], full_scale[row]
-            if tile == 0:
-                total[:] = 0
+                    added[i] *= deviation[i]
+            else:
+                driven = power[row, row_tile]
+                for i in range(outputs):
+                    added[i] *= np.sqrt(deviation[i] * deviation[i] + driven * variance[i])
+        elif given[4] != 0:
+            added[:] = 0
+        if given[4] != 0:
             for i in range(outputs):
-                code = np.rint((_F(high[i]) * _F(256.0) + _F(low[i])) * factor[i] + added[i])
-                code = levels if code > levels else code
-                code = -levels if code < -levels else code
-                total[i] += code * (scale[i] * unit)
+                added[i] += offset[i]
+        total, high, low, unit = out[row], sums[row, 0], sums[row, 1], full_scale[row]
+        if tile == 0:
+            total[:] = 0
+        for i in range(outputs):
+            code = np.rint((_F(high[i]) * _F(256.0) + _F(low[i])) * factor[i] + added[i])
+            code = levels if code > levels else code
+            code = -levels if code < -levels else code
+            total[i] += code * (scale[i] * unit)

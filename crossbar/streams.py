@@ -16,6 +16,7 @@ from torch import Tensor
 Key = tuple[str | int | float, ...]
 
 _WORD = 2**32 - 1
+_ROW = 1024  # numbers that one thread makes in one go
 
 
 def normal(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
@@ -56,15 +57,26 @@ class ReadNoise:
 
     def draw(self, shape: tuple[int, ...]) -> Tensor:
         """The stream's next normal numbers, float32, of ``shape``."""
-        width = shape[-1] if shape else 1
-        return self._drawn(1, math.prod(shape) // max(width, 1), width).view(shape)
+        if self._device.type != "cpu":
+            return torch.randn(shape, generator=self._generator, device=self._device)
+        numbers = torch.empty(shape)
+        flat = numbers.view(-1)
+        whole = len(flat) // _ROW * _ROW
+        self._fill(flat[:whole], 1, whole // _ROW, _ROW)
+        self._fill(flat[whole:], 1, 1, len(flat) - whole)
+        return numbers
 
     def columns(self, tiles: int, vectors: int, outputs: int) -> Tensor:
         """The stream's next normal numbers for columns ``[T, B, O]``: those of one input vector follow one another.
 
         So pieces of a batch get the numbers that the whole batch would.
         """
-        return self._drawn(tiles, vectors, outputs)
+        shape = (tiles, vectors, outputs)
+        if self._device.type != "cpu":
+            return torch.randn(shape, generator=self._generator, device=self._device)
+        numbers = torch.empty(shape)
+        self._fill(numbers, *shape)
+        return numbers
 
     def counter(self, rows: int, width: int) -> tuple[int, int]:
         """Where the next ``rows`` rows of ``width`` normal numbers start, and their key, for a kernel to make them."""
@@ -72,16 +84,12 @@ class ReadNoise:
         self._start = start + rows * 2 * ((width + 1) // 2) & _WORD
         return start, self._key
 
-    def _drawn(self, groups: int, rows: int, width: int) -> Tensor:
-        if self._device.type != "cpu":
-            return torch.randn((groups, rows, width), generator=self._generator, device=self._device)
+    def _fill(self, numbers: Tensor, groups: int, rows: int, width: int) -> None:
         from crossbar import kernels, team  # numba takes half a second to load
 
-        numbers = torch.empty(groups, rows, width)
         if numbers.numel():
-            tasks = -(-groups * rows // kernels.ROWS)
-            team.run(kernels.fill, tasks, numbers, groups, rows, width, *self.counter(groups * rows, width))
-        return numbers
+            start, key = self.counter(groups * rows, width)
+            team.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, key)
 
     def binomial(self, chance: Tensor, trials: int) -> Tensor:
         """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype."""

@@ -17,18 +17,19 @@ import torch
 from torch import Tensor
 
 
-def run(kernel: Any, tasks: int, *arguments: Tensor | int | float | None) -> None:
-    """Call a kernel of `crossbar.kernels` on as many threads as torch uses, until ``tasks`` tasks are done.
+def run(kernel: Any, work: int, *arguments: Tensor | int | float | None) -> None:
+    """Call a kernel of `crossbar.kernels` on as many threads as torch uses; returns when all are done.
 
     Args:
-        kernel: a compiled C function of one pointer to 64-bit words: the next task (threads count it up), the number of
-            tasks, then the arguments.
-        tasks: independent pieces of work; which thread does which is left open.
+        kernel: a compiled C function of one pointer to 64-bit words: the addresses of ``omp_get_thread_num`` and
+            ``omp_get_num_threads`` (0: called on one thread), then the arguments.
+        work: parts into which the work can be shared, at least; no more threads are used.
         arguments: contiguous CPU tensors (as addresses; None as 0), whole numbers, floats (as the bits of a double).
     """
-    words = np.array([0, tasks, *map(_word, arguments)], dtype=np.int64)
-    threads = min(torch.get_num_threads(), tasks)
-    parallel = _parallel() if threads > 1 else None
+    threads = min(torch.get_num_threads(), work)
+    openmp = _openmp() if threads > 1 else None
+    parallel, *team = openmp or (None, 0, 0)
+    words = np.array([*team, *map(_word, arguments)], dtype=np.int64)
     if parallel is None:
         kernel.ctypes(words.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
     else:
@@ -46,15 +47,19 @@ def _word(argument: Tensor | int | float | None) -> int:
 
 
 @cache
-def _parallel() -> Any:
-    """``GOMP_parallel(function, data, threads, flags)`` of torch's OpenMP runtime; None where it has no such call."""
-    for library in ("libtorch_cpu.so", "libtorch_cpu.dylib"):
-        path = Path(torch.__file__).parent / "lib" / library
-        if path.exists():
-            # Symbols are looked for in the library and in all that it is linked with.
-            parallel = getattr(ctypes.CDLL(str(path)), "GOMP_parallel", None)
-            if parallel is not None:
-                parallel.argtypes = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint]
-                parallel.restype = None
-            return parallel
-    return None
+def _openmp() -> tuple[Any, int, int] | None:
+    """``GOMP_parallel(function, data, threads, flags)`` of the OpenMP runtime that torch is linked with.
+
+    With the addresses of its ``omp_get_thread_num`` and ``omp_get_num_threads``; None where it has no such calls.
+    """
+    path = Path(torch.__file__).parent / "lib" / "libtorch_cpu.so"
+    if not path.exists():
+        return None
+    library = ctypes.CDLL(str(path))  # symbols are looked for in it and in all that it is linked with
+    names = ("GOMP_parallel", "omp_get_thread_num", "omp_get_num_threads")
+    parallel, number, count = (getattr(library, name, None) for name in names)
+    if parallel is None or number is None or count is None:
+        return None
+    parallel.argtypes, parallel.restype = [ctypes.c_void_p, ctypes.c_void_p, ctypes.c_uint, ctypes.c_uint], None
+    addresses = (ctypes.cast(function, ctypes.c_void_p).value or 0 for function in (number, count))
+    return parallel, *addresses
