@@ -1,6 +1,7 @@
 """Tiny transformers models, and what they compute in transformers' own eager attention in float64."""
 
 import copy
+import inspect
 
 import torch
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaModel
@@ -52,6 +53,12 @@ def tokens(n=20, batch=2, seed=1):
 
 def padding(n=20, lengths=(20, 13)):
     return (torch.arange(n) < torch.tensor(lengths)[:, None]).long()
+
+
+def cached(model, cache):
+    """The cache as the keyword argument that this transformers calls it by: another one since 5.24."""
+    known = inspect.signature(model.forward).parameters
+    return {"cache" if "cache" in known else "past_key_values": cache}
 
 
 @torch.no_grad()

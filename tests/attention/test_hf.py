@@ -14,6 +14,7 @@ from tests.attention.hf_models import (
     MODELS,
     SPARSE,
     assert_same_where_real,
+    cached,
     generator,
     gpt2,
     llama,
@@ -121,7 +122,9 @@ def test_decoding_step_by_step_is_the_full_forward(prefill, padded):
     for start in [0, *range(prefill, 16)]:
         stop = max(prefill, start + 1) if start == 0 else start + 1
         part = slice(start, stop)
-        outputs.append(run(model, ids[:, part], mask[:, :stop], position_ids=positions[:, part], past_key_values=cache))
+        outputs.append(
+            run(model, ids[:, part], mask[:, :stop], position_ids=positions[:, part], **cached(model, cache))
+        )
     assert_same_where_real(torch.cat(outputs, 1), full, mask, 1e-5)
 
 

@@ -6,7 +6,20 @@ from transformers import DynamicCache
 
 from attention import attach, parse
 from crossbar import Ledger
-from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS, MODELS, SPARSE, bert, llama, padding, run, tokens
+from tests.attention.hf_models import (
+    CAUSAL,
+    HEAD_DIM,
+    HEADS,
+    LAYERS,
+    MODELS,
+    SPARSE,
+    bert,
+    cached,
+    llama,
+    padding,
+    run,
+    tokens,
+)
 
 # The ledger
 
@@ -70,9 +83,9 @@ def test_decoding_opens_the_rows_that_the_full_forward_opens():
         run(model, ids)
     cache = DynamicCache(config=model.config)
     with Ledger() as stepwise:
-        run(model, ids[:, :5], past_key_values=cache)
+        run(model, ids[:, :5], **cached(model, cache))
         for k in range(5, 12):
-            run(model, ids[:, k : k + 1], past_key_values=cache)
+            run(model, ids[:, k : k + 1], **cached(model, cache))
     assert stepwise.by_layer == full.by_layer
 
 

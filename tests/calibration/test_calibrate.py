@@ -111,6 +111,8 @@ def test_the_cost_of_calibration_by_hand(net, task):
         "adc_conversions": 256 * (40 + 8),
         "cell_macs": 256 * (24 * 40 + 40 * 8),
         "digital_macs": 256 * (40 + 8),
+        "tile_reads": 256 * 2,
+        "sram_bytes": 256 * ((24 + 40) + 2 * (40 + 8)),  # a byte an input, two an output
     }
 
 
