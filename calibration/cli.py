@@ -11,9 +11,12 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
+from calibration import energy_command
 from crossbar import InputError
 
 if TYPE_CHECKING:
+    from matplotlib.figure import Figure
+
     from calibration.progress import Progress
     from calibration.results import Emulation
 
@@ -67,6 +70,29 @@ def _calibrate(options: Namespace) -> int:
     except KeyboardInterrupt:
         print("ohmformer: stopped" + ("; the same command goes on from here" if bundle else ""), file=sys.stderr)
         return 130
+
+
+def _energy(options: Namespace) -> int:
+    from rich.console import Console
+
+    from calibration import energy_command, energy_plots
+
+    _require_writable(options.out)
+    pictures = ((options.plot, energy_plots.breakdown), (options.pareto, energy_plots.pareto))
+    for path, _ in pictures:
+        _require_writable(path, _PICTURES)
+    study = energy_command.study_of(options)
+    text = json.dumps(study.to_dict(), indent=2, allow_nan=False)
+    if options.out is not None:
+        write_whole(Path(options.out), lambda path: path.write_text(text, encoding="utf-8"))
+    for path, draw in pictures:
+        if path is not None:
+            _write_picture(Path(path), draw(study))
+    if options.json:
+        print(text)
+    else:
+        Console().print(*energy_command.tables(study), sep="\n")
+    return 0
 
 
 def _inspect(options: Namespace) -> int:
@@ -126,9 +152,11 @@ def _doctor(options: Namespace) -> int:
     return int(any(check.remedy and check.needed for check in checks))
 
 
+_PICTURES = (".png", ".svg", ".pdf")
 _COMMANDS = {
     "emulate": _emulate,
     "calibrate": _calibrate,
+    "energy": _energy,
     "inspect": _inspect,
     "refit": _refit,
     "doctor": _doctor,
@@ -143,7 +171,7 @@ def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
 
     # What costs nothing to check comes before what takes seconds to load.
     _require_writable(options.out)
-    _require_writable(options.plot, (".png", ".svg", ".pdf"))
+    _require_writable(options.plot, _PICTURES)
     tasks.require(options.task)
     experiment.require_chips(options.chips)
     times = options.times.split(",") if isinstance(options.times, str) else options.times
@@ -172,9 +200,7 @@ def _run(title: str, options: Namespace, job: Any) -> int:
     if options.out is not None:
         write_whole(Path(options.out), lambda path: path.write_text(text, encoding="utf-8"))
     if options.plot is not None:
-        picture = Path(options.plot)
-        kind = picture.suffix.removeprefix(".")
-        write_whole(picture, lambda path: result.plot().savefig(path, dpi=150, format=kind))
+        _write_picture(Path(options.plot), result.plot())
     if options.json:
         print(text)
         return 0
@@ -195,6 +221,11 @@ def _require_writable(path: str | None, kinds: tuple[str, ...] = ()) -> None:
         raise InputError(f"{path!r} is a folder: give the path of a file")
     if kinds and Path(path).suffix not in kinds:
         raise InputError(f"picture {path!r} is of no known kind: end its name in {', '.join(kinds)}")
+
+
+def _write_picture(path: Path, figure: Figure) -> None:
+    kind = path.suffix.removeprefix(".")
+    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=kind))
 
 
 def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
@@ -236,6 +267,12 @@ def _parser() -> _Parser:
     refit.add_argument("--time", type=str, required=True, help="age of the chip since programming, such as 30d")
     refit.add_argument("--out", type=str, required=True, help="folder to write the refit bundle to")
     commands.add_subcommand("refit", refit, help="compensate a bundle's drift at a later time")
+
+    energy = _subcommand("Price what a model takes on analog hardware under attention patterns, beside its accuracy.")
+    _add_model_options(energy)
+    energy.set_defaults({"model": "smollm2"})
+    energy_command.add_options(energy)
+    commands.add_subcommand("energy", energy, help="where the picojoules go")
 
     inspect = _subcommand(
         "List what becomes analog, on how many tiles, and what stays digital and why; or verify and describe a bundle."

@@ -36,6 +36,12 @@ def device_of(model: nn.Module) -> torch.device:
     return next(itertools.chain(model.parameters(), model.buffers())).device
 
 
+def is_generative(model: nn.Module) -> bool:
+    """Whether a model is a transformers causal language model, which decodes token by token with a cache."""
+    generation = cast(Any, sys.modules.get("transformers.generation"))
+    return generation is not None and isinstance(model, generation.GenerationMixin)
+
+
 def hidden_states(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
     """The last hidden state of each token, ``[B, N, D]``.
 

@@ -1,0 +1,109 @@
+"""``ohmformer energy``: options, tables and pictures."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import ArgumentParser, Namespace
+
+if TYPE_CHECKING:
+    from rich.table import Table
+
+    from calibration.energy import EnergyStudy
+
+_PATTERNS = ["dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)"]
+
+
+def add_options(parser: ArgumentParser) -> None:
+    """The options of the command beside those of every model's."""
+    parser.add_argument("--task", type=str, default="perplexity", help="what accuracy is measured by")
+    parser.add_argument("--windows", type=int | None, default=1, help="perplexity: how many windows (default 1)")
+    parser.add_argument(
+        "--window-length", type=int | None, default=2048, help="perplexity: tokens in a window (default 2048)"
+    )
+    parser.add_argument("--patterns", type=list[str], default=_PATTERNS, help="attention patterns to compare")
+    parser.add_argument(
+        "--book", type=str, default="isaac + horowitz + nvsim_reram", help="price books, joined by +, or a YAML file"
+    )
+    parser.add_argument("--recipe", type=str | None, default="fast", help="calibration of the chip; null for none")
+    parser.add_argument("--age", type=str, default="1h", help="age of the chip when it is calibrated and scored")
+    parser.add_argument("--chip", type=int, default=0, help="seed of the programmed chip")
+    parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
+    parser.add_argument("--plot", type=str | None, default=None, help="write a picture of where the energy goes")
+    parser.add_argument("--pareto", type=str | None, default=None, help="write a picture of accuracy against energy")
+
+
+def study_of(options: Namespace) -> EnergyStudy:
+    """Price what the options ask for; what costs nothing to check comes before what takes seconds to load."""
+    from attention import parse
+    from calibration import models, tasks
+    from calibration.console import progress_bar
+    from calibration.energy import energy
+    from crossbar import PriceBook, presets
+
+    tasks.require(options.task)
+    book, hardware = PriceBook.get(options.book), presets.get(options.hardware)
+    patterns = [parse(text) for text in options.patterns]
+    with progress_bar("energy") as progress:
+        model = models.load_model(options.model, progress)
+        tasks.require(options.task, model)
+        sizes = {name: options[name] for name in ("windows", "window_length")} if options.task == "perplexity" else {}
+        task = tasks.get(options.task, model.tokenizer, **sizes)
+        chosen = {name: options[name] for name in ("chip", "recipe", "age", "include", "exclude")}
+        return energy(model, task, hardware, patterns, book=book, progress=progress, **chosen)
+
+
+def tables(study: EnergyStudy) -> list[Table]:
+    """A table for each phase: µJ a token by part and component, a column for each pattern, digital machines below."""
+    from rich.table import Table
+
+    views = []
+    for k, phase in enumerate(work.phase for work in study.arms[0].work):
+        tokens = study.arms[0].work[k].tokens
+        title = f"{study.setup['model']}, {phase}{f' of {tokens:,} tokens' if tokens > 1 else ' step'}: µJ a token"
+        view = Table(title=title, title_justify="left", caption=_notes(study, k), caption_justify="left")
+        view.add_column("part")
+        view.add_column("component")
+        for arm in study.arms:
+            view.add_column(arm.pattern, justify="right")
+        stacks = [study.by_part(arm, arm.work[k]) for arm in study.arms]
+        keys = sorted({key for stack in stacks for key in stack}, key=lambda key: (_ORDER.index(key[0]), key[1]))
+        for key in keys:
+            view.add_row(*key, *(_uj(stack.get(key, 0.0)) for stack in stacks))
+        view.add_section()
+        totals = [study.report(arm, arm.work[k]).total for arm in study.arms]
+        view.add_row("all", "", *(_uj(total.pj / tokens) for total in totals))
+        view.add_row("all", "by bounds of prices", *(_bounds(total, tokens) for total in totals))
+        view.add_section()
+        baselines = [arm.work[k].baselines() for arm in study.arms]
+        for rows in zip(*baselines, strict=True):
+            view.add_row(rows[0].machine, f"{rows[0].bound} bound", *(_uj(row.pj / tokens) for row in rows))
+        view.add_section()
+        view.add_row(f"digital {study.metric}", "", *(f"{arm.digital:.2f}" for arm in study.arms))
+        chip = f"chip {study.setup['chip']}"
+        view.add_row(f"analog {study.metric}", chip, *(f"{arm.analog:.2f}" for arm in study.arms))
+        views.append(view)
+    return views
+
+
+_ORDER = ("linear", "attention", "digital")
+
+
+def _notes(study: EnergyStudy, k: int) -> str:
+    report = study.report(study.arms[0], study.arms[0].work[k])
+    shares = ", ".join(f"{energy.pj / report.total.pj:.0%} {kind}" for kind, energy in report.by_evidence().items())
+    notes = [f"prices: {report.book}; of the first pattern's energy {shares} prices", *report.notes]
+    if report.unpriced:
+        missing = ", ".join(f"{name} ({n:,})" for name, n in report.unpriced.items())
+        notes.append(f"without a price, in no sum: {missing}")
+    if study.uncounted:
+        notes.append("not counted: " + ", ".join(sorted(set(study.uncounted.values()))))
+    return "\n".join(notes)
+
+
+def _uj(pj: float) -> str:
+    return f"{pj * 1e-6:.4g}" if pj else ""
+
+
+def _bounds(total: Any, tokens: int) -> str:
+    return f"{_uj(total.low / tokens)} to {_uj(total.high / tokens)}"
