@@ -128,7 +128,7 @@ def fit_strengths(weights: Tensor, *, axons_a_token: int = 1, rounds: int = 30, 
 
     ``min Σ (W_ij − w_ij S_j^{G_i})²`` by turns: given types and synapses a strength is the mean of the weights that use
     it; given types and strengths a synapse is set where that is nearer than 0; given strengths an axon takes the type
-    that is nearest for all its neurons together. Each turn lowers the error; where no type moves, it ends.
+    that is nearest for all its neurons together. Each turn lowers the error; where nothing moves, it ends.
 
     With four axons a token, one of each type, a weight is the sum of any of its neuron's four strengths: 64 tokens a
     core instead of 256, each weight chosen freely among 16 numbers.
@@ -162,19 +162,16 @@ def fit_strengths(weights: Tensor, *, axons_a_token: int = 1, rounds: int = 30, 
 
 
 def _descend(w: Tensor, types: Tensor, rounds: int) -> Fit:
-    used = torch.ones_like(w, dtype=torch.bool)
-    levels = _levels(w, types, used)
+    levels = _levels(w, types, torch.ones_like(w, dtype=torch.bool))
+    used = _nearer(w, levels.T[types])
     for _ in range(rounds):
-        used = _nearer(w, levels.T[types])
         levels = _levels(w, types, used)
         # Error of every axon under every type, [axons, 4]: each neuron takes its strength or 0, whichever is nearer.
         cost = torch.stack([torch.minimum((w - level).square(), w.square()).sum(1) for level in levels.T], 1)
-        moved = cost.argmin(1)
-        if torch.equal(moved, types):
+        before, types = (types, used), cost.argmin(1)
+        used = _nearer(w, levels.T[types])
+        if torch.equal(types, before[0]) and torch.equal(used, before[1]):
             break
-        types = moved
-    used = _nearer(w, levels.T[types])
-    levels = _levels(w, types, used)
     rest = (w - used * levels.T[types]).square().sum()
     return Fit(types, used, levels, float(rest / w.square().sum().clamp(min=1e-300)))
 

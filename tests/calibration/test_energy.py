@@ -1,0 +1,161 @@
+"""Where the picojoules go: counts of a real forward pass, priced, under several patterns."""
+
+import json
+
+import pytest
+import torch
+
+from attention import parse
+from calibration.energy import DECODE, PREFILL, energy
+from calibration.energy_command import tables
+from calibration.energy_plots import breakdown, pareto
+from crossbar import InputError, PriceBook
+from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS
+from tests.calibration.command import assert_one_sentence, run
+
+PATTERNS = ("dense", "window(6) | sinks(2)")
+N, WORDS = 24, 40
+
+
+def language_model():
+    from transformers import LlamaConfig, LlamaForCausalLM
+
+    config = LlamaConfig(
+        vocab_size=WORDS, hidden_size=HEADS * HEAD_DIM, intermediate_size=48, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=HEAD_DIM, max_position_embeddings=64,
+        tie_word_embeddings=True,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    return LlamaForCausalLM(config).eval()
+
+
+class Words:
+    """Two sequences of random words; the metric is the mean log-probability of the next."""
+
+    name, primary = "words", "score"
+
+    def batches(self, split):
+        generator = torch.Generator().manual_seed({"evaluation": 1, "calibration": 2}[split])
+        return [{"input_ids": ids} for ids in torch.randint(WORDS, (2, 1, N), generator=generator)]
+
+    def metrics(self, model):
+        with torch.no_grad():
+            scores = [model(**batch).logits.log_softmax(-1).amax(-1).mean() for batch in self.batches("evaluation")]
+        return {"score": float(torch.stack(scores).mean())}
+
+
+@pytest.fixture(scope="module")
+def study():
+    return energy(language_model(), Words(), "ideal", PATTERNS, recipe=None)
+
+
+def test_counts_of_both_phases_by_hand(study):
+    assert CAUSAL["llama"]
+    for arm, text in zip(study.arms, PATTERNS, strict=True):
+        prefill, decode = arm.work
+        assert (prefill.phase, prefill.tokens, decode.phase, decode.tokens) == (PREFILL, 2 * N, DECODE, 1)
+        pattern = parse(text).causal()
+        pairs = 2 * len(pattern.rows(N).indices)
+        after = len(pattern.rows(1, offset=N).indices)  # one token after a whole sequence
+        assert prefill.ledger.totals()["attended_pairs"] == LAYERS * HEADS * pairs
+        assert decode.ledger.totals()["attended_pairs"] == LAYERS * HEADS * after
+        size = HEADS * HEAD_DIM
+        weights = LAYERS * (4 * size * size + 3 * size * 48) + WORDS * size
+        assert prefill.macs == 2 * N * weights + 2 * HEAD_DIM * LAYERS * HEADS * pairs
+        assert decode.macs == weights + 2 * HEAD_DIM * LAYERS * HEADS * after
+        assert decode.numbers == weights + 2 * size * LAYERS * after
+        assert prefill.numbers == 2 * weights + 2 * size * LAYERS * 2 * N
+    assert study.uncounted == {}
+
+
+def test_every_picojoule_has_a_part(study):
+    for arm in study.arms:
+        for work in arm.work:
+            stack = study.by_part(arm, work)
+            total = study.report(arm, work).total.pj
+            assert sum(stack.values()) * work.tokens == pytest.approx(total)
+            assert {part for part, _ in stack} == {"linear", "attention", "digital"}
+    dense, sparse = (study.by_part(arm, arm.work[1]) for arm in study.arms)
+    assert sparse[("attention", "digital logic")] < dense[("attention", "digital logic")]
+    assert sparse[("linear", "ADC")] == dense[("linear", "ADC")]
+
+
+def test_accuracy_is_that_of_the_same_runs(study):
+    for arm in study.arms:
+        assert arm.digital == pytest.approx(arm.analog, abs=0.02)  # ideal cells, 8-bit converters
+    assert study.arms[0].digital != study.arms[1].digital
+    again = energy(language_model(), Words(), "ideal", PATTERNS, recipe=None)
+    assert again.to_dict() == study.to_dict()
+
+
+def test_a_recipe_is_fitted_at_the_age_of_the_chip():
+    bare, calibrated = (
+        energy(language_model(), Words(), "pcm", ["dense"], recipe=recipe, age="30d") for recipe in (None, "fast")
+    )
+    (drifted,), (mended,) = bare.arms, calibrated.arms
+    assert abs(mended.analog - mended.digital) < abs(drifted.analog - drifted.digital)
+    assert bare.setup["age"] == 30 * 86400
+    assert calibrated.setup["recipe"]["name"] == "fast"
+
+
+def test_a_book_of_ones_own_prices_it():
+    book = PriceBook.get("hermes")
+    study = energy(language_model(), Words(), "ideal", ["dense"], recipe=None, book=book)
+    report = study.report(study.arms[0], study.arms[0].work[0])
+    assert report.by_component().keys() == {"tiles, all-in"}
+    assert {"digital_macs", "dram_bytes", "sram_bytes", "special_functions"} <= report.unpriced.keys()
+
+
+def test_tables_and_pictures_show_what_was_found(study):
+    first, second = tables(study)
+    assert [str(column.header) for column in first.columns[2:]] == [arm.pattern for arm in study.arms]
+    assert "step" in str(second.title)
+    assert "without a price, in no sum: column_activations" in str(first.caption)
+    figure = breakdown(study)
+    bars = figure.axes[0].containers
+    drawn = sum(float(bar[0].get_width()) for bar in bars)
+    arm = study.arms[0]
+    assert drawn == pytest.approx(study.report(arm, arm.work[0]).total.pj / arm.work[0].tokens * 1e-6)
+    picture = pareto(study)
+    points = {float(line.get_ydata()[0]) for line in picture.axes[0].lines}
+    assert {arm.analog for arm in study.arms} <= points
+    assert "simulated: " in picture._supxlabel.get_text()
+
+
+# The command
+
+
+def test_the_command_writes_what_it_is_asked_for(capsys, tmp_path, monkeypatch):
+    from calibration import energy_command
+
+    found = energy(language_model(), Words(), "ideal", ["dense"], recipe=None)
+    monkeypatch.setattr(energy_command, "study_of", lambda options: found)  # loading a model is tested elsewhere
+    paths = {name: tmp_path / f"{name}.png" for name in ("plot", "pareto")}
+    options = [f"--{name}={path}" for name, path in paths.items()]
+    code, out, _ = run(capsys, "energy", *options, f"--out={tmp_path / 'energy.json'}")
+    assert code == 0
+    assert "prefill" in out
+    assert "decode" in out
+    assert all(path.read_bytes().startswith(b"\x89PNG") for path in paths.values())
+    written = json.loads((tmp_path / "energy.json").read_text())
+    assert written == found.to_dict()
+    assert {row["phase"] for row in written["rows"]} == {PREFILL, DECODE}
+
+
+@pytest.mark.parametrize(
+    ("options", "words"),
+    [
+        (["--book=gold"], ["'gold'", "isaac"]),
+        (["--task=chess"], ["'chess'"]),
+        (["--patterns=[windo(3)]"], ["windo"]),
+        (["--plot=no/where.png"], ["folder 'no'"]),
+        (["--pareto=p.gif"], ["'p.gif'"]),
+    ],
+)
+def test_mistakes_are_one_sentence_before_anything_loads(capsys, options, words):
+    assert_one_sentence(*run(capsys, "energy", *options), *words)
+
+
+def test_no_pattern_is_refused():
+    with pytest.raises(InputError, match="no pattern"):
+        energy(language_model(), Words(), "ideal", [])
