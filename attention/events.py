@@ -113,14 +113,32 @@ class Placement:
         Raises:
             InputError: for an event on a line that holds no token.
         """
-        codes, order = self._codes.sort()
-        wanted = events.tile.long() * self._lines + events.line
-        found = torch.searchsorted(codes, wanted).clamp_(max=max(len(codes) - 1, 0))
-        if len(wanted) and (not len(codes) or not torch.equal(codes[found], wanted)):
+        return self.tokens_at(events.tile, events.line)
+
+    def tokens_at(self, tile: Tensor, line: Tensor) -> Tensor:
+        """The tokens in places, int64, of the places' shape [E].
+
+        Raises:
+            InputError: for a place that holds no token.
+        """
+        codes, wanted = self._codes, tile.long().mul_(self._lines).add_(line)
+        if not len(wanted):
+            return wanted
+        places = int(codes.max()) + 1 if len(codes) else 0
+        if places <= 8 * len(codes):  # densely filled: a table of places, which is fast
+            table = torch.full((places + 1,), -1, dtype=torch.int64, device=codes.device)
+            table[codes] = torch.arange(len(codes), device=codes.device)
+            found = table.index_select(0, wanted.clamp_(max=places))
+            lost = bool((found < 0).any())
+        else:
+            codes, order = codes.sort()
+            at = torch.searchsorted(codes, wanted).clamp_(max=len(codes) - 1)
+            found, lost = order[at], not torch.equal(codes[at], wanted)
+        if lost or bool((line >= self._lines).any()):
             raise InputError(
                 "an event is on a line that holds no token: use the placement that the events were made with"
             )
-        return order[found] if len(wanted) else wanted
+        return found
 
     @property
     def _lines(self) -> int:

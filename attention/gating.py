@@ -165,15 +165,14 @@ def _passed(
     timing = controller.simulate(events)
     assert timing.depart is not None
     arrived = timing.depart != DROPPED
-    sensed = events.axis == Axis.COL
-    came = [arrived[stage] for stage in (sensed, ~sensed)]  # both stages hold the pairs in the CSR's order
-    delivered = events if bool(arrived.all()) else events.where(arrived)
-    if delivered is events and torch.equal(placement.tokens(events.where(sensed)), wanted.indices):
-        scored = valued = pattern
-    else:
-        scored = _pattern(_only(wanted, came[0]), pattern, n_keys, offset)
-        valued = _pattern(_only(wanted, came[0] & came[1]), pattern, n_keys, offset)
-    return Passed(scored, valued, timing, delivered)
+    if bool(arrived.all()):
+        sensed = (events.axis == Axis.COL).nonzero()[:, 0]
+        tokens = placement.tokens_at(*(x.index_select(0, sensed) for x in (events.tile, events.line)))
+        assert torch.equal(tokens, wanted.indices)  # what arrives is what was asked for
+        return Passed(pattern, pattern, timing, events)
+    scored, valued = (arrived[events.axis == axis] for axis in (Axis.COL, Axis.ROW))  # pairs in the CSR's order
+    heard, reached = (_pattern(_only(wanted, kept), pattern, n_keys, offset) for kept in (scored, scored & valued))
+    return Passed(heard, reached, timing, events.where(arrived))
 
 
 _kept = lru_cache(maxsize=16)(_passed)

@@ -124,9 +124,7 @@ def truenorth() -> Platform:
     A tick is a barrier. Within it a core serves an axon event a clock of its row loop; packets and service are far
     below a tick, and are taken as 1 µs each.
     """
-    limits = Limits(
-        cores=4096, inputs=256, targets=1, neurons=256, synapse_bytes=8192, weight_bits=9, payload_bits=1, reach=255
-    )
+    limits = Limits(cores=4096, inputs=256, targets=1, neurons=256, weight_bits=9, payload_bits=1, reach=255)
     return Platform(
         "truenorth",
         rows=256,

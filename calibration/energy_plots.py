@@ -74,13 +74,15 @@ def _machines(axes: Axes, study: EnergyStudy, phase: int) -> None:
         rows = arm.work[phase].baselines()
         places = [place + 0.2 * (k - (len(study.arms) - 1) / 2) for place in range(len(rows))]
         energies = [row.pj * _UJ / arm.work[phase].tokens for row in rows]
-        axes.plot(energies, places, _MARKERS[k % len(_MARKERS)], label=None, markersize=4, color=_shade(k))
+        axes.plot(energies, places, _MARKERS[k % len(_MARKERS)], label=_short(arm), markersize=4, color=_shade(k))
     rows = study.arms[0].work[phase].baselines()
     axes.set_yticks(range(len(rows)), [f"{row.machine}\n({row.bound} bound)" for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.set_xlabel("µJ a token", fontsize=8)
     axes.set_title("digital machines, all of it", fontsize=9)
+    if phase == 0:
+        axes.legend(fontsize=6)
     axes.grid(alpha=0.3, axis="x")
 
 
@@ -101,9 +103,10 @@ def pareto(study: EnergyStudy) -> Figure:
                     [x], [arm.analog], _MARKERS[k % len(_MARKERS)], color=_shade(k), label=label, fillstyle=filled
                 )
         axes.set_xscale("log")
-        for formatter in (axes.xaxis.set_major_formatter, axes.xaxis.set_minor_formatter):
-            formatter("{x:g}")
-        axes.tick_params(axis="x", which="both", labelsize=7, labelrotation=60)
+        low, high = axes.get_xlim()
+        axes.xaxis.set_major_formatter("{x:g}")
+        axes.xaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
+        axes.tick_params(axis="x", which="both", labelsize=8, labelrotation=45)
         axes.set_xlabel(f"µJ a token, {title}")
         axes.grid(alpha=0.3, which="both")
     for k, arm in enumerate(study.arms):
