@@ -145,15 +145,7 @@ def loihi1() -> Platform:
 
     Synaptic operation 3.5 ns, hops 4.1 ns east-west and 6.5 ns north-south, barrier 113 ns to 465 ns on 32 tiles.
     """
-    limits = Limits(
-        cores=128,
-        inputs=4096,
-        output_edges=4096,
-        neurons=1024,
-        synapse_bytes=128 * 1024,
-        weight_bits=9,
-        payload_bits=1,
-    )
+    limits = _loihi_limits(neurons=1024, payload_bits=1)
     return Platform("loihi1", rows=1024, columns=1024, limits=limits, prices="loihi1", **_loihi_mesh())
 
 
@@ -162,16 +154,20 @@ def loihi2() -> Platform:
 
     Its times are not published either: those of Loihi stand in for them.
     """
-    limits = Limits(
+    limits = _loihi_limits(neurons=8192, payload_bits=32)
+    return Platform("loihi2", rows=8192, columns=8192, limits=limits, **_loihi_mesh())
+
+
+def _loihi_limits(*, neurons: int, payload_bits: int) -> Limits:
+    return Limits(
         cores=128,
         inputs=4096,
         output_edges=4096,
-        neurons=8192,
+        neurons=neurons,
         synapse_bytes=128 * 1024,
         weight_bits=9,
-        payload_bits=32,
+        payload_bits=payload_bits,
     )
-    return Platform("loihi2", rows=8192, columns=8192, limits=limits, **_loihi_mesh())
 
 
 def _loihi_mesh() -> dict[str, Any]:

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from attention import (
+    CSR,
     Axis,
     Controller,
     Counts,
@@ -115,6 +116,24 @@ def test_5_the_order_inside_a_step_changes_nothing(pattern, n, seed):
     sensed = mixed.of(Axis.COL)
     pairs = sensed.query.long() * n + placement.tokens(sensed)
     assert torch.equal(score(mixed, placement, q, k)[pairs.argsort()], score(events, placement, q, k))
+
+
+@problems
+def test_7_counts_add_over_disjoint_pairs_but_shared_tiles_open_once(pattern, n, seed):
+    generator = torch.Generator().manual_seed(seed)
+    placement, csr = shuffled_placement(n, generator), pattern.rows(n)
+    chosen = torch.rand(len(csr.indices), generator=generator) < 0.5
+    query = torch.repeat_interleave(torch.arange(n), csr.indptr.diff())
+
+    def counted(kept):
+        indptr = torch.cat([torch.zeros(1, dtype=torch.int64), torch.bincount(query[kept], minlength=n).cumsum(0)])
+        return tally(controller.events(CSR(indptr, csr.indices[kept]), placement), head_dim=8)
+
+    whole, parts = counted(torch.ones_like(chosen)), counted(chosen) + counted(~chosen)
+    for name in ("score_sense_lines", "score_conversions", "value_row_drives"):
+        assert getattr(parts, name) == getattr(whole, name)
+    for name in ("value_conversions", "query_drives"):
+        assert getattr(parts, name) >= getattr(whole, name)
 
 
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
