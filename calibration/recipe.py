@@ -90,20 +90,18 @@ def step_from_dict(values: Mapping[str, Any] | str) -> Step:
     """
     if isinstance(values, str):
         values = {"step": values}
-    if not isinstance(values, Mapping) or values.get("step") not in _STEPS:
-        name = values.get("step") if isinstance(values, Mapping) else values
+    name = values.get("step") if isinstance(values, Mapping) else values
+    if not isinstance(values, Mapping) or not isinstance(name, str) or name not in _STEPS:
         raise InputError(f"recipe step {name!r} is unknown: choose one of {', '.join(_STEPS)}")
-    kind = _STEPS[values["step"]]
-    given = {name: value for name, value in values.items() if name != "step"}
+    kind = _STEPS[name]
+    given = {key: value for key, value in values.items() if key != "step"}
     hints = get_type_hints(kind)
     allowed = {field.name: hints[field.name] for field in fields(kind)}
-    for name, value in given.items():
-        if name not in allowed:
-            raise InputError(f"recipe step {kind.__name__} has no field {name!r}: allowed are {', '.join(allowed)}")
-        if not _fits(value, allowed[name]):
-            raise InputError(
-                f"recipe step {kind.__name__}: {name} = {value!r} is not allowed: give {_described(allowed[name])}"
-            )
+    for key, value in given.items():
+        if key not in allowed:
+            raise InputError(f"recipe step {name} has no field {key!r}: allowed are {', '.join(allowed)}")
+        if not _fits(value, allowed[key]):
+            raise InputError(f"recipe step {name}: {key} = {value!r} is not allowed: give {_described(allowed[key])}")
     step: Step = kind(**given)
     return step
 

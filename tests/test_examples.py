@@ -58,10 +58,17 @@ def test_python_of_the_pages_compiles_and_its_names_exist(page, number, text):
 def test_hardware_files_of_the_pages_are_read():
     from crossbar import Hardware, presets
 
-    files = list(ROOT.glob("docs/**/*.yaml"))
-    assert files
-    for path in files:
-        assert Hardware.from_yaml(path) == presets.pcm() or path.stem != "hardware.example"
+    assert Hardware.from_yaml(ROOT / "docs" / "hardware.example.yaml") == presets.pcm()
+
+
+def test_recipe_files_of_the_pages_are_read():
+    from calibration import Recipe, recipe
+
+    assert Recipe.from_yaml(ROOT / "docs" / "recipe.example.yaml") == recipe.get("fast")
+
+
+def test_every_yaml_file_of_the_pages_is_read_by_a_test():
+    assert {path.name for path in ROOT.glob("docs/**/*.yaml")} == {"hardware.example.yaml", "recipe.example.yaml"}
 
 
 def run_example(name, folder, *arguments, timeout):
