@@ -22,6 +22,8 @@ from crossbar import Hardware, InputError, age, analog_layers, convert, load_sta
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+    from calibration.export import Weights
+
 
 @dataclass(frozen=True)
 class Bundle:
@@ -86,6 +88,35 @@ class Bundle:
             InputError: for a folder that exists already or cannot be written.
         """
         writer.save_refitted(self.files, Path(path), self.model, {**self.description, "seconds": self.seconds})
+
+    def export(self, path: str | Path, weights: Weights = "effective") -> tuple[str, ...]:
+        """Write the model as a plain transformers folder, which knows nothing of tiles.
+
+        Args:
+            path: a folder that does not exist yet.
+            weights: ``effective``: those that the tiles stand for at this age, calibrated scales, gains, adapters and
+                norms folded in, so that the folder computes what the chip would with ideal converters and no noise of
+                reads. ``digital``: the original ones, as they were before conversion.
+
+        Returns:
+            What the folder cannot hold, a phrase each; ``ohmformer_export.json`` in the folder says the same.
+
+        Raises:
+            InputError: for a model of a class of one's own, and a folder that exists already or cannot be written.
+        """
+        from calibration.export import export_transformers
+
+        return export_transformers(self, Path(path), weights)
+
+    def to_aihwkit(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model with every analog layer computed by aihwkit, and what that does not honour, a phrase each.
+
+        The tiles hold the cells of this age as numbers, with the same converters and output noise
+        (`crossbar.to_aihwkit`).
+        """
+        from crossbar.to_aihwkit import to_aihwkit
+
+        return to_aihwkit(self.model)
 
     def _own_step(self) -> DriftCompensation:
         """The last drift compensation of the recipe."""

@@ -138,6 +138,16 @@ def _refit(options: Namespace) -> int:
     return 0
 
 
+def _export(options: Namespace) -> int:
+    from calibration import bundle_files
+    from calibration.bundle import load_bundle
+
+    bundle_files.require_new(Path(options.out))
+    for missed in load_bundle(options.bundle).export(options.out, options.weights):
+        print(f"not exported: {missed}")
+    return 0
+
+
 def _doctor(options: Namespace) -> int:
     from rich.console import Console
 
@@ -159,6 +169,7 @@ _COMMANDS = {
     "energy": _energy,
     "inspect": _inspect,
     "refit": _refit,
+    "export": _export,
     "doctor": _doctor,
 }
 
@@ -273,6 +284,16 @@ def _parser() -> _Parser:
     energy.set_defaults({"model": "smollm2"})
     energy_command.add_options(energy)
     commands.add_subcommand("energy", energy, help="where the picojoules go")
+    export = _subcommand("Write a bundle's model as a plain transformers folder.")
+    export.add_argument("bundle", type=str, help="folder that calibrate wrote")
+    export.add_argument("--out", type=str, required=True, help="folder to write")
+    export.add_argument(
+        "--weights",
+        type=str,
+        default="effective",
+        help="effective: what the tiles stand for at the bundle's age; digital: the original weights",
+    )
+    commands.add_subcommand("export", export, help="a bundle's model as a transformers folder")
 
     inspect = _subcommand(
         "List what becomes analog, on how many tiles, and what stays digital and why; or verify and describe a bundle."
