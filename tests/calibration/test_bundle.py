@@ -246,9 +246,12 @@ def test_the_manifest_can_be_checked_without_us(bundle):
     assert (bundle / "manifest.json.sha256").read_text() == f"{digest}  manifest.json\n"
 
 
-def test_json_files_say_what_was_done(calibrated, bundle):
+def test_json_files_say_what_was_done(calibrated, bundle, tmp_path):
     assert Hardware.from_dict(json.loads((bundle / "hardware.json").read_text())) == presets.pcm()
     assert Recipe.from_dict(json.loads((bundle / "recipe.json").read_text())).to_dict() == calibrated.setup["recipe"]
+    for name, read in (("hardware", Hardware.from_yaml), ("recipe", Recipe.from_yaml)):
+        (tmp_path / f"{name}.yaml").write_bytes((bundle / f"{name}.json").read_bytes())
+        assert read(tmp_path / f"{name}.yaml").to_dict() == json.loads((bundle / f"{name}.json").read_text())
     assert json.loads((bundle / "report.json").read_text()) == calibrated.to_dict()
 
 

@@ -183,10 +183,12 @@ JOB += ["--windows", "--window-length", "--chips", "--out", "--plot", "--config"
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ([], ["emulate", "calibrate", "inspect", "doctor"]),
+        ([], ["emulate", "calibrate", "inspect", "refit", "export", "doctor"]),
         (["emulate"], JOB),
         (["calibrate"], [*JOB, "--recipe", "--wait", "--staircase"]),
-        (["inspect"], ["--model", "--hardware", "--include", "--exclude", "--json", "--config"]),
+        (["inspect"], ["bundle", "--model", "--hardware", "--include", "--exclude", "--json", "--config"]),
+        (["refit"], ["bundle", "--time", "--out", "--config"]),
+        (["export"], ["bundle", "--out", "--weights", "--config"]),
         (["doctor"], ["--json"]),
     ],
     ids=lambda value: value[0] if value and not value[0].startswith("-") else "",
