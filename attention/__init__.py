@@ -12,6 +12,7 @@ torch.Size([1, 2, 100, 8])
 """
 
 from attention import platforms
+from attention.activation import Saturating, Softmax
 from attention.capacity import Excess
 from attention.controller import Controller
 from attention.counts import Counts, count, tally
@@ -19,8 +20,11 @@ from attention.delivered import accumulate, score
 from attention.events import Axis, Events, Placement
 from attention.gated import gated_attention
 from attention.gating import EventsDropped
-from attention.hf import attach, attached_pattern, detach
+from attention.hf import attach, attached_pattern, detach, memory_cache, renew_memory
 from attention.kernel.reference import attention_reference
+from attention.memory.description import Memory, Protected
+from attention.memory.memory import AnalogMemory
+from attention.memory.report import MemoryReport
 from attention.patterns import conventions
 from attention.patterns.base import CSR, Pattern, Piece
 from attention.patterns.block_patterns import BigBird, BlockSparse, RandomBlocks
@@ -34,10 +38,12 @@ from attention.patterns.tokens import Dense, GlobalTokens, Sinks
 from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
 from attention.platforms import Limits, Platform
 from attention.routing_tables import RoutingTables
+from attention.strengths import LearnedStrengths, place_strengths
 from attention.timing import Timing
 
 __all__ = [
     "CSR",
+    "AnalogMemory",
     "Axis",
     "BigBird",
     "BlockSparse",
@@ -52,8 +58,11 @@ __all__ = [
     "Excess",
     "Fixed",
     "GlobalTokens",
+    "LearnedStrengths",
     "Limits",
     "LocalWindow",
+    "Memory",
+    "MemoryReport",
     "Neighborhood",
     "Padding",
     "Pattern",
@@ -62,9 +71,12 @@ __all__ = [
     "Piece",
     "Placement",
     "Platform",
+    "Protected",
     "RandomBlocks",
     "RoutingTables",
+    "Saturating",
     "Sinks",
+    "Softmax",
     "Statistics",
     "Strided",
     "Timing",
@@ -77,8 +89,11 @@ __all__ = [
     "count",
     "detach",
     "gated_attention",
+    "memory_cache",
     "parse",
+    "place_strengths",
     "platforms",
+    "renew_memory",
     "score",
     "tally",
 ]

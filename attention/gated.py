@@ -12,7 +12,7 @@ from attention.controller import Controller
 from attention.gating import gate
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_counts import book_reads, book_writes
-from attention.kernel.blocks import Options, attend_blocks, exact_dtype
+from attention.kernel.blocks import Options, attend_blocks, exact_dtype, shared_heads
 from attention.kernel.flex import attend_flex
 from attention.kernel.reference import attention_reference
 from attention.kernel.schedule import make, schedule
@@ -255,12 +255,8 @@ def _analog(
 
 
 def _indices(q: Tensor, kv_heads: int, heads: list[int]) -> tuple[Tensor, Tensor]:
-    """Query heads to take and the key heads that go with them, each as often as its query heads need it apart."""
-    group = q.shape[1] // kv_heads
-    shared = sorted({h // group for h in heads})
-    if len(shared) * group != len(heads):
-        shared = [h // group for h in heads]
-    return torch.tensor(heads, device=q.device), torch.tensor(shared, device=q.device)
+    """Query heads to take, and the key heads that go with them."""
+    return torch.tensor(heads, device=q.device), shared_heads(heads, q.shape[1] // kv_heads).to(q.device)
 
 
 def _joined(

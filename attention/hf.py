@@ -1,4 +1,4 @@
-"""Gated attention inside transformers models: the only module here that imports transformers.
+"""Gated attention inside transformers models, on digital or analog keys and values.
 
 A model is attached through transformers' AttentionInterface. What to gate lives on the model's own modules, so two
 attached models never meet, and copies of a model stay attached.
@@ -7,22 +7,32 @@ attached models never meet, and copies of a model stay attached.
 from __future__ import annotations
 
 import copy
+import inspect
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass
-from typing import Any, cast
+from dataclasses import dataclass, replace
+from typing import TYPE_CHECKING, Any, cast
 
 import torch
 from torch import Tensor, nn
 
 from attention.counts import book_attention, count
 from attention.gated import gated_attention
+from attention.kernel.token_rows import require_supported
+from attention.memory.description import Memory
+from attention.memory.layout import causal_reach
+from attention.memory.memory import AnalogMemory
 from attention.patterns.base import Pattern
 from attention.patterns.text import parse
 from crossbar.errors import InputError
+from crossbar.hardware import Hardware
 from crossbar.ledger import counting
 
+if TYPE_CHECKING:
+    from attention.hf_cache import AnalogCache
+
 _INTERFACE = "ohmformer"
+_CACHE_NAMES = ("cache", "past_key_values")  # transformers 5 calls it by the first, and before by the second
 _GATE = "_ohmformer_gate"
 
 
@@ -34,26 +44,50 @@ class Gate:
         pattern: who attends to whom.
         name: the module's path in the model, for the ledger.
         previous: the attention implementation that `detach` puts back.
+        store: where keys and values are; None: in digital.
     """
 
     pattern: Pattern
     name: str
     previous: str
+    store: Store | None = None
 
 
-def attach(model: nn.Module, pattern: Pattern | str) -> None:
-    """Gate every attention of a transformers model by ``pattern``, in place; keys and values stay digital.
+@dataclass
+class Store:
+    """The analog memory of an attached model.
+
+    Attributes:
+        memory: its description.
+        layers: names of the causal attention layers, in order; none in an encoder, which has no cache.
+        opened: caches made so far: each has errors of its own.
+    """
+
+    memory: Memory
+    layers: tuple[str, ...]
+    opened: int = 0
+
+
+def attach(model: nn.Module, pattern: Pattern | str, memory: Memory | Hardware | None = None) -> None:
+    """Gate every attention of a transformers model by ``pattern``, in place.
 
     A causal model gets the pattern's causal form. Padding is honoured. While a `crossbar.Ledger` is open, each
     attention books the events that open the rows of attended pairs in K and V tiles of 256 x 256 (one token a row).
 
+    With ``memory``, keys and values are in analog memory. A causal model then has a cache whose rows are programmed as
+    tokens arrive, whoever calls it: ``generate`` and a plain call alike, unless it is being trained. All rows are read
+    at one time in a call, so feed tokens one by one where their ages matter. An encoder, and a model in training,
+    writes the rows of all tokens at once and reads them then.
+
     Args:
-        model: a transformers model whose attention goes through AttentionInterface; attaching again replaces the
-            pattern.
+        model: a transformers model whose attention goes through AttentionInterface; attaching again replaces pattern
+            and memory.
         pattern: a pattern or its text form.
+        memory: a description, or hardware alone; None: keys and values stay digital. A memory without a capacity gets
+            that of the pattern's window and sinks, or as many rows as the model has positions.
 
     Raises:
-        InputError: for a model of another kind.
+        InputError: for a model of another kind, and for hardware that cannot hold keys and values.
     """
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
@@ -75,8 +109,12 @@ def attach(model: nn.Module, pattern: Pattern | str) -> None:
             f"{type(model).__name__} computes attention in code of its own, not through transformers' "
             "AttentionInterface: run it without a pattern"
         )
+    store = None if memory is None else _store(model, pattern, memory)
     for name, module in model.named_modules():
-        module.__dict__[_GATE] = Gate(pattern, name, previous)
+        module.__dict__[_GATE] = Gate(pattern, name, previous, store)
+        _unhook(module)
+        if isinstance(module, PreTrainedModel) and store is not None and store.layers:
+            module.register_forward_pre_hook(_with_memory, with_kwargs=True)
 
 
 def detach(model: nn.Module) -> None:
@@ -87,12 +125,100 @@ def detach(model: nn.Module) -> None:
     cast(Any, model).set_attn_implementation(gate.previous)
     for module in model.modules():
         module.__dict__.pop(_GATE, None)
+        _unhook(module)
 
 
 def attached_pattern(model: nn.Module) -> Pattern | None:
     """The pattern that gates a model, None if it is not attached."""
     gate = _gate(model)
     return gate.pattern if gate else None
+
+
+def memory_cache(model: nn.Module) -> AnalogCache:
+    """A fresh cache for an attached model, to give to ``generate`` or a call, and to look at afterwards.
+
+    Raises:
+        InputError: for a model without analog memory, and for one that has no cache.
+    """
+    from attention.hf_cache import AnalogCache
+
+    gate = _gate(model)
+    if gate is None or gate.store is None or not gate.store.layers:
+        raise InputError(f"{type(model).__name__} keeps no tokens in analog memory: attach a causal model with memory=")
+    store = gate.store
+    store.opened += 1
+    return AnalogCache(store.memory, store.layers, (store.opened,))
+
+
+def memory_of(model: nn.Module) -> Memory | None:
+    """Where an attached model's keys and values are; None: in digital."""
+    gate = _gate(model)
+    return None if gate is None or gate.store is None else gate.store.memory
+
+
+def renew_memory(model: nn.Module, seed: int | None = None, **changes: Any) -> None:
+    """Begin again with an attached model's memory, so that the next caches repeat the first ones bit for bit.
+
+    Does nothing to a model whose keys and values are digital.
+
+    Args:
+        model: the model.
+        seed: of all draws; None: as before.
+        changes: other fields of `attention.Memory` to change.
+    """
+    gate = _gate(model)
+    if gate is not None and gate.store is not None:
+        changes |= {} if seed is None else {"seed": seed}
+        gate.store.memory, gate.store.opened = replace(gate.store.memory, **changes), 0
+
+
+def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Store:
+    memory = Memory(memory) if isinstance(memory, Hardware) else memory
+    require_supported(memory.hardware)
+    found = {
+        vars(module)["layer_idx"]: name
+        for name, module in model.named_modules()
+        if vars(module).get("layer_idx") is not None and vars(module).get("is_causal")
+    }
+    layers = tuple(found[index] for index in sorted(found))
+    if layers and memory.capacity is None:
+        window = causal_reach(pattern)
+        if window is None:
+            memory = replace(memory, capacity=cast(Any, model).config.max_position_embeddings)
+        else:
+            ring, sinks = window
+            sinks = max(sinks, memory.sinks)
+            memory = replace(memory, capacity=ring + sinks, sinks=sinks)
+    if layers:
+        AnalogMemory(memory)  # refuses what it cannot hold before anything runs
+    return Store(memory, layers)
+
+
+def _unhook(module: nn.Module) -> None:
+    for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _with_memory]:
+        del module._forward_pre_hooks[key]
+        module._forward_pre_hooks_with_kwargs.pop(key, None)
+
+
+def _with_memory(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[Any, dict[str, Any]] | None:
+    """Give a model that is called the cache that its keys and values go to."""
+    from attention.hf_cache import AnalogCache
+
+    if module.training and torch.is_grad_enabled():
+        return None
+    names = [name for name in _CACHE_NAMES if name in inspect.signature(module.forward).parameters]
+    if not names:
+        return None
+    given = next((kwargs.pop(name) for name in _CACHE_NAMES if kwargs.get(name) is not None), None)
+    if given is not None and not isinstance(given, AnalogCache) and given.get_seq_length():
+        raise InputError(
+            f"{type(given).__name__} holds {given.get_seq_length()} tokens in digital, which analog memory cannot take "
+            "over: begin with an empty cache, or with attention.memory_cache(model)"
+        )
+    cache = given if isinstance(given, AnalogCache) else memory_cache(module)
+    mask = kwargs.get("attention_mask")
+    cache.expect(mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+    return args, {**kwargs, names[0]: cache}
 
 
 def _own_config(model: nn.Module) -> None:
@@ -139,6 +265,9 @@ def _attend(
     pattern, offset = gate.pattern, 0
     if causal:
         pattern, offset = pattern.causal(), n_keys - n_queries
+    if gate.store is not None:
+        output = _from_memory(gate.store.memory, gate.name, query, key, value, pattern, scaling, padding, dropout)
+        return output.transpose(1, 2).contiguous(), None
     if counting():
         chosen = pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
         _book(gate.name, chosen, query, key, padding, offset)
@@ -148,6 +277,30 @@ def _attend(
         query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=seed
     )
     return output.transpose(1, 2).contiguous(), None
+
+
+def _from_memory(
+    memory: Memory,
+    name: str,
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    pattern: Pattern,
+    scaling: float | None,
+    padding: Tensor | None,
+    dropout: float,
+) -> Tensor:
+    """Attention on rows that a cache programmed, or on rows that are written now."""
+    from attention.hf_cache import MemoryView
+
+    if isinstance(key, MemoryView):
+        return key.memory.read(query, pattern, scale=scaling, mask=padding)[0]
+    # In training every call stands for a chip that nobody has seen.
+    seed = int(torch.randint(2**31, ())) if torch.is_grad_enabled() and query.requires_grad else memory.seed
+    return gated_attention(
+        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, hardware=memory.hardware, layer=name,
+        seed=seed,
+    )  # fmt: skip
 
 
 def _padding_mask(

@@ -7,6 +7,7 @@ from calibration.calibrate import calibrate
 from calibration.compensation import DriftCompensation
 from calibration.emulate import emulate
 from calibration.models import load_model
+from calibration.protection import TokenProtection
 from calibration.ranges import InputRanges
 from calibration.recipe import Recipe
 from calibration.results import Calibration, Emulation, Measurement
@@ -25,6 +26,7 @@ __all__ = [
     "Stage",
     "Step",
     "Task",
+    "TokenProtection",
     "calibrate",
     "emulate",
     "inspect_bundle",

@@ -32,6 +32,11 @@ def save_bundle(result: Calibration, path: Path, chip: int, fitted: float) -> No
     Raises:
         InputError: as `Calibration.save`.
     """
+    if result.setup["memory"] is not None:
+        raise InputError(
+            "a bundle holds no analog memory for keys and values: save a calibration without one, and attach the "
+            "memory to the model that load_bundle gives"
+        )
     deployment = result.deployment
     experiment, steps = deployment.experiment, result.setup["recipe"]["steps"]
     deployment.restore(chip, fitted)

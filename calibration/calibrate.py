@@ -9,7 +9,7 @@ from typing import Any
 
 from torch import nn
 
-from attention import Pattern
+from attention import Memory, Pattern
 from calibration import fingerprint
 from calibration import recipe as recipes
 from calibration.bundle_files import require_new
@@ -33,6 +33,7 @@ def calibrate(
     recipe: str | Recipe = "fast",
     *,
     pattern: str | Pattern | None = None,
+    memory: str | Hardware | Memory | None = None,
     times: Sequence[str | float] = TIMES,
     wait: str | float = "1h",
     chips: int = 3,
@@ -55,6 +56,7 @@ def calibrate(
         hardware: as in `emulate`.
         recipe: ``"fast"``, or a `Recipe` of steps.
         pattern: as in `emulate`.
+        memory: as in `emulate`.
         times: since programming, at which steps are fitted.
         wait: between fitting and scoring.
         chips: number of programmed chips, seeds 0, 1, ...
@@ -77,7 +79,7 @@ def calibrate(
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     if out is not None:
         require_new(Path(out))
-    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress)
+    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
     if out is not None:
         experiment.journal = _journal(Path(out), experiment, [recipe.to_dict(), seconds, delay, chips, staircase])
         if notify is not None and len(experiment.journal):

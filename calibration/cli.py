@@ -176,7 +176,7 @@ _COMMANDS = {
 
 def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
     """Arguments that `emulate` and `calibrate` share."""
-    from attention import parse
+    from attention import Memory, parse
     from calibration import experiment, models, tasks
     from crossbar import presets
 
@@ -189,6 +189,7 @@ def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
     job = {
         "hardware": presets.get(options.hardware),
         "pattern": None if options.pattern is None else parse(options.pattern),
+        "memory": None if options.memory is None else Memory(presets.get(options.memory), **_memory_options(options)),
         "times": experiment.parse_times(times),
         "chips": options.chips,
         "include": options.include,
@@ -198,6 +199,12 @@ def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
     tasks.require(options.task, model)
     sizes = {name: options[name] for name in ("pairs", "windows", "window_length") if options[name] is not None}
     return {"model": model, "task": tasks.get(options.task, model.tokenizer, **sizes), **job}
+
+
+def _memory_options(options: Namespace) -> dict[str, Any]:
+    """Fields of `attention.Memory` that were given."""
+    given = {"capacity": options.memory_capacity, "token_seconds": options.token_seconds}
+    return {name: value for name, value in given.items() if value is not None}
 
 
 def _run(title: str, options: Namespace, job: Any) -> int:
@@ -217,7 +224,7 @@ def _run(title: str, options: Namespace, job: Any) -> int:
         return 0
     terminal = Console()
     terminal.print(console.accuracy_table(result))
-    terminal.print(console.conversion_table(result.conversion))
+    terminal.print(console.conversion_table(result.conversion, memory=result.setup["memory"] is not None))
     terminal.print(console.counts_table(result))
     return 0
 
@@ -333,6 +340,16 @@ def _add_job_options(parser: _Parser) -> None:
         "--window-length", type=int | None, default=None, help="perplexity: tokens in a window (default 512)"
     )
     parser.add_argument("--pattern", type=str | None, default=None, help='attention, such as "window(64) | sinks(4)"')
+    parser.add_argument(
+        "--memory", type=str | None, default=None, help="keys and values: gain_cell, pcm, or a YAML file of hardware"
+    )
+    parser.add_argument("--memory-capacity", type=int | None, default=None, help="token rows of each head")
+    parser.add_argument(
+        "--token-seconds",
+        type=float | None,
+        default=None,
+        help="from token to token, by which rows age (default 0)",
+    )
     parser.add_argument(
         "--times",
         type=list[str] | str,

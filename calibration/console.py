@@ -75,7 +75,7 @@ def accuracy_table(result: Emulation) -> Table:
     return view
 
 
-def conversion_table(report: ConversionReport, *, layers: bool = False) -> Table:
+def conversion_table(report: ConversionReport, *, layers: bool = False, memory: bool = False) -> Table:
     """What became analog and what stayed digital and why; by layer, or in groups."""
     share = report.analog_parameters / report.parameters
     title = (
@@ -83,6 +83,8 @@ def conversion_table(report: ConversionReport, *, layers: bool = False) -> Table
         f"{report.analog_parameters:,} of {report.parameters:,} parameters ({share:.0%}) are analog"
     )
     caption = "softmax, activation functions and the products of queries, keys and values are digital too"
+    if memory:
+        caption = "keys and values are in analog memory; softmax and activation functions are digital too"
     view = Table(title=title, title_justify="left", caption=caption)
     view.add_column("layer" if layers else "layers")
     for name in ("kind", "parameters", "tiles", "cells in use"):

@@ -8,7 +8,7 @@ from pathlib import Path
 
 from torch import nn
 
-from attention import Pattern
+from attention import Memory, Pattern
 from calibration.experiment import TIMES, Experiment, parse_times, require_chips
 from calibration.models import Loaded
 from calibration.progress import Progress
@@ -23,6 +23,7 @@ def emulate(
     hardware: str | Hardware = "pcm",
     *,
     pattern: str | Pattern | None = None,
+    memory: str | Hardware | Memory | None = None,
     times: Sequence[str | float] = TIMES,
     chips: int = 3,
     include: str | Sequence[str] | None = None,
@@ -39,6 +40,8 @@ def emulate(
         hardware: ``"pcm"``, ``"ideal"``, a YAML file, or `crossbar.Hardware`.
         pattern: who attends to whom, such as ``"window(64) | sinks(4)"``; needs a transformers model. None: its own
             attention.
+        memory: where the analog model's keys and values are: ``"gain_cell"``, hardware, or an `attention.Memory`; needs
+            a transformers model. None: they are digital.
         times: since programming, such as ``"1d"``.
         chips: number of programmed chips, seeds 0, 1, ...
         include: shell patterns of the layers to make analog; None: all.
@@ -50,7 +53,7 @@ def emulate(
     """
     seconds = parse_times(times)
     require_chips(chips)
-    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress)
+    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
     experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds)
     experiment.score_digital()
     score_uncalibrated(experiment, seconds, chips)

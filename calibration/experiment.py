@@ -10,7 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from torch import nn
 
-from attention import Pattern, attach, parse
+from attention import Memory, Pattern, attach, parse, renew_memory
 from calibration import models, tasks
 from calibration.embedding import Batch
 from calibration.journal import Counts, Fit, Journal, Scored
@@ -50,6 +50,7 @@ class Experiment:
         hardware: the tiles.
         conversion: what became analog.
         setup: all of this as plain values.
+        gated: whether attention of the analog copy opens rows of a memory, which are counted.
         counts: of one evaluation, once an arm was scored.
         tokenizer: the model's own, where it came with one.
         journal: keeps what was found, if it has a folder.
@@ -62,6 +63,7 @@ class Experiment:
     hardware: Hardware
     conversion: ConversionReport
     setup: dict[str, Any]
+    gated: bool
     total: int = 0
     progress: Progress | None = None
     measurements: list[Measurement] = field(default_factory=list)
@@ -81,8 +83,11 @@ class Experiment:
         include: str | Sequence[str] | None,
         exclude: str | Sequence[str] | None,
         progress: Progress | None = None,
+        memory: str | Hardware | Memory | None = None,
     ) -> Experiment:
         """Resolve names, copy the model and put the copy on tiles; the user's model stays as it was.
+
+        With a memory, the analog copy's keys and values are in it, under a dense pattern unless another is given.
 
         Raises:
             InputError: for unknown names, or what `crossbar.convert` and `attention.attach` refuse.
@@ -105,6 +110,9 @@ class Experiment:
         if pattern is not None:
             attach(digital, pattern)
         analog = copy.deepcopy(digital)
+        memory = _memory(memory)
+        if memory is not None:
+            attach(analog, pattern or "dense", memory)
         conversion = convert(analog, hardware, include, exclude)
         setup = {
             "model": loaded.name if isinstance(loaded, Loaded) else type(network).__name__,
@@ -112,9 +120,13 @@ class Experiment:
             "task": task.name,
             "hardware": hardware.to_dict(),
             "pattern": None if pattern is None else str(pattern),
+            "memory": None if memory is None else memory.to_dict(),
         }
         tokenizer = loaded.tokenizer if isinstance(loaded, Loaded) else None
-        return cls(digital, analog, task, pattern, hardware, conversion, setup, progress=progress, tokenizer=tokenizer)
+        gated = pattern is not None or memory is not None
+        return cls(
+            digital, analog, task, pattern, hardware, conversion, setup, gated, progress=progress, tokenizer=tokenizer
+        )
 
     def new_chip(self, seed: int) -> None:
         """Go on with another chip, programmed at once or when something is first measured on it."""
@@ -144,7 +156,7 @@ class Experiment:
         if "linear" not in self.counts:
             linear = {layer.name for layer in self.conversion.analog}
             parts["linear"] = lambda layer: layer in linear
-            if self.pattern is not None:
+            if self.gated:
                 parts["attention"] = lambda layer: layer not in linear
         self._score(self.analog, arm, chip, seconds, fitted, parts)
 
@@ -154,6 +166,7 @@ class Experiment:
         def run() -> Fit:
             self.catch_up()
             reset_reads(self.analog)
+            renew_memory(self.analog)
             with Ledger() as ledger:
                 tensors = step.fit(self.analog, batches)
             return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
@@ -179,6 +192,7 @@ class Experiment:
             if model is self.analog:
                 self.catch_up()
                 reset_reads(model)
+                renew_memory(model, chip)
             if not parts:
                 return {"metrics": self.task.metrics(model), "counts": {}}
             with Ledger() as ledger:
@@ -206,6 +220,12 @@ def _totals(ledger: Ledger, chosen: Callable[[str], bool] = lambda layer: True) 
             for counter, number in counts.items():
                 totals[counter.name] = totals.get(counter.name, 0) + number
     return totals
+
+
+def _memory(memory: str | Hardware | Memory | None) -> Memory | None:
+    """A memory by name, of hardware alone, or as it is."""
+    memory = presets.get(memory) if isinstance(memory, str) else memory
+    return Memory(memory) if isinstance(memory, Hardware) else memory
 
 
 def parse_times(times: Sequence[str | float]) -> list[float]:

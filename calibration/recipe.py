@@ -10,11 +10,12 @@ from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from calibration.compensation import DriftCompensation
+from calibration.protection import TokenProtection
 from calibration.ranges import InputRanges
 from calibration.step import Step
 from crossbar.errors import InputError
 
-_STEPS: dict[str, Any] = {step.__name__: step for step in (InputRanges, DriftCompensation)}
+_STEPS: dict[str, Any] = {step.__name__: step for step in (InputRanges, DriftCompensation, TokenProtection)}
 
 
 @dataclass(frozen=True)

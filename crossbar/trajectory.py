@@ -8,12 +8,13 @@ forgets within a fraction of the age), or, if the device is ``correlated``, one 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
+from typing import Any
 
 import torch
 from torch import Tensor
 
-from crossbar.devices import AnyDevice, PowerLawDrift, RedrawDevice, State, one_over_f, window
+from crossbar.devices import AgesApart, AnyDevice, Device, PowerLawDrift, RedrawDevice, State, one_over_f, window
 from crossbar.streams import Key, normal, seed
 
 _PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
@@ -56,6 +57,37 @@ def conductances(device: AnyDevice, state: State, seconds: float, key: Key, nois
             drifted = drifted.clamp(low, high)
         found[piece] = drifted
     return found.view(like.shape)
+
+
+def aged(device: Device, state: State, seconds: Tensor, z: Callable[[], Tensor] | None) -> Tensor:
+    """Conductances (µS) of cells that have ages of their own, such as rows written one by one.
+
+    Args:
+        device: of the cells.
+        state: as `program` left it.
+        seconds: float64 [L, 1]: ages of the rows along the last dimension but one.
+        z: gives standard normal numbers shaped like the cells, for the 1/f fluctuation; None: without it.
+    """
+    like = next(iter(state.values()))
+    low, high = window(device)
+
+    def read(cells: State, age: Any, rows: Tensor | None = None) -> Tensor:
+        drifted = device.drifted(cells, age)
+        deviation = None if z is None else device.fluctuation(cells, drifted, age)
+        if deviation is not None and z is not None:
+            own = z() if rows is None else z().index_select(-2, rows)
+            return torch.addcmul(drifted, deviation, own).clamp_(low, high)
+        return drifted.clamp(low, high) if high < math.inf else drifted
+
+    if isinstance(device, AgesApart):
+        return read(state, seconds.to(like.dtype))
+    found = torch.empty_like(like)
+    for age in seconds.unique().tolist():
+        rows = (seconds[:, 0] == age).nonzero()[:, 0]
+        found.index_copy_(
+            -2, rows, read({name: part.index_select(-2, rows) for name, part in state.items()}, age, rows)
+        )
+    return found
 
 
 def _pieces(cells: Tensor) -> Iterator[slice]:

@@ -1,7 +1,8 @@
 """Attention on analog keys and values: both products with converters, device error and noise (physics.md).
 
 Score stage: the query drives the D columns through its DAC, and each attended token's row is sensed: one conversion a
-pair (in each of ⌈D / columns⌉ tiles), scaled by the token's row and the query's range in digital. Softmax is digital.
+pair (in each of ⌈D / columns⌉ tiles), scaled by the token's row and the query's range in digital. Softmax is digital,
+unless an analog line takes its place (`attention.activation`).
 Value stage: attention weights times the tokens' scales drive the open rows through the DAC, and the D columns of each
 touched tile are sensed: D conversions a tile, added in digital. A tile that a query does not touch is not converted.
 
@@ -19,6 +20,7 @@ import torch
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attention.activation import Activation, Saturating
 from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
 from attention.kernel.gather import Step, steps
 from attention.kernel.schedule import Schedule
@@ -77,6 +79,7 @@ class _Part(NamedTuple):
         bias: 0 or −∞, [B or 1, 1, G or 1, R, L]; None: all attended.
         kept: dropout factors [P, R, L] or None.
         shape: B, H_kv and G.
+        activation: what becomes of scores.
     """
 
     step: Step
@@ -90,6 +93,7 @@ class _Part(NamedTuple):
     bias: Tensor | None
     kept: Tensor | None
     shape: tuple[int, int, int]
+    activation: Activation
 
 
 class _AnalogAttention(torch.autograd.Function):
@@ -169,6 +173,7 @@ def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterat
             bias=bias_of(step, q, keys, options.mask),
             kept=kept,
             shape=(rows.shape[0], rows.shape[1], rows.shape[2]),
+            activation=options.activation,
         )
 
 
@@ -180,8 +185,15 @@ def _attend(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> tuple[T
     scores = _scores(part, hardware, noise)
     if part.bias is not None:
         scores.view(*part.shape, *scores.shape[1:]).add_(part.bias)
+    if isinstance(part.activation, Saturating):
+        pulses = _saturated(scores, part.activation)
+        pulses = pulses if part.kept is None else pulses * part.kept
+        one = pulses.new_ones(*pulses.shape[:2], 1)
+        return _values(part, pulses, one, hardware, noise) * part.activation.gain, one.log()
     largest = scores.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     weights = scores.sub_(largest).exp2_()
+    if part.activation.bits is not None:
+        weights = _rounded(weights, 2**part.activation.bits - 1)
     total = weights.sum(-1, keepdim=True)
     empty = total == 0
     total = total.masked_fill(empty, 1.0)
@@ -189,6 +201,17 @@ def _attend(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> tuple[T
     if part.kept is not None:
         weights = weights * part.kept
     return _values(part, weights, total, hardware, noise), lse
+
+
+def _saturated(scores: Tensor, line: Saturating) -> Tensor:
+    """Parts of a full pulse, 0 … 1, for scores times log₂ e."""
+    share = (scores / math.log2(math.e) - line.low).div(line.high - line.low).clamp(0.0, 1.0)
+    return share if line.levels is None else _rounded(share, line.levels - 1)
+
+
+def _rounded(x: Tensor, steps: int) -> Tensor:
+    """Nearest of ``steps`` equal steps from 0 to 1; gradients go straight through."""
+    return x + (x.detach().mul(steps).round_().div_(steps) - x.detach())
 
 
 def _scores(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> Tensor:

@@ -17,18 +17,20 @@ import torch.nn.functional as F
 from torch import Tensor
 from torch.autograd.function import once_differentiable
 
+from attention.activation import Activation, Softmax
 from attention.kernel.gather import Step, steps
 from attention.kernel.schedule import Schedule
 
 
 class Options(NamedTuple):
-    """What `attend_blocks` does to every block; fields as the arguments of `gated_attention`."""
+    """What is done to every block; fields as the arguments of `gated_attention`. Digital attention is softmax alone."""
 
     scale: float
     mask: Tensor | None
     dropout: float
     seed: int
     return_lse: bool
+    activation: Activation = Softmax()
 
 
 def attend_blocks(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> tuple[Tensor, Tensor | None]:
@@ -90,7 +92,7 @@ class _BlockAttention(torch.autograd.Function):
         for part in _parts(q, k, v, work, options):
             out, out_lse = (unfold(x, heads) for x in _attend(part, options))
             if work.merged:
-                out, out_lse = _merge(part.step.take_queries(output), part.step.take_queries(lse), out, out_lse)
+                out, out_lse = merge(part.step.take_queries(output), part.step.take_queries(lse), out, out_lse)
             part.step.put_queries(output, out)
             part.step.put_queries(lse, out_lse)
         output = output.to(q.dtype)
@@ -200,7 +202,7 @@ def _scores(rows: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Te
     return scores if bias is None else scores.add_(bias)
 
 
-def _merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
+def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
     """Attention over two sets of keys, from that over each: outputs [..., D] and log-sum-exps [..., 1]."""
     merged = torch.logaddexp(lse, more_lse)
     base = merged.masked_fill(merged == -torch.inf, 0.0)
@@ -218,6 +220,19 @@ def fold(x: Tensor, kv_heads: int) -> Tensor:
         return x
     folded: Tensor = x.unflatten(1, (kv_heads, -1)).transpose(2, 3).flatten(3, 4)
     return folded
+
+
+def shared_heads(heads: list[int], group: int) -> Tensor:
+    """Key heads for some query heads, each as often as its query heads need it apart, int64 on the CPU.
+
+    Args:
+        heads: query heads.
+        group: query heads that share a key head in the whole.
+    """
+    shared = sorted({h // group for h in heads})
+    if len(shared) * group != len(heads):
+        shared = [h // group for h in heads]
+    return torch.tensor(shared, device="cpu")
 
 
 def unfold(x: Tensor, heads: int) -> Tensor:

@@ -9,8 +9,9 @@ attend many times more keys than most others get blocks of their own.
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import lru_cache
+from typing import Protocol
 
 import torch
 from torch import Tensor
@@ -18,6 +19,14 @@ from torch import Tensor
 from attention.kernel.layout import Block, blocks_of
 from attention.patterns.base import Pattern, Piece
 from attention.patterns.composition import Intersection, Union
+
+
+class Tiles(Protocol):
+    """Where a memory puts tokens; hashable."""
+
+    def tile(self, position: Tensor) -> Tensor:
+        """The tile of each token, int64."""
+
 
 QUERY_BLOCK = 64
 """Queries to a block: large enough for matrix products, small enough to skip keys under windows of 64 and more."""
@@ -38,7 +47,8 @@ class Group:
 
     Attributes:
         queries: rows of the query tensor, int64 [G, R].
-        keys: rows of the key tensor, int64 [G, L], rising in a block; padded with the last one.
+        keys: rows of the key tensor, int64 [G, L], rising in a block or, where `Tiles` are given, tile after tile and
+            rising in each; padded with the last one.
         masks: the different masks, bool [M, R, L], True where the pair is attended; None: all pairs of all blocks are.
         which: the mask of each block, int64 [G]; None where ``masks`` is.
         bounds: tile t of a block holds its keys ``bounds[t] : bounds[t + 1]``.
@@ -88,7 +98,7 @@ def make(
     n_keys: int,
     offset: int = 0,
     device: torch.device | None = None,
-    tile: int | None = None,
+    tile: int | Tiles | None = None,
 ) -> Schedule:
     """The schedule of a static pattern that is the same for every head and sequence.
 
@@ -101,8 +111,8 @@ def make(
         n_keys: number of keys.
         offset: position of the first query.
         device: where the indices and masks go.
-        tile: tokens of a tile of memory. Given, a query's keys all stay in one block, cut at the tiles' bounds: what a
-            tile adds up must not be taken apart.
+        tile: tokens of a tile of memory, or which tile each token is in. Given, a query's keys all stay in one block,
+            cut at the tiles' bounds: what a tile adds up must not be taken apart.
     """
     # Built for keeps: tensors made inside torch.inference_mode() could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
@@ -124,6 +134,30 @@ def make(
 
 schedule = lru_cache(maxsize=64)(make)
 """`make`, kept for the next call with the same arguments."""
+
+
+@lru_cache(maxsize=64)
+def placed(
+    pattern: Pattern, n_queries: int, n_keys: int, offset: int, device: torch.device, tiles: Tiles
+) -> tuple[Tensor, Schedule]:
+    """The positions that are attended at all, int64 [M], and the schedule with places in them as its keys; kept."""
+    work = make(pattern, n_queries, n_keys, offset, device, tiles)
+    with torch.inference_mode(False):
+        if len(work.groups) == 1 and len(work.groups[0].keys) == 1:
+            positions = work.groups[0].keys[0]
+            order = torch.arange(len(positions), device=device)[None]
+            return positions, replace(work, groups=(replace(work.groups[0], keys=order, shared=0, step=1),))
+        if not work.groups:
+            return torch.empty(0, dtype=torch.int64, device=device), work
+        positions = torch.cat([group.keys.flatten() for group in work.groups]).unique()
+        if len(positions) == n_keys:
+            return positions, work
+        groups = []
+        for group in work.groups:
+            keys = torch.searchsorted(positions, group.keys)
+            shared, step = _run(keys.cpu())
+            groups.append(replace(group, keys=keys, shared=shared, step=step))
+        return positions, replace(work, groups=tuple(groups))
 
 
 @dataclass(frozen=True)
@@ -192,13 +226,17 @@ def _blocks(parts: tuple[_Part, ...], n_queries: int, n_keys: int, offset: int, 
     return blocks
 
 
-def _groups(blocks: list[Block], tile: int | None, device: torch.device) -> list[Group]:
+def _groups(blocks: list[Block], tile: int | Tiles | None, device: torch.device) -> list[Group]:
     exact = len({block.mask.shape[1] for block in blocks}) <= _SHAPES
     shapes: dict[tuple[int, ...], list[Block]] = {}
     for block in blocks:
         rows, keys = block.mask.shape
         if tile is not None:
-            bounds = (0, *(block.keys.div(tile, rounding_mode="floor").diff().nonzero()[:, 0] + 1).tolist(), keys)
+            number = block.keys.div(tile, rounding_mode="floor") if isinstance(tile, int) else tile.tile(block.keys)
+            if not isinstance(tile, int) and bool((number.diff() < 0).any()):
+                number, order = number.sort(stable=True)
+                block = Block(block.queries, block.keys[order], block.mask[:, order])
+            bounds = (0, *(number.diff().nonzero()[:, 0] + 1).tolist(), keys)
         else:
             bounds = (0, keys if exact else _rounded(keys))
         shapes.setdefault((rows, *bounds), []).append(block)

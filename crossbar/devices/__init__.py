@@ -6,11 +6,12 @@ from crossbar.devices.hermes import Hermes
 from crossbar.devices.ideal import Ideal
 from crossbar.devices.measured import Measured, from_csv
 from crossbar.devices.power_law import PCM, PowerLawDrift
-from crossbar.devices.protocol import AnyDevice, Device, Draw, RedrawDevice, State, Windowed, span, window
+from crossbar.devices.protocol import AgesApart, AnyDevice, Device, Draw, RedrawDevice, State, Windowed, span, window
 from crossbar.devices.reram import CmoReRam, ReRam
 
 __all__ = [
     "PCM",
+    "AgesApart",
     "AihwkitDevice",
     "AnyDevice",
     "CmoReRam",

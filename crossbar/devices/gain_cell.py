@@ -32,6 +32,7 @@ class GainCell:
     """
 
     kind: ClassVar[str] = "gain_cell"
+    ages_apart: ClassVar[bool] = True
     g_max: float = 25.0
     tau: float = 5e-3
     levels: int = 8
@@ -51,9 +52,15 @@ class GainCell:
             written.add_(draw("programming"), alpha=self.write_std * self.g_max).clamp_(min=0.0)
         return {"programmed": written}
 
-    def drifted(self, state: State, seconds: float) -> Tensor:
-        """What the leak has left."""
-        return torch.mul(state["programmed"], math.exp(-seconds / self.tau))
+    @property
+    def retention(self) -> float:
+        """Age, s, at which the largest value has leaked to half a step above 0, where it reads as nothing."""
+        return self.tau * math.log(2 * (self.levels - 1))
 
-    def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> None:
+    def drifted(self, state: State, seconds: float | Tensor) -> Tensor:
+        """What the leak has left."""
+        share = -seconds / self.tau
+        return torch.mul(state["programmed"], share.exp() if isinstance(share, Tensor) else math.exp(share))
+
+    def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: none was published."""

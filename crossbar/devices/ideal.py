@@ -16,6 +16,7 @@ class Ideal:
     """A device that takes its target exactly and keeps it."""
 
     kind: ClassVar[str] = "ideal"
+    ages_apart: ClassVar[bool] = True
     g_max: float = 25.0  # µS
 
     def __post_init__(self) -> None:
@@ -25,9 +26,9 @@ class Ideal:
         """The target itself."""
         return {"programmed": target}
 
-    def drifted(self, state: State, seconds: float) -> Tensor:
+    def drifted(self, state: State, seconds: float | Tensor) -> Tensor:
         """The target at any time."""
         return state["programmed"]
 
-    def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> None:
+    def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: an ideal cell is quiet."""

@@ -13,6 +13,7 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import Tensor
 
+from crossbar.devices.power_law import log1p
 from crossbar.errors import InputError, require_number
 
 if TYPE_CHECKING:
@@ -38,6 +39,7 @@ class Measured:
     """
 
     kind: ClassVar[str] = "measured"
+    ages_apart: ClassVar[bool] = True
     target_us: tuple[float, ...] = ()
     mean_us: tuple[float, ...] = ()
     std_us: tuple[float, ...] = ()
@@ -75,13 +77,13 @@ class Measured:
             state["exponent"] = exponent.addcmul_(self._at(target, self.drift_std), draw("drift"))
         return state
 
-    def drifted(self, state: State, seconds: float) -> Tensor:
+    def drifted(self, state: State, seconds: float | Tensor) -> Tensor:
         """``G_prog ((t + t_0) / t_0)^-ν``."""
         if "exponent" not in state:
             return state["programmed"]
-        return (state["exponent"] * -math.log1p(seconds / self.t_0)).exp_().mul_(state["programmed"])
+        return (state["exponent"] * -log1p(seconds / self.t_0)).exp_().mul_(state["programmed"])
 
-    def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> None:
+    def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: the table has none."""
 
     def _at(self, target: Tensor, column: tuple[float, ...]) -> Tensor:

@@ -14,6 +14,11 @@ from crossbar.devices.protocol import Draw, State
 from crossbar.errors import InputError, require_number
 
 
+def log1p(x: float | Tensor) -> float | Tensor:
+    """``ln(1 + x)`` of a number or of each number of a tensor."""
+    return x.log1p() if isinstance(x, Tensor) else math.log1p(x)
+
+
 @dataclass(frozen=True)
 class PowerLawDrift(ABC):
     """Devices that drift by a power law and fluctuate with a 1/f band: what PCM and HERMES share.
@@ -33,6 +38,7 @@ class PowerLawDrift(ABC):
     """
 
     kind: ClassVar[str]
+    ages_apart: ClassVar[bool] = True
     g_max: float = 25.0
     t_0: float = 20.0
     t_read: float = 250e-9
@@ -72,15 +78,16 @@ class PowerLawDrift(ABC):
         exponent = torch.addcmul(mean, spread, draw("drift")).abs_().mul_(self.drift_scale)
         return {"programmed": programmed, "exponent": exponent}
 
-    def drifted(self, state: State, seconds: float) -> Tensor:
+    def drifted(self, state: State, seconds: float | Tensor) -> Tensor:
         """``G_prog ((t + t_0) / t_0)^-ν``."""
-        return (state["exponent"] * -math.log1p(seconds / self.t_0)).exp_().mul_(state["programmed"])
+        return (state["exponent"] * -log1p(seconds / self.t_0)).exp_().mul_(state["programmed"])
 
-    def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> Tensor | None:
+    def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> Tensor | None:
         """1/f noise accumulated since programming."""
         if self.read_noise_scale == 0:
             return None
-        band = math.sqrt(math.log((seconds + self.t_0 + self.t_read) / (2 * self.t_read)))
+        span = (seconds + self.t_0 + self.t_read) / (2 * self.t_read)
+        band = span.log().sqrt() if isinstance(span, Tensor) else math.sqrt(math.log(span))
         return self.read_amplitude(state["programmed"] / self.g_max).mul_(drifted).mul_(band * self.read_noise_scale)
 
 

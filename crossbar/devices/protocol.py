@@ -75,6 +75,16 @@ AnyDevice = Device | RedrawDevice
 
 
 @runtime_checkable
+class AgesApart(Protocol):
+    """A device whose ``drifted`` and ``fluctuation`` also take a time for each cell, as rows written one by one need.
+
+    The times are a tensor that broadcasts to the state's cells.
+    """
+
+    ages_apart: ClassVar[bool]
+
+
+@runtime_checkable
 class Windowed(Protocol):
     """A device whose cells read within a window of conductances, whatever their error and noise."""
 

@@ -1,0 +1,137 @@
+"""A transformers cache whose keys and values are in analog memory: `update` programs a row a token."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import Tensor
+from transformers.cache_utils import Cache, CacheLayerMixin
+
+from attention.memory.description import Memory
+from attention.memory.memory import AnalogMemory
+from attention.memory.report import MemoryReport
+from crossbar.errors import InputError
+from crossbar.streams import Key
+
+
+class MemoryView(torch.Tensor):
+    """What `update` returns in the place of keys and values: their shape, and the memory that holds them.
+
+    Attention of an attached model reads the memory; whatever else computes with it is refused, for the numbers are not
+    here.
+    """
+
+    memory: AnalogMemory
+
+    @staticmethod
+    def of(memory: AnalogMemory, like: Tensor) -> MemoryView:
+        """A view [B, H_kv, tokens, D] that holds no numbers."""
+        shape = (like.shape[0], like.shape[1], memory.tokens, like.shape[3])
+        view: MemoryView = torch.Tensor._make_subclass(MemoryView, like.new_empty(()).expand(shape))
+        view.memory = memory
+        return view
+
+    @classmethod
+    def __torch_function__(
+        cls, func: Callable[..., Any], types: Any, args: Any = (), kwargs: dict[str, Any] | None = None
+    ) -> Any:
+        """Let shape, dtype and device through."""
+        if func.__name__ != "__get__":
+            raise InputError(
+                f"keys and values are in analog memory, where {func.__name__} cannot have them: call attention.attach "
+                "on the model that uses the cache"
+            )
+        with torch._C.DisableTorchFunctionSubclass():
+            return func(*args, **(kwargs or {}))
+
+
+class AnalogCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers is not typed for mypy here
+    """One layer's memory as transformers calls it."""
+
+    is_sliding = False
+    is_croppable = False
+    supports_early_init = False
+
+    def __init__(self, memory: AnalogMemory) -> None:
+        super().__init__()
+        self.memory = memory
+        self.padding: Tensor | None = None
+
+    def lazy_initialization(self, key_states: Tensor, value_states: Tensor) -> None:
+        """Nothing: tiles are taken into use as tokens arrive."""
+
+    def update(self, key_states: Tensor, value_states: Tensor, *args: Any, **kwargs: Any) -> tuple[Tensor, Tensor]:
+        """Program a row of K and of V for each new token and head."""
+        first, n = self.memory.tokens, key_states.shape[2]
+        padding = None if self.padding is None else self.padding[:, first : first + n]
+        self.memory.append(key_states, value_states, padding=padding)
+        self.is_initialized = True
+        return MemoryView.of(self.memory, key_states), MemoryView.of(self.memory, value_states)
+
+    def get_mask_sizes(self, query_length: int) -> tuple[int, int]:
+        """Keys that a mask is for, all positions so far, and where they begin."""
+        return self.memory.tokens + query_length, 0
+
+    def get_seq_length(self) -> int:
+        """Tokens appended so far, evicted ones among them."""
+        return self.memory.tokens
+
+    def get_max_length(self) -> int:
+        """−1: what happens to more tokens than there are rows is the memory's eviction policy."""
+        return -1
+
+    def reset(self) -> None:
+        """Forget all tokens."""
+        self.memory.reset()
+
+    def reorder_cache(self, beam_idx: Tensor) -> None:
+        """Beams take over the rows of the beams that they continue; no row is written."""
+        self.memory.select(beam_idx)
+
+    def batch_repeat_interleave(self, repeats: int) -> None:
+        """Every sequence several times."""
+        batch = self.memory.batch
+        self.memory.select(torch.arange(batch).repeat_interleave(repeats))
+
+    def batch_select_indices(self, indices: Tensor) -> None:
+        """Some sequences."""
+        self.memory.select(torch.arange(self.memory.batch)[indices])
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse to take tokens back: rows of evicted ones are gone."""
+        if tokens_to_remove:
+            raise InputError("analog memory cannot take tokens back: generate without an assistant model")
+
+
+class AnalogCache(Cache):  # type: ignore[misc]  # as above
+    """The memories of a model's layers; `attention.memory_cache` makes one for an attached model.
+
+    Args:
+        memory: what each layer's memory is.
+        names: of the attention layers, in order.
+        stream: which of a model's caches this is: it keys the draws.
+    """
+
+    def __init__(self, memory: Memory, names: Sequence[str], stream: Key = ()) -> None:
+        super().__init__(layers=[AnalogCacheLayer(AnalogMemory(memory, name, stream)) for name in names])
+
+    @property
+    def memories(self) -> list[AnalogMemory]:
+        """The layers' memories."""
+        return [layer.memory for layer in self.layers]
+
+    def expect(self, padding: Tensor | None) -> None:
+        """Take note of a padding mask [B, all positions] before tokens arrive, for padding has no row."""
+        for layer in self.layers:
+            layer.padding = None if padding is None or bool(padding.all()) else padding.bool()
+
+    def age(self, seconds: float) -> None:
+        """Let time pass."""
+        for memory in self.memories:
+            memory.age(seconds)
+
+    def report(self) -> dict[str, MemoryReport]:
+        """What became of each layer's rows."""
+        return {memory.name: memory.report() for memory in self.memories}

@@ -1,0 +1,1 @@
+"""Analog memory for keys and values."""

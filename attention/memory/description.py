@@ -1,0 +1,106 @@
+"""Frozen description of a memory for keys and values."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import asdict, dataclass, field, fields
+from typing import Any, Literal, get_args
+
+from attention.activation import Activation, Softmax
+from attention.memory.cells import Scale
+from attention.memory.layout import Order
+from crossbar.errors import InputError, require_number, require_whole
+from crossbar.hardware import Hardware
+
+Eviction = Literal["refuse", "ring"]
+
+
+@dataclass(frozen=True)
+class Protected:
+    """Tokens whose keys and values a second, better memory holds too, from where they are read while they are in it.
+
+    Attributes:
+        sinks: first tokens, for good.
+        recent: last tokens, the query's own among them.
+        by: ``digital``: a buffer without noise; ``pairs``: analog rows of ``copies`` times as many pairs of cells.
+        copies: of each pair, for ``pairs``.
+
+    Raises:
+        InputError: for numbers that are not allowed.
+    """
+
+    sinks: int = 4
+    recent: int = 16
+    by: Literal["digital", "pairs"] = "digital"
+    copies: int = 2
+
+    def __post_init__(self) -> None:
+        require_whole("protected sinks", self.sinks, least=0)
+        require_whole("protected recent", self.recent, least=1)
+        require_whole("protected copies", self.copies, least=2)
+        if self.by not in ("digital", "pairs"):
+            raise InputError(f"protected by = {self.by!r} is not allowed: choose digital or pairs")
+
+
+@dataclass(frozen=True)
+class Memory:
+    """Everything that decides how keys and values are kept: what `attention.attach` takes, and `AnalogMemory` is.
+
+    Attributes:
+        hardware: cells, tiles and converters.
+        capacity: token rows of each head; None: what the pattern's window needs, or as many as the model has positions.
+        sinks: first tokens whose rows are never used again.
+        eviction: when the rows are full: ``refuse`` the next token, or use the oldest row again (``ring``).
+        placement: ``sequential`` or ``striped``, see `attention.memory.layout.Layout`.
+        token_seconds: seconds from one token to the next, by which rows age.
+        clock: wall clock, a function that gives seconds; it takes the place of ``token_seconds``.
+        key_scale: ``row``: each token's abs-max, applied after the ADC; ``channel``: each dimension's, folded into the
+            query; ``head``: one of each head. The last two are those of the first tokens, and clip later ones.
+        value_scale: ``row``: each token's abs-max, folded into the DAC; or ``head``.
+        protected: tokens that a better memory holds.
+        activation: what becomes of scores.
+        seed: of all draws.
+
+    Raises:
+        InputError: for a value that is not allowed.
+    """
+
+    hardware: Hardware
+    capacity: int | None = None
+    sinks: int = 0
+    eviction: Eviction = "ring"
+    placement: Order = "sequential"
+    token_seconds: float = 0.0
+    clock: Callable[[], float] | None = None
+    key_scale: Scale = "row"
+    value_scale: Scale = "row"
+    protected: Protected | None = None
+    activation: Activation = field(default_factory=Softmax)
+    seed: int = 0
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values."""
+        parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("hardware", "clock")}
+        for name in ("protected", "activation"):
+            parts[name] = None if parts[name] is None else asdict(parts[name])
+        parts["activation"]["kind"] = type(self.activation).__name__
+        return {"hardware": self.hardware.to_dict(), "clock": "token" if self.clock is None else "wall", **parts}
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.hardware, Hardware):
+            raise InputError(f"memory hardware {self.hardware!r} is not a Hardware: give one of crossbar.presets")
+        if self.capacity is not None:
+            require_whole("memory capacity", self.capacity, least=1)
+        require_whole("memory sinks", self.sinks, least=0)
+        require_whole("memory seed", self.seed, least=0)
+        require_number("memory token_seconds", self.token_seconds)
+        for name, value, allowed in (
+            ("eviction", self.eviction, get_args(Eviction)),
+            ("placement", self.placement, get_args(Order)),
+            ("key_scale", self.key_scale, get_args(Scale)),
+            ("value_scale", self.value_scale, ("row", "head")),
+        ):
+            if value not in allowed:
+                raise InputError(f"memory {name} = {value!r} is not allowed: choose {', '.join(allowed)}")
+        if self.clock is not None and self.token_seconds:
+            raise InputError("memory has a clock and token_seconds: give one of them")

@@ -1,0 +1,392 @@
+"""Keys and values in analog memory: tokens are appended, age, are read where a pattern opens rows, and evicted."""
+
+from __future__ import annotations
+
+import math
+from dataclasses import replace
+from functools import partial
+
+import torch
+from torch import Tensor
+
+from attention.activation import Saturating
+from attention.kernel.analog import attend_analog
+from attention.kernel.blocks import Options, merge, shared_heads
+from attention.kernel.schedule import placed
+from attention.memory.booking import book_attention, book_rows
+from attention.memory.cells import Rows, TokenCells
+from attention.memory.description import Memory
+from attention.memory.layout import Layout
+from attention.memory.report import MemoryReport
+from attention.patterns.base import Pattern
+from attention.patterns.held import Beyond, Present
+from attention.patterns.tokens import Sinks
+from attention.patterns.windows import LocalWindow
+from crossbar import presets
+from crossbar.devices import GainCell
+from crossbar.errors import InputError, require_number
+from crossbar.ledger import book, counting
+from crossbar.streams import Key, normal
+
+
+class AnalogMemory:
+    """The K and V tiles of one attention layer, one token a row, for each sequence of a batch and each K/V head.
+
+    `append` writes a row in K and in V for each token and head; `read` is attention on the rows that a pattern opens,
+    with the noise, converter range and counts of those rows alone. Rows keep the error of their own write and have
+    their own age. Query heads that share a key head share its rows. While a `crossbar.Ledger` is open, everything is
+    booked under ``name``: ``row_writes``, ``write_pulses`` (one a cell), activations and conversions, and, where they
+    happen, ``expired_row_reads`` and ``lost_pairs``.
+
+    Args:
+        memory: the description; its capacity is a number.
+        name: keys the random draws and the counts: unique in a model.
+        stream: more of the key, such as which cache of a model this is.
+
+    Attributes:
+        tokens: appended so far.
+        now: seconds.
+        writes: how often each row was written, int64 [capacity].
+        reads: index of the next read.
+        digital: whether the tokens are in a digital buffer, whose reads and writes are booked as such.
+
+    Raises:
+        InputError: for hardware that token rows do not have and a description without a capacity.
+
+    >>> import torch
+    >>> from attention import AnalogMemory, LocalWindow, Memory
+    >>> from crossbar import presets
+    >>> memory = AnalogMemory(Memory(presets.gain_cell(), capacity=8, token_seconds=1e-3))
+    >>> x = torch.ones(1, 2, 12, 4)
+    >>> memory.append(x, x)
+    >>> memory.read(x, LocalWindow(8).causal())[0].shape, memory.report().evicted
+    (torch.Size([1, 2, 12, 4]), 4)
+    """
+
+    def __init__(self, memory: Memory, name: str = "memory", stream: Key = ()) -> None:
+        if memory.capacity is None:
+            raise InputError("a memory needs a capacity: give the number of token rows of each head")
+        self.memory, self.name, self.hardware = memory, name, memory.hardware
+        self.layout = Layout(memory.capacity, memory.hardware.tile.rows, memory.sinks, memory.placement)
+        with torch.inference_mode(False):  # it is counted up whenever tokens come
+            self.writes = torch.zeros(memory.capacity, dtype=torch.int64, device="cpu")
+        self._key: Key = (memory.seed, name, *stream)
+        self.digital = False
+        self._group = 1
+        self._guard = _guard(memory, name, stream)
+        self.reset()
+
+    def reset(self) -> None:
+        """Forget all tokens, and start time and reads again; rows keep the count of their writes."""
+        memory = self.memory
+        self.keys = TokenCells(self.hardware, memory.key_scale, (*self._key, "keys"))
+        self.values = TokenCells(self.hardware, memory.value_scale, (*self._key, "values"))
+        self.tokens = self.reads = 0
+        self.now = 0.0
+        self._first = self._lost = self._expired = 0
+        self._displaced: tuple[Tensor, Rows, Rows] | None = None
+        if self._guard is not None:
+            self._guard.reset()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def append(self, k: Tensor, v: Tensor, *, padding: Tensor | None = None) -> None:
+        """Write the next tokens, a row of K and one of V for each K/V head.
+
+        Args:
+            k: keys [B, H_kv, n, D].
+            v: values, shaped like k.
+            padding: bool [B, n], True for a real token; the others cost nothing, and readers pass them over.
+
+        Raises:
+            InputError: for shapes that do not fit, and, where eviction is refused, for more tokens than there are rows;
+                the memory is then unchanged.
+        """
+        self._require_fitting(k, v)
+        n, layout = k.shape[2], self.layout
+        end = self.tokens + n
+        if self.memory.eviction == "refuse" and end > max(self._first, layout.sinks) + layout.ring:
+            raise InputError(
+                f"{self.name} has {layout.capacity} token rows, which {n} more tokens behind {self.tokens} do not fit: "
+                "give a larger capacity, evict tokens, or choose eviction='ring'"
+            )
+        at = self._times(n, k.device)
+        position = torch.arange(self.tokens, end, device=k.device)
+        fresh = [cells.write(x, self.tokens, at) for cells, x in ((self.keys, k), (self.values, v))]
+        self._displaced = self._kept_back(position, fresh) if n > 1 and end > layout.capacity else None
+        keeps = (position < layout.sinks) | (position >= end - layout.ring)
+        chosen = keeps.nonzero()[:, 0]
+        slots = layout.slot(position[chosen])
+        for cells, rows in zip((self.keys, self.values), fresh, strict=True):
+            cells.store(slots, rows if len(chosen) == n else rows.take(chosen), layout.capacity)
+        self.writes.index_add_(0, layout.slot(position).cpu(), torch.ones(n, dtype=torch.int64, device="cpu"))
+        self.tokens, self.now = end, float(at[-1])
+        book_rows(self.name, k, padding, self.hardware, self.digital)
+        if self._guard is not None:
+            self._guard.append(k, v, padding=padding)
+
+    @property
+    def batch(self) -> int:
+        """Sequences; 0 before any token."""
+        return 0 if self.keys.rows is None else self.keys.rows.scale.shape[0]
+
+    def age(self, seconds: float) -> None:
+        """Let time pass, without a token.
+
+        Raises:
+            InputError: for a negative time, and for a memory that goes by a clock of its own.
+        """
+        require_number("seconds", seconds)
+        if self.memory.clock is not None:
+            raise InputError(f"{self.name} goes by its clock: let that go on")
+        self.now += seconds
+        if self._guard is not None:
+            self._guard.age(seconds)
+
+    def evict(self, before: int) -> None:
+        """Give up the rows of the tokens before a position, but for sinks, so that others can have them.
+
+        Raises:
+            InputError: for a position behind the tokens that there are.
+        """
+        if not 0 <= before <= self.tokens:
+            raise InputError(f"{self.name} cannot evict before position {before}: give 0 to {self.tokens}")
+        self._first = max(self._first, before)
+
+    def read(
+        self,
+        q: Tensor,
+        pattern: Pattern,
+        *,
+        scale: float | None = None,
+        mask: Tensor | None = None,
+        return_lse: bool = False,
+    ) -> tuple[Tensor, Tensor | None]:
+        """Attention of the last ``N_queries`` tokens on the rows that the pattern opens, at the present time.
+
+        Args:
+            q: queries [B, H, N_queries, D] of the tokens that were appended last; H is a multiple of H_kv.
+            pattern: who attends to whom, by position; causal. Evicted keys that it attends are counted and passed over.
+            scale: factor on the scores; 1/√D unless given.
+            mask: padding, bool [B, tokens], True for a real token.
+            return_lse: also give the log-sum-exp of each query's scores.
+
+        Returns:
+            Output [B, H, N_queries, D] in q's dtype, and log-sum-exp [B, H, N_queries] or None.
+
+        Raises:
+            InputError: for a pattern that is not causal or chooses by digital keys, and shapes that do not fit.
+        """
+        self._require_readable(q, pattern)
+        scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
+        if self.memory.clock is not None:
+            self.now = max(self.now, float(self.memory.clock()))
+        options = Options(scale, mask, 0.0, self.memory.seed, True, self.memory.activation)
+        with torch.no_grad():
+            output, lse = self._guarded(q, pattern.at(self.tokens), options)
+        self.reads += 1
+        return output.to(q.dtype), lse if return_lse else None
+
+    def select(self, sequences: Tensor) -> None:
+        """Keep some sequences of the batch, in this order, as beams do: addresses move, and no row is written."""
+        for cells in (self.keys, self.values):
+            cells.select(sequences)
+        self._displaced = None
+        if self._guard is not None:
+            self._guard.select(sequences)
+
+    def report(self) -> MemoryReport:
+        """What became of the rows."""
+        layout, pinned = self.layout, min(self.tokens, self.layout.sinks)
+        oldest = max(self._first, self.tokens - layout.ring, pinned)
+        held = pinned + self.tokens - oldest
+        return MemoryReport(
+            tokens=self.tokens,
+            held=held,
+            capacity=layout.capacity,
+            tiles=layout.tiles,
+            evicted=self.tokens - held,
+            lost_pairs=self._lost,
+            expired_reads=self._expired,
+            clipped=self.keys.clipped + self.values.clipped,
+            most_writes=int(self.writes.max()),
+        )
+
+    def _guarded(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Tensor, Tensor]:
+        """Attention on the memory, of which the protected tokens are read from where they are kept better."""
+        pattern = self._present(pattern, q.shape[2])
+        if self._guard is None or self.memory.protected is None:
+            return self._by_head(q, pattern, options)
+        sinks, recent = self.memory.protected.sinks, self.memory.protected.recent
+        near = (LocalWindow(recent) | Sinks(sinks)).causal()
+        better = self._guard._by_head(q, pattern & near, options)
+        rest = self._by_head(q, pattern & Beyond(sinks, recent).causal(), options)
+        if isinstance(options.activation, Saturating):
+            return better[0] + rest[0], rest[1]
+        merged, lse = merge(better[0].to(rest[1].dtype), better[1][..., None], rest[0], rest[1][..., None])
+        return merged, lse[..., 0]
+
+    def _present(self, pattern: Pattern, queries: int) -> Pattern:
+        """The pattern's pairs whose key's row has not been taken or given up when the query reads."""
+        wanted = pattern
+        if self.tokens > self.layout.capacity:
+            pattern = pattern & self.layout.held()
+        if self._first > self.layout.sinks:
+            pattern = pattern & Present(self.layout.sinks, self._first).causal()
+        if pattern is not wanted:
+            lost = sum(
+                self._pairs(wanted.head(h), queries) - self._pairs(pattern.head(h), queries)
+                for h in range(wanted.n_heads or 1)
+            )
+            self._lost += lost
+            if lost and counting():
+                book(self.name, "lost_pairs", lost)
+        return pattern
+
+    def _pairs(self, pattern: Pattern, queries: int) -> int:
+        return int(pattern.rows(queries, self.tokens, self.tokens - queries).indptr[-1])
+
+    def _by_head(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Tensor, Tensor]:
+        """`_attend` for each group of query heads that have one pattern."""
+        if pattern.n_heads is None:
+            return self._attend(q, pattern, options, None)
+        found: dict[Pattern, list[int]] = {}
+        for h in range(q.shape[1]):
+            found.setdefault(pattern.head(h), []).append(h)
+        output, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        for own, heads in found.items():
+            index = torch.tensor(heads, device=q.device)
+            part, part_lse = self._attend(q.index_select(1, index), own, options, heads)
+            output.index_copy_(1, index, part.to(q.dtype))
+            lse.index_copy_(1, index, part_lse)
+        return output, lse
+
+    def _attend(self, q: Tensor, pattern: Pattern, options: Options, heads: list[int] | None) -> tuple[Tensor, Tensor]:
+        queries = q.shape[2]
+        positions, work = placed(pattern, queries, self.tokens, self.tokens - queries, q.device, self.layout)
+        if len(positions) == 0:
+            return torch.zeros_like(q), q.new_full(
+                q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32)
+            )
+        if options.mask is not None:
+            options = options._replace(mask=options.mask.index_select(1, positions))
+        stored = self._gathered(positions)
+        self._note_expired(stored[0])
+        keys, values = (
+            cells.read(rows, self.now, partial(self._fluctuations, role, positions, next(iter(rows.state.values()))))
+            for cells, rows, role in zip((self.keys, self.values), stored, ("keys", "values"), strict=True)
+        )
+        if heads is not None:
+            shared = shared_heads(heads, self._group).to(q.device)
+            keys, values = keys.heads(shared), values.heads(shared)
+        if self.memory.key_scale == "channel":  # folded into the query, which so has a scale for each of its own lines
+            assert self.keys.fixed is not None
+            channels = self.keys.fixed if heads is None else self.keys.fixed.index_select(1, shared)
+            q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
+        book_attention(self.name, q, keys.digits, work, options.mask, self.hardware, self.digital)
+        key = (*self._key, "read", self.now, self.reads, *(heads[:1] if heads else ()))
+        output, lse = attend_analog(q, keys, values, work, options, self.hardware, key)
+        assert lse is not None
+        return output, lse
+
+    def _times(self, n: int, device: torch.device) -> Tensor:
+        """When the next tokens are written, float64 [n]."""
+        if self.memory.clock is not None:
+            now = float(self.memory.clock())
+            if now < self.now:
+                raise InputError(
+                    f"the clock of {self.name} went back from {self.now:g} s to {now:g} s: give one that rises"
+                )
+            return torch.full((n,), now, dtype=torch.float64, device=device)
+        step = torch.arange(1, n + 1, dtype=torch.float64, device=device)
+        return self.now + step * self.memory.token_seconds
+
+    def _kept_back(self, position: Tensor, fresh: list[Rows]) -> tuple[Tensor, Rows, Rows]:
+        """Rows that queries of the tokens at ``position`` still read, though later ones of these take their places."""
+        layout, first, end = self.layout, int(position[0]), int(position[-1]) + 1
+        low = max(first + 1 - layout.ring, layout.sinks, self._first)
+        old = torch.arange(low, max(low, min(first, end - layout.ring)), device=position.device)
+        new = ((position >= layout.sinks) & (position < end - layout.ring)).nonzero()[:, 0]
+        parts = []
+        for cells, rows in zip((self.keys, self.values), fresh, strict=True):
+            taken = rows.take(new)
+            parts.append(cells.rows.take(layout.slot(old)).joined(taken) if cells.rows is not None else taken)
+        return torch.cat([old, position[new]]), parts[0], parts[1]
+
+    def _gathered(self, positions: Tensor) -> list[Rows]:
+        """What is kept of tokens, keys and values."""
+        stored = [cells.rows for cells in (self.keys, self.values) if cells.rows is not None]
+        slots = self.layout.slot(positions)
+        if self._displaced is None:
+            return [rows.take(slots) for rows in stored]
+        back, *kept = self._displaced
+        gone = torch.isin(positions, back)
+        index = torch.where(gone, len(stored[0].at) + torch.searchsorted(back, positions), slots)
+        return [rows.joined(own).take(index) for rows, own in zip(stored, kept, strict=True)]
+
+    def _fluctuations(self, role: str, positions: Tensor, like: Tensor) -> Tensor:
+        """The 1/f fluctuation of rows at the present time, [K, B, H_kv, L, D]: a tile has the same at one time."""
+        tile, rows = self.layout.tile(positions), self.layout.rows
+        count, batch, heads, _, size = like.shape
+        touched, place = tile.unique(return_inverse=True)
+        drawn = [
+            normal((count, batch, heads, rows, size), (*self._key, role, "1/f", number, self.now), like.device)
+            for number in touched.tolist()
+        ]
+        whole = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 3)
+        return whole.index_select(3, place * rows + self.layout.line(positions)).to(like.dtype)
+
+    def _note_expired(self, rows: Rows) -> None:
+        device = self.hardware.device
+        if isinstance(device, GainCell):
+            expired = int((self.now - rows.at > device.retention).sum())
+            self._expired += expired
+            if expired and counting():
+                book(self.name, "expired_row_reads", expired * rows.scale.shape[0] * rows.scale.shape[1])
+
+    def _require_fitting(self, k: Tensor, v: Tensor) -> None:
+        if k.dim() != 4 or k.shape != v.shape or 0 in k.shape:
+            raise InputError(
+                f"{self.name} cannot take k {list(k.shape)}, v {list(v.shape)}: give [B, H_kv, n, D] of both"
+            )
+        held = self.keys.rows
+        if held is not None:
+            batch, heads, _, size = held.scale.shape[:2] + next(iter(held.state.values())).shape[3:]
+            if (k.shape[0], k.shape[1], k.shape[3]) != (batch, heads, size):
+                raise InputError(
+                    f"{self.name} holds [{batch}, {heads}, ·, {size}] and cannot take {list(k.shape)}: reset it first"
+                )
+
+    def _require_readable(self, q: Tensor, pattern: Pattern) -> None:
+        held = self.keys.rows
+        if held is None:
+            raise InputError(f"{self.name} holds no tokens: append some first")
+        batch, heads = held.scale.shape[:2]
+        size = next(iter(held.state.values())).shape[4]
+        if q.dim() != 4 or q.shape[0] != batch or q.shape[1] % heads or q.shape[3] != size or q.shape[2] > self.tokens:
+            raise InputError(
+                f"{self.name} cannot be read by q {list(q.shape)}: give [{batch}, a multiple of {heads}, at most "
+                f"{self.tokens}, {size}]"
+            )
+        self._group = q.shape[1] // heads
+        if not pattern.is_causal or not pattern.is_static:
+            raise InputError(
+                f"pattern {str(pattern)!r} cannot read a memory: give a causal one that does not choose by digital keys"
+            )
+        pattern.require_decodable(self.tokens - q.shape[2])
+
+
+def _guard(memory: Memory, name: str, stream: Key) -> AnalogMemory | None:
+    """The memory that holds protected tokens."""
+    kept = memory.protected
+    if kept is None:
+        return None
+    hardware = presets.ideal()
+    if kept.by == "pairs":
+        tile = replace(memory.hardware.tile, pairs=memory.hardware.tile.pairs * kept.copies)
+        hardware = replace(memory.hardware, tile=tile)
+    size = kept.sinks + kept.recent
+    own = replace(memory, hardware=hardware, capacity=size, sinks=kept.sinks, eviction="ring", protected=None)
+    guard = AnalogMemory(own, f"{name}.protected", stream)
+    guard.digital = kept.by == "digital"
+    return guard
