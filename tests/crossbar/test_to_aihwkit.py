@@ -11,6 +11,10 @@ from crossbar.to_aihwkit import AihwkitTiles, to_aihwkit
 
 QUIET = replace(presets.pcm(), output_noise=0.0)
 
+# Our cells are 16-bit integers, so one conversion in 1,000 takes the next step: a tenth of the quantisation noise, which is
+# up to 5% of these outputs.
+CODES = 6e-3
+
 
 def programmed(hardware, sizes=(300, 70, 40), bias=True):
     with torch.random.fork_rng():
@@ -76,12 +80,12 @@ def test_what_calibration_left_is_honoured(layers):
     part = model if layers == "both" else nn.Sequential(model[0])
     own, theirs, missed = both(part)
     assert missed == ()
-    assert (own - theirs).norm() < 2e-3 * own.norm()
+    assert (own - theirs).norm() < CODES * own.norm()
 
 
 def test_layers_without_a_bias():
     own, theirs, _ = both(programmed(QUIET, bias=False))
-    assert (own - theirs).norm() < 2e-3 * own.norm()
+    assert (own - theirs).norm() < CODES * own.norm()
 
 
 def test_padding_and_zeros():
@@ -89,7 +93,7 @@ def test_padding_and_zeros():
     x[1, 3] = 0
     own, theirs, _ = both(programmed(QUIET), x)
     assert own.shape == theirs.shape == (4, 16, 40)
-    assert (own - theirs).norm() < 2e-3 * own.norm()
+    assert (own - theirs).norm() < CODES * own.norm()
 
 
 def test_output_noise_has_the_same_deviation():
