@@ -11,8 +11,8 @@ from crossbar.to_aihwkit import AihwkitTiles, to_aihwkit
 
 QUIET = replace(presets.pcm(), output_noise=0.0)
 
-# Our cells are 16-bit integers, so one conversion in 1,000 takes the next step: a tenth of the quantisation noise, which is
-# up to 5% of these outputs.
+# Our cells are 16-bit integers, so one conversion in 1,000 takes the next step: a tenth of the quantisation noise,
+# which is up to 5% of these outputs.
 CODES = 6e-3
 
 
