@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from attention.events import Events
 from crossbar.errors import InputError
+from crossbar.files import write_whole
 
 _SCHEMA = "ohmformer events 1"
 
@@ -22,13 +22,8 @@ def save_events(events: Events, path: str | Path) -> None:
     path = Path(path)
     if not path.resolve().parent.is_dir():
         raise InputError(f"folder {str(path.parent)!r} does not exist: make it first, or give another path")
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        tensors = {name: x.contiguous() for name, x in events._asdict().items()}
-        save_file(tensors, partial, metadata={"schema": _SCHEMA})
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    tensors = {name: x.contiguous() for name, x in events._asdict().items()}
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata={"schema": _SCHEMA}))
 
 
 def load_events(path: str | Path) -> Events:

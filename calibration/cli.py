@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Callable, Sequence
+from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -13,6 +13,7 @@ from jsonargparse import ArgumentParser, Namespace
 
 from calibration import energy_command
 from crossbar import InputError
+from crossbar.files import write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -244,16 +245,6 @@ def _require_writable(path: str | None, kinds: tuple[str, ...] = ()) -> None:
 def _write_picture(path: Path, figure: Figure) -> None:
     kind = path.suffix.removeprefix(".")
     write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=kind))
-
-
-def write_whole(path: Path, write: Callable[[Path], Any]) -> None:
-    """Write a file that appears whole or not at all."""
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        write(partial)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
 
 
 def _parser() -> _Parser:

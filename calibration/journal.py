@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 import shutil
 from collections.abc import Callable
 from dataclasses import dataclass, field
@@ -13,6 +12,8 @@ from typing import TypedDict
 from safetensors import SafetensorError, safe_open
 from safetensors.torch import save_file
 from torch import Tensor
+
+from crossbar.files import write_whole
 
 Counts = dict[str, dict[str, int]]
 """Totals of counters by part, as in `calibration.Emulation.counts`."""
@@ -66,7 +67,8 @@ class Journal:
                 return kept
         scored = compute()
         if path is not None:
-            self._keep(path, lambda partial: partial.write_text(json.dumps(scored), encoding="utf-8"))
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, lambda partial: partial.write_text(json.dumps(scored), encoding="utf-8"))
         return scored
 
     def fit(self, key: str, compute: Callable[[], Fit]) -> Fit:
@@ -87,7 +89,8 @@ class Journal:
             # Copies, because safetensors refuses tensors that share memory.
             tensors = {name: tensor.detach().clone().contiguous() for name, tensor in fit["tensors"].items()}
             counts_text = {"counts": json.dumps(fit["counts"])}
-            self._keep(path, lambda partial: save_file(tensors, partial, counts_text))
+            path.parent.mkdir(exist_ok=True)
+            write_whole(path, lambda partial: save_file(tensors, partial, counts_text))
         return fit
 
     def remove(self) -> None:
@@ -97,13 +100,3 @@ class Journal:
 
     def _path(self, key: str, suffix: str) -> Path | None:
         return None if self.folder is None else self.folder / f"{key.replace(' ', '-')}{suffix}"
-
-    @staticmethod
-    def _keep(path: Path, write: Callable[[Path], object]) -> None:
-        path.parent.mkdir(exist_ok=True)
-        partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-        try:
-            write(partial)
-            partial.replace(path)
-        finally:
-            partial.unlink(missing_ok=True)

@@ -2,14 +2,16 @@
 
 A DAC of up to 8 bits drives whole numbers within ±127. With the cells of a column in fixed point of 16 bits, its sum is
 an integer: 256 times the product with the cells' high bytes and once that with their low bytes. Integer sums are the
-same in any order, with any number of threads and on any processor. What the fixed point costs is an error of each cell
-evenly spread over ± 1/65,276 of its column's largest cell, or 0.4 nS of 25 µS.
+same in any order and with any number of threads. What the fixed point costs is an error of each cell evenly spread over
+± 1/65,276 of its column's largest cell, or 0.4 nS of 25 µS.
 
 Noise, ADC, digital scale and the sum over tiles then take one pass over these sums (`crossbar.kernels`). `crossbar.mvm`
 does the same in floating point, for gradients, for devices other than the CPU, and for the converters left out here.
 """
 
 from __future__ import annotations
+
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -38,8 +40,20 @@ def serves(hardware: Hardware) -> bool:
         and adc.range == "static"
         and tile.rows <= _MOST_ROWS
         and tile.encoding != "offset"
-        and torch.backends.mkldnn.is_available()
+        and _exact()
     )
+
+
+@cache
+def _exact() -> bool:
+    """Whether 8-bit products are fast and exact here: some processors' instructions saturate sums of two products."""
+    if not torch.backends.mkldnn.is_available():
+        return False
+    codes = torch.tensor([[127], [-127]], dtype=torch.int8).expand(-1, 256).contiguous()
+    cells = torch.tensor([[127], [-128]], dtype=torch.int8).expand(-1, 256).contiguous()
+    found = torch.empty(2, 2, dtype=torch.int32)
+    _product(codes, cells, found)
+    return torch.equal(found.double(), codes.double() @ cells.double().t())
 
 
 def differentiates(x: Tensor, array: Array, input_range: Tensor | None) -> bool:

@@ -221,7 +221,7 @@ def price(
         unpriced["static_seconds"] = 0
     elif book.static_watts and seconds is not None:
         pj = book.static_watts * seconds * 1e12
-        lines.append(Line("(chip)", "static_seconds", "static", 1, pj, pj, pj, "measured", "per-term"))
+        lines.append(Line("(chip)", "static_seconds", "static", 1, pj, pj, pj, "derived", "per-term"))
     return EnergyReport(book.name, tuple(lines), unpriced, covered, tokens, book.notes)
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
@@ -16,6 +15,7 @@ from torch import Tensor, nn
 from crossbar.chip import analog_layers
 from crossbar.corrections import CORRECTIONS
 from crossbar.errors import InputError, require_number, require_whole
+from crossbar.files import write_whole
 from crossbar.linear import AnalogLinear
 
 _VERSION = 1
@@ -48,12 +48,7 @@ def save_state(model: nn.Module, path: str | Path) -> None:
         }
         tensors.update({f"{name}/{key}": tensor.contiguous() for key, tensor in _tensors(layer).items()})
     metadata = {"format": "ohmformer state", "version": str(_VERSION), "layers": json.dumps(layers)}
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        save_file(tensors, partial, metadata)
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: save_file(tensors, partial, metadata))
 
 
 @torch.inference_mode(False)

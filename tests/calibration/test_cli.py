@@ -10,7 +10,7 @@ import torch
 from matplotlib.figure import Figure
 
 import calibration
-from calibration import cli
+from crossbar.files import write_whole
 from tests.calibration.command import SCRIPT, assert_one_sentence, run
 
 
@@ -94,7 +94,7 @@ def test_a_run_that_fails_leaves_the_old_file(capsys, tmp_path, job, monkeypatch
         raise OSError("no space left on device")
 
     with pytest.raises(OSError, match="no space left"):
-        cli.write_whole(path, full)
+        write_whole(path, full)
     assert path.read_bytes() == b"old"
     assert [found.name for found in tmp_path.iterdir()] == ["result.json"]
 
