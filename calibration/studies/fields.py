@@ -1,0 +1,188 @@
+"""The fields of a job under their dotted names: ``hardware.adc.bits``, ``task.pairs``, ``pattern.size``, ``seed``."""
+
+from __future__ import annotations
+
+import copy
+from collections.abc import Mapping
+from dataclasses import dataclass, fields, replace
+from string import Formatter
+from typing import Any
+
+from attention import Pattern, parse
+from calibration import recipe as recipes
+from calibration.recipe import Recipe
+from crossbar import Hardware, InputError, presets, to_seconds
+from crossbar.errors import require_whole
+
+SECTIONS = ("model", "task", "hardware", "pattern", "recipe", "wait", "time", "seed", "device")
+DEFAULTS: dict[str, Any] = {
+    "model": "minilm",
+    "task": "wordsim",
+    "hardware": "pcm",
+    "pattern": None,
+    "recipe": None,
+    "wait": "1h",
+    "time": "1d",
+    "seed": 0,
+    "device": "cpu",
+}
+_NAMED = {"model": "name", "task": "name", "pattern": "text", "recipe": "name"}
+_DEVICES = ("cpu", "cuda")
+
+
+@dataclass(frozen=True)
+class Job:
+    """What the dotted fields add up to, checked.
+
+    Attributes:
+        model: name or folder.
+        include, exclude: shell patterns of layers, as in `calibration.emulate`.
+        task: its name.
+        options: of the task's class.
+        hardware: the tiles.
+        pattern: who attends to whom.
+        recipe: None leaves the chip as it was programmed.
+        wait: seconds between fitting and scoring.
+        seconds: since programming; with a recipe, when it is fitted.
+        seed: of the chip.
+        device: where it is computed, ``cpu`` or ``cuda``.
+    """
+
+    model: str
+    include: tuple[str, ...] | None
+    exclude: tuple[str, ...] | None
+    task: str
+    options: dict[str, Any]
+    hardware: Hardware
+    pattern: Pattern | None
+    recipe: Recipe | None
+    wait: float
+    seconds: float
+    seed: int
+    device: str
+
+
+def put(values: dict[str, Any], field: str, value: Any) -> None:
+    """Set a field of a job's values, in place.
+
+    Raises:
+        InputError: for a field that cannot exist. Whether it does exist, and the value, is checked by `resolve`.
+    """
+    head, *rest = field.split(".")
+    if head not in SECTIONS or not all(rest) or (rest and head in ("wait", "time", "seed", "device")):
+        raise InputError(
+            f"field {field!r} does not exist: give {', '.join(SECTIONS)}, or a part of the first five, such as "
+            "'hardware.adc.bits', 'task.pairs' or 'recipe.DriftCompensation.reads'"
+        )
+    if not rest:
+        values[head] = copy.deepcopy(value)
+        return
+    if head == "hardware" and not isinstance(values[head], dict):
+        values[head] = _hardware(values[head]).to_dict()
+    elif head in _NAMED and isinstance(values[head], str):
+        values[head] = {_NAMED[head]: values[head]}
+    if values[head] is None:
+        if head == "recipe":  # nothing to fit, so nothing to vary
+            return
+        raise InputError(f"field {field!r} has nothing to belong to: give {head!r} too")
+    here = values[head]
+    for part in rest[:-1]:
+        if here.get(part) is None:
+            here[part] = {}
+        elif isinstance(here[part], str):  # `device: pcm`, `recipe: fast`
+            here[part] = {"kind": here[part]}
+        here = here[part]
+        if not isinstance(here, dict):
+            raise InputError(f"field {field!r} does not exist: {part!r} is {here!r}, which has no parts")
+    here[rest[-1]] = copy.deepcopy(value)
+
+
+def resolve(values: Mapping[str, Any]) -> Job:
+    """Check a job's values and make of them what computes.
+
+    Raises:
+        InputError: for an unknown field or an impossible value.
+    """
+    model, task = _named("model", values["model"]), _named("task", values["task"])
+    name, include, exclude = model.pop("name"), model.pop("include", None), model.pop("exclude", None)
+    if model:
+        raise InputError(f"model has no field {next(iter(model))!r}: allowed are name, include, exclude")
+    wait = to_seconds(values["wait"])
+    if wait == 0 and values["recipe"] is not None:
+        raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
+    require_whole("seed", values["seed"], least=0)
+    if values["device"] not in _DEVICES:
+        raise InputError(f"device {values['device']!r} is not known: choose {' or '.join(_DEVICES)}")
+    return Job(
+        model=name,
+        include=_patterns("model.include", include),
+        exclude=_patterns("model.exclude", exclude),
+        task=task.pop("name"),
+        options=task,
+        hardware=_hardware(values["hardware"]),
+        pattern=_pattern(values["pattern"]),
+        recipe=_recipe(values["recipe"]),
+        wait=wait,
+        seconds=to_seconds(values["time"]),
+        seed=values["seed"],
+        device=values["device"],
+    )
+
+
+def _named(section: str, value: Any) -> dict[str, Any]:
+    """The section as a mapping with its name; a bare text is the name."""
+    key = _NAMED[section]
+    values = {key: value} if isinstance(value, str) else value
+    if not isinstance(values, Mapping) or not isinstance(values.get(key), str):
+        raise InputError(f"{section} = {value!r} is not allowed: give a name, or a mapping with {key!r}")
+    return dict(values)
+
+
+def _patterns(field: str, value: Any) -> tuple[str, ...] | None:
+    if value is None or isinstance(value, str):
+        return None if value is None else (value,)
+    if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
+        raise InputError(f"{field} = {value!r} is not allowed: give a list of layer patterns, such as ['*.query']")
+    return tuple(value)
+
+
+def _hardware(value: Any) -> Hardware:
+    return presets.get(value) if isinstance(value, str) else Hardware.from_dict(value)
+
+
+def _pattern(value: Any) -> Pattern | None:
+    """A pattern from its text, whose ``{placeholders}`` are other parts of the field."""
+    if value is None:
+        return None
+    values = _named("pattern", value)
+    text = values.pop("text")
+    names = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    if names != set(values):
+        name = min(names ^ set(values))
+        raise InputError(f"pattern {text!r} and its fields differ in {name!r}: each {{placeholder}} needs a value")
+    return parse(text.format_map(values))
+
+
+def _recipe(value: Any) -> Recipe | None:
+    """A recipe by name, with fields of its steps changed: ``{name: fast, DriftCompensation: {reads: 64}}``."""
+    if value is None:
+        return None
+    changes = _named("recipe", value)
+    recipe = recipes.get(changes.pop("name"))
+    kinds = list(dict.fromkeys(type(step).__name__ for step in recipe.steps))
+    for kind, values in changes.items():
+        if kind not in kinds:
+            raise InputError(f"recipe {recipe.name!r} has no step {kind!r}: choose from {', '.join(kinds)}")
+        steps = tuple(_changed(step, values) if type(step).__name__ == kind else step for step in recipe.steps)
+        recipe = Recipe(recipe.name, steps)
+    return recipe
+
+
+def _changed(step: Any, values: Any) -> Any:
+    kind, allowed = type(step).__name__, [field.name for field in fields(step)]
+    if not isinstance(values, Mapping):
+        raise InputError(f"recipe step {kind} = {values!r} is not allowed: give a mapping of its fields to values")
+    for name in values:
+        if name not in allowed:
+            raise InputError(f"recipe step {kind} has no field {name!r}: allowed are {', '.join(allowed)}")
+    return replace(step, **values)

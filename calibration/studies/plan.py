@@ -1,0 +1,210 @@
+"""A design resolved into cells, each with an identity that holds everything that decides its result."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import os
+import platform
+import sys
+from dataclasses import dataclass, field
+from datetime import UTC, datetime
+from importlib import metadata
+from typing import Any
+
+from attention import attach
+from calibration import fingerprint, models, tasks
+from calibration.models import Loaded
+from calibration.progress import Progress
+from calibration.studies.design import Design
+from calibration.studies.fields import Job, resolve
+from crossbar import InputError, convert, presets
+
+_VERSIONS = ("ohmformer", "torch", "numpy", "scipy", "transformers", "aihwkit")
+
+
+@dataclass(frozen=True)
+class Cell:
+    """One chip at one time, or a digital baseline.
+
+    Attributes:
+        id: hash of the setup, the time and the seed.
+        setup: id of the setup, which is everything else.
+        seconds: since programming; None for digital.
+        seed: of the chip; None for digital.
+    """
+
+    id: str
+    setup: str
+    seconds: float | None = None
+    seed: int | None = None
+
+
+@dataclass(frozen=True)
+class Setting:
+    """One combination of a study's axes but time and seed.
+
+    Attributes:
+        axes: values by axis name, as plain values.
+        setup: id of what it adds up to.
+        digital: id of the digital setup with the same pattern.
+        dense: id of the digital setup without a pattern; None where there is no pattern.
+    """
+
+    axes: dict[str, Any]
+    setup: str
+    digital: str
+    dense: str | None
+
+
+@dataclass
+class Plan:
+    """All cells of a study.
+
+    Attributes:
+        design: what they come from.
+        setups: plain values that decide a result, by id.
+        settings: the combinations of axes.
+        cells: each once, those of a setup together; by id.
+        loaded: models by fingerprint.
+        sources: names or folders of models by fingerprint.
+    """
+
+    design: Design
+    setups: dict[str, dict[str, Any]] = field(default_factory=dict)
+    settings: list[Setting] = field(default_factory=list)
+    cells: dict[str, Cell] = field(default_factory=dict)
+    loaded: dict[str, Loaded] = field(default_factory=dict)
+    sources: dict[str, str] = field(default_factory=dict)
+
+    @property
+    def id(self) -> str:
+        """Hash of the configuration as it was written."""
+        return fingerprint.of_values(self.design.written)[:32]
+
+    def provenance(self, engine: str, workers: int) -> dict[str, Any]:
+        """Where and with what a run computes."""
+        return {
+            "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
+            "engine": engine,
+            "workers": workers,
+            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+            "code": fingerprint.of_code(),
+            "machine": {
+                "system": platform.platform(),
+                "processor": platform.machine(),
+                "cores": os.cpu_count(),
+                "host": platform.node(),
+            },
+            "models": {print_: self.loaded[print_].name for print_ in self.sources},
+        }
+
+
+def resolve_plan(design: Design, progress: Progress | None = None) -> Plan:
+    """Check every setting of a design and give every cell its identity; models are loaded, nothing is computed.
+
+    Raises:
+        InputError: for an unknown field, an impossible value, a model, task or pattern that do not fit together.
+    """
+    plan = Plan(design)
+    resolver = _Resolver(plan, progress)
+    times, seeds = design.levels("time"), design.levels("seed")
+    for labels, values in design.settings():
+        job = resolve({**values, "time": (times or [values["time"]])[0], "seed": (seeds or [values["seed"]])[0]})
+        setup, digital, dense = resolver.setup(job)
+        plan.settings.append(Setting(labels, setup, digital, dense))
+        for baseline in (digital, dense):
+            if baseline is not None:
+                _add(plan, baseline, None, None)
+        for seed in seeds or (job.seed,):
+            for seconds in times or (job.seconds,):
+                _add(plan, setup, seconds, seed)
+    return plan
+
+
+def _add(plan: Plan, setup: str, seconds: float | None, seed: int | None) -> None:
+    key = hashlib.sha256(f"{setup} {seconds!r} {seed!r}".encode()).hexdigest()[:32]
+    plan.cells[key] = Cell(key, setup, seconds, seed)
+
+
+class _Resolver:
+    """Models and tasks of a plan, each loaded and checked once."""
+
+    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+        self._plan = plan
+        self._progress = progress
+        self._models: dict[str, str] = {}
+        self._tasks: dict[str, str] = {}
+        self._checked: set[str] = set()
+
+    def setup(self, job: Job) -> tuple[str, str, str | None]:
+        """Ids of the setup of a job, of its digital baseline and of the dense one, entered into the plan."""
+        model = self._model(job)
+        self._check(job, model)
+        common: dict[str, Any] = {
+            "model": {"name": self._plan.loaded[model].name, "fingerprint": model},
+            "task": {"name": job.task, **job.options, "fingerprint": self._task(job, model)},
+            "pattern": None if job.pattern is None else str(job.pattern),
+            "device": job.device,
+            "code": fingerprint.of_code(),
+        }
+        digital = self._enter({**common, "hardware": None, "recipe": None})
+        dense = None if job.pattern is None else self._enter({**common, "pattern": None, "hardware": None, "recipe": None})
+        layers = {"include": job.include, "exclude": job.exclude}
+        analog = {**common, "model": {**common["model"], **layers}, "hardware": job.hardware.to_dict(), "recipe": None}
+        if job.recipe is not None:
+            analog |= {"recipe": job.recipe.to_dict(), "wait": job.wait, "staircase": self._plan.design.staircase}
+        return self._enter(analog), digital, dense
+
+    def _enter(self, values: dict[str, Any]) -> str:
+        key = fingerprint.of_values(values)[:32]
+        self._plan.setups[key] = values
+        return key
+
+    def _model(self, job: Job) -> str:
+        if job.model not in self._models:
+            loaded = models.load_model(job.model, self._progress)
+            self._models[job.model] = loaded.fingerprint
+            self._plan.loaded[loaded.fingerprint] = loaded
+            self._plan.sources[loaded.fingerprint] = job.model
+        return self._models[job.model]
+
+    def _task(self, job: Job, model: str) -> str:
+        key = fingerprint.of_values([model, job.task, job.options])
+        if key not in self._tasks:
+            self._tasks[key] = fingerprint.of_task(make_task(job.task, job.options, self._plan.loaded[model]))
+        return self._tasks[key]
+
+    def _check(self, job: Job, model: str) -> None:
+        """Refuse layers that do not exist, and a pattern that the model cannot be gated by."""
+        layers, gate = str((model, job.include, job.exclude)), str((model, job.pattern))
+        network = self._plan.loaded[model].model
+        if layers not in self._checked:
+            convert(copy.deepcopy(network), presets.ideal(), job.include, job.exclude)
+        if gate not in self._checked and job.pattern is not None:
+            attach(copy.deepcopy(network), job.pattern)
+        self._checked |= {layers, gate}
+
+
+def make_task(name: str, options: dict[str, Any], loaded: Loaded) -> tasks.Task:
+    """The task that a setup names, tokenised for a model.
+
+    Raises:
+        InputError: as `calibration.tasks.get`.
+    """
+    tasks.require(name, loaded)
+    return tasks.get(name, loaded.tokenizer, **options)
+
+
+def now() -> str:
+    """The time in UTC, to a second, in ISO 8601."""
+    return datetime.now(UTC).isoformat(timespec="seconds")
+
+
+def _version(name: str) -> str | None:
+    try:
+        return metadata.version(name)
+    except metadata.PackageNotFoundError:
+        return None
+
+
