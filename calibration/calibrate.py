@@ -91,7 +91,7 @@ def calibrate(
     experiment.score_digital()
     score_uncalibrated(experiment, seconds, chips)
 
-    arms = _arms(recipe)
+    arms = arm_names(recipe)
     batches = list(experiment.task.batches("calibration"))
     for index, step in enumerate(written):
         step.apply(experiment.analog, experiment.fit(step, f"{index}", batches))
@@ -126,7 +126,7 @@ def calibrate(
     return result
 
 
-def _arms(recipe: Recipe) -> list[str]:
+def arm_names(recipe: Recipe) -> list[str]:
     """The arm that is scored after each step; a kind of step that comes again is numbered."""
     arms: list[str] = []
     for step in recipe.steps[:-1]:

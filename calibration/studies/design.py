@@ -12,7 +12,7 @@ from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
-from calibration.studies.fields import DEFAULTS, SECTIONS, put
+from calibration.studies.fields import DEFAULTS, SECTIONS, look_up, put
 from crossbar import InputError, to_seconds
 from crossbar.errors import require_whole
 from crossbar.streams import uniform
@@ -86,6 +86,25 @@ class Design:
         """Values of the grid axis ``time`` or ``seed``; None where it is not on the grid."""
         return next((axis.values for axis in self.grid if axis.name == name), None)
 
+    def reference(self, axis: Axis) -> Any:
+        """The level that pictures hold an axis at: the base's own value where it is one, else the first."""
+        value = look_up(self.base, axis.fields[0])
+        value = to_seconds(value) if axis.name == "time" else value
+        return value if value in axis.values else axis.values[0]
+
+    def describe(self) -> list[dict[str, Any]]:
+        """The axes as plain values."""
+        return [
+            {
+                "name": axis.name,
+                "fields": list(axis.fields),
+                "values": list(axis.values),
+                "reference": self.reference(axis),
+                "drawn": axis in self.drawn,
+            }
+            for axis in self.axes
+        ]
+
 
 def read(config: str | Path | Mapping[str, Any]) -> Design:
     """The design that a YAML file or a mapping describes.
@@ -152,6 +171,8 @@ def _axis(name: str, given: Any) -> Axis:
     if not isinstance(values, list) or not values:
         raise InputError(f"grid field {name!r} = {given!r} varies nothing: give a list of one value or more")
     _check_fields(fields)
+    if name not in ("time", "seed") and {"time", "seed"} & set(fields):
+        raise InputError(f"grid axis {name!r} varies time or seed with others: give them lists of their own")
     if "time" in fields:
         values = [to_seconds(value) for value in values]
     for value in values if "seed" in fields else []:

@@ -42,6 +42,7 @@ class Job:
         hardware: the tiles.
         pattern: who attends to whom.
         recipe: None leaves the chip as it was programmed.
+        given_recipe: what `make_recipe` makes it from.
         wait: seconds between fitting and scoring.
         seconds: since programming; with a recipe, when it is fitted.
         seed: of the chip.
@@ -56,6 +57,7 @@ class Job:
     hardware: Hardware
     pattern: Pattern | None
     recipe: Recipe | None
+    given_recipe: Any
     wait: float
     seconds: float
     seed: int
@@ -97,6 +99,15 @@ def put(values: dict[str, Any], field: str, value: Any) -> None:
     here[rest[-1]] = copy.deepcopy(value)
 
 
+def look_up(values: Mapping[str, Any], field: str) -> Any:
+    """The value of a field among a job's values, None where it is not given."""
+    head, *rest = field.split(".")
+    here: Any = _hardware(values[head]).to_dict() if head == "hardware" and rest else values[head]
+    for part in rest:
+        here = here.get(part) if isinstance(here, Mapping) else None
+    return here
+
+
 def resolve(values: Mapping[str, Any]) -> Job:
     """Check a job's values and make of them what computes.
 
@@ -121,7 +132,8 @@ def resolve(values: Mapping[str, Any]) -> Job:
         options=task,
         hardware=_hardware(values["hardware"]),
         pattern=_pattern(values["pattern"]),
-        recipe=_recipe(values["recipe"]),
+        recipe=make_recipe(values["recipe"]),
+        given_recipe=values["recipe"],
         wait=wait,
         seconds=to_seconds(values["time"]),
         seed=values["seed"],
@@ -163,7 +175,7 @@ def _pattern(value: Any) -> Pattern | None:
     return parse(text.format_map(values))
 
 
-def _recipe(value: Any) -> Recipe | None:
+def make_recipe(value: Any) -> Recipe | None:
     """A recipe by name, with fields of its steps changed: ``{name: fast, DriftCompensation: {reads: 64}}``."""
     if value is None:
         return None

@@ -48,13 +48,11 @@ class Setting:
         axes: values by axis name, as plain values.
         setup: id of what it adds up to.
         digital: id of the digital setup with the same pattern.
-        dense: id of the digital setup without a pattern; None where there is no pattern.
     """
 
     axes: dict[str, Any]
     setup: str
     digital: str
-    dense: str | None
 
 
 @dataclass
@@ -96,7 +94,7 @@ class Plan:
                 "cores": os.cpu_count(),
                 "host": platform.node(),
             },
-            "models": {print_: self.loaded[print_].name for print_ in self.sources},
+            "models": {key: loaded.name for key, loaded in self.loaded.items()},
         }
 
 
@@ -108,14 +106,17 @@ def resolve_plan(design: Design, progress: Progress | None = None) -> Plan:
     """
     plan = Plan(design)
     resolver = _Resolver(plan, progress)
+    entered = set()
     times, seeds = design.levels("time"), design.levels("seed")
     for labels, values in design.settings():
         job = resolve({**values, "time": (times or [values["time"]])[0], "seed": (seeds or [values["seed"]])[0]})
-        setup, digital, dense = resolver.setup(job)
-        plan.settings.append(Setting(labels, setup, digital, dense))
-        for baseline in (digital, dense):
-            if baseline is not None:
-                _add(plan, baseline, None, None)
+        setup, digital = resolver.setup(job)
+        setting = Setting({name: v for name, v in labels.items() if name not in ("time", "seed")}, setup, digital)
+        key = fingerprint.of_values([setting.axes, setting.setup])
+        if key not in entered:  # samples may differ in time alone
+            plan.settings.append(setting)
+            entered.add(key)
+        _add(plan, digital, None, None)
         for seed in seeds or (job.seed,):
             for seconds in times or (job.seconds,):
                 _add(plan, setup, seconds, seed)
@@ -134,27 +135,27 @@ class _Resolver:
         self._plan = plan
         self._progress = progress
         self._models: dict[str, str] = {}
-        self._tasks: dict[str, str] = {}
+        self._tasks: dict[str, dict[str, str]] = {}
         self._checked: set[str] = set()
 
-    def setup(self, job: Job) -> tuple[str, str, str | None]:
-        """Ids of the setup of a job, of its digital baseline and of the dense one, entered into the plan."""
+    def setup(self, job: Job) -> tuple[str, str]:
+        """Ids of the setup of a job and of its digital baseline, entered into the plan."""
         model = self._model(job)
         self._check(job, model)
         common: dict[str, Any] = {
             "model": {"name": self._plan.loaded[model].name, "fingerprint": model},
-            "task": {"name": job.task, **job.options, "fingerprint": self._task(job, model)},
+            "task": {"name": job.task, "options": job.options, **self._task(job, model)},
             "pattern": None if job.pattern is None else str(job.pattern),
             "device": job.device,
             "code": fingerprint.of_code(),
         }
         digital = self._enter({**common, "hardware": None, "recipe": None})
-        dense = None if job.pattern is None else self._enter({**common, "pattern": None, "hardware": None, "recipe": None})
         layers = {"include": job.include, "exclude": job.exclude}
         analog = {**common, "model": {**common["model"], **layers}, "hardware": job.hardware.to_dict(), "recipe": None}
         if job.recipe is not None:
-            analog |= {"recipe": job.recipe.to_dict(), "wait": job.wait, "staircase": self._plan.design.staircase}
-        return self._enter(analog), digital, dense
+            analog["recipe"] = {**job.recipe.to_dict(), "given": job.given_recipe}
+            analog |= {"wait": job.wait, "staircase": self._plan.design.staircase}
+        return self._enter(analog), digital
 
     def _enter(self, values: dict[str, Any]) -> str:
         key = fingerprint.of_values(values)[:32]
@@ -169,10 +170,13 @@ class _Resolver:
             self._plan.sources[loaded.fingerprint] = job.model
         return self._models[job.model]
 
-    def _task(self, job: Job, model: str) -> str:
+    def _task(self, job: Job, model: str) -> dict[str, str]:
         key = fingerprint.of_values([model, job.task, job.options])
         if key not in self._tasks:
-            self._tasks[key] = fingerprint.of_task(make_task(job.task, job.options, self._plan.loaded[model]))
+            loaded = self._plan.loaded[model]
+            tasks.require(job.task, loaded)
+            task = tasks.get(job.task, loaded.tokenizer, **job.options)
+            self._tasks[key] = {"primary": task.primary, "fingerprint": fingerprint.of_task(task)}
         return self._tasks[key]
 
     def _check(self, job: Job, model: str) -> None:
@@ -184,16 +188,6 @@ class _Resolver:
         if gate not in self._checked and job.pattern is not None:
             attach(copy.deepcopy(network), job.pattern)
         self._checked |= {layers, gate}
-
-
-def make_task(name: str, options: dict[str, Any], loaded: Loaded) -> tasks.Task:
-    """The task that a setup names, tokenised for a model.
-
-    Raises:
-        InputError: as `calibration.tasks.get`.
-    """
-    tasks.require(name, loaded)
-    return tasks.get(name, loaded.tokenizer, **options)
 
 
 def now() -> str:

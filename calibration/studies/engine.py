@@ -1,0 +1,134 @@
+"""Who computes: what an engine is, and the loop that gives its workers units until every cell is done or failed."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Literal, Protocol, get_args
+
+from calibration.studies.plan import Cell, Plan
+from calibration.studies.schedule import Schedule
+from calibration.studies.store import Progressed, Store
+from calibration.studies.worker import Failed, Scored, Unit
+from crossbar import InputError
+
+Name = Literal["local", "ray"]
+MOST_LOSSES = 3
+"""Workers that may be lost with one cell before it counts as failed, and before any was ready."""
+
+
+@dataclass(frozen=True)
+class Ready:
+    """A worker waits for its first unit."""
+
+
+@dataclass(frozen=True)
+class Finished:
+    """A worker has come to the end of its unit."""
+
+
+@dataclass(frozen=True)
+class Lost:
+    """A worker is gone, with what it was computing; the engine starts another in its place.
+
+    Attributes:
+        reason: what is known of it.
+    """
+
+    reason: str
+
+
+Event = Ready | Scored | Failed | Finished | Lost
+
+
+class Engine(Protocol):
+    """Workers by number, each with one unit at a time."""
+
+    @property
+    def workers(self) -> int:
+        """How many there are."""
+
+    def submit(self, worker: int, unit: Unit) -> None:
+        """Give a worker that is ready or has finished its next unit."""
+
+    def events(self, timeout: float) -> Iterable[tuple[int, Event]]:
+        """What happened, by worker, waiting up to ``timeout`` seconds for something to happen."""
+
+    def close(self) -> None:
+        """Stop all workers at once."""
+
+
+def make_engine(name: str, workers: int | None, plan: Plan) -> Engine:
+    """The engine of this name, its workers starting.
+
+    Raises:
+        InputError: for an unknown name, a package that is not installed, and a device that is not there.
+    """
+    if workers is not None and (isinstance(workers, bool) or workers < 1):
+        raise InputError(f"workers = {workers!r} is not allowed: give 1 or more")
+    devices = {setup["device"] for setup in plan.setups.values()}
+    if name == "local":
+        from calibration.studies.local import LocalEngine
+
+        return LocalEngine(plan.sources, workers, devices)
+    if name == "ray":
+        from calibration.studies.ray_engine import RayEngine
+
+        return RayEngine(plan.loaded, workers, devices)
+    raise InputError(f"engine {name!r} is unknown: choose one of {', '.join(get_args(Name))}")
+
+
+def compute(
+    cells: Iterable[Cell], plan: Plan, store: Store, engine: Engine, run: int, report: Callable[[Progressed], None]
+) -> None:
+    """Have an engine compute cells, and keep each result as soon as it is there.
+
+    Raises:
+        RuntimeError: when workers die before they are ready.
+    """
+    cells = list(cells)
+    ids = {(cell.setup, cell.seed, cell.seconds): cell.id for cell in cells}
+    schedule = Schedule(cells, plan.setups)
+    counted = store.progress(plan.id)
+    done, failed = counted.done, counted.failed
+    idle: set[int] = set()
+    busy: dict[int, tuple[Unit, list[float | None]]] = {}
+    stillborn = 0
+
+    def leave(worker: int) -> None:
+        unit, left = busy.pop(worker)
+        schedule.give_back(unit, tuple(left))
+
+    while schedule or busy:
+        for worker in sorted(idle):
+            unit = schedule.take(worker)
+            if unit is None:
+                break
+            engine.submit(worker, unit)
+            busy[worker] = (unit, list(unit.seconds))
+            idle.remove(worker)
+        for worker, event in engine.events(timeout=1.0):
+            if isinstance(event, Scored | Failed):
+                unit, left = busy[worker]
+                store.record(ids[unit.id, unit.seed, left.pop(0)], event, run)
+                done, failed = done + isinstance(event, Scored), failed + isinstance(event, Failed)
+                report(Progressed(done, failed, counted.total - done - failed))
+            elif isinstance(event, Lost) and worker in busy:
+                unit, left = busy[worker]
+                cell = ids[unit.id, unit.seed, left[0]] if left else None
+                if cell is not None and store.lose(cell) >= MOST_LOSSES:
+                    left.pop(0)
+                    store.record(cell, Failed(f"its worker was lost {MOST_LOSSES} times: {event.reason}", ""), run)
+                    failed += 1
+                    report(Progressed(done, failed, counted.total - done - failed))
+                leave(worker)
+            elif isinstance(event, Lost):
+                idle.discard(worker)
+                stillborn += 1
+                if stillborn >= MOST_LOSSES * engine.workers:
+                    raise RuntimeError(f"workers are lost as they start: {event.reason}")
+            else:
+                if worker in busy:
+                    leave(worker)
+                idle.add(worker)
+                stillborn = 0

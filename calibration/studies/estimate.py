@@ -1,0 +1,55 @@
+"""How long a study will take, from scoring a few of its cells."""
+
+from __future__ import annotations
+
+from collections import defaultdict
+from collections.abc import Iterable
+from typing import Any
+
+import torch
+
+from calibration.studies.plan import Cell, Plan
+from calibration.studies.worker import Failed, Unit, Worker
+
+
+def estimate(plan: Plan, cells: Iterable[Cell], workers: int) -> float:
+    """Seconds that cells will take, from timing two chips of each kind of setup in this process.
+
+    Setups are of one kind when model, task and recipe are the same. What is timed: making a setup ready, programming a
+    chip, and a score. Workers also take some seconds each to start, which are left out.
+
+    Raises:
+        RuntimeError: when a cell that is timed fails; its failure is the message.
+    """
+    kinds: dict[str, list[Cell]] = defaultdict(list)
+    for cell in cells:
+        kinds[_kind(plan.setups[cell.setup])].append(cell)
+    threads = torch.get_num_threads()
+    try:
+        return sum(_seconds(plan, members) for members in kinds.values()) / workers
+    finally:
+        torch.set_num_threads(threads)
+
+
+def _kind(setup: dict[str, Any]) -> str:
+    digital = setup["hardware"] is None
+    return str((setup["model"]["fingerprint"], setup["task"], setup["recipe"], setup.get("staircase"), digital))
+
+
+def _seconds(plan: Plan, cells: list[Cell]) -> float:
+    setups, chips = {cell.setup for cell in cells}, {(cell.setup, cell.seed) for cell in cells}
+    worker, setup, seed, seconds = Worker(plan.loaded.__getitem__), cells[0].setup, cells[0].seed, cells[0].seconds
+    if seed is None:
+        return len(cells) * _timed(worker, Unit(setup, plan.setups[setup], None, (None,)))[0]
+    everything, score = _timed(worker, Unit(setup, plan.setups[setup], seed, (seconds, seconds)))
+    (chip,) = _timed(worker, Unit(setup, plan.setups[setup], seed + 1, (seconds,)))
+    return len(setups) * max(everything - chip, 0.0) + len(chips) * max(chip - score, 0.0) + len(cells) * score
+
+
+def _timed(worker: Worker, unit: Unit) -> list[float]:
+    took = []
+    for result in worker.run(unit):
+        if isinstance(result, Failed):
+            raise RuntimeError(f"a cell that was timed failed: {result.reason}")
+        took.append(result.took)
+    return took

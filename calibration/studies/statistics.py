@@ -1,0 +1,188 @@
+"""Intervals over chips, paired differences, which axis costs the most, how many chips an interval takes.
+
+Everything is taken of a metric's values, or of their logarithms where differences mean something on a logarithmic scale
+only (`calibration.metrics`), which makes means geometric and differences ratios.
+"""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration.metrics import CONFIDENCE, metric
+from calibration.studies.results import FINAL, Study
+from crossbar import InputError
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from numpy.typing import NDArray
+
+_EARLIEST = 20.0  # s: where 0 s stands on a logarithmic axis of time
+_MOST_SEEDS = 10_000
+
+
+def table(study: Study) -> pd.DataFrame:
+    """`calibration.studies.results.Study.table`."""
+    frame = summarise(study.scores, ["setting", "seconds", "arm", "metric"])
+    digital = study.digital[study.digital["arm"] == "digital"].set_index(["setting", "metric"])["value"].to_dict()
+    frame["digital"] = [digital.get(pair, np.nan) for pair in zip(frame["setting"], frame["metric"], strict=True)]
+    return _with_axes(study, frame.drop(columns="std"))
+
+
+def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    """Mean, 95% Student-t interval, number and deviation of groups; logarithmic where the metric is.
+
+    Columns: ``by``, which has ``metric`` among it, then ``mean, low, high, n, std``; ``std`` is of logarithms where means
+    are geometric.
+    """
+    from scipy import stats
+
+    logarithmic = _logarithmic(scores["metric"])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        values = np.where(logarithmic, np.log(scores["value"]), scores["value"])
+    groups = scores[by].assign(value=values).groupby(by, observed=True, sort=False)["value"]
+    frame = groups.agg(mean="mean", std="std", n="size").reset_index()
+    spread = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(frame["n"] - 1, 1)) * frame["std"] / np.sqrt(frame["n"])
+    frame["low"], frame["high"] = frame["mean"] - spread, frame["mean"] + spread
+    with np.errstate(over="ignore"):
+        geometric = _logarithmic(frame["metric"])
+        for name in ("mean", "low", "high"):
+            frame[name] = np.where(geometric, np.exp(frame[name]), frame[name])
+    return frame[[*by, "mean", "low", "high", "n", "std"]]
+
+
+def differences(study: Study, axis: str, first: Any, second: Any) -> pd.DataFrame:
+    """`calibration.studies.results.Study.differences`."""
+    if axis == "seed" or axis not in [known.name for known in study.axes]:
+        names = ", ".join(known.name for known in study.axes if known.name != "seed")
+        raise InputError(f"axis {axis!r} does not vary in this study: choose one of {names}")
+    frame = goodness(study)
+    levels = {name: frame[_equal(frame[axis], name)] for name in (first, second)}
+    for value, part in levels.items():
+        if part.empty:
+            raise InputError(f"axis {axis!r} has no finished cell at {value!r}: choose one of its values")
+    others = [name for name in (*study.varying, "time") if name != axis]
+    keys = [*others, "seed", "metric"]
+    joined = levels[first].merge(levels[second], on=keys, suffixes=("_first", "_second"))
+    joined["value"] = joined["good_second"] - joined["good_first"]
+    joined["metric"] = joined["metric"].astype(str)
+    by = [*others, "metric"]
+    return _plain_summary(joined, by)
+
+
+def sensitivity(study: Study) -> pd.DataFrame:
+    """`calibration.studies.results.Study.sensitivity`, of the primary metric.
+
+    For each axis, every chip's score is averaged over the other axes at each level; ``cost`` is how far the worst level
+    lies below the best, as the mean over chips with its 95% Student-t interval. ``per_unit`` is the slope of a straight
+    line through the levels: per unit of a number, per factor of 10 of a time. Levels that were drawn at random are
+    numbers that have no others equal; their cost is the slope times the drawn range.
+    """
+    import pandas as pd
+
+    frame = goodness(study)
+    frame = frame[frame["metric"] == study.primary]
+    rows = []
+    for axis in study.axes:
+        if axis.name == "seed" or len(axis.values) < 2:
+            continue
+        row = _drawn_cost(frame, axis.name) if axis.drawn and _numeric(frame[axis.name]) else _cost(frame, axis.name)
+        rows.append({"axis": axis.name, **row})
+    columns = ["axis", "best", "worst", "cost", "low", "high", "per_unit", "n"]
+    return pd.DataFrame(rows, columns=columns).sort_values("cost", ascending=False, ignore_index=True)
+
+
+def _cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
+    levels = frame.assign(level=frame[axis].map(repr))
+    by_chip = levels.groupby(["seed", "level"], sort=False)["good"].mean().unstack()
+    means = by_chip.mean()
+    best, worst = means.idxmax(), means.idxmin()
+    values = {name: group.iloc[0] for name, group in levels.groupby("level", sort=False)[axis]}
+    cost = _interval((by_chip[best] - by_chip[worst]).dropna().to_numpy())
+    slope = np.nan
+    if _numeric(frame[axis]):
+        x = _places(axis, np.array([values[name] for name in means.index], dtype=float))
+        slope = np.polyfit(x, means.to_numpy(), 1)[0]
+    return {"best": values[best], "worst": values[worst], **cost, "per_unit": slope}
+
+
+def _drawn_cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
+    x = _places(axis, frame[axis].to_numpy(float))
+    slopes = []
+    for _, chip in frame.assign(x=x).groupby("seed"):
+        if chip["x"].nunique() > 1:
+            slopes.append(np.polyfit(chip["x"], chip["good"], 1)[0])
+    slope = float(np.mean(slopes)) if slopes else np.nan
+    low, high = frame[axis].min(), frame[axis].max()
+    best, worst = (high, low) if slope > 0 else (low, high)
+    costs = np.array(slopes) * np.sign(slope) * (x.max() - x.min())
+    return {"best": best, "worst": worst, **_interval(costs), "per_unit": slope}
+
+
+def seeds_needed(study: Study, half_width: float) -> pd.DataFrame:
+    """`calibration.studies.results.Study.seeds_needed`."""
+    from scipy import stats
+
+    if not half_width > 0:
+        raise InputError(f"half width {half_width!r} is not allowed: give a number above 0")
+    frame = summarise(study.scores, ["setting", "seconds", "arm", "metric"])
+    counts = np.arange(2, _MOST_SEEDS + 1)
+    # Half of an interval over n chips, in deviations: it falls with n, so the first n that is narrow enough is needed.
+    halves = stats.t.ppf((1 + CONFIDENCE) / 2, counts - 1) / np.sqrt(counts)
+    with np.errstate(divide="ignore"):
+        place = np.searchsorted(-halves, -half_width / frame["std"].to_numpy())
+    known = frame["std"].notna() & (place < len(counts))
+    frame["needed"] = np.where(known, counts[np.minimum(place, len(counts) - 1)], np.nan)
+    return _with_axes(study, frame)
+
+
+def goodness(study: Study) -> pd.DataFrame:
+    """Final scores with their axes, ``time`` and ``seed``, and ``good``: higher is better, logarithms where those count."""
+    scores = study.scores[study.scores["arm"].isin(FINAL)]
+    frame = study.settings[["setting", *study.varying]].merge(scores, on="setting").rename(columns={"seconds": "time"})
+    sign = np.array([1.0 if metric(name).higher_is_better else -1.0 for name in frame["metric"]])
+    with np.errstate(divide="ignore", invalid="ignore"):
+        value = np.where(_logarithmic(frame["metric"]), np.log(frame["value"]), frame["value"])
+    return frame.assign(good=sign * value)
+
+
+def _with_axes(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
+    axes = study.settings[["setting", *study.varying]]
+    joined = axes.merge(frame, on="setting").drop(columns="setting").rename(columns={"seconds": "time"})
+    for name in ("arm", "metric"):
+        joined[name] = joined[name].astype(str)
+    return joined
+
+
+def _plain_summary(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
+    groups = frame.groupby(by, dropna=False, sort=False)["value"]
+    rows = groups.apply(lambda values: _interval(values.to_numpy())).unstack().reset_index()
+    rows = rows.rename(columns={"cost": "mean"})
+    return rows[[*by, "mean", "low", "high", "n"]].astype({"n": int})
+
+
+def _interval(values: NDArray[np.float64]) -> dict[str, Any]:
+    from calibration.metrics import interval
+
+    if not len(values):
+        return {"cost": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    mean, low, high = interval(values.tolist())
+    return {"cost": mean, "low": low, "high": high, "n": len(values)}
+
+
+def _places(axis: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
+    return np.log10(np.maximum(values, _EARLIEST)) if axis == "time" else values
+
+
+def _numeric(column: pd.Series[Any]) -> bool:
+    return all(isinstance(value, int | float) and not isinstance(value, bool) for value in column.unique())
+
+
+def _equal(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
+    return column.isna() if value is None else column == value
+
+
+def _logarithmic(names: pd.Series[Any]) -> NDArray[np.bool_]:
+    known = {name: metric(str(name)).logarithmic for name in names.unique()}
+    return names.map(known).to_numpy(bool)

@@ -1,0 +1,61 @@
+"""The third job: how robust accuracy is, over a grid of any fields, with results that a reviewer can get again."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from calibration.progress import Progress
+from calibration.studies import design
+from calibration.studies.engine import compute, make_engine
+from calibration.studies.plan import resolve_plan
+from calibration.studies.results import Study
+from calibration.studies.store import Progressed, Store
+
+
+def study(
+    config: str | Path | Mapping[str, Any],
+    *,
+    store: str | Path,
+    engine: str = "local",
+    workers: int | None = None,
+    retry: bool = False,
+    loading: Progress | None = None,
+    progress: Callable[[Progressed], None] = lambda progressed: None,
+) -> Study:
+    """Compute every cell of a study that its store does not hold yet.
+
+    Everything is checked before anything is computed. A cell is known by a hash of all that decides its result, so one
+    that is done never runs again, whatever study it belongs to; one that raises is kept as failed, with its traceback.
+    Stop it when you like, and call it again to go on.
+
+    Args:
+        config: a YAML file, or the same as a mapping; docs/studies.md lists what may stand in it.
+        store: SQLite file of results, made if it is not there.
+        engine: ``"local"``: processes on this machine; ``"ray"``: a Ray cluster, the one that runs or one of its own.
+        workers: None: as many as there are cores.
+        retry: compute failed cells again.
+        loading: called while a model is converted for the first time.
+        progress: called with how far the study is whenever that changes.
+
+    Raises:
+        InputError: for a wrong configuration, a file that is not a store, and a store that another run is writing.
+    """
+    plan = resolve_plan(design.read(config), loading)
+    with Store(store, create=True) as kept:
+        kept.lock()
+        kept.enter(plan)
+        if retry:
+            kept.retry(plan.id)
+        pending = kept.pending(plan.id)
+        if pending:
+            computing = make_engine(engine, workers, plan)
+            try:
+                run = kept.begin(plan.id, plan.provenance(engine, computing.workers))
+                progress(kept.progress(plan.id))
+                compute(pending, plan, kept, computing, run, progress)
+                kept.end(run)
+            finally:
+                computing.close()
+    return Study(store, plan.id)
