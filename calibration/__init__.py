@@ -12,6 +12,8 @@ from calibration.ranges import InputRanges
 from calibration.recipe import Recipe
 from calibration.results import Calibration, Emulation, Measurement
 from calibration.step import Fitted, Stage, Step
+from calibration.studies.results import Study
+from calibration.study import study
 from calibration.tasks import Task
 
 __all__ = [
@@ -25,6 +27,7 @@ __all__ = [
     "Recipe",
     "Stage",
     "Step",
+    "Study",
     "Task",
     "TokenProtection",
     "calibrate",
@@ -32,5 +35,6 @@ __all__ = [
     "inspect_bundle",
     "load_bundle",
     "load_model",
+    "study",
     "tasks",
 ]

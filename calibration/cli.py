@@ -12,6 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from calibration import energy_command
+from calibration.studies.commands import STUDY_COMMANDS, add_study_commands
 from crossbar import InputError
 from crossbar.files import write_whole
 
@@ -172,6 +173,7 @@ _COMMANDS = {
     "refit": _refit,
     "export": _export,
     "doctor": _doctor,
+    **STUDY_COMMANDS,
 }
 
 
@@ -270,6 +272,8 @@ def _parser() -> _Parser:
         help="folder to write a deployment bundle to, or a .json file for the result alone",
     )
     commands.add_subcommand("calibrate", calibrate, help="accuracy before and after calibration")
+
+    add_study_commands(commands, _subcommand)
 
     refit = _subcommand("Compensate a bundle's drift anew at a later time, from read-outs of the chip, without data.")
     refit.add_argument("bundle", type=str, help="folder that calibrate wrote")

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -9,20 +10,25 @@ from typing import Any
 from calibration.progress import Progress
 from calibration.studies import design
 from calibration.studies.engine import compute, make_engine
-from calibration.studies.plan import resolve_plan
+from calibration.studies.plan import Cell, Plan, resolve_plan
 from calibration.studies.results import Study
 from calibration.studies.store import Progressed, Store
 
+Config = str | Path | Mapping[str, Any]
+Announce = Callable[[Plan, list[Cell], dict[str, float]], None]
+"""Called before anything is computed with the plan, the cells that are not finished, and `Store.rates`."""
+
 
 def study(
-    config: str | Path | Mapping[str, Any],
+    config: Config,
     *,
     store: str | Path,
     engine: str = "local",
     workers: int | None = None,
     retry: bool = False,
     loading: Progress | None = None,
-    progress: Callable[[Progressed], None] = lambda progressed: None,
+    announce: Announce = lambda plan, pending, rates: None,
+    progress: Callable[[Progressed], None] = lambda state: None,
 ) -> Study:
     """Compute every cell of a study that its store does not hold yet.
 
@@ -34,10 +40,11 @@ def study(
         config: a YAML file, or the same as a mapping; docs/studies.md lists what may stand in it.
         store: SQLite file of results, made if it is not there.
         engine: ``"local"``: processes on this machine; ``"ray"``: a Ray cluster, the one that runs or one of its own.
-        workers: None: as many as there are cores.
+        workers: None: one for each core.
         retry: compute failed cells again.
         loading: called while a model is converted for the first time.
-        progress: called with how far the study is whenever that changes.
+        announce: called before anything is computed.
+        progress: called with how far the study is, whenever that changes.
 
     Raises:
         InputError: for a wrong configuration, a file that is not a store, and a store that another run is writing.
@@ -48,7 +55,8 @@ def study(
         kept.enter(plan)
         if retry:
             kept.retry(plan.id)
-        pending = kept.pending(plan.id)
+        pending = _pending(plan, kept)
+        announce(plan, pending, kept.rates(plan))
         if pending:
             computing = make_engine(engine, workers, plan)
             try:
@@ -59,3 +67,28 @@ def study(
             finally:
                 computing.close()
     return Study(store, plan.id)
+
+
+def plan_study(
+    config: Config, store: str | Path, loading: Progress | None = None
+) -> tuple[Plan, list[Cell], dict[str, float]]:
+    """What `study` would announce, computing and writing nothing.
+
+    Raises:
+        InputError: as `study`.
+    """
+    plan = resolve_plan(design.read(config), loading)
+    if not Path(store).exists():
+        return plan, list(plan.cells.values()), {}
+    with Store(store) as kept:
+        return plan, _pending(plan, kept), kept.rates(plan)
+
+
+def default_workers() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0))
+
+
+def _pending(plan: Plan, store: Store) -> list[Cell]:
+    finished = store.finished()
+    return [cell for cell in plan.cells.values() if cell.id not in finished]

@@ -77,7 +77,8 @@ class Design:
             for sample in self.samples:
                 labels = {**on_grid, **sample}
                 values = copy.deepcopy(self.base)
-                assigned = [(field, labels[axis.name]) for axis in self.axes if axis.name in labels for field in axis.fields]
+                varied = [axis for axis in self.axes if axis.name in labels]
+                assigned = [(field, labels[axis.name]) for axis in varied for field in axis.fields]
                 for field, value in sorted(assigned, key=lambda pair: pair[0].count(".")):  # a whole before its parts
                     put(values, field, value)
                 yield labels, values
@@ -160,7 +161,7 @@ def _mapping(key: str, given: Any) -> dict[str, Any]:
 
 
 def _axis(name: str, given: Any) -> Axis:
-    """``field: [values]``, ``seed: 0..9``, or ``name: {fields: [...], values: [...]}`` for fields that vary together."""
+    """``field: [values]``, ``seed: 0..9``, or ``name: {fields: [...], values: [...]}`` for several together."""
     fields: Any = [name]
     values = given
     if isinstance(given, dict) and set(given) == {"fields", "values"}:
@@ -251,4 +252,3 @@ def _require_distinct(design: Design) -> None:
 
 def _same(value: Any) -> str:
     return json.dumps(value, sort_keys=True)
-

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Literal, Protocol, get_args
@@ -70,7 +71,7 @@ def make_engine(name: str, workers: int | None, plan: Plan) -> Engine:
     if name == "local":
         from calibration.studies.local import LocalEngine
 
-        return LocalEngine(plan.sources, workers, devices)
+        return LocalEngine(plan.sources, workers or len(os.sched_getaffinity(0)), devices)
     if name == "ray":
         from calibration.studies.ray_engine import RayEngine
 

@@ -3,7 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterable
+from collections.abc import Iterable, Mapping
+from statistics import fmean
 from typing import Any
 
 import torch
@@ -12,23 +13,34 @@ from calibration.studies.plan import Cell, Plan
 from calibration.studies.worker import Failed, Unit, Worker
 
 
-def estimate(plan: Plan, cells: Iterable[Cell], workers: int) -> float:
-    """Seconds that cells will take, from timing two chips of each kind of setup in this process.
+def estimate(plan: Plan, cells: Iterable[Cell], rates: Mapping[str, float], workers: int) -> float:
+    """Seconds that cells will take, from what cells of their kind took, or from timing two chips in this process.
 
     Setups are of one kind when model, task and recipe are the same. What is timed: making a setup ready, programming a
     chip, and a score. Workers also take some seconds each to start, which are left out.
+
+    Args:
+        plan: where the cells are from.
+        cells: those to come.
+        rates: seconds a cell of finished cells by setup.
+        workers: how many compute at a time.
 
     Raises:
         RuntimeError: when a cell that is timed fails; its failure is the message.
     """
     kinds: dict[str, list[Cell]] = defaultdict(list)
+    known: dict[str, list[float]] = defaultdict(list)
     for cell in cells:
         kinds[_kind(plan.setups[cell.setup])].append(cell)
-    threads = torch.get_num_threads()
+    for setup, rate in rates.items():
+        known[_kind(plan.setups[setup])].append(rate)
+    threads, total = torch.get_num_threads(), 0.0
     try:
-        return sum(_seconds(plan, members) for members in kinds.values()) / workers
+        for kind, members in kinds.items():
+            total += len(members) * fmean(known[kind]) if kind in known else _seconds(plan, members)
     finally:
         torch.set_num_threads(threads)
+    return total / workers
 
 
 def _kind(setup: dict[str, Any]) -> str:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import contextlib
 import json
 import os
 import subprocess
@@ -33,21 +34,21 @@ class LocalEngine:
 
     Args:
         sources: names or folders of models by fingerprint.
-        workers: None: as many as this process may use cores.
+        workers: how many.
         devices: where setups are computed.
 
     Raises:
         InputError: for ``cuda`` without one.
     """
 
-    def __init__(self, sources: Mapping[str, str], workers: int | None, devices: Iterable[str]) -> None:
+    def __init__(self, sources: Mapping[str, str], workers: int, devices: Iterable[str]) -> None:
         if "cuda" in devices:
             import torch
 
             if not torch.cuda.is_available():
                 raise InputError("device 'cuda' is not there: run the study on 'cpu', or where torch finds a GPU")
         self._sources = dict(sources)
-        self._running = [self._start() for _ in range(workers or len(os.sched_getaffinity(0)))]
+        self._running = [self._start() for _ in range(workers)]
 
     @property
     def workers(self) -> int:
@@ -85,7 +86,7 @@ class LocalEngine:
         # Threads of two workers that share cores would wait for each other; these are read when libraries load.
         threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
         environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
-        said = tempfile.TemporaryFile()
+        said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the worker is lost
         process = subprocess.Popen(
             [sys.executable, "-m", "calibration.studies.local", str(theirs.fileno()), json.dumps(self._sources)],
             pass_fds=[theirs.fileno()],
@@ -140,7 +141,5 @@ def serve(pipe: Connection, sources: Mapping[str, str]) -> None:
 
 if __name__ == "__main__":
     os.environ["HF_HUB_OFFLINE"] = "1"
-    try:
+    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the study has ended
         serve(Connection(int(sys.argv[1])), json.loads(sys.argv[2]))
-    except (EOFError, BrokenPipeError, ConnectionResetError):
-        pass  # the study has ended

@@ -18,7 +18,7 @@ from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.studies.design import Design
 from calibration.studies.fields import Job, resolve
-from crossbar import InputError, convert, presets
+from crossbar import convert, presets
 
 _VERSIONS = ("ohmformer", "torch", "numpy", "scipy", "transformers", "aihwkit")
 
@@ -200,5 +200,3 @@ def _version(name: str) -> str | None:
         return metadata.version(name)
     except metadata.PackageNotFoundError:
         return None
-
-

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Callable
 from dataclasses import dataclass
 from functools import cached_property
 from pathlib import Path
@@ -50,13 +49,11 @@ class StoredAxis:
 
 def level(axis: str, value: Any) -> str:
     """A value of an axis as text."""
-    if value is None:
-        return "none"
     if axis == "time":
         return format_seconds(value)
     if isinstance(value, float):
         return f"{value:.4g}"
-    return value if isinstance(value, str) else json.dumps(value)
+    return str(plain(value))
 
 
 class Study:
@@ -103,7 +100,7 @@ class Study:
         """
         rows = self._rows(query)
         axes = [json.loads(row[1]) for row in rows]
-        frame = pd.DataFrame({axis: [_plain(a[axis]) for a in axes] for axis in self.varying}, dtype=object)
+        frame = pd.DataFrame({axis: [plain(a[axis]) for a in axes] for axis in self.varying}, dtype=object)
         frame.insert(0, "setting", [row[0] for row in rows])
         for name, position in (("setup", 2), ("digital_setup", 3)):
             frame[name] = [row[position] for row in rows]
@@ -191,7 +188,8 @@ class Study:
             SELECT reason, count(*), seconds, seed FROM members JOIN cells ON cell = key
             WHERE study = ? AND status = 'failed' GROUP BY reason ORDER BY count(*) DESC
         """
-        return self._rows(query)
+        rows: list[tuple[str, int, float | None, int | None]] = self._rows(query)
+        return rows
 
     def runs(self) -> list[tuple[str, str | None, dict[str, Any]]]:
         """When runs began and ended, and where and with what they computed."""
@@ -214,6 +212,16 @@ class Study:
 
         write_report(self, Path(path))
 
+    def write_figures(self, folder: str | Path) -> list[Path]:
+        """Write every figure of the report as SVG and as PDF; returns the files.
+
+        Raises:
+            InputError: for a folder that cannot be made.
+        """
+        from calibration.studies import figures
+
+        return figures.write(self, Path(folder))
+
     def export(self, path: str | Path) -> None:
         """Write every score with its axes as ``.csv`` or ``.parquet``, by the name's end.
 
@@ -234,8 +242,8 @@ class Study:
             return kept.connection.execute(query, (self.id,)).fetchall()
 
 
-def _plain(value: Any) -> Any:
-    """Something that tables can sort and group by."""
+def plain(value: Any) -> Any:
+    """Something that tables can sort and group by: numbers and texts stay, nothing at all is ``"none"``."""
+    if value is None:
+        return "none"
     return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
-
-

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.metrics import CONFIDENCE, metric
-from calibration.studies.results import FINAL, Study
-from crossbar import InputError
+from calibration.studies.results import FINAL, Study, plain
+from crossbar import InputError, to_seconds
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -33,8 +33,8 @@ def table(study: Study) -> pd.DataFrame:
 def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     """Mean, 95% Student-t interval, number and deviation of groups; logarithmic where the metric is.
 
-    Columns: ``by``, which has ``metric`` among it, then ``mean, low, high, n, std``; ``std`` is of logarithms where means
-    are geometric.
+    Columns: ``by``, which has ``metric`` among it, then ``mean, low, high, n, std``; ``std`` is of logarithms where
+    means are geometric.
     """
     from scipy import stats
 
@@ -58,13 +58,13 @@ def differences(study: Study, axis: str, first: Any, second: Any) -> pd.DataFram
         names = ", ".join(known.name for known in study.axes if known.name != "seed")
         raise InputError(f"axis {axis!r} does not vary in this study: choose one of {names}")
     frame = goodness(study)
-    levels = {name: frame[_equal(frame[axis], name)] for name in (first, second)}
-    for value, part in levels.items():
+    parts = [frame[frame[axis] == (to_seconds(value) if axis == "time" else plain(value))] for value in (first, second)]
+    for value, part in zip((first, second), parts, strict=True):
         if part.empty:
             raise InputError(f"axis {axis!r} has no finished cell at {value!r}: choose one of its values")
     others = [name for name in (*study.varying, "time") if name != axis]
     keys = [*others, "seed", "metric"]
-    joined = levels[first].merge(levels[second], on=keys, suffixes=("_first", "_second"))
+    joined = parts[0].merge(parts[1], on=keys, suffixes=("_first", "_second"))
     joined["value"] = joined["good_second"] - joined["good_first"]
     joined["metric"] = joined["metric"].astype(str)
     by = [*others, "metric"]
@@ -98,7 +98,7 @@ def _cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
     by_chip = levels.groupby(["seed", "level"], sort=False)["good"].mean().unstack()
     means = by_chip.mean()
     best, worst = means.idxmax(), means.idxmin()
-    values = {name: group.iloc[0] for name, group in levels.groupby("level", sort=False)[axis]}
+    values = dict(zip(levels["level"], levels[axis], strict=True))
     cost = _interval((by_chip[best] - by_chip[worst]).dropna().to_numpy())
     slope = np.nan
     if _numeric(frame[axis]):
@@ -138,7 +138,7 @@ def seeds_needed(study: Study, half_width: float) -> pd.DataFrame:
 
 
 def goodness(study: Study) -> pd.DataFrame:
-    """Final scores with their axes, ``time`` and ``seed``, and ``good``: higher is better, logarithms where those count."""
+    """Final scores with axes, ``time`` and ``seed``, and ``good``: higher is better, logarithms where those count."""
     scores = study.scores[study.scores["arm"].isin(FINAL)]
     frame = study.settings[["setting", *study.varying]].merge(scores, on="setting").rename(columns={"seconds": "time"})
     sign = np.array([1.0 if metric(name).higher_is_better else -1.0 for name in frame["metric"]])
@@ -177,10 +177,6 @@ def _places(axis: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _numeric(column: pd.Series[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in column.unique())
-
-
-def _equal(column: pd.Series[Any], value: Any) -> pd.Series[bool]:
-    return column.isna() if value is None else column == value
 
 
 def _logarithmic(names: pd.Series[Any]) -> NDArray[np.bool_]:

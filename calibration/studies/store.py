@@ -12,7 +12,7 @@ from typing import Any
 
 from filelock import FileLock, Timeout
 
-from calibration.studies.plan import Cell, Plan, now
+from calibration.studies.plan import Plan, now
 from calibration.studies.schema import MIGRATIONS
 from calibration.studies.worker import Failed, Scored
 from crossbar import InputError
@@ -132,10 +132,7 @@ class Store:
             on.execute("DELETE FROM settings WHERE study = ?", (study,))
             on.executemany(
                 "INSERT INTO settings VALUES (?, ?, ?, ?, ?)",
-                (
-                    (study, position, json.dumps(s.axes), s.setup, s.digital)
-                    for position, s in enumerate(plan.settings)
-                ),
+                ((study, position, json.dumps(s.axes), s.setup, s.digital) for position, s in enumerate(plan.settings)),
             )
             on.executemany(
                 "INSERT INTO members SELECT ?, key FROM cells WHERE id = ?", ((study, cell) for cell in plan.cells)
@@ -153,14 +150,14 @@ class Store:
         """Note that a run ended by itself."""
         self.connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (now(), run))
 
-    def pending(self, study: str) -> list[Cell]:
-        """Cells that neither are done nor failed, as planned."""
-        rows = self.connection.execute(
-            "SELECT id, setup, seconds, seed FROM members JOIN cells ON cell = key "
-            "WHERE study = ? AND status = 'pending' ORDER BY key",
-            (study,),
-        )
-        return [Cell(*row) for row in rows]
+    def rates(self, plan: Plan) -> dict[str, float]:
+        """Seconds that a finished cell took on average, by setup of a plan."""
+        rows = self.connection.execute("SELECT setup, avg(took) FROM cells WHERE status = 'done' GROUP BY setup")
+        return {setup: rate for setup, rate in rows if setup in plan.setups}
+
+    def finished(self) -> set[str]:
+        """Ids of all cells that are done or failed."""
+        return {row[0] for row in self.connection.execute("SELECT id FROM cells WHERE status != 'pending'")}
 
     def retry(self, study: str) -> int:
         """Make failed cells pending again; returns how many."""
@@ -193,8 +190,8 @@ class Store:
 
     def lose(self, cell: str) -> int:
         """Note that a worker was lost with a cell; returns how often that happened."""
-        row = self.connection.execute("UPDATE cells SET lost = lost + 1 WHERE id = ? RETURNING lost", (cell,)).fetchone()
-        return int(row[0])
+        query = "UPDATE cells SET lost = lost + 1 WHERE id = ? RETURNING lost"
+        return int(self.connection.execute(query, (cell,)).fetchone()[0])
 
     def progress(self, study: str) -> Progressed:
         """How far a study is."""

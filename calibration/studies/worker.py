@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import time
 import traceback
+from collections import Counter
 from collections.abc import Callable, Iterator
 from dataclasses import dataclass
 from typing import Any
@@ -21,8 +22,8 @@ from crossbar import Hardware, Ledger, age, new_chip, program, reset_gains
 Scores = dict[str, dict[str, float]]
 """Metrics by arm."""
 
-Counts = dict[str, dict[str, int]]
-"""Counters of one evaluation by part, and of calibration."""
+Counts = dict[str, Any]
+"""``parts``: as `calibration.Emulation.counts`; ``ledger``: name, bits and count of all that one evaluation takes."""
 
 
 @dataclass(frozen=True)
@@ -50,7 +51,7 @@ class Scored:
         seconds: which of the unit's times.
         scores: metrics by arm.
         took: seconds of computing, with the shared work that this cell came first to.
-        counts: as `calibration.Emulation.counts`, the same for each cell of a setup.
+        counts: what an evaluation takes, the same for each cell of a setup.
     """
 
     seconds: float | None
@@ -105,8 +106,8 @@ class Worker:
 class _Setup:
     """A model on its tiles with its task and recipe, ready for any chip at any time.
 
-    What is shared is done once: the copy on tiles, the steps before programming, and a chip's programming as long as the
-    next score is of the same chip.
+    What is shared is done once: the copy on tiles, the steps before programming, and a chip's programming as long as
+    the next score is of the same chip.
     """
 
     def __init__(self, values: dict[str, Any], loaded: Loaded) -> None:
@@ -117,6 +118,7 @@ class _Setup:
         self._experiment = Experiment.prepare(network, task, hardware, values["pattern"], *layers)
         self._recipe = None if values["recipe"] is None else make_recipe(values["recipe"]["given"])
         self._programmed: int | None = None
+        self._ledger: list[tuple[str, int | None, int]] = []
         if self._recipe is not None:
             self._staircase, self._wait = values["staircase"], values["wait"]
             self._batches = list(task.batches("calibration"))
@@ -128,7 +130,7 @@ class _Setup:
     @property
     def counts(self) -> Counts:
         """What was counted so far."""
-        return self._experiment.counts
+        return {"parts": self._experiment.counts, "ledger": self._ledger}
 
     def score(self, seed: int | None, seconds: float | None) -> Scores:
         """Scores by arm, of a chip at a time or of the digital model."""
@@ -150,9 +152,9 @@ class _Setup:
             self._programmed = seed
         if self._recipe is None:
             age(model, seconds)
-            self._experiment.score("analog", seed, seconds)
+            self._evaluate("analog", seed, seconds)
             return
-        first = "calibration" not in self.counts
+        first = "calibration" not in self._experiment.counts
         reset_gains(model)
         for index in range(max(len(self._written) - 1, 0), len(self._recipe.steps)):
             step = self._recipe.steps[index]
@@ -165,4 +167,15 @@ class _Setup:
                     self._experiment.count("calibration", ledger)
             if self._staircase or index == len(self._recipe.steps) - 1:
                 age(model, seconds + self._wait)
-                self._experiment.score(self._arms[index], seed, seconds + self._wait, fitted=seconds)
+                self._evaluate(self._arms[index], seed, seconds + self._wait, fitted=seconds)
+
+    def _evaluate(self, arm: str, seed: int, seconds: float, fitted: float | None = None) -> None:
+        if self._ledger:
+            self._experiment.score(arm, seed, seconds, fitted)
+            return
+        with Ledger(self._experiment.analog) as ledger:
+            self._experiment.score(arm, seed, seconds, fitted)
+        totals: Counter[tuple[str, int | None]] = Counter()
+        for counts in ledger.by_layer.values():
+            totals.update({(counted.name, counted.bits): number for counted, number in counts.items()})
+        self._ledger = [(name, bits, number) for (name, bits), number in totals.items()]

@@ -1,0 +1,145 @@
+"""The commands ``study``, ``report`` and ``export``."""
+
+from __future__ import annotations
+
+import sys
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+from jsonargparse import Namespace
+from rich.console import Console
+from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
+
+if TYPE_CHECKING:
+    from calibration.studies.plan import Cell, Plan
+    from calibration.studies.store import Progressed
+
+
+def add_study_commands(commands: Any, subcommand: Callable[[str], Any]) -> None:
+    """Add the three to a parser's subcommands."""
+    study = subcommand("Compute a grid of cells that a YAML file describes; what is in the store already stays.")
+    study.add_argument("study", type=str, help="YAML file; docs/studies.md says what stands in it")
+    study.add_argument("--store", type=str | None, default=None, help="results (default: the YAML's name, .sqlite)")
+    study.add_argument("--engine", type=str, default="local", help="local processes, or ray")
+    study.add_argument("--workers", type=int | None, default=None, help="how many (default: one for each core)")
+    study.add_argument("--dry-run", action="store_true", help="check, count cells and estimate the time only")
+    study.add_argument("--retry", action="store_true", help="compute failed cells again")
+    commands.add_subcommand("study", study, help="a grid over any field, resumable, with intervals")
+
+    report = subcommand("Write what a store holds as one HTML page that needs nothing else.")
+    report.add_argument("store", type=str, help="file that `ohmformer study` wrote")
+    report.add_argument("--out", type=str | None, default=None, help="page (default: the store's name, .html)")
+    report.add_argument("--figures", type=str | None, default=None, help="folder for the figures as SVG and PDF too")
+    commands.add_subcommand("report", report, help="the report of a study as an HTML page")
+
+    export = subcommand("Write every score of a store as a table.")
+    export.add_argument("store", type=str, help="file that `ohmformer study` wrote")
+    export.add_argument("out", type=str, help="table, .csv or .parquet")
+    commands.add_subcommand("export", export, help="the scores of a study as CSV or Parquet")
+
+
+def run_study(options: Namespace) -> int:
+    """``ohmformer study``: 0 if every cell is done, 1 if some failed, 130 when it was stopped."""
+    from calibration.console import progress_bar
+    from calibration.study import default_workers, plan_study, study
+
+    terminal = Console(highlight=False, soft_wrap=True)
+    store = Path(options.store or Path(options.study).with_suffix(".sqlite").name)
+    workers = options.workers or default_workers()
+    if options.dry_run:
+        with progress_bar("study") as loading:
+            plan, pending, rates = plan_study(options.study, store, loading)
+        _announce(terminal, plan, pending, rates, workers)
+        return 0
+    with progress_bar("study") as loading, _cells_bar() as progress:
+        try:
+            found = study(
+                options.study,
+                store=store,
+                engine=options.engine,
+                workers=workers,
+                retry=options.retry,
+                loading=loading,
+                announce=lambda plan, pending, rates: _announce(terminal, plan, pending, rates, workers),
+                progress=progress,
+            )
+        except KeyboardInterrupt:
+            said = "ohmformer: stopped; what is done is kept, and the same command goes on from there"
+            Console(stderr=True, highlight=False, soft_wrap=True).print(said)
+            return 130
+    state = found.progress
+    terminal.print(f"{state.done:,} of {state.total:,} cells are done in {store}; ohmformer report {store} shows them")
+    for reason, count, _, _ in found.failures():
+        terminal.print(f"{count:,} failed: {reason}", style="red")
+    if state.failed:
+        terminal.print("--retry computes failed cells again")
+    return int(state.failed > 0)
+
+
+def run_report(options: Namespace) -> int:
+    """``ohmformer report``: writes the page, and figures if they are asked for."""
+    from calibration.studies.results import Study
+
+    study = Study(options.store)
+    page = Path(options.out or Path(options.store).with_suffix(".html").name)
+    study.report(page)
+    terminal = Console(highlight=False, soft_wrap=True)
+    terminal.print(str(page))
+    if options.figures is not None:
+        for path in study.write_figures(options.figures):
+            terminal.print(str(path))
+    return 0
+
+
+def run_export(options: Namespace) -> int:
+    """``ohmformer export``."""
+    from calibration.studies.results import Study
+
+    Study(options.store).export(options.out)
+    return 0
+
+
+STUDY_COMMANDS: dict[str, Callable[[Namespace], int]] = {"study": run_study, "report": run_report, "export": run_export}
+
+
+def _announce(terminal: Console, plan: Plan, pending: list[Cell], rates: dict[str, float], workers: int) -> None:
+    """Print how many cells there are and how long those that are not done will take."""
+    from calibration.studies.estimate import estimate
+
+    line = f"{plan.design.title}: {len(plan.cells):,} cells, {len(plan.cells) - len(pending):,} of them finished"
+    if pending:
+        seconds = estimate(plan, pending, rates, workers)
+        line += f"; about {_duration(seconds)} on {workers} worker{'s' if workers > 1 else ''}"
+    terminal.print(line)
+
+
+def _duration(seconds: float) -> str:
+    """A time that people wait."""
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
+
+
+@contextmanager
+def _cells_bar() -> Iterator[Callable[[Progressed], None]]:
+    """A progress bar on standard error: cells done and failed, time left."""
+    terminal = Console(file=sys.stderr)
+    columns = (
+        TextColumn("cells"),
+        BarColumn(),
+        MofNCompleteColumn(),
+        TextColumn("{task.fields[failed]} failed"),
+        TimeElapsedColumn(),
+        TextColumn("left"),
+        TimeRemainingColumn(),
+    )
+    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("cells", total=None, failed=0, visible=False)
+
+        def show(state: Progressed) -> None:
+            bar.update(task, completed=state.done + state.failed, total=state.total, failed=state.failed, visible=True)
+
+        yield show

@@ -1,0 +1,72 @@
+"""What accuracy costs: energy of an evaluation, the part of token pairs that attend, and settings that none beats."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+
+from calibration.metrics import metric
+from calibration.studies.results import FINAL, Study
+from crossbar import Ledger, price
+from crossbar.prices import DEFAULT
+
+if TYPE_CHECKING:
+    import pandas as pd
+
+
+def pareto(study: Study, book: str = DEFAULT) -> pd.DataFrame:
+    """Accuracy at the reference time, energy and density of each setting.
+
+    Columns: the axes, ``arm``, ``mean``, ``energy`` (µJ an evaluation, by the price book), ``density`` (attended pairs
+    over those of dense attention; NaN where a model's own attention was left alone and nothing was counted) and
+    ``best``: whether no other setting is at least as good in all three and better in one.
+    """
+    table = study.table()
+    table = table[(table["metric"] == study.primary) & table["arm"].isin(FINAL)]
+    table = table[table["time"] == reference_time(study, table)].copy()
+    costs = study.settings[study.varying].copy()
+    costs["energy"] = [energy(counts, book) for counts in study.settings["counts"]]
+    costs["density"] = [
+        density(own, base) for own, base in zip(study.settings["counts"], study.settings["digital_counts"], strict=True)
+    ]
+    table = table.merge(costs, on=study.varying) if study.varying else table.merge(costs, how="cross")
+    sign = 1.0 if metric(study.primary).higher_is_better else -1.0
+    table["best"] = not_dominated(
+        np.column_stack([-sign * table["mean"], table["energy"], table["density"].fillna(1.0)]).astype(float)
+    )
+    return table[[*study.varying, "arm", "mean", "low", "high", "n", "energy", "density", "best"]]
+
+
+def reference_time(study: Study, table: pd.DataFrame) -> float:
+    """The time that pictures at one time show."""
+    known = next((axis.reference for axis in study.axes if axis.name == "time" and not axis.drawn), None)
+    times = sorted(table["time"].dropna().unique())
+    return float(known) if known in times else float(times[-1])
+
+
+def energy(counts: dict[str, Any], book: str) -> float:
+    """Microjoules of one evaluation; NaN where nothing was counted yet."""
+    if not counts.get("ledger"):
+        return np.nan
+    ledger = Ledger()
+    for name, bits, number in counts["ledger"]:
+        ledger.add("all", name, number, bits)
+    return float(price(ledger, book).total.pj) / 1e6
+
+
+def density(own: dict[str, Any], base: dict[str, Any]) -> float:
+    """Attended pairs over those of dense attention; NaN where they were not counted."""
+    gated = own.get("parts", {}).get("attention", {}).get("attended_pairs")
+    dense = base.get("parts", {}).get("dense attention", {}).get("attended_pairs")
+    return gated / dense if gated and dense else np.nan
+
+
+def not_dominated(costs: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
+    """Which rows of ``[n, k]`` costs no other row beats: nowhere worse, somewhere better. NaN rows are beaten."""
+    best = np.isfinite(costs).all(axis=1)
+    for k in np.flatnonzero(best):
+        if best[k]:
+            beaten = (costs >= costs[k]).all(axis=1) & (costs > costs[k]).any(axis=1)
+            best &= ~beaten
+    return best
