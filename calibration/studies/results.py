@@ -90,7 +90,7 @@ class Study:
 
     @cached_property
     def settings(self) -> pd.DataFrame:
-        """One row a combination of axes but time and seed: their values, ``setup``, ``digital``, ``fields``, counts."""
+        """One row a combination of axes but time and seed: their values, ``setup``, its ``fields`` and so on."""
         import pandas as pd
 
         query = """
@@ -104,6 +104,8 @@ class Study:
         frame.insert(0, "setting", [row[0] for row in rows])
         for name, position in (("setup", 2), ("digital_setup", 3)):
             frame[name] = [row[position] for row in rows]
+        recipes = [json.loads(row[4])["recipe"] for row in rows]
+        frame["steps"] = [tuple(step["step"] for step in recipe["steps"]) if recipe else () for recipe in recipes]
         for name, position in (("fields", 4), ("counts", 5), ("digital_counts", 6)):
             frame[name] = [json.loads(row[position] or "{}") for row in rows]
         return frame
@@ -144,8 +146,8 @@ class Study:
     def table(self) -> pd.DataFrame:
         """Mean and 95% Student-t interval over chips, for each combination, time, arm and metric.
 
-        Columns: the axes, ``time`` (s), ``arm``, ``metric``, ``mean``, ``low``, ``high``, ``n`` and ``digital``, the
-        score of the digital model with the same pattern. Of perplexity all are taken of logarithms.
+        Columns: the axes, ``steps`` of the recipe, ``time`` (s), ``arm``, ``metric``, ``mean``, ``low``, ``high``, ``n``
+        and ``digital``, the score of the digital model with the same pattern. Of perplexity all are taken of logarithms.
         """
         from calibration.studies import statistics
 

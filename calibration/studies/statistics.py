@@ -11,6 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.metrics import CONFIDENCE, metric
+from calibration.plots import EARLIEST
 from calibration.studies.results import FINAL, Study, plain
 from crossbar import InputError, to_seconds
 
@@ -18,7 +19,6 @@ if TYPE_CHECKING:
     import pandas as pd
     from numpy.typing import NDArray
 
-_EARLIEST = 20.0  # s: where 0 s stands on a logarithmic axis of time
 _MOST_SEEDS = 10_000
 
 
@@ -148,7 +148,7 @@ def goodness(study: Study) -> pd.DataFrame:
 
 
 def _with_axes(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
-    axes = study.settings[["setting", *study.varying]]
+    axes = study.settings[["setting", *study.varying, "steps"]]
     joined = axes.merge(frame, on="setting").drop(columns="setting").rename(columns={"seconds": "time"})
     for name in ("arm", "metric"):
         joined[name] = joined[name].astype(str)
@@ -172,7 +172,7 @@ def _interval(values: NDArray[np.float64]) -> dict[str, Any]:
 
 
 def _places(axis: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
-    return np.log10(np.maximum(values, _EARLIEST)) if axis == "time" else values
+    return np.log10(np.maximum(values, EARLIEST)) if axis == "time" else values
 
 
 def _numeric(column: pd.Series[Any]) -> bool:

@@ -22,7 +22,7 @@ def pareto(study: Study, book: str = DEFAULT) -> pd.DataFrame:
     over those of dense attention; NaN where a model's own attention was left alone and nothing was counted) and
     ``best``: whether no other setting is at least as good in all three and better in one.
     """
-    table = study.table()
+    table = study.table().drop(columns="steps")
     table = table[(table["metric"] == study.primary) & table["arm"].isin(FINAL)]
     table = table[table["time"] == reference_time(study, table)].copy()
     costs = study.settings[study.varying].copy()

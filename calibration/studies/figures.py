@@ -1,0 +1,293 @@
+"""The figures of a study: drawn for a phone's width, in colours, markers and lines that colour-blind readers tell apart."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import numpy as np
+
+from calibration.metrics import metric
+from calibration.plots import EARLIEST, vertical
+from calibration.studies import tradeoffs
+from calibration.studies.results import FINAL, StoredAxis, Study, level, plain
+from crossbar import InputError, format_seconds
+
+if TYPE_CHECKING:
+    import pandas as pd
+    from matplotlib.axes import Axes
+    from matplotlib.figure import Figure
+
+# Okabe and Ito's palette.
+_COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
+_MARKERS = ("o", "s", "^", "D", "v", "P")
+_WIDTH = 4.8  # inches: about a phone's, so that its letters stay readable there
+_MOST_POINTS = 2000
+_STYLE = {"font.size": 9, "legend.fontsize": 8, "svg.hashsalt": "ohmformer", "axes.titlesize": 10}
+
+COMPENSATION, TRAINING = ("DriftCompensation",), ("Finetune",)
+"""Steps that make a recipe one with compensation, and one with training."""
+
+
+class Drawn(NamedTuple):
+    """A figure of the report.
+
+    Attributes:
+        name: of its file.
+        title: above it.
+        note: what it shows and what it leaves out, in words; also its text for screen readers.
+        figure: itself.
+    """
+
+    name: str
+    title: str
+    note: str
+    figure: Figure
+
+
+def draw_all(study: Study) -> Iterator[Drawn]:
+    """Every figure of the report, in its order."""
+    import matplotlib as mpl
+
+    table = study.table()
+    table = table[table["metric"] == study.primary]
+    with mpl.rc_context(_STYLE):
+        for axis in _sliced(study):
+            figure, panel = _figure()
+            _over_time(panel, study, table, axis)
+            yield Drawn(f"over-time-{_slug(axis)}", f"Over time, by {axis.label}", _slice_note(study, axis), figure)
+        yield two_by_two(study, table)
+        yield staircase(study, table)
+        yield sensitivity(study)
+        yield pareto(study)
+
+
+def accuracy_over_time(study: Study) -> Figure:
+    """A panel for each axis that is sliced; `calibration.studies.results.Study.plot`."""
+    import matplotlib as mpl
+    from matplotlib.figure import Figure
+
+    table = study.table()
+    table = table[table["metric"] == study.primary]
+    axes = _sliced(study)
+    with mpl.rc_context(_STYLE):
+        figure = Figure(figsize=(_WIDTH * len(axes), 3.4), layout="constrained")
+        for panel, axis in zip(figure.subplots(1, len(axes), squeeze=False)[0], axes, strict=True):
+            _over_time(panel, study, table, axis)
+    return figure
+
+
+def write(study: Study, folder: Path) -> list[Path]:
+    """`calibration.studies.results.Study.write_figures`."""
+    try:
+        folder.mkdir(parents=True, exist_ok=True)
+    except OSError as error:
+        raise InputError(f"folder {str(folder)!r} cannot be made ({error.strerror}): give another") from None
+    paths = []
+    for drawn in draw_all(study):
+        for kind in ("svg", "pdf"):
+            path = folder / f"{drawn.name}.{kind}"
+            partial = path.with_name(f".{path.name}.partial")
+            drawn.figure.savefig(partial, format=kind, metadata={"Date" if kind == "svg" else "CreationDate": None})
+            partial.replace(path)
+            paths.append(path)
+    return paths
+
+
+def _sliced(study: Study) -> list[StoredAxis]:
+    """Axes with a panel over time: those on the grid but time and seed; the recipe is in every panel."""
+    axes = [axis for axis in study.axes if axis.name not in ("time", "seed") and not axis.drawn]
+    others = [axis for axis in axes if axis.fields != ("recipe",)]
+    return others or axes or [StoredAxis("all", (), ("all",), "all", False)]
+
+
+def _slice_note(study: Study, axis: StoredAxis) -> str:
+    named = [f"{other.label} {other.level(other.reference)}" for other in held(study, axis)]
+    note = f"Mean {study.primary} against time since programming, bands for 95% intervals over chips"
+    note += ", dashed lines for the digital model"
+    note += "; solid: with a recipe, fitted at the time shown and scored later; dotted: as programmed"
+    if named:
+        note += f". Held at: {', '.join(named)}"
+    if any(other.drawn for other in study.axes):
+        note += ". Axes drawn at random are averaged over"
+    return f"{note}."
+
+
+def held(study: Study, varied: StoredAxis | None = None) -> list[StoredAxis]:
+    """Axes that pictures hold at their reference: those of the grid but time, seed, recipe and ``varied``."""
+    free = ("time", "seed") if varied is None else ("time", "seed", varied.name)
+    return [axis for axis in study.axes if axis.name not in free and not axis.drawn and axis.fields != ("recipe",)]
+
+
+def at_reference(study: Study, table: pd.DataFrame, varied: StoredAxis | None = None) -> pd.DataFrame:
+    """Rows at the reference of every axis that is `held`."""
+    for axis in held(study, varied):
+        table = table[table[axis.name] == plain(axis.reference)]
+    return table
+
+
+def _over_time(panel: Axes, study: Study, table: pd.DataFrame, axis: StoredAxis) -> None:
+    rows = at_reference(study, table[table["arm"].isin(FINAL)], axis)
+    levels = list(axis.values)
+    if len(levels) > len(_COLOURS):
+        levels = [levels[round(k)] for k in np.linspace(0, len(levels) - 1, len(_COLOURS))]
+    for k, value in enumerate(levels):
+        colour, marker, name = _COLOURS[k], _MARKERS[k], f"{axis.label} {axis.level(value)}"
+        own = rows if not axis.fields else rows[rows[axis.name] == plain(value)]
+        for digital in own["digital"].dropna().unique():
+            panel.axhline(digital, color=colour, linestyle="--", linewidth=0.8, alpha=0.7)
+        for arm, part in own.groupby("arm", sort=False):
+            style = {"analog": ":"}.get(str(arm), "-")
+            _line(panel, part, label=f"{name}, {arm}", color=colour, marker=marker, linestyle=style)
+    _time_axis(panel, study, rows)
+    panel.legend(frameon=False, ncols=1 if len(levels) < 3 else 2, loc="lower left")
+
+
+def _line(panel: Axes, rows: pd.DataFrame, **style: Any) -> None:
+    rows = rows.groupby("time", as_index=False)[["mean", "low", "high"]].mean().sort_values("time")
+    x = np.maximum(rows["time"], EARLIEST)
+    panel.plot(x, rows["mean"], markersize=4, linewidth=1.2, **style)
+    panel.fill_between(x, rows["low"], rows["high"], color=style["color"], alpha=0.15, linewidth=0)
+
+
+def _time_axis(panel: Axes, study: Study, rows: pd.DataFrame) -> None:
+    places = sorted(rows["time"].unique())
+    panel.set_xscale("log")
+    panel.set_xticks([max(t, EARLIEST) for t in places[:8]], [format_seconds(t) for t in places[:8]])
+    panel.xaxis.minorticks_off()
+    panel.set_xlabel("time since programming")
+    low = rows[["low", "mean", "digital"]].min().min() if len(rows) else 0.0
+    vertical(panel, study.primary, float(low))
+    panel.grid(alpha=0.3)
+
+
+def two_by_two(study: Study, table: pd.DataFrame) -> Drawn:
+    """Training by compensation: whichever of the four the store holds, and which it lacks."""
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
+    panels = figure.subplots(2, 2, sharex=True, sharey=True)
+    rows = at_reference(study, table[table["arm"].isin(FINAL)])
+    missing = []
+    for training in (False, True):
+        for compensation in (False, True):
+            panel = panels[int(training)][int(compensation)]
+            name = f"{'training' if training else 'no training'}, {'' if compensation else 'no '}compensation"
+            part = rows[[_parts(steps) == (training, compensation) for steps in rows["steps"]]]
+            panel.set_title(name)
+            for k, (steps, own) in enumerate(part.groupby("steps", sort=False)):
+                text = ", ".join(steps) or "as programmed"
+                _line(panel, own, label=text, color=_COLOURS[k % 6], marker=_MARKERS[k % 6])
+            for digital in part["digital"].dropna().unique():
+                panel.axhline(digital, color="#000000", linestyle="--", linewidth=0.8)
+            if part.empty:
+                missing.append(name)
+                panel.text(0.5, 0.5, "no such cells\nin this store", ha="center", va="center", transform=panel.transAxes)
+                panel.grid(alpha=0.3)
+            else:
+                _time_axis(panel, study, rows)
+                panel.legend(frameon=False, loc="lower left")
+    for panel in panels.flat:
+        panel.label_outer()
+    note = f"{study.primary} over time, with and without training (a recipe with {', '.join(TRAINING)}) and compensation "
+    note += f"({', '.join(COMPENSATION)}), at the reference of the other axes; dashed: the digital model. "
+    note += f"Not in this store: {'; '.join(missing)}." if missing else "All four are in this store."
+    return Drawn("two-by-two", "Training × compensation", note, figure)
+
+
+def _parts(steps: tuple[str, ...]) -> tuple[bool, bool]:
+    """Whether a recipe trains, and whether it compensates."""
+    return any(step in TRAINING for step in steps), any(step in COMPENSATION for step in steps)
+
+
+def staircase(study: Study, table: pd.DataFrame) -> Drawn:
+    """From digital to programmed to each step of the recipe, at the reference of all axes."""
+    figure, panel = _figure(3.0)
+    time = tradeoffs.reference_time(study, table)
+    rows = at_reference(study, table[table["time"] == time])
+    settings = at_reference(study, study.settings)
+    digital = study.digital[study.digital["metric"] == study.primary]
+    digital = digital[digital["setting"].isin(settings["setting"])].drop_duplicates("arm")
+    bars = [(str(row.arm), row.value, row.value, row.value) for row in digital.itertuples()]
+    bars.sort(key=lambda bar: bar[0] != "digital dense")
+    order = {"analog": 0, "calibrated": 2}
+    found = rows.drop_duplicates(["arm"]).sort_values("arm", key=lambda arms: arms.map(lambda a: order.get(a, 1)), kind="stable")
+    bars += [(str(row.arm), row.mean, row.low, row.high) for row in found.itertuples()]
+    for k, (arm, mean, low, high) in enumerate(bars):
+        colour = "#000000" if arm.startswith("digital") else _COLOURS[1] if arm == "analog" else _COLOURS[0]
+        panel.barh(k, mean, color=colour, alpha=0.25 if arm.startswith("after") else 0.45)
+        if high > low:
+            panel.errorbar(mean, k, xerr=[[mean - low], [high - mean]], color=colour, capsize=3)
+        panel.annotate(f"{mean:.3g}", (mean, k), xytext=(3, 5), textcoords="offset points", fontsize=8)
+    panel.set_yticks(range(len(bars)), [arm for arm, *_ in bars])
+    panel.invert_yaxis()
+    panel.set_xlabel(study.primary)
+    panel.grid(alpha=0.3, axis="x")
+    note = f"{study.primary} of the digital model, of chips as programmed, and after each step of the recipe, "
+    note += f"{format_seconds(time)} after programming (steps are scored later by the wait), with 95% intervals over chips"
+    if not any(arm.startswith("after") for arm, *_ in bars):
+        note += "; steps between are scored where the study says staircase: true and the recipe has several"
+    return Drawn("staircase", "Staircase: what each step gets back", f"{note}.", figure)
+
+
+def sensitivity(study: Study) -> Drawn:
+    """How much each axis costs from its best level to its worst."""
+    frame = study.sensitivity()
+    figure, panel = _figure(1.2 + 0.45 * max(len(frame), 1))
+    labels = {axis.name: axis.label for axis in study.axes}
+    for k, row in enumerate(frame.itertuples()):
+        panel.barh(k, row.cost, color=_COLOURS[0], alpha=0.5)
+        if np.isfinite(row.low):
+            panel.errorbar(row.cost, k, xerr=[[row.cost - row.low], [row.high - row.cost]], color="#000000", capsize=3)
+    ticks = [f"{labels[row.axis]}\n{level(row.axis, row.best)} → {level(row.axis, row.worst)}" for row in frame.itertuples()]
+    panel.set_yticks(range(len(frame)), ticks)
+    panel.invert_yaxis()
+    logarithmic = metric(study.primary).logarithmic
+    panel.set_xlabel(f"cost in {'ln ' if logarithmic else ''}{study.primary}, best level → worst")
+    panel.grid(alpha=0.3, axis="x")
+    note = "What each axis costs from its best level to its worst, each chip averaged over all other axes; 95% Student-t "
+    note += "intervals over chips"
+    return Drawn("sensitivity", "Sensitivity: which field costs the most", f"{note}.", figure)
+
+
+def pareto(study: Study) -> Drawn:
+    """Accuracy against energy, by density; settings that no other beats are joined."""
+    from crossbar.prices import DEFAULT
+
+    frame = study.pareto()
+    figure, panel = _figure()
+    step = max(1, len(frame) // _MOST_POINTS)
+    shown = frame[frame["best"] | (np.arange(len(frame)) % step == 0)]
+    densities = sorted(shown["density"].round(3).unique())
+    for k, value in enumerate(densities[:6]):
+        for arm, part in shown[shown["density"].round(3).eq(value) | (shown["density"].isna() & (value != value))].groupby("arm"):
+            name = "attention not counted" if value != value else f"{value:.0%} of pairs"
+            face = "none" if arm == "analog" else _COLOURS[k]
+            panel.scatter(
+                part["energy"], part["mean"], s=22, marker=_MARKERS[k], facecolors=face, edgecolors=_COLOURS[k],
+                linewidths=0.9, label=f"{name}, {arm}",
+            )  # fmt: skip
+    front = shown[shown["best"]].sort_values("energy")
+    panel.plot(front["energy"], front["mean"], color="#000000", linewidth=0.8, linestyle="--", label="not dominated")
+    panel.set_xlabel("energy of one evaluation, µJ")
+    vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
+    panel.grid(alpha=0.3)
+    panel.legend(frameon=False)
+    note = f"Mean {study.primary} against energy by the price book {DEFAULT}, analog layers, gated attention and the digital "
+    note += "remainder; colours and markers: attended pairs as a part of dense attention's. Dashed: settings that no other "
+    note += "equals in accuracy, energy and density and beats in one"
+    if step > 1:
+        note += f"; of the {len(frame):,} settings, those on the front and every {step}th are drawn"
+    return Drawn("pareto", "Accuracy, energy, density", f"{note}.", figure)
+
+
+def _figure(height: float = 3.4) -> tuple[Figure, Axes]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, figure.subplots()
+
+
+def _slug(axis: StoredAxis) -> str:
+    return "".join(c if c.isalnum() else "-" for c in axis.name.lower())
