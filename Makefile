@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 SOURCES := crossbar attention calibration tests examples benchmarks
 
-.PHONY: demo evaluate recall test test-slow lint format benchmark clean
+.PHONY: demo evaluate recall test test-slow test-studies lint format benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -21,6 +21,12 @@ test: lint
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
+
+# The report in headless Chromium, Ray clusters, runs that are killed.
+test-studies: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[studies]'
+	command -v chromium || command -v google-chrome || $(BIN)/playwright install chromium
+	$(BIN)/python -m pytest -m slow tests/calibration/studies
 
 lint: .venv/installed
 	$(BIN)/ruff check $(SOURCES)

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Mapping
-from dataclasses import dataclass, fields, replace
+from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
@@ -42,7 +42,6 @@ class Job:
         hardware: the tiles.
         pattern: who attends to whom.
         recipe: None leaves the chip as it was programmed.
-        given_recipe: what `make_recipe` makes it from.
         wait: seconds between fitting and scoring.
         seconds: since programming; with a recipe, when it is fitted.
         seed: of the chip.
@@ -57,7 +56,6 @@ class Job:
     hardware: Hardware
     pattern: Pattern | None
     recipe: Recipe | None
-    given_recipe: Any
     wait: float
     seconds: float
     seed: int
@@ -132,8 +130,7 @@ def resolve(values: Mapping[str, Any]) -> Job:
         options=task,
         hardware=_hardware(values["hardware"]),
         pattern=_pattern(values["pattern"]),
-        recipe=make_recipe(values["recipe"]),
-        given_recipe=values["recipe"],
+        recipe=_recipe(values["recipe"]),
         wait=wait,
         seconds=to_seconds(values["time"]),
         seed=values["seed"],
@@ -175,26 +172,22 @@ def _pattern(value: Any) -> Pattern | None:
     return parse(text.format_map(values))
 
 
-def make_recipe(value: Any) -> Recipe | None:
-    """A recipe by name, with fields of its steps changed: ``{name: fast, DriftCompensation: {reads: 64}}``."""
+def _recipe(value: Any) -> Recipe | None:
+    """A recipe by name, or its steps; other fields change those of the steps they name.
+
+    ``fast``, ``{name: fast, DriftCompensation: {reads: 64}}``, ``{name: tiles, steps: [{step: DriftCompensation}]}``.
+    """
     if value is None:
         return None
     changes = _named("recipe", value)
-    recipe = recipes.get(changes.pop("name"))
-    kinds = list(dict.fromkeys(type(step).__name__ for step in recipe.steps))
+    name, steps = changes.pop("name"), changes.pop("steps", None)
+    recipe = recipes.get(name) if steps is None else Recipe.from_dict({"name": name, "steps": steps})
+    written = recipe.to_dict()["steps"]
+    kinds = list(dict.fromkeys(step["step"] for step in written))
     for kind, values in changes.items():
-        if kind not in kinds:
-            raise InputError(f"recipe {recipe.name!r} has no step {kind!r}: choose from {', '.join(kinds)}")
-        steps = tuple(_changed(step, values) if type(step).__name__ == kind else step for step in recipe.steps)
-        recipe = Recipe(recipe.name, steps)
-    return recipe
-
-
-def _changed(step: Any, values: Any) -> Any:
-    kind, allowed = type(step).__name__, [field.name for field in fields(step)]
-    if not isinstance(values, Mapping):
-        raise InputError(f"recipe step {kind} = {values!r} is not allowed: give a mapping of its fields to values")
-    for name in values:
-        if name not in allowed:
-            raise InputError(f"recipe step {kind} has no field {name!r}: allowed are {', '.join(allowed)}")
-    return replace(step, **values)
+        if kind not in kinds or not isinstance(values, Mapping):
+            raise InputError(
+                f"recipe field {kind!r} = {values!r} is not allowed: give fields of the steps {', '.join(kinds)}"
+            )
+        written = [{**step, **values} if step["step"] == kind else step for step in written]
+    return Recipe.from_dict({"name": name, "steps": written}) if changes else recipe

@@ -1,4 +1,4 @@
-"""The figures of a study: drawn for a phone's width, in colours, markers and lines that colour-blind readers tell apart."""
+"""The figures of a study: as wide as a phone, in colours, markers and lines that colour-blind readers tell apart."""
 
 from __future__ import annotations
 
@@ -24,7 +24,7 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 4.8  # inches: about a phone's, so that its letters stay readable there
 _MOST_POINTS = 2000
-_STYLE = {"font.size": 9, "legend.fontsize": 8, "svg.hashsalt": "ohmformer", "axes.titlesize": 10}
+_STYLE: dict[Any, Any] = {"font.size": 9, "legend.fontsize": 8, "svg.hashsalt": "ohmformer", "axes.titlesize": 10}
 
 COMPENSATION, TRAINING = ("DriftCompensation",), ("Finetune",)
 """Steps that make a recipe one with compensation, and one with training."""
@@ -54,7 +54,7 @@ def draw_all(study: Study) -> Iterator[Drawn]:
     table = table[table["metric"] == study.primary]
     with mpl.rc_context(_STYLE):
         for axis in _sliced(study):
-            figure, panel = _figure()
+            figure, panel = _figure(4.2)
             _over_time(panel, study, table, axis)
             yield Drawn(f"over-time-{_slug(axis)}", f"Over time, by {axis.label}", _slice_note(study, axis), figure)
         yield two_by_two(study, table)
@@ -137,11 +137,13 @@ def _over_time(panel: Axes, study: Study, table: pd.DataFrame, axis: StoredAxis)
         own = rows if not axis.fields else rows[rows[axis.name] == plain(value)]
         for digital in own["digital"].dropna().unique():
             panel.axhline(digital, color=colour, linestyle="--", linewidth=0.8, alpha=0.7)
-        for arm, part in own.groupby("arm", sort=False):
-            style = {"analog": ":"}.get(str(arm), "-")
-            _line(panel, part, label=f"{name}, {arm}", color=colour, marker=marker, linestyle=style)
+        for arm in FINAL:
+            style = {"linestyle": ":", "markerfacecolor": "white"} if arm == "analog" else {"linestyle": "-"}
+            part = own[own["arm"] == arm]
+            if len(part):
+                _line(panel, part, label=f"{name}, {arm}", color=colour, marker=marker, **style)
     _time_axis(panel, study, rows)
-    panel.legend(frameon=False, ncols=1 if len(levels) < 3 else 2, loc="lower left")
+    panel.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
 
 
 def _line(panel: Axes, rows: pd.DataFrame, **style: Any) -> None:
@@ -170,27 +172,33 @@ def two_by_two(study: Study, table: pd.DataFrame) -> Drawn:
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
     rows = at_reference(study, table[table["arm"].isin(FINAL)])
     missing = []
-    for training in (False, True):
-        for compensation in (False, True):
-            panel = panels[int(training)][int(compensation)]
-            name = f"{'training' if training else 'no training'}, {'' if compensation else 'no '}compensation"
+    for training in (0, 1):
+        for compensation in (0, 1):
+            panel = panels[training][compensation]
+            name = {(0, 0): "neither", (0, 1): "compensation", (1, 0): "training", (1, 1): "both"}[
+                training, compensation
+            ]
             part = rows[[_parts(steps) == (training, compensation) for steps in rows["steps"]]]
             panel.set_title(name)
-            for k, (steps, own) in enumerate(part.groupby("steps", sort=False)):
-                text = ", ".join(steps) or "as programmed"
+            for k, steps in enumerate(part["steps"].unique()):
+                own, text = part[part["steps"] == steps], ",\n".join(steps) or "as programmed"
                 _line(panel, own, label=text, color=_COLOURS[k % 6], marker=_MARKERS[k % 6])
             for digital in part["digital"].dropna().unique():
                 panel.axhline(digital, color="#000000", linestyle="--", linewidth=0.8)
             if part.empty:
                 missing.append(name)
-                panel.text(0.5, 0.5, "no such cells\nin this store", ha="center", va="center", transform=panel.transAxes)
+                panel.text(
+                    0.5, 0.5, "no such cells\nin this store", ha="center", va="center", transform=panel.transAxes
+                )
                 panel.grid(alpha=0.3)
             else:
                 _time_axis(panel, study, rows)
-                panel.legend(frameon=False, loc="lower left")
+                panel.legend(frameon=False, loc="lower left", fontsize=7)
     for panel in panels.flat:
         panel.label_outer()
-    note = f"{study.primary} over time, with and without training (a recipe with {', '.join(TRAINING)}) and compensation "
+    note = (
+        f"{study.primary} over time, with and without training (a recipe with {', '.join(TRAINING)}) and compensation "
+    )
     note += f"({', '.join(COMPENSATION)}), at the reference of the other axes; dashed: the digital model. "
     note += f"Not in this store: {'; '.join(missing)}." if missing else "All four are in this store."
     return Drawn("two-by-two", "Training × compensation", note, figure)
@@ -209,23 +217,22 @@ def staircase(study: Study, table: pd.DataFrame) -> Drawn:
     settings = at_reference(study, study.settings)
     digital = study.digital[study.digital["metric"] == study.primary]
     digital = digital[digital["setting"].isin(settings["setting"])].drop_duplicates("arm")
-    bars = [(str(row.arm), row.value, row.value, row.value) for row in digital.itertuples()]
+    bars = [(str(row["arm"]), row["value"], row["value"], row["value"]) for row in _records(digital)]
     bars.sort(key=lambda bar: bar[0] != "digital dense")
-    order = {"analog": 0, "calibrated": 2}
-    found = rows.drop_duplicates(["arm"]).sort_values("arm", key=lambda arms: arms.map(lambda a: order.get(a, 1)), kind="stable")
-    bars += [(str(row.arm), row.mean, row.low, row.high) for row in found.itertuples()]
+    found = [(str(row["arm"]), row["mean"], row["low"], row["high"]) for row in _records(rows.drop_duplicates("arm"))]
+    bars += sorted(found, key=lambda bar: {"analog": 0, "calibrated": 2}.get(bar[0], 1))
     for k, (arm, mean, low, high) in enumerate(bars):
         colour = "#000000" if arm.startswith("digital") else _COLOURS[1] if arm == "analog" else _COLOURS[0]
         panel.barh(k, mean, color=colour, alpha=0.25 if arm.startswith("after") else 0.45)
         if high > low:
             panel.errorbar(mean, k, xerr=[[mean - low], [high - mean]], color=colour, capsize=3)
-        panel.annotate(f"{mean:.3g}", (mean, k), xytext=(3, 5), textcoords="offset points", fontsize=8)
+        panel.annotate(f"{mean:.3g}", (0, k), xytext=(4, -3), textcoords="offset points", fontsize=8)
     panel.set_yticks(range(len(bars)), [arm for arm, *_ in bars])
     panel.invert_yaxis()
     panel.set_xlabel(study.primary)
     panel.grid(alpha=0.3, axis="x")
-    note = f"{study.primary} of the digital model, of chips as programmed, and after each step of the recipe, "
-    note += f"{format_seconds(time)} after programming (steps are scored later by the wait), with 95% intervals over chips"
+    note = f"{study.primary} of the digital model, of chips as programmed and after each step of the recipe, at "
+    note += f"{format_seconds(time)} (steps are scored later, by the wait), with 95% intervals over chips"
     if not any(arm.startswith("after") for arm, *_ in bars):
         note += "; steps between are scored where the study says staircase: true and the recipe has several"
     return Drawn("staircase", "Staircase: what each step gets back", f"{note}.", figure)
@@ -233,53 +240,60 @@ def staircase(study: Study, table: pd.DataFrame) -> Drawn:
 
 def sensitivity(study: Study) -> Drawn:
     """How much each axis costs from its best level to its worst."""
-    frame = study.sensitivity()
-    figure, panel = _figure(1.2 + 0.45 * max(len(frame), 1))
+    rows = _records(study.sensitivity())
+    figure, panel = _figure(1.2 + 0.45 * max(len(rows), 1))
     labels = {axis.name: axis.label for axis in study.axes}
-    for k, row in enumerate(frame.itertuples()):
-        panel.barh(k, row.cost, color=_COLOURS[0], alpha=0.5)
-        if np.isfinite(row.low):
-            panel.errorbar(row.cost, k, xerr=[[row.cost - row.low], [row.high - row.cost]], color="#000000", capsize=3)
-    ticks = [f"{labels[row.axis]}\n{level(row.axis, row.best)} → {level(row.axis, row.worst)}" for row in frame.itertuples()]
-    panel.set_yticks(range(len(frame)), ticks)
+    ticks = []
+    for k, row in enumerate(rows):
+        panel.barh(k, row["cost"], color=_COLOURS[0], alpha=0.5)
+        if np.isfinite(row["low"]):
+            spread = [[row["cost"] - row["low"]], [row["high"] - row["cost"]]]
+            panel.errorbar(row["cost"], k, xerr=spread, color="#000000", capsize=3)
+        best, worst = level(row["axis"], row["best"]), level(row["axis"], row["worst"])
+        ticks.append(f"{labels[row['axis']]}\n{best} → {worst}")
+    panel.set_yticks(range(len(rows)), ticks)
     panel.invert_yaxis()
     logarithmic = metric(study.primary).logarithmic
-    panel.set_xlabel(f"cost in {'ln ' if logarithmic else ''}{study.primary}, best level → worst")
+    panel.set_xlabel(f"cost in {'ln ' if logarithmic else ''}{study.primary}")
     panel.grid(alpha=0.3, axis="x")
-    note = "What each axis costs from its best level to its worst, each chip averaged over all other axes; 95% Student-t "
-    note += "intervals over chips"
-    return Drawn("sensitivity", "Sensitivity: which field costs the most", f"{note}.", figure)
+    note = (
+        "What each axis costs from its best level to its worst, each chip averaged over all other axes; 95% Student-t "
+    )
+    note += "intervals over chips."
+    return Drawn("sensitivity", "Sensitivity: which field costs the most", note, figure)
 
 
 def pareto(study: Study) -> Drawn:
-    """Accuracy against energy, by density; settings that no other beats are joined."""
+    """Accuracy against energy, by density, with the settings that no other beats."""
     from crossbar.prices import DEFAULT
 
     frame = study.pareto()
-    figure, panel = _figure()
+    figure, panel = _figure(4.0)
     step = max(1, len(frame) // _MOST_POINTS)
     shown = frame[frame["best"] | (np.arange(len(frame)) % step == 0)]
-    densities = sorted(shown["density"].round(3).unique())
-    for k, value in enumerate(densities[:6]):
-        for arm, part in shown[shown["density"].round(3).eq(value) | (shown["density"].isna() & (value != value))].groupby("arm"):
-            name = "attention not counted" if value != value else f"{value:.0%} of pairs"
-            face = "none" if arm == "analog" else _COLOURS[k]
-            panel.scatter(
-                part["energy"], part["mean"], s=22, marker=_MARKERS[k], facecolors=face, edgecolors=_COLOURS[k],
-                linewidths=0.9, label=f"{name}, {arm}",
-            )  # fmt: skip
-    front = shown[shown["best"]].sort_values("energy")
-    panel.plot(front["energy"], front["mean"], color="#000000", linewidth=0.8, linestyle="--", label="not dominated")
+    shares = shown["density"].map(lambda share: f"{share:.0%} of pairs" if share == share else "attention not counted")
+    for k, share in enumerate(sorted(shares.unique())):
+        colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+        for arm, part in shown[shares == share].groupby("arm"):
+            face = "none" if arm == "analog" else colour
+            style: dict[str, Any] = {"s": 22, "marker": marker, "facecolors": face, "edgecolors": colour}
+            panel.scatter(part["energy"], part["mean"], label=f"{share}, {arm}", linewidths=0.9, **style)
+    ring: dict[str, Any] = {"s": 80, "facecolors": "none", "edgecolors": "#000000", "linewidths": 0.8}
+    panel.scatter(shown["energy"][shown["best"]], shown["mean"][shown["best"]], label="not dominated", **ring)
     panel.set_xlabel("energy of one evaluation, µJ")
     vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
     panel.grid(alpha=0.3)
-    panel.legend(frameon=False)
-    note = f"Mean {study.primary} against energy by the price book {DEFAULT}, analog layers, gated attention and the digital "
-    note += "remainder; colours and markers: attended pairs as a part of dense attention's. Dashed: settings that no other "
-    note += "equals in accuracy, energy and density and beats in one"
+    panel.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
+    note = f"Mean {study.primary} against energy by the price book {DEFAULT} of analog layers, gated attention and "
+    note += "digital layers; colours and markers: attended pairs as a part of those of dense attention. Ringed: "
+    note += "settings that no other equals in accuracy, energy and density and beats in one"
     if step > 1:
-        note += f"; of the {len(frame):,} settings, those on the front and every {step}th are drawn"
+        note += f"; of {len(frame):,} settings, those that are ringed and every {step}th are drawn"
     return Drawn("pareto", "Accuracy, energy, density", f"{note}.", figure)
+
+
+def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
+    return frame.to_dict("records")
 
 
 def _figure(height: float = 3.4) -> tuple[Figure, Axes]:

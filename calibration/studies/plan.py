@@ -153,8 +153,7 @@ class _Resolver:
         layers = {"include": job.include, "exclude": job.exclude}
         analog = {**common, "model": {**common["model"], **layers}, "hardware": job.hardware.to_dict(), "recipe": None}
         if job.recipe is not None:
-            analog["recipe"] = {**job.recipe.to_dict(), "given": job.given_recipe}
-            analog |= {"wait": job.wait, "staircase": self._plan.design.staircase}
+            analog |= {"recipe": job.recipe.to_dict(), "wait": job.wait, "staircase": self._plan.design.staircase}
         return self._enter(analog), digital
 
     def _enter(self, values: dict[str, Any]) -> str:

@@ -7,10 +7,9 @@ import io
 import json
 import math
 import os
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
-
-import numpy as np
 
 from calibration.metrics import CONFIDENCE, metric
 from calibration.studies import figures, tradeoffs
@@ -81,7 +80,7 @@ def _summary(study: Study, table: pd.DataFrame) -> list[str]:
     time = tradeoffs.reference_time(study, rows)
     held = [f"{axis.label} {axis.level(axis.reference)}" for axis in figures.held(study)]
     final = rows[(rows["time"] == time) & rows["arm"].isin(("analog", "calibrated"))]
-    scores = [f"{row.arm} {_with_interval(row)} over {row.n} chips" for row in final.itertuples()]
+    scores = [f"{row['arm']} {_with_interval(row)} over {row['n']} chips" for row in final.to_dict("records")]
     digital = final["digital"].dropna()
     if len(digital):
         scores.insert(0, f"digital {digital.iloc[0]:.3f}")
@@ -109,30 +108,31 @@ def _gain(study: Study, time: float) -> str | None:
     rows = figures.at_reference(study, rows[(rows["metric"] == study.primary) & (rows["time"] == time)], axis)
     if len(rows) != 1:
         return None
-    row = next(rows.itertuples())
+    row = rows.to_dict("records")[0]
     if metric(study.primary).logarithmic:
-        return f"Recipe {axis.level(recipe)} divides it by {math.exp(row.mean):.3f} on the same {row.n} chips."
-    return f"Recipe {axis.level(recipe)} gains {_with_interval(row)} on the same {row.n} chips."
+        return f"Recipe {axis.level(recipe)} divides it by {math.exp(row['mean']):.3f} on the same {row['n']} chips."
+    return f"Recipe {axis.level(recipe)} gains {_with_interval(row)} on the same {row['n']} chips."
 
 
-def _with_interval(row: Any) -> str:
+def _with_interval(row: Mapping[Any, Any]) -> str:
     """A mean and its interval."""
-    return f"{row.mean:.3f}" if np.isnan(row.low) else f"{row.mean:.3f} ({row.low:.3f} to {row.high:.3f})"
+    mean, low, high = row["mean"], row["low"], row["high"]
+    return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _table_note(study: Study) -> str:
     kind = "geometric mean" if metric(study.primary).logarithmic else "mean"
     return (
-        f"low and high: {CONFIDENCE:.0%} Student-t interval of the {kind} over chips; digital: the digital model with the "
-        "same pattern; time: since programming, with a recipe when it was fitted. Headings sort."
+        f"low and high: {CONFIDENCE:.0%} Student-t interval of the {kind} over chips; digital: the digital model with "
+        "the same pattern; time: since programming, with a recipe when it was fitted. Headings sort."
     )
 
 
 def _chips(study: Study) -> list[tuple[str, str, str]]:
     rows = []
     for half in _HALF_WIDTHS:
-        needed = study.seeds_needed(half)
-        needed = needed[needed["metric"] == study.primary]["needed"].dropna()
+        table = study.seeds_needed(half)
+        needed = table[table["metric"] == study.primary]["needed"].dropna()
         middle, most = ("unknown", "unknown") if needed.empty else (f"{needed.median():.0f}", f"{needed.max():.0f}")
         rows.append((f"{half:g}", middle, most))
     return rows
@@ -159,7 +159,7 @@ def _data(study: Study, table: pd.DataFrame) -> Any:
     for name in ("mean", "low", "high", "digital", "n"):
         columns.append({"label": name, "values": [_number(value) for value in table[name].tolist()]})
     text = json.dumps({"rows": len(table), "columns": columns}, separators=(",", ":"), allow_nan=False)
-    return Markup(text.replace("<", "\\u003c"))  # noqa: S704 - no markup can end the script element
+    return Markup(text.replace("<", "\\u003c"))
 
 
 def _number(value: float) -> float | None:

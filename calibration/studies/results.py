@@ -146,8 +146,9 @@ class Study:
     def table(self) -> pd.DataFrame:
         """Mean and 95% Student-t interval over chips, for each combination, time, arm and metric.
 
-        Columns: the axes, ``steps`` of the recipe, ``time`` (s), ``arm``, ``metric``, ``mean``, ``low``, ``high``, ``n``
-        and ``digital``, the score of the digital model with the same pattern. Of perplexity all are taken of logarithms.
+        Columns: the axes, ``steps`` of the recipe, ``time`` (s), ``arm``, ``metric``, ``mean``, ``low``, ``high``,
+        ``n`` and ``digital``, the score of the digital model with the same pattern. Of perplexity means and intervals
+        are those of the logarithm, exponentiated.
         """
         from calibration.studies import statistics
 

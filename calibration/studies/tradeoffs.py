@@ -40,9 +40,9 @@ def pareto(study: Study, book: str = DEFAULT) -> pd.DataFrame:
 
 def reference_time(study: Study, table: pd.DataFrame) -> float:
     """The time that pictures at one time show."""
-    known = next((axis.reference for axis in study.axes if axis.name == "time" and not axis.drawn), None)
-    times = sorted(table["time"].dropna().unique())
-    return float(known) if known in times else float(times[-1])
+    known = [float(axis.reference) for axis in study.axes if axis.name == "time" and not axis.drawn]
+    times = [float(time) for time in sorted(table["time"].dropna().unique())]
+    return known[0] if known and known[0] in times else times[-1]
 
 
 def energy(counts: dict[str, Any], book: str) -> float:
@@ -64,7 +64,7 @@ def density(own: dict[str, Any], base: dict[str, Any]) -> float:
 
 def not_dominated(costs: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:
     """Which rows of ``[n, k]`` costs no other row beats: nowhere worse, somewhere better. NaN rows are beaten."""
-    best = np.isfinite(costs).all(axis=1)
+    best: np.ndarray[Any, np.dtype[np.bool_]] = np.isfinite(costs).all(axis=1)
     for k in np.flatnonzero(best):
         if best[k]:
             beaten = (costs >= costs[k]).all(axis=1) & (costs > costs[k]).any(axis=1)

@@ -6,18 +6,20 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from functools import partial
 from typing import Any
 
 import torch
 
 from calibration import tasks
-from calibration.calibrate import arm_names
+from calibration.calibrate import fit_before_programming, score_calibrated
 from calibration.experiment import Experiment
+from calibration.journal import Journal
+from calibration.journal import Scored as Evaluation
 from calibration.models import Loaded
-from calibration.step import Stage
-from calibration.studies.fields import make_recipe
-from crossbar import Hardware, Ledger, age, new_chip, program, reset_gains
+from calibration.recipe import Recipe
+from crossbar import Hardware, Ledger, age
 
 Scores = dict[str, dict[str, float]]
 """Metrics by arm."""
@@ -116,21 +118,18 @@ class _Setup:
         hardware = "ideal" if values["hardware"] is None else Hardware.from_dict(values["hardware"])
         layers = values["model"].get("include"), values["model"].get("exclude")
         self._experiment = Experiment.prepare(network, task, hardware, values["pattern"], *layers)
-        self._recipe = None if values["recipe"] is None else make_recipe(values["recipe"]["given"])
+        self._experiment.journal = self._journal = _Counting(experiment=self._experiment)
+        self._recipe = None if values["recipe"] is None else Recipe.from_dict(values["recipe"])
         self._programmed: int | None = None
-        self._ledger: list[tuple[str, int | None, int]] = []
         if self._recipe is not None:
             self._staircase, self._wait = values["staircase"], values["wait"]
             self._batches = list(task.batches("calibration"))
-            self._arms = arm_names(self._recipe)
-            self._written = [step for step in self._recipe.steps if step.stage is Stage.BEFORE_PROGRAMMING]
-            for step in self._written:
-                step.apply(self._experiment.analog, step.fit(self._experiment.analog, self._batches))
+            fit_before_programming(self._experiment, self._recipe, self._batches)
 
     @property
     def counts(self) -> Counts:
         """What was counted so far."""
-        return {"parts": self._experiment.counts, "ledger": self._ledger}
+        return {"parts": self._experiment.counts, "ledger": self._journal.counted}
 
     def score(self, seed: int | None, seconds: float | None) -> Scores:
         """Scores by arm, of a chip at a time or of the digital model."""
@@ -145,37 +144,41 @@ class _Setup:
         return scores
 
     def _score_chip(self, seed: int, seconds: float) -> None:
-        model = self._experiment.analog
+        """As `calibration.emulate` and `calibration.calibrate` score a chip at one time."""
+        experiment = self._experiment
         if seed != self._programmed:
-            new_chip(model)
-            program(model, seed)
+            experiment.new_chip(seed)
             self._programmed = seed
         if self._recipe is None:
-            age(model, seconds)
-            self._evaluate("analog", seed, seconds)
+            experiment.later(partial(age, experiment.analog, seconds))
+            experiment.score("analog", seed, seconds)
             return
-        first = "calibration" not in self._experiment.counts
-        reset_gains(model)
-        for index in range(max(len(self._written) - 1, 0), len(self._recipe.steps)):
-            step = self._recipe.steps[index]
-            if index >= len(self._written):
-                age(model, seconds)
-                with Ledger() as ledger:
-                    fitted = step.fit(model, self._batches)
-                step.apply(model, fitted)
-                if first:
-                    self._experiment.count("calibration", ledger)
-            if self._staircase or index == len(self._recipe.steps) - 1:
-                age(model, seconds + self._wait)
-                self._evaluate(self._arms[index], seed, seconds + self._wait, fitted=seconds)
+        count = "calibration" not in experiment.counts
+        options = {"staircase": self._staircase, "count": count}
+        score_calibrated(experiment, self._recipe, self._batches, seed, seconds, self._wait, **options)
 
-    def _evaluate(self, arm: str, seed: int, seconds: float, fitted: float | None = None) -> None:
-        if self._ledger:
-            self._experiment.score(arm, seed, seconds, fitted)
-            return
-        with Ledger(self._experiment.analog) as ledger:
-            self._experiment.score(arm, seed, seconds, fitted)
+
+@dataclass(frozen=True)
+class _Counting(Journal):
+    """Keeps nothing, and counts everything that the first evaluation on tiles takes, digital layers too.
+
+    Attributes:
+        experiment: whose evaluations these are.
+        counted: name, bits and count, once there was one.
+    """
+
+    experiment: Experiment | None = None
+    counted: list[tuple[str, int | None, int]] = field(default_factory=list)
+
+    def score(self, key: str, compute: Callable[[], Evaluation]) -> Evaluation:
+        """What ``compute`` gives."""
+        if self.counted or self.experiment is None or key.startswith("score digital"):
+            return compute()
+        self.experiment.catch_up()  # programming is not part of an evaluation
+        with Ledger(self.experiment.analog) as ledger:
+            evaluation = compute()
         totals: Counter[tuple[str, int | None]] = Counter()
         for counts in ledger.by_layer.values():
             totals.update({(counted.name, counted.bits): number for counted, number in counts.items()})
-        self._ledger = [(name, bits, number) for (name, bits), number in totals.items()]
+        self.counted.extend((name, bits, number) for (name, bits), number in totals.items())
+        return evaluation
