@@ -1,4 +1,4 @@
-"""The engine ``ray``: an actor a worker, on the cluster that runs or on one of its own. The only module that uses Ray."""
+"""The engine ``ray``: an actor a worker, on the cluster that runs or on its own. The only module that imports Ray."""
 
 from __future__ import annotations
 

@@ -1,0 +1,75 @@
+"""kill -9 of the driver and of workers at random moments loses nothing and computes nothing twice."""
+
+import json
+import os
+import random
+import signal
+import subprocess
+import sys
+import time
+from pathlib import Path
+
+import pytest
+
+from calibration import study
+from calibration.studies.store import Store
+from tests.calibration.studies import tiny
+
+KILLS = 20
+DRIVER = "import json, sys; from calibration import study; study(json.loads(sys.argv[1]), store=sys.argv[2], workers=2)"
+
+
+def workers_of(process):
+    try:
+        children = Path(f"/proc/{process.pid}/task/{process.pid}/children").read_text().split()
+        commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
+    except OSError:  # one of them ended meanwhile
+        return []
+    return [pid for pid, command in commands.items() if b"calibration.studies.local" in command]
+
+
+def alive(pid):
+    try:
+        return Path(f"/proc/{pid}/stat").read_text().rpartition(")")[2].split()[0] != "Z"
+    except OSError:
+        return False
+
+
+@pytest.mark.slow
+def test_kills_at_random_moments(folder, tmp_path):
+    grid = tiny.config(folder)["grid"] | {"time": ["0s", "1h", "1d", "30d", "1y"], "seed": "0..9"}
+    config = tiny.config(folder, grid=grid)
+    whole, store = tmp_path / "whole.sqlite", tmp_path / "killed.sqlite"
+    study(config, store=whole, workers=2)
+
+    draw, kills, seen = random.Random(8), {"driver": 0, "worker": 0}, set()
+    driver = None
+    while sum(kills.values()) < KILLS:
+        if driver is None or driver.poll() is not None:
+            driver = subprocess.Popen([sys.executable, "-c", DRIVER, json.dumps(config), str(store)])
+            began = time.monotonic()
+        time.sleep(draw.uniform(0, 9))
+        workers = workers_of(driver)
+        seen.update(workers)
+        victim = "worker" if workers and kills["worker"] < KILLS // 2 and draw.random() < 0.6 else "driver"
+        if victim == "driver" and time.monotonic() - began < draw.uniform(0, 12):
+            continue
+        os.kill(draw.choice(workers) if victim == "worker" else driver.pid, signal.SIGKILL)
+        kills[victim] += 1
+        if victim == "driver":
+            driver.wait()
+            with Store(store, create=True) as kept:
+                assert kept.intact()
+    print(kills, len(tiny.scores(store)), "of", len(tiny.scores(whole)), "scores before the last run")
+    if driver.poll() is None:
+        driver.wait()
+    study(config, store=store, workers=2)
+
+    assert min(kills.values()) > 0
+    assert tiny.scores(store) == tiny.scores(whole)
+    assert len(tiny.scores(store)) == 2 * 2 * 2 * 5 * 10 + 2 * 2
+    assert tiny.column(store, "SELECT count(*) FROM cells WHERE status = 'done'") == [2 * 2 * 2 * 5 * 10 + 2]
+    with Store(store) as kept:
+        assert kept.intact()
+    time.sleep(2)
+    assert not [pid for pid in seen if alive(pid)]
