@@ -14,7 +14,6 @@ from calibration import fingerprint
 from calibration import recipe as recipes
 from calibration.bundle_files import require_new
 from calibration.deployment import Deployment, FittedStep
-from calibration.embedding import Batch
 from calibration.emulate import score_uncalibrated
 from calibration.experiment import TIMES, Experiment, parse_times, require_chips
 from calibration.journal import Journal
@@ -85,22 +84,34 @@ def calibrate(
         experiment.journal = _journal(Path(out), experiment, [recipe.to_dict(), seconds, delay, chips, staircase])
         if notify is not None and len(experiment.journal):
             notify(f"goes on from the {len(experiment.journal)} results in {str(experiment.journal.folder)!r}")
-    written = _written(recipe)
-    scores = bool(written) + len(recipe.steps) - written if staircase else 1
+    written = [step for step in recipe.steps if step.stage is Stage.BEFORE_PROGRAMMING]
+    measured = recipe.steps[len(written) :]
+    scores = bool(written) + len(measured) if staircase else 1
     experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds) * (1 + scores)
     experiment.score_digital()
     score_uncalibrated(experiment, seconds, chips)
 
+    arms = _arms(recipe)
     batches = list(experiment.task.batches("calibration"))
-    fit_before_programming(experiment, recipe, batches)
+    for index, step in enumerate(written):
+        step.apply(experiment.analog, experiment.fit(step, f"{index}", batches))
     fits: dict[tuple[int, float], list[FittedStep]] = {}
     for chip in range(chips):
         experiment.new_chip(chip)
         for time in seconds:
-            count = (chip, time) == (0, seconds[0])
-            fits[chip, time] = score_calibrated(
-                experiment, recipe, batches, chip, time, delay, staircase=staircase, count=count
-            )
+            experiment.later(partial(reset_gains, experiment.analog))
+            fits[chip, time] = []
+            for index in range(max(len(written) - 1, 0), len(recipe.steps)):
+                step = recipe.steps[index]
+                if step.stage is not Stage.BEFORE_PROGRAMMING:
+                    experiment.later(partial(age, experiment.analog, time))
+                    first = (chip, time) == (0, seconds[0])
+                    fitted = experiment.fit(step, f"{index} chip {chip} at {time!r}", batches, count=first)
+                    experiment.later(partial(step.apply, experiment.analog, fitted))
+                    fits[chip, time].append(FittedStep(step, fitted, time))
+                if staircase or index == len(recipe.steps) - 1:
+                    experiment.later(partial(age, experiment.analog, time + delay))
+                    experiment.score(arms[index], chip, time + delay, fitted=time)
     result = Calibration(
         setup={**experiment.setup, "chips": chips, "recipe": recipe.to_dict(), "calibration_batches": len(batches)},
         primary=experiment.task.primary,
@@ -113,60 +124,6 @@ def calibrate(
         result.save(out)
         experiment.journal.remove()
     return result
-
-
-def fit_before_programming(experiment: Experiment, recipe: Recipe, batches: list[Batch]) -> None:
-    """Fit and apply the steps that change what is written into the cells."""
-    for index, step in enumerate(recipe.steps):
-        if step.stage is Stage.BEFORE_PROGRAMMING:
-            step.apply(experiment.analog, experiment.fit(step, f"{index}", batches))
-
-
-def score_calibrated(
-    experiment: Experiment,
-    recipe: Recipe,
-    batches: list[Batch],
-    chip: int,
-    time: float,
-    delay: float,
-    *,
-    staircase: bool,
-    count: bool = False,
-) -> list[FittedStep]:
-    """Fit the other steps on a programmed chip at a time (s), and score it ``delay`` (s) later.
-
-    Args:
-        experiment: with the chip in it.
-        recipe: whose steps before programming are applied.
-        batches: calibration data.
-        chip: seed of the chip.
-        time: since programming.
-        delay: until scoring.
-        staircase: also score after each step but the last.
-        count: book what the measurements drive and convert.
-
-    Returns:
-        What was fitted.
-    """
-    experiment.later(partial(reset_gains, experiment.analog))
-    arms = _arms(recipe)
-    fits: list[FittedStep] = []
-    for index in range(max(_written(recipe) - 1, 0), len(recipe.steps)):
-        step = recipe.steps[index]
-        if step.stage is not Stage.BEFORE_PROGRAMMING:
-            experiment.later(partial(age, experiment.analog, time))
-            fitted = experiment.fit(step, f"{index} chip {chip} at {time!r}", batches, count=count)
-            experiment.later(partial(step.apply, experiment.analog, fitted))
-            fits.append(FittedStep(step, fitted, time))
-        if staircase or index == len(recipe.steps) - 1:
-            experiment.later(partial(age, experiment.analog, time + delay))
-            experiment.score(arms[index], chip, time + delay, fitted=time)
-    return fits
-
-
-def _written(recipe: Recipe) -> int:
-    """Number of steps before programming, which come first."""
-    return sum(step.stage is Stage.BEFORE_PROGRAMMING for step in recipe.steps)
 
 
 def _arms(recipe: Recipe) -> list[str]:

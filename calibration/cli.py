@@ -12,7 +12,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 from jsonargparse import ArgumentParser, Namespace
 
 from calibration import energy_command
-from calibration.studies.commands import STUDY_COMMANDS, add_study_commands
+from calibration.studies import commands as study_commands
 from crossbar import InputError
 from crossbar.files import write_whole
 
@@ -143,9 +143,13 @@ def _refit(options: Namespace) -> int:
 def _export(options: Namespace) -> int:
     from calibration import bundle_files
     from calibration.bundle import load_bundle
+    from calibration.studies.results import Study
 
+    if Path(options.source).is_file():
+        Study(options.source).export(options.out)
+        return 0
     bundle_files.require_new(Path(options.out))
-    for missed in load_bundle(options.bundle).export(options.out, options.weights):
+    for missed in load_bundle(options.source).export(options.out, options.weights):
         print(f"not exported: {missed}")
     return 0
 
@@ -172,8 +176,9 @@ _COMMANDS = {
     "inspect": _inspect,
     "refit": _refit,
     "export": _export,
+    "study": study_commands.run_study,
+    "report": study_commands.run_report,
     "doctor": _doctor,
-    **STUDY_COMMANDS,
 }
 
 
@@ -273,7 +278,7 @@ def _parser() -> _Parser:
     )
     commands.add_subcommand("calibrate", calibrate, help="accuracy before and after calibration")
 
-    add_study_commands(commands, _subcommand)
+    study_commands.add_study_commands(commands, _subcommand)
 
     refit = _subcommand("Compensate a bundle's drift anew at a later time, from read-outs of the chip, without data.")
     refit.add_argument("bundle", type=str, help="folder that calibrate wrote")
@@ -286,16 +291,16 @@ def _parser() -> _Parser:
     energy.set_defaults({"model": "smollm2"})
     energy_command.add_options(energy)
     commands.add_subcommand("energy", energy, help="where the picojoules go")
-    export = _subcommand("Write a bundle's model as a plain transformers folder.")
-    export.add_argument("bundle", type=str, help="folder that calibrate wrote")
-    export.add_argument("--out", type=str, required=True, help="folder to write")
+    export = _subcommand("Write a bundle's model as a plain transformers folder, or every score of a study as a table.")
+    export.add_argument("source", type=str, help="folder that calibrate wrote, or a store that study wrote")
+    export.add_argument("--out", type=str, required=True, help="folder to write; of a store, a .csv or .parquet file")
     export.add_argument(
         "--weights",
         type=str,
         default="effective",
         help="effective: what the tiles stand for at the bundle's age; digital: the original weights",
     )
-    commands.add_subcommand("export", export, help="a bundle's model as a transformers folder")
+    commands.add_subcommand("export", export, help="a bundle's model, or a study's scores")
 
     inspect = _subcommand(
         "List what becomes analog, on how many tiles, and what stays digital and why; or verify and describe a bundle."

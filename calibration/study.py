@@ -9,7 +9,7 @@ from typing import Any
 
 from calibration.progress import Progress
 from calibration.studies import design
-from calibration.studies.engine import compute, make_engine
+from calibration.studies.engine import compute, make_engine, require
 from calibration.studies.plan import Cell, Plan, resolve_plan
 from calibration.studies.results import Study
 from calibration.studies.store import Progressed, Store
@@ -49,6 +49,7 @@ def study(
     Raises:
         InputError: for a wrong configuration, a file that is not a store, and a store that another run is writing.
     """
+    require(engine, workers)
     plan = resolve_plan(design.read(config), loading)
     with Store(store, create=True) as kept:
         kept.lock()

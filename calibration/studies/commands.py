@@ -1,4 +1,4 @@
-"""The commands ``study``, ``report`` and ``export``."""
+"""The commands ``study`` and ``report``, and ``export`` of a store."""
 
 from __future__ import annotations
 
@@ -9,16 +9,17 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import Namespace
-from rich.console import Console
-from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 
 if TYPE_CHECKING:
+    from rich.console import Console
+
+    from calibration.progress import Progress
     from calibration.studies.plan import Cell, Plan
     from calibration.studies.store import Progressed
 
 
 def add_study_commands(commands: Any, subcommand: Callable[[str], Any]) -> None:
-    """Add the three to a parser's subcommands."""
+    """Add the two to a parser's subcommands."""
     study = subcommand("Compute a grid of cells that a YAML file describes; what is in the store already stays.")
     study.add_argument("study", type=str, help="YAML file; docs/studies.md says what stands in it")
     study.add_argument("--store", type=str | None, default=None, help="results (default: the YAML's name, .sqlite)")
@@ -34,32 +35,29 @@ def add_study_commands(commands: Any, subcommand: Callable[[str], Any]) -> None:
     report.add_argument("--figures", type=str | None, default=None, help="folder for the figures as SVG and PDF too")
     commands.add_subcommand("report", report, help="the report of a study as an HTML page")
 
-    export = subcommand("Write every score of a store as a table.")
-    export.add_argument("store", type=str, help="file that `ohmformer study` wrote")
-    export.add_argument("out", type=str, help="table, .csv or .parquet")
-    commands.add_subcommand("export", export, help="the scores of a study as CSV or Parquet")
-
 
 def run_study(options: Namespace) -> int:
     """``ohmformer study``: 0 if every cell is done, 1 if some failed, 130 when it was stopped."""
+    from rich.console import Console
+
     from calibration.console import progress_bar
     from calibration.study import default_workers, plan_study, study
 
     terminal = Console(highlight=False, soft_wrap=True)
     store = Path(options.store or Path(options.study).with_suffix(".sqlite").name)
-    workers = options.workers or default_workers()
+    workers = default_workers() if options.workers is None else options.workers
     if options.dry_run:
         with progress_bar("study") as loading:
             plan, pending, rates = plan_study(options.study, store, loading)
         _announce(terminal, plan, pending, rates, workers)
         return 0
-    with progress_bar("study") as loading, _cells_bar() as progress:
+    with _bar() as (loading, progress):
         try:
             found = study(
                 options.study,
                 store=store,
                 engine=options.engine,
-                workers=workers,
+                workers=options.workers,
                 retry=options.retry,
                 loading=loading,
                 announce=lambda plan, pending, rates: _announce(terminal, plan, pending, rates, workers),
@@ -80,6 +78,8 @@ def run_study(options: Namespace) -> int:
 
 def run_report(options: Namespace) -> int:
     """``ohmformer report``: writes the page, and figures if they are asked for."""
+    from rich.console import Console
+
     from calibration.studies.results import Study
 
     study = Study(options.store)
@@ -93,25 +93,17 @@ def run_report(options: Namespace) -> int:
     return 0
 
 
-def run_export(options: Namespace) -> int:
-    """``ohmformer export``."""
-    from calibration.studies.results import Study
-
-    Study(options.store).export(options.out)
-    return 0
-
-
-STUDY_COMMANDS: dict[str, Callable[[Namespace], int]] = {"study": run_study, "report": run_report, "export": run_export}
-
-
 def _announce(terminal: Console, plan: Plan, pending: list[Cell], rates: dict[str, float], workers: int) -> None:
     """Print how many cells there are and how long those that are not done will take."""
     from calibration.studies.estimate import estimate
 
     line = f"{plan.design.title}: {len(plan.cells):,} cells, {len(plan.cells) - len(pending):,} of them finished"
     if pending:
-        seconds = estimate(plan, pending, rates, workers)
-        line += f"; about {_duration(seconds)} on {workers} worker{'s' if workers > 1 else ''}"
+        try:
+            line += f"; about {_duration(estimate(plan, pending, rates, workers))} on "
+            line += f"{workers} worker{'s' if workers > 1 else ''}"
+        except RuntimeError as error:  # the cell that fails is kept as failed when its turn comes
+            line += f"; how long they take is unknown: {error}"
     terminal.print(line)
 
 
@@ -124,22 +116,32 @@ def _duration(seconds: float) -> str:
 
 
 @contextmanager
-def _cells_bar() -> Iterator[Callable[[Progressed], None]]:
-    """A progress bar on standard error: cells done and failed, time left."""
+def _bar() -> Iterator[tuple[Progress, Callable[[Progressed], None]]]:
+    """A bar on standard error: first what is loaded, then cells done and failed, and the time left."""
+    from rich import progress
+    from rich.console import Console
+
     terminal = Console(file=sys.stderr)
     columns = (
-        TextColumn("cells"),
-        BarColumn(),
-        MofNCompleteColumn(),
-        TextColumn("{task.fields[failed]} failed"),
-        TimeElapsedColumn(),
-        TextColumn("left"),
-        TimeRemainingColumn(),
+        progress.TextColumn("{task.description}"),
+        progress.BarColumn(),
+        progress.MofNCompleteColumn(),
+        progress.TextColumn("{task.fields[failed]}"),
+        progress.TimeElapsedColumn(),
+        progress.TextColumn("left"),
+        progress.TimeRemainingColumn(),
     )
-    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
-        task = bar.add_task("cells", total=None, failed=0, visible=False)
+    with progress.Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+        task = bar.add_task("study", total=None, failed="")
 
-        def show(state: Progressed) -> None:
-            bar.update(task, completed=state.done + state.failed, total=state.total, failed=state.failed, visible=True)
+        def loading(done: int, total: int, what: str) -> None:
+            bar.update(task, description=what, completed=done, total=total)
 
-        yield show
+        def cells(state: Progressed) -> None:
+            finished, failed = state.done + state.failed, f"{state.failed} failed"
+            if bar.tasks[0].description != "cells":  # speed counts from here
+                bar.reset(task, description="cells", completed=finished, total=state.total, failed=failed)
+            else:
+                bar.update(task, completed=finished, failed=failed)
+
+        yield loading, cells

@@ -9,8 +9,9 @@ import math
 import re
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from functools import cached_property
 from pathlib import Path
-from typing import Any
+from typing import Any, NamedTuple
 
 from calibration.studies.fields import DEFAULTS, SECTIONS, look_up, put
 from crossbar import InputError, to_seconds
@@ -37,6 +38,22 @@ class Axis:
     values: tuple[Any, ...]
 
 
+class Combination(NamedTuple):
+    """One choice of everything but time and seed.
+
+    Attributes:
+        labels: values by axis name.
+        values: of all fields.
+        times: since programming, each with each seed.
+        seeds: of chips.
+    """
+
+    labels: dict[str, Any]
+    values: dict[str, Any]
+    times: tuple[Any, ...]
+    seeds: tuple[int, ...]
+
+
 @dataclass(frozen=True)
 class Design:
     """A study as it is written, with every list checked.
@@ -44,7 +61,7 @@ class Design:
     Attributes:
         title: of the report.
         base: the values of fields that do not vary, and those that others are compared with.
-        grid: axes of which every combination is a cell.
+        grids: axes of which every combination is a cell; the study is all grids together.
         drawn: axes whose values come in samples.
         samples: values of the drawn axes, by axis name; one empty sample where nothing is drawn.
         staircase: score after each step of a recipe too.
@@ -53,44 +70,65 @@ class Design:
 
     title: str
     base: dict[str, Any]
-    grid: tuple[Axis, ...]
+    grids: tuple[tuple[Axis, ...], ...]
     drawn: tuple[Axis, ...]
     samples: tuple[dict[str, Any], ...]
     staircase: bool
     written: dict[str, Any]
 
-    @property
+    @cached_property
     def axes(self) -> tuple[Axis, ...]:
-        """All axes, those of the grid first."""
-        return self.grid + self.drawn
+        """All axes, each with its values on any grid; those of grids first.
+
+        Where a grid does not vary a field that another does, it has the base's value, which is then among the axis's.
+        """
+        names = dict.fromkeys(axis.name for grid in self.grids for axis in grid)
+        return tuple(self._joined(name) for name in names) + self.drawn
 
     @property
     def points(self) -> int:
         """Number of combinations, before those that come out the same are joined."""
-        return math.prod(len(axis.values) for axis in self.grid) * len(self.samples)
+        return sum(math.prod(len(axis.values) for axis in grid) for grid in self.grids) * len(self.samples)
 
-    def settings(self) -> Iterator[tuple[dict[str, Any], dict[str, Any]]]:
-        """Each combination but of time and seed: values by axis name, and the values of all fields."""
-        outer = [axis for axis in self.grid if axis.name not in ("time", "seed")]
-        for chosen in itertools.product(*(axis.values for axis in outer)):
-            on_grid = {axis.name: value for axis, value in zip(outer, chosen, strict=True)}
-            for sample in self.samples:
-                labels = {**on_grid, **sample}
-                values = copy.deepcopy(self.base)
-                varied = [axis for axis in self.axes if axis.name in labels]
-                assigned = [(field, labels[axis.name]) for axis in varied for field in axis.fields]
-                for field, value in sorted(assigned, key=lambda pair: pair[0].count(".")):  # a whole before its parts
-                    put(values, field, value)
-                yield labels, values
+    def combinations(self) -> Iterator[Combination]:
+        """Each choice, grid by grid."""
+        for grid in self.grids:
+            on_grid = {axis.name: axis for axis in grid}
+            times, seeds = (on_grid.pop(name, None) for name in ("time", "seed"))
+            held = {axis.name: self.base_value(axis) for axis in self.axes if axis.name not in ("time", "seed")}
+            for chosen in itertools.product(*(axis.values for axis in on_grid.values())):
+                for sample in self.samples:
+                    varied = {**dict(zip(on_grid, chosen, strict=True)), **sample}
+                    values = copy.deepcopy(self.base)
+                    assigned = [
+                        (field, varied[axis.name]) for axis in self.axes if axis.name in varied for field in axis.fields
+                    ]
+                    for field, value in sorted(assigned, key=lambda pair: pair[0].count(".")):  # a whole, then parts
+                        put(values, field, value)
+                    yield Combination(
+                        {**held, **varied},
+                        values,
+                        (values["time"],) if times is None else times.values,
+                        (values["seed"],) if seeds is None else seeds.values,
+                    )
 
-    def levels(self, name: str) -> tuple[Any, ...] | None:
-        """Values of the grid axis ``time`` or ``seed``; None where it is not on the grid."""
-        return next((axis.values for axis in self.grid if axis.name == name), None)
+    def base_value(self, axis: Axis) -> Any:
+        """What the fields of an axis are where they do not vary."""
+        value = look_up(self.base, axis.fields[0])
+        return to_seconds(value) if axis.name == "time" else value
+
+    def _joined(self, name: str) -> Axis:
+        found = [axis for grid in self.grids for axis in grid if axis.name == name]
+        if any(axis.fields != found[0].fields for axis in found):
+            raise InputError(f"grid axis {name!r} has different fields in different grids: give it the same")
+        values = [value for axis in found for value in axis.values]
+        if len(found) < len(self.grids):
+            values.append(self.base_value(found[0]))
+        return Axis(name, found[0].fields, tuple({_same(value): value for value in values}.values()))
 
     def reference(self, axis: Axis) -> Any:
         """The level that pictures hold an axis at: the base's own value where it is one, else the first."""
-        value = look_up(self.base, axis.fields[0])
-        value = to_seconds(value) if axis.name == "time" else value
+        value = self.base_value(axis)
         return value if value in axis.values else axis.values[0]
 
     def describe(self) -> list[dict[str, Any]]:
@@ -121,10 +159,14 @@ def read(config: str | Path | Mapping[str, Any]) -> Design:
     title, staircase = written.get("title", "Study"), written.get("staircase", False)
     if not isinstance(title, str) or not isinstance(staircase, bool):
         raise InputError("study keys title and staircase are a text and true or false: give them so")
-    grid = tuple(_axis(name, given) for name, given in _mapping("grid", written.get("grid")).items())
+    given = written.get("grid")
+    grids = tuple(
+        tuple(_axis(name, values) for name, values in _mapping("grid", grid).items())
+        for grid in (given if isinstance(given, list) and given else [given])
+    )
     drawn, samples = _random(_mapping("random", written.get("random")))
     base = {**DEFAULTS, **{name: written[name] for name in SECTIONS if name in written}}
-    design = Design(title, base, grid, drawn, samples, staircase, written)
+    design = Design(title, base, grids, drawn, samples, staircase, written)
     if design.points > MOST_CELLS:
         raise InputError(
             f"the study has {design.points:,} cells: take values away until there are at most {MOST_CELLS:,}"
@@ -178,9 +220,11 @@ def _axis(name: str, given: Any) -> Axis:
         values = [to_seconds(value) for value in values]
     for value in values if "seed" in fields else []:
         require_whole("seed", value, least=0)
-    repeated = next((v for k, v in enumerate(values) if _same(v) in map(_same, values[:k])), None)
-    if len({_same(value) for value in values}) < len(values):
-        raise InputError(f"grid field {name!r} lists {repeated!r} twice: give each value once")
+    seen: set[str] = set()
+    for value in values:
+        if _same(value) in seen:
+            raise InputError(f"grid field {name!r} lists {value!r} twice: give each value once")
+        seen.add(_same(value))
     return Axis(name, tuple(fields), tuple(values))
 
 

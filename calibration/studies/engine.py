@@ -5,6 +5,7 @@ from __future__ import annotations
 import os
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
+from importlib import util
 from typing import Literal, Protocol, get_args
 
 from calibration.studies.plan import Cell, Plan
@@ -12,6 +13,7 @@ from calibration.studies.schedule import Schedule
 from calibration.studies.store import Progressed, Store
 from calibration.studies.worker import Failed, Scored, Unit
 from crossbar import InputError
+from crossbar.errors import require_whole
 
 Name = Literal["local", "ray"]
 MOST_LOSSES = 3
@@ -59,24 +61,34 @@ class Engine(Protocol):
         """Stop all workers at once."""
 
 
+def require(name: str, workers: int | None) -> None:
+    """Refuse what no engine can be made from.
+
+    Raises:
+        InputError: for an unknown name, a number of workers that is not allowed, and Ray that is not installed.
+    """
+    if name not in get_args(Name):
+        raise InputError(f"engine {name!r} is unknown: choose one of {', '.join(get_args(Name))}")
+    if workers is not None:
+        require_whole("workers", workers, least=1)
+    if name == "ray" and util.find_spec("ray") is None:
+        raise InputError("the engine 'ray' needs Ray: pip install 'ohmformer[ray]', or use the engine 'local'")
+
+
 def make_engine(name: str, workers: int | None, plan: Plan) -> Engine:
     """The engine of this name, its workers starting.
 
     Raises:
-        InputError: for an unknown name, a package that is not installed, and a device that is not there.
+        InputError: for a device that is not there.
     """
-    if workers is not None and (isinstance(workers, bool) or workers < 1):
-        raise InputError(f"workers = {workers!r} is not allowed: give 1 or more")
     devices = {setup["device"] for setup in plan.setups.values()}
     if name == "local":
         from calibration.studies.local import LocalEngine
 
         return LocalEngine(plan.sources, workers or len(os.sched_getaffinity(0)), devices)
-    if name == "ray":
-        from calibration.studies.ray_engine import RayEngine
+    from calibration.studies.ray_engine import RayEngine
 
-        return RayEngine(plan.loaded, workers, devices)
-    raise InputError(f"engine {name!r} is unknown: choose one of {', '.join(get_args(Name))}")
+    return RayEngine(plan.loaded, workers, devices)
 
 
 def compute(

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
-import os
 from pathlib import Path
 
 from calibration.studies.results import Study
 from crossbar import InputError
+from crossbar.files import write_whole
 
 
 def write_scores(study: Study, path: Path) -> None:
@@ -22,14 +22,8 @@ def write_scores(study: Study, path: Path) -> None:
     for name in study.varying:  # one kind of values a column
         if frame[name].map(type).nunique() > 1:
             frame[name] = frame[name].astype(str)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
+    write = frame.to_csv if path.suffix == ".csv" else frame.to_parquet
     try:
-        if path.suffix == ".csv":
-            frame.to_csv(partial, index=False)
-        else:
-            frame.to_parquet(partial, index=False)
-        partial.replace(path)
+        write_whole(path, lambda partial: write(partial, index=False))
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install 'ohmformer[parquet]', or write .csv") from None
-    finally:
-        partial.unlink(missing_ok=True)

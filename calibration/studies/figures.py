@@ -3,16 +3,19 @@
 from __future__ import annotations
 
 from collections.abc import Iterator
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import numpy as np
 
 from calibration.metrics import metric
-from calibration.plots import EARLIEST, vertical
+from calibration.plots import _EARLIEST as EARLIEST
+from calibration.plots import _vertical as vertical
 from calibration.studies import tradeoffs
 from calibration.studies.results import FINAL, StoredAxis, Study, level, plain
 from crossbar import InputError, format_seconds
+from crossbar.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -25,9 +28,6 @@ _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 4.8  # inches: about a phone's, so that its letters stay readable there
 _MOST_POINTS = 2000
 _STYLE: dict[Any, Any] = {"font.size": 9, "legend.fontsize": 8, "svg.hashsalt": "ohmformer", "axes.titlesize": 10}
-
-COMPENSATION, TRAINING = ("DriftCompensation",), ("Finetune",)
-"""Steps that make a recipe one with compensation, and one with training."""
 
 
 class Drawn(NamedTuple):
@@ -88,9 +88,8 @@ def write(study: Study, folder: Path) -> list[Path]:
     for drawn in draw_all(study):
         for kind in ("svg", "pdf"):
             path = folder / f"{drawn.name}.{kind}"
-            partial = path.with_name(f".{path.name}.partial")
-            drawn.figure.savefig(partial, format=kind, metadata={"Date" if kind == "svg" else "CreationDate": None})
-            partial.replace(path)
+            undated = {"Date" if kind == "svg" else "CreationDate": None}
+            write_whole(path, partial(drawn.figure.savefig, format=kind, metadata=undated))
             paths.append(path)
     return paths
 
@@ -121,9 +120,12 @@ def held(study: Study, varied: StoredAxis | None = None) -> list[StoredAxis]:
 
 
 def at_reference(study: Study, table: pd.DataFrame, varied: StoredAxis | None = None) -> pd.DataFrame:
-    """Rows at the reference of every axis that is `held`."""
+    """Rows at the reference of every axis that is `held`, of chips without a recipe and with the longest."""
     for axis in held(study, varied):
         table = table[table[axis.name] == plain(axis.reference)]
+    recipe = study.recipe
+    if recipe is not None and (varied is None or varied.name != recipe.name):  # without and with the longest
+        table = table[table[recipe.name].isin(["none", plain(recipe.reference)])]
     return table
 
 
@@ -165,48 +167,37 @@ def _time_axis(panel: Axes, study: Study, rows: pd.DataFrame) -> None:
 
 
 def two_by_two(study: Study, table: pd.DataFrame) -> Drawn:
-    """Training by compensation: whichever of the four the store holds, and which it lacks."""
+    """Recipes without and with steps before programming, by without and with steps after it."""
     from matplotlib.figure import Figure
 
     figure = Figure(figsize=(_WIDTH, 4.6), layout="constrained")
     panels = figure.subplots(2, 2, sharex=True, sharey=True)
-    rows = at_reference(study, table[table["arm"].isin(FINAL)])
+    rows = at_reference(study, table[table["arm"].isin(FINAL)], study.recipe)
     missing = []
-    for training in (0, 1):
-        for compensation in (0, 1):
-            panel = panels[training][compensation]
-            name = {(0, 0): "neither", (0, 1): "compensation", (1, 0): "training", (1, 1): "both"}[
-                training, compensation
-            ]
-            part = rows[[_parts(steps) == (training, compensation) for steps in rows["steps"]]]
-            panel.set_title(name)
-            for k, steps in enumerate(part["steps"].unique()):
-                own, text = part[part["steps"] == steps], ",\n".join(steps) or "as programmed"
-                _line(panel, own, label=text, color=_COLOURS[k % 6], marker=_MARKERS[k % 6])
-            for digital in part["digital"].dropna().unique():
-                panel.axhline(digital, color="#000000", linestyle="--", linewidth=0.8)
-            if part.empty:
-                missing.append(name)
-                panel.text(
-                    0.5, 0.5, "no such cells\nin this store", ha="center", va="center", transform=panel.transAxes
-                )
-                panel.grid(alpha=0.3)
-            else:
-                _time_axis(panel, study, rows)
-                panel.legend(frameon=False, loc="lower left", fontsize=7)
-    for panel in panels.flat:
+    names = {(0, 0): "neither", (0, 1): "after programming", (1, 0): "before programming", (1, 1): "both"}
+    for (before, after), name in names.items():
+        panel = panels[before][after]
+        panel.set_title(name)
+        part = rows[(rows["before"] == before) & (rows["after"] == after)]
+        for k, steps in enumerate(part["steps"].unique()):
+            own, text = part[part["steps"] == steps], ",\n".join(steps) or "as programmed"
+            _line(panel, own, label=text, color=_COLOURS[k % 6], marker=_MARKERS[k % 6])
+        for digital in part["digital"].dropna().unique():
+            panel.axhline(digital, color="#000000", linestyle="--", linewidth=0.8)
+        if part.empty:
+            missing.append(name)
+            panel.text(0.5, 0.5, "no such cells\nin this store", ha="center", va="center", transform=panel.transAxes)
+            panel.grid(alpha=0.3)
+        else:
+            _time_axis(panel, study, rows)
+            panel.legend(frameon=False, loc="lower left", fontsize=7)
         panel.label_outer()
     note = (
-        f"{study.primary} over time, with and without training (a recipe with {', '.join(TRAINING)}) and compensation "
+        f"{study.primary} over time for recipes without and with steps before programming (training, input ranges), by "
+        "without and with steps after it (compensation), at the reference of the other axes; dashed: the digital "
     )
-    note += f"({', '.join(COMPENSATION)}), at the reference of the other axes; dashed: the digital model. "
-    note += f"Not in this store: {'; '.join(missing)}." if missing else "All four are in this store."
-    return Drawn("two-by-two", "Training × compensation", note, figure)
-
-
-def _parts(steps: tuple[str, ...]) -> tuple[bool, bool]:
-    """Whether a recipe trains, and whether it compensates."""
-    return any(step in TRAINING for step in steps), any(step in COMPENSATION for step in steps)
+    note += f"model. Not in this store: {'; '.join(missing)}." if missing else "model. All four are in this store."
+    return Drawn("two-by-two", "Before × after programming", note, figure)
 
 
 def staircase(study: Study, table: pd.DataFrame) -> Drawn:
@@ -257,16 +248,14 @@ def sensitivity(study: Study) -> Drawn:
     panel.set_xlabel(f"cost in {'ln ' if logarithmic else ''}{study.primary}")
     panel.grid(alpha=0.3, axis="x")
     note = (
-        "What each axis costs from its best level to its worst, each chip averaged over all other axes; 95% Student-t "
+        "What each axis costs from its best level to its worst on the same chip where all other axes are equal; 95% "
+        "Student-t intervals over chips."
     )
-    note += "intervals over chips."
     return Drawn("sensitivity", "Sensitivity: which field costs the most", note, figure)
 
 
 def pareto(study: Study) -> Drawn:
     """Accuracy against energy, by density, with the settings that no other beats."""
-    from crossbar.prices import DEFAULT
-
     frame = study.pareto()
     figure, panel = _figure(4.0)
     step = max(1, len(frame) // _MOST_POINTS)
@@ -284,9 +273,9 @@ def pareto(study: Study) -> Drawn:
     vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
-    note = f"Mean {study.primary} against energy by the price book {DEFAULT} of analog layers, gated attention and "
-    note += "digital layers; colours and markers: attended pairs as a part of those of dense attention. Ringed: "
-    note += "settings that no other equals in accuracy, energy and density and beats in one"
+    note = f"Mean {study.primary} against energy by the price books {tradeoffs.BOOK} of analog layers, gated "
+    note += "attention and digital layers; colours and markers: attended pairs as a part of those of dense attention. "
+    note += "Ringed: settings that no other equals in accuracy, energy and density and beats in one"
     if step > 1:
         note += f"; of {len(frame):,} settings, those that are ringed and every {step}th are drawn"
     return Drawn("pareto", "Accuracy, energy, density", f"{note}.", figure)

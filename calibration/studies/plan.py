@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import itertools
 import os
 import platform
 import sys
@@ -18,7 +19,7 @@ from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.studies.design import Design
 from calibration.studies.fields import Job, resolve
-from crossbar import convert, presets
+from crossbar import convert, presets, to_seconds
 
 _VERSIONS = ("ohmformer", "torch", "numpy", "scipy", "transformers", "aihwkit")
 
@@ -107,19 +108,17 @@ def resolve_plan(design: Design, progress: Progress | None = None) -> Plan:
     plan = Plan(design)
     resolver = _Resolver(plan, progress)
     entered = set()
-    times, seeds = design.levels("time"), design.levels("seed")
-    for labels, values in design.settings():
-        job = resolve({**values, "time": (times or [values["time"]])[0], "seed": (seeds or [values["seed"]])[0]})
+    for labels, values, times, seeds in design.combinations():
+        job = resolve({**values, "time": times[0], "seed": seeds[0]})
         setup, digital = resolver.setup(job)
         setting = Setting({name: v for name, v in labels.items() if name not in ("time", "seed")}, setup, digital)
         key = fingerprint.of_values([setting.axes, setting.setup])
-        if key not in entered:  # samples may differ in time alone
+        if key not in entered:  # samples may differ in time alone, and grids overlap
             plan.settings.append(setting)
             entered.add(key)
         _add(plan, digital, None, None)
-        for seed in seeds or (job.seed,):
-            for seconds in times or (job.seconds,):
-                _add(plan, setup, seconds, seed)
+        for seed, seconds in itertools.product(seeds, times):
+            _add(plan, setup, to_seconds(seconds), seed)
     return plan
 
 

@@ -8,16 +8,13 @@ from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
 from typing import Any
 
+import ray
+from ray.exceptions import RayError
+
 from calibration.models import Loaded
 from calibration.studies.engine import Event, Finished, Lost, Ready
 from calibration.studies.worker import Unit, Worker
 from crossbar import InputError
-
-try:
-    import ray
-    from ray.exceptions import RayError
-except ImportError:
-    raise InputError("the engine 'ray' needs Ray: pip install 'ohmformer[ray]', or use the engine 'local'") from None
 
 
 class _Actor:

@@ -6,7 +6,6 @@ import base64
 import io
 import json
 import math
-import os
 from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -15,6 +14,7 @@ from calibration.metrics import CONFIDENCE, metric
 from calibration.studies import figures, tradeoffs
 from calibration.studies.results import StoredAxis, Study, level
 from crossbar import InputError, format_seconds
+from crossbar.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -29,12 +29,7 @@ def write_report(study: Study, path: Path) -> None:
     if study.scores.empty:
         raise InputError(f"store {str(study.store)!r} holds no finished chip yet: run the study first")
     text = render(study)
-    partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
-    try:
-        partial.write_text(text, encoding="utf-8")
-        partial.replace(path)
-    finally:
-        partial.unlink(missing_ok=True)
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
 def render(study: Study) -> str:
@@ -100,18 +95,17 @@ def _summary(study: Study, table: pd.DataFrame) -> list[str]:
 
 def _gain(study: Study, time: float) -> str | None:
     """What the recipe gains over none on the same chips, at the reference."""
-    axis = next((axis for axis in study.axes if axis.fields == ("recipe",) and None in axis.values), None)
-    if axis is None or len(axis.values) < 2:
+    axis = study.recipe
+    if axis is None or axis.reference is None or None not in axis.values:
         return None
-    recipe = next(value for value in axis.values if value is not None)
-    rows = study.differences(axis.name, None, recipe)
+    rows = study.differences(axis.name, None, axis.reference)
     rows = figures.at_reference(study, rows[(rows["metric"] == study.primary) & (rows["time"] == time)], axis)
     if len(rows) != 1:
         return None
-    row = rows.to_dict("records")[0]
+    row, name = rows.to_dict("records")[0], axis.level(axis.reference)
     if metric(study.primary).logarithmic:
-        return f"Recipe {axis.level(recipe)} divides it by {math.exp(row['mean']):.3f} on the same {row['n']} chips."
-    return f"Recipe {axis.level(recipe)} gains {_with_interval(row)} on the same {row['n']} chips."
+        return f"Recipe {name} divides it by {math.exp(row['mean']):.3f} on the same {row['n']} chips."
+    return f"Recipe {name} gains {_with_interval(row)} on the same {row['n']} chips."
 
 
 def _with_interval(row: Mapping[Any, Any]) -> str:

@@ -3,11 +3,13 @@
 from __future__ import annotations
 
 import json
-from dataclasses import dataclass
+from dataclasses import dataclass, replace
 from functools import cached_property
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.recipe import step_from_dict
+from calibration.step import Stage
 from calibration.studies.store import Progressed, Store
 from crossbar import InputError, format_seconds
 
@@ -90,7 +92,11 @@ class Study:
 
     @cached_property
     def settings(self) -> pd.DataFrame:
-        """One row a combination of axes but time and seed: their values, ``setup``, its ``fields`` and so on."""
+        """One row a combination of axes but time and seed: their values, ``setup``, its ``fields`` and so on.
+
+        Columns ``steps``, ``before`` and ``after``: of its recipe, and whether there are some before and after
+        programming.
+        """
         import pandas as pd
 
         query = """
@@ -105,9 +111,12 @@ class Study:
         for name, position in (("setup", 2), ("digital_setup", 3)):
             frame[name] = [row[position] for row in rows]
         recipes = [json.loads(row[4])["recipe"] for row in rows]
-        frame["steps"] = [tuple(step["step"] for step in recipe["steps"]) if recipe else () for recipe in recipes]
+        steps = [[] if recipe is None else [step_from_dict(step) for step in recipe["steps"]] for recipe in recipes]
+        frame["steps"] = [tuple(type(step).__name__ for step in own) for own in steps]
+        frame["before"] = [any(step.stage is Stage.BEFORE_PROGRAMMING for step in own) for own in steps]
+        frame["after"] = [any(step.stage is not Stage.BEFORE_PROGRAMMING for step in own) for own in steps]
         for name, position in (("fields", 4), ("counts", 5), ("digital_counts", 6)):
-            frame[name] = [json.loads(row[position] or "{}") for row in rows]
+            frame[name] = [json.loads(row[position] or "[]") for row in rows]
         return frame
 
     @cached_property
@@ -137,6 +146,16 @@ class Study:
         """
         frame = pd.DataFrame(self._rows(query), columns=["setting", "arm", "metric", "value"])
         return frame.astype({"value": float})
+
+    @cached_property
+    def recipe(self) -> StoredAxis | None:
+        """The axis of recipes, if they vary, with the one that has most steps as its reference."""
+        axis = next((axis for axis in self.axes if axis.fields == ("recipe",)), None)
+        if axis is None:
+            return None
+        longest = max(range(len(self.settings)), key=lambda place: len(self.settings["steps"].iloc[place]))
+        chosen = self.settings[axis.name].iloc[longest]
+        return replace(axis, reference=next(value for value in axis.values if plain(value) == chosen))
 
     @property
     def primary(self) -> str:
@@ -246,7 +265,12 @@ class Study:
 
 
 def plain(value: Any) -> Any:
-    """Something that tables can sort and group by: numbers and texts stay, nothing at all is ``"none"``."""
+    """Something that tables can sort and group by: numbers and texts stay, nothing at all is ``"none"``.
+
+    A recipe that is written out goes by its name.
+    """
     if value is None:
         return "none"
+    if isinstance(value, dict) and value.keys() == {"name", "steps"}:
+        return str(value["name"])
     return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value

@@ -11,8 +11,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.metrics import CONFIDENCE, metric
-from calibration.plots import EARLIEST
-from calibration.studies.results import FINAL, Study, plain
+from calibration.plots import _EARLIEST as EARLIEST
+from calibration.studies.results import FINAL, StoredAxis, Study, plain
 from crossbar import InputError, to_seconds
 
 if TYPE_CHECKING:
@@ -74,10 +74,10 @@ def differences(study: Study, axis: str, first: Any, second: Any) -> pd.DataFram
 def sensitivity(study: Study) -> pd.DataFrame:
     """`calibration.studies.results.Study.sensitivity`, of the primary metric.
 
-    For each axis, every chip's score is averaged over the other axes at each level; ``cost`` is how far the worst level
-    lies below the best, as the mean over chips with its 95% Student-t interval. ``per_unit`` is the slope of a straight
-    line through the levels: per unit of a number, per factor of 10 of a time. Levels that were drawn at random are
-    numbers that have no others equal; their cost is the slope times the drawn range.
+    For each axis, levels are compared chip by chip where all other axes are equal: ``cost`` is how far the worst level
+    lies below the best, averaged over the other axes for each chip, as the mean over chips with its 95% Student-t
+    interval. ``per_unit`` is the slope of a straight line through the levels: per unit of a number, per factor of 10 of
+    a time. Numbers that were drawn at random have no others equal; their cost is the slope times the drawn range.
     """
     import pandas as pd
 
@@ -87,24 +87,28 @@ def sensitivity(study: Study) -> pd.DataFrame:
     for axis in study.axes:
         if axis.name == "seed" or len(axis.values) < 2:
             continue
-        row = _drawn_cost(frame, axis.name) if axis.drawn and _numeric(frame[axis.name]) else _cost(frame, axis.name)
+        others = [name for name in (*study.varying, "time") if name != axis.name]
+        drawn = axis.drawn and _numeric(frame[axis.name])
+        row = _drawn_cost(frame, axis.name) if drawn else _cost(frame, axis, others)
         rows.append({"axis": axis.name, **row})
     columns = ["axis", "best", "worst", "cost", "low", "high", "per_unit", "n"]
     return pd.DataFrame(rows, columns=columns).sort_values("cost", ascending=False, ignore_index=True)
 
 
-def _cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
-    levels = frame.assign(level=frame[axis].map(repr))
-    by_chip = levels.groupby(["seed", "level"], sort=False)["good"].mean().unstack()
-    means = by_chip.mean()
-    best, worst = means.idxmax(), means.idxmin()
-    values = dict(zip(levels["level"], levels[axis], strict=True))
-    cost = _interval((by_chip[best] - by_chip[worst]).dropna().to_numpy())
+def _cost(frame: pd.DataFrame, axis: StoredAxis, others: list[str]) -> dict[str, Any]:
+    import pandas as pd
+
+    codes, levels = pd.factorize(frame[axis.name])
+    wide = frame.assign(level=codes).pivot(index=[*others, "seed"], columns="level", values="good")
+    reference = list(levels).index(plain(axis.reference)) if plain(axis.reference) in list(levels) else 0
+    relative = wide.sub(wide[reference], axis=0).mean().to_numpy()
+    best, worst = int(np.nanargmax(relative)), int(np.nanargmin(relative))
+    differences = (wide[best] - wide[worst]).dropna().groupby("seed").mean()
     slope = np.nan
-    if _numeric(frame[axis]):
-        x = _places(axis, np.array([values[name] for name in means.index], dtype=float))
-        slope = np.polyfit(x, means.to_numpy(), 1)[0]
-    return {"best": values[best], "worst": values[worst], **cost, "per_unit": slope}
+    if _numeric(frame[axis.name]):
+        slope = np.polyfit(_places(axis.name, np.array(levels, dtype=float)), relative, 1)[0]
+    cost = _interval(differences.to_numpy(), "cost")
+    return {"best": levels[best], "worst": levels[worst], **cost, "per_unit": slope}
 
 
 def _drawn_cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
@@ -117,7 +121,7 @@ def _drawn_cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
     low, high = frame[axis].min(), frame[axis].max()
     best, worst = (high, low) if slope > 0 else (low, high)
     costs = np.array(slopes) * np.sign(slope) * (x.max() - x.min())
-    return {"best": best, "worst": worst, **_interval(costs), "per_unit": slope}
+    return {"best": best, "worst": worst, **_interval(costs, "cost"), "per_unit": slope}
 
 
 def seeds_needed(study: Study, half_width: float) -> pd.DataFrame:
@@ -148,7 +152,7 @@ def goodness(study: Study) -> pd.DataFrame:
 
 
 def _with_axes(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
-    axes = study.settings[["setting", *study.varying, "steps"]]
+    axes = study.settings[["setting", *study.varying, "steps", "before", "after"]]
     joined = axes.merge(frame, on="setting").drop(columns="setting").rename(columns={"seconds": "time"})
     for name in ("arm", "metric"):
         joined[name] = joined[name].astype(str)
@@ -158,17 +162,16 @@ def _with_axes(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
 def _plain_summary(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     groups = frame.groupby(by, dropna=False, sort=False)["value"]
     rows = groups.apply(lambda values: _interval(values.to_numpy())).unstack().reset_index()
-    rows = rows.rename(columns={"cost": "mean"})
     return rows[[*by, "mean", "low", "high", "n"]].astype({"n": int})
 
 
-def _interval(values: NDArray[np.float64]) -> dict[str, Any]:
+def _interval(values: NDArray[np.float64], name: str = "mean") -> dict[str, Any]:
     from calibration.metrics import interval
 
     if not len(values):
-        return {"cost": np.nan, "low": np.nan, "high": np.nan, "n": 0}
+        return {name: np.nan, "low": np.nan, "high": np.nan, "n": 0}
     mean, low, high = interval(values.tolist())
-    return {"cost": mean, "low": low, "high": high, "n": len(values)}
+    return {name: mean, "low": low, "high": high, "n": len(values)}
 
 
 def _places(axis: str, values: NDArray[np.float64]) -> NDArray[np.float64]:

@@ -8,6 +8,7 @@ import numpy as np
 
 from calibration.metrics import metric
 from calibration.studies.results import FINAL, Study
+from calibration.studies.worker import Counts
 from crossbar import Ledger, price
 from crossbar.prices import DEFAULT
 
@@ -15,14 +16,18 @@ if TYPE_CHECKING:
     import pandas as pd
 
 
-def pareto(study: Study, book: str = DEFAULT) -> pd.DataFrame:
+BOOK = f"andrulis_22nm + {DEFAULT}"
+"""Price books of the trade-off: converters are priced by their bits, which studies vary."""
+
+
+def pareto(study: Study, book: str = BOOK) -> pd.DataFrame:
     """Accuracy at the reference time, energy and density of each setting.
 
     Columns: the axes, ``arm``, ``mean``, ``energy`` (µJ an evaluation, by the price book), ``density`` (attended pairs
     over those of dense attention; NaN where a model's own attention was left alone and nothing was counted) and
     ``best``: whether no other setting is at least as good in all three and better in one.
     """
-    table = study.table().drop(columns="steps")
+    table = study.table().drop(columns=["steps", "before", "after"])
     table = table[(table["metric"] == study.primary) & table["arm"].isin(FINAL)]
     table = table[table["time"] == reference_time(study, table)].copy()
     costs = study.settings[study.varying].copy()
@@ -45,21 +50,20 @@ def reference_time(study: Study, table: pd.DataFrame) -> float:
     return known[0] if known and known[0] in times else times[-1]
 
 
-def energy(counts: dict[str, Any], book: str) -> float:
-    """Microjoules of one evaluation; NaN where nothing was counted yet."""
-    if not counts.get("ledger"):
-        return np.nan
+def energy(counts: Counts, book: str) -> float:
+    """Microjoules of one evaluation; NaN where nothing was counted yet, or converters have no price."""
     ledger = Ledger()
-    for name, bits, number in counts["ledger"]:
+    for name, bits, number in counts:
         ledger.add("all", name, number, bits)
-    return float(price(ledger, book).total.pj) / 1e6
+    report = price(ledger, book)
+    priced = counts and not any(name.startswith("adc_conversions") for name in report.unpriced)
+    return float(report.total.pj) / 1e6 if priced else np.nan
 
 
-def density(own: dict[str, Any], base: dict[str, Any]) -> float:
+def density(own: Counts, dense: Counts) -> float:
     """Attended pairs over those of dense attention; NaN where they were not counted."""
-    gated = own.get("parts", {}).get("attention", {}).get("attended_pairs")
-    dense = base.get("parts", {}).get("dense attention", {}).get("attended_pairs")
-    return gated / dense if gated and dense else np.nan
+    pairs = [sum(number for name, _, number in counts if name == "attended_pairs") for counts in (own, dense)]
+    return pairs[0] / pairs[1] if all(pairs) else np.nan
 
 
 def not_dominated(costs: np.ndarray[Any, np.dtype[np.float64]]) -> np.ndarray[Any, np.dtype[np.bool_]]:

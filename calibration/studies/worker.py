@@ -6,26 +6,25 @@ import time
 import traceback
 from collections import Counter
 from collections.abc import Callable, Iterator
-from dataclasses import dataclass, field
-from functools import partial
+from dataclasses import dataclass
 from typing import Any
 
 import torch
 
+from attention import renew_memory
 from calibration import tasks
-from calibration.calibrate import fit_before_programming, score_calibrated
+from calibration.calibrate import _arms as arm_names
 from calibration.experiment import Experiment
-from calibration.journal import Journal
-from calibration.journal import Scored as Evaluation
 from calibration.models import Loaded
 from calibration.recipe import Recipe
-from crossbar import Hardware, Ledger, age
+from calibration.step import Stage, Step
+from crossbar import Hardware, Ledger, age, reset_gains, reset_reads
 
 Scores = dict[str, dict[str, float]]
 """Metrics by arm."""
 
-Counts = dict[str, Any]
-"""``parts``: as `calibration.Emulation.counts`; ``ledger``: name, bits and count of all that one evaluation takes."""
+Counts = list[tuple[str, int | None, int]]
+"""Name, bits and number of all that one evaluation takes; of a digital setup, what its dense attention attends to."""
 
 
 @dataclass(frozen=True)
@@ -113,72 +112,78 @@ class _Setup:
     """
 
     def __init__(self, values: dict[str, Any], loaded: Loaded) -> None:
-        task = tasks.get(values["task"]["name"], loaded.tokenizer, **values["task"]["options"])
+        self.counts: Counts = []
+        self._task = tasks.get(values["task"]["name"], loaded.tokenizer, **values["task"]["options"])
         network = loaded.model.to(values["device"])
         hardware = "ideal" if values["hardware"] is None else Hardware.from_dict(values["hardware"])
         layers = values["model"].get("include"), values["model"].get("exclude")
-        self._experiment = Experiment.prepare(network, task, hardware, values["pattern"], *layers)
-        self._experiment.journal = self._journal = _Counting(experiment=self._experiment)
+        self._experiment = Experiment.prepare(network, self._task, hardware, values["pattern"], *layers)
         self._recipe = None if values["recipe"] is None else Recipe.from_dict(values["recipe"])
-        self._programmed: int | None = None
+        self._chip: int | None = None
         if self._recipe is not None:
             self._staircase, self._wait = values["staircase"], values["wait"]
-            self._batches = list(task.batches("calibration"))
-            fit_before_programming(self._experiment, self._recipe, self._batches)
-
-    @property
-    def counts(self) -> Counts:
-        """What was counted so far."""
-        return {"parts": self._experiment.counts, "ledger": self._journal.counted}
+            for step in self._steps(Stage.BEFORE_PROGRAMMING):
+                self._fit(step)
 
     def score(self, seed: int | None, seconds: float | None) -> Scores:
         """Scores by arm, of a chip at a time or of the digital model."""
-        done = len(self._experiment.measurements)
+        experiment = self._experiment
+        experiment.measurements.clear()
         if seed is None or seconds is None:
-            self._experiment.score_digital()
+            experiment.score_digital()
+            dense = experiment.counts.get("dense attention", {})
+            self.counts = [(name, None, number) for name, number in dense.items()]
+        elif self._recipe is None:
+            self._program(seed)
+            age(experiment.analog, seconds)
+            self._measure("analog", seed, seconds)
         else:
-            self._score_chip(seed, seconds)
+            self._climb(self._recipe, seed, seconds)
         scores: Scores = {}
-        for found in self._experiment.measurements[done:]:
+        for found in experiment.measurements:
             scores.setdefault(found.arm, {})[found.metric] = found.value
         return scores
 
-    def _score_chip(self, seed: int, seconds: float) -> None:
-        """As `calibration.emulate` and `calibration.calibrate` score a chip at one time."""
-        experiment = self._experiment
-        if seed != self._programmed:
-            experiment.new_chip(seed)
-            self._programmed = seed
-        if self._recipe is None:
-            experiment.later(partial(age, experiment.analog, seconds))
-            experiment.score("analog", seed, seconds)
+    def _climb(self, recipe: Recipe, seed: int, seconds: float) -> None:
+        """Calibrate a chip at one time as `calibration.calibrate` does."""
+        analog = self._experiment.analog
+        if self._steps(Stage.PROGRAMMED):  # which change the cells
+            self._chip = None
+        self._program(seed)
+        reset_gains(analog)
+        arms, last = arm_names(recipe), len(recipe.steps) - 1
+        for index in range(max(len(self._steps(Stage.BEFORE_PROGRAMMING)) - 1, 0), last + 1):
+            step = recipe.steps[index]
+            if step.stage is not Stage.BEFORE_PROGRAMMING:
+                age(analog, seconds if step.stage is Stage.IN_USE else 0.0)
+                self._fit(step)
+            if self._staircase or index == last:
+                age(analog, seconds + self._wait)
+                self._measure(arms[index], seed, seconds + self._wait, fitted=seconds)
+
+    def _program(self, seed: int) -> None:
+        if seed != self._chip:
+            self._experiment.new_chip(seed)
+            self._experiment.catch_up()
+            self._chip = seed
+
+    def _steps(self, stage: Stage) -> list[Step]:
+        return [] if self._recipe is None else [step for step in self._recipe.steps if step.stage is stage]
+
+    def _fit(self, step: Step) -> None:
+        analog = self._experiment.analog
+        reset_reads(analog)
+        renew_memory(analog)
+        step.apply(analog, step.fit(analog, self._task.batches("calibration")))
+
+    def _measure(self, arm: str, seed: int, seconds: float, fitted: float | None = None) -> None:
+        """Score the chip as it is; the first time, count what that takes, digital layers too."""
+        if self.counts:
+            self._experiment.score(arm, seed, seconds, fitted)
             return
-        count = "calibration" not in experiment.counts
-        options = {"staircase": self._staircase, "count": count}
-        score_calibrated(experiment, self._recipe, self._batches, seed, seconds, self._wait, **options)
-
-
-@dataclass(frozen=True)
-class _Counting(Journal):
-    """Keeps nothing, and counts everything that the first evaluation on tiles takes, digital layers too.
-
-    Attributes:
-        experiment: whose evaluations these are.
-        counted: name, bits and count, once there was one.
-    """
-
-    experiment: Experiment | None = None
-    counted: list[tuple[str, int | None, int]] = field(default_factory=list)
-
-    def score(self, key: str, compute: Callable[[], Evaluation]) -> Evaluation:
-        """What ``compute`` gives."""
-        if self.counted or self.experiment is None or key.startswith("score digital"):
-            return compute()
-        self.experiment.catch_up()  # programming is not part of an evaluation
-        with Ledger(self.experiment.analog) as ledger:
-            evaluation = compute()
+        with Ledger(self._experiment.analog) as ledger:
+            self._experiment.score(arm, seed, seconds, fitted)
         totals: Counter[tuple[str, int | None]] = Counter()
         for counts in ledger.by_layer.values():
             totals.update({(counted.name, counted.bits): number for counted, number in counts.items()})
-        self.counted.extend((name, bits, number) for (name, bits), number in totals.items())
-        return evaluation
+        self.counts = [(name, bits, number) for (name, bits), number in totals.items()]

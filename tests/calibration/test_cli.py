@@ -183,12 +183,14 @@ JOB += ["--windows", "--window-length", "--chips", "--out", "--plot", "--config"
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ([], ["emulate", "calibrate", "inspect", "refit", "export", "doctor"]),
+        ([], ["emulate", "calibrate", "study", "report", "inspect", "refit", "export", "doctor"]),
         (["emulate"], JOB),
         (["calibrate"], [*JOB, "--recipe", "--wait", "--staircase"]),
         (["inspect"], ["bundle", "--model", "--hardware", "--include", "--exclude", "--json", "--config"]),
         (["refit"], ["bundle", "--time", "--out", "--config"]),
-        (["export"], ["bundle", "--out", "--weights", "--config"]),
+        (["study"], ["study", "--store", "--engine", "--workers", "--dry-run", "--retry", "--config"]),
+        (["report"], ["store", "--out", "--figures", "--config"]),
+        (["export"], ["source", "--out", "--weights", "--config"]),
         (["doctor"], ["--json"]),
     ],
     ids=lambda value: value[0] if value and not value[0].startswith("-") else "",

@@ -60,7 +60,6 @@ def test_kills_at_random_moments(folder, tmp_path):
             driver.wait()
             with Store(store, create=True) as kept:
                 assert kept.intact()
-    print(kills, len(tiny.scores(store)), "of", len(tiny.scores(whole)), "scores before the last run")
     if driver.poll() is None:
         driver.wait()
     study(config, store=store, workers=2)

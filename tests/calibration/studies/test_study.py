@@ -1,0 +1,208 @@
+"""The third job from end to end: what cells hold, that none runs twice, and what becomes of failures and stops."""
+
+import importlib
+import json
+import os
+import signal
+import subprocess
+import sys
+import time
+
+import pandas as pd
+import pytest
+
+from calibration import Study, calibrate, emulate, study
+from calibration.studies.engine import Lost
+from calibration.studies.store import Store
+from calibration.studies.worker import Failed, Scored
+from crossbar import Hardware, InputError
+from tests.calibration.studies import tiny
+from tests.calibration.studies.inline import Inline
+
+JOB = importlib.import_module("calibration.study")  # whose name in the package is the function
+CELLS = 2 * 2 * 2 * 2 * 2 + 2
+
+
+@pytest.fixture(scope="module")
+def done(folder, tmp_path_factory):
+    """The tiny study, computed by two processes."""
+    return study(tiny.config(folder, staircase=True), store=tmp_path_factory.mktemp("done") / "s.sqlite", workers=2)
+
+
+@pytest.fixture
+def inline(monkeypatch):
+    """Put the study's work into this process, with an event changed on its way."""
+
+    def use(upset=lambda event: event):
+        engines = []
+
+        def make(name, workers, plan):
+            engines.append(Inline(plan, upset))
+            return engines[-1]
+
+        monkeypatch.setattr(JOB, "make_engine", make)
+        return engines
+
+    return use
+
+
+def small(folder):
+    """Three cells: two chips, and the digital model."""
+    return tiny.config(folder, grid={"seed": "0..1"})
+
+
+def test_every_cell_is_done(done):
+    assert (done.progress.done, done.progress.failed, done.progress.pending) == (CELLS, 0, 0)
+    assert done.failures() == []
+
+
+@pytest.mark.parametrize("bits", [4, 8])
+def test_cells_are_what_the_other_jobs_find(done, folder, bits):
+    hardware = Hardware.from_dict({"adc": {"bits": bits}, "dac": {"range": "per_token"}})
+    options = {"pattern": "window(2) | sinks(1)", "times": ["1h", "1d"], "chips": 2}
+    expected = calibrate(folder, "wordsim", "pcm" if bits == 8 else hardware, "fast", **options)
+    setting = done.settings.query(f"`hardware.adc.bits` == {bits} and pattern != 'dense'")
+    for recipe, arms in (("none", ["analog"]), ("fast", ["after InputRanges", "calibrated"])):
+        (place,) = setting[setting["recipe"] == recipe]["setting"]
+        own = done.scores[done.scores["setting"] == place]
+        for arm in arms:
+            found = own[own["arm"] == arm].sort_values(["seed", "seconds"])
+            assert found["value"].tolist() == expected.values(arm)
+        digital = done.digital[done.digital["setting"] == place].set_index("arm")["value"]
+        for arm in ("digital", "digital dense"):
+            assert [digital[arm]] == expected.values(arm)
+
+
+def test_table_is_the_summary_of_emulate(done, folder):
+    rows = emulate(folder, "wordsim", "pcm", pattern="dense", times=["1h", "1d"], chips=2).table()
+    table = done.table().query("`hardware.adc.bits` == 8 and pattern == 'dense' and recipe == 'none'")
+    expected = rows[rows["arm"] == "analog"]
+    for name in ("mean", "low", "high", "n"):
+        assert table[name].tolist() == pytest.approx(expected[name].tolist(), rel=1e-12)
+
+
+def test_nothing_runs_twice(done, folder, monkeypatch):
+    before = tiny.column(done.store, "SELECT ended || took FROM cells ORDER BY id")
+    monkeypatch.setattr(JOB, "make_engine", None)  # nothing is left to compute
+    study(tiny.config(folder, staircase=True), store=done.store)
+    assert tiny.column(done.store, "SELECT ended || took FROM cells ORDER BY id") == before
+
+
+def test_a_larger_study_takes_over_what_is_there(folder, tmp_path, inline):
+    inline()
+    store = tmp_path / "s.sqlite"
+    study(small(folder), store=store)
+    first = dict(sqlite_rows(store))
+    larger = study(tiny.config(folder, grid={"seed": "0..2"}), store=store)
+    assert larger.progress.done == 4
+    assert first.items() <= dict(sqlite_rows(store)).items()
+    (smaller,) = set(tiny.column(store, "SELECT id FROM studies")) - {larger.id}
+    assert Study(store, smaller).progress.done == 3
+
+
+def sqlite_rows(store):
+    return [tuple(json.loads(row)) for row in tiny.column(store, "SELECT json_array(id, ended || took) FROM cells")]
+
+
+def test_a_failure_is_kept_and_tried_again_when_asked(folder, tmp_path, inline):
+    store = tmp_path / "s.sqlite"
+    inline(lambda event: Failed("ValueError: broken", "trace") if isinstance(event, Scored) else event)
+    found = study(small(folder), store=store)
+    assert (found.progress.done, found.progress.failed) == (0, 3)
+    assert [(reason, count) for reason, count, *_ in found.failures()] == [("ValueError: broken", 3)]
+    inline()
+    assert study(small(folder), store=store).progress.failed == 3
+    assert study(small(folder), store=store, retry=True).progress.done == 3
+    assert found.failures() == []
+
+
+def test_what_a_cell_raises_is_its_reason(folder, tmp_path, inline, monkeypatch):
+    inline()
+    monkeypatch.setattr("calibration.studies.worker.age", lambda model, seconds: 1 / 0)
+    found = study(small(folder), store=tmp_path / "s.sqlite")
+    assert (found.progress.done, found.progress.failed) == (1, 2)  # the digital model has no age
+    ((reason, count, *_),) = found.failures()
+    assert (reason, count) == ("ZeroDivisionError: division by zero", 2)
+    assert all("Traceback" in trace for trace in tiny.column(found.store, "SELECT trace FROM cells WHERE seed >= 0"))
+
+
+def test_stopped_at_any_cell(done, folder, tmp_path, inline):
+    store, scored = tmp_path / "s.sqlite", 0
+
+    def stop(event):
+        nonlocal scored
+        scored += isinstance(event, Scored)
+        if scored % 4 == 3 and isinstance(event, Scored):
+            scored += 1
+            raise KeyboardInterrupt
+        return event
+
+    engines, stops = inline(stop), 0
+    grid = {"pattern": ["dense"], "recipe": [None, "fast"], "time": ["1h", "1d"], "seed": "0..1"}
+    while True:
+        try:
+            study(tiny.config(folder, staircase=True, grid=grid), store=store)
+            break
+        except KeyboardInterrupt:
+            stops += 1
+    assert stops == 4  # two cells are kept between stops
+    assert all(engine.closed for engine in engines)
+    assert len(tiny.scores(store)) == 2 + 4 + 4 * 2
+    assert set(tiny.scores(store)) < set(tiny.scores(done.store))
+
+
+def test_a_cell_that_takes_its_worker_along_fails_in_the_end(folder, tmp_path, inline):
+    inline(lambda event: Lost("killed") if isinstance(event, Scored) and event.seconds is not None else event)
+    found = study(small(folder), store=tmp_path / "s.sqlite")
+    assert (found.progress.done, found.progress.failed) == (1, 2)
+    assert found.failures()[0][0] == "its worker was lost 3 times: killed"
+
+
+def test_a_lost_worker_is_no_failure(folder, tmp_path, inline):
+    losses = iter([True, True])
+    inline(lambda event: Lost("killed") if isinstance(event, Scored) and next(losses, False) else event)
+    assert study(small(folder), store=tmp_path / "s.sqlite").progress.done == 3
+
+
+def test_one_run_at_a_time(folder, tmp_path):
+    path = tmp_path / "s.sqlite"
+    with Store(path, create=True) as store:
+        store.lock()
+        with pytest.raises(InputError, match="in use by another run"):
+            study(small(folder), store=path)
+
+
+@pytest.mark.parametrize("kind", ["csv", "parquet"])
+def test_export(done, tmp_path, kind):
+    path = tmp_path / f"scores.{kind}"
+    done.export(path)
+    frame = pd.read_csv(path, keep_default_na=False) if kind == "csv" else pd.read_parquet(path)
+    assert list(frame) == ["hardware.adc.bits", "pattern", "recipe", "time", "seed", "arm", "metric", "value"]
+    assert len(frame) == 2 * 2 * 2 * 2 * (1 + 2)
+    assert sorted(frame["value"]) == sorted(done.scores["value"])
+    assert set(frame["recipe"]) == {"none", "fast"}
+    assert os.listdir(tmp_path) == [path.name]
+
+
+def test_export_of_another_kind(done, tmp_path):
+    with pytest.raises(InputError, match=r"\.csv or \.parquet"):
+        done.export(tmp_path / "scores.xlsx")
+
+
+def test_ctrl_c(folder, tmp_path):
+    """The command stops with one sentence, its processes end, and the store is whole."""
+    path, store = tmp_path / "study.yaml", tmp_path / "s.sqlite"
+    path.write_text(json.dumps(tiny.config(folder, grid={"seed": "0..999"})))
+    command = [sys.executable, "-m", "calibration.cli", "study", str(path), "--store", str(store), "--workers", "1"]
+    driver = subprocess.Popen(command, stderr=subprocess.PIPE, stdout=subprocess.PIPE, text=True)
+    while not store.is_file() or not tiny.column(store, "SELECT count(*) FROM sqlite_schema WHERE name = 'cells'")[0]:
+        time.sleep(0.1)
+    while not tiny.column(store, "SELECT count(*) FROM cells WHERE status = 'done'")[0]:
+        time.sleep(0.1)
+    driver.send_signal(signal.SIGINT)
+    _, said = driver.communicate(timeout=60)
+    assert driver.returncode == 130
+    assert said == "ohmformer: stopped; what is done is kept, and the same command goes on from there\n"
+    with Store(store) as kept:
+        assert kept.intact()
+        kept.lock()
