@@ -16,7 +16,7 @@ from crossbar import InputError
 from crossbar.errors import require_whole
 
 Name = Literal["local", "ray"]
-MOST_LOSSES = 3
+MOST_LOSSES = 5
 """Workers that may be lost with one cell before it counts as failed, and before any was ready."""
 
 

@@ -169,9 +169,7 @@ class Study:
         ``n`` and ``digital``, the score of the digital model with the same pattern. Of perplexity means and intervals
         are those of the logarithm, exponentiated.
         """
-        from calibration.studies import statistics
-
-        return statistics.table(self)
+        return self._table.copy()
 
     def differences(self, axis: str, first: Any, second: Any) -> pd.DataFrame:
         """How much better the second level of an axis is than the first, chip by chip, in all that is otherwise equal.
@@ -253,6 +251,12 @@ class Study:
         from calibration.studies.export import write_scores
 
         write_scores(self, Path(path))
+
+    @cached_property
+    def _table(self) -> pd.DataFrame:
+        from calibration.studies import statistics
+
+        return statistics.table(self)
 
     @property
     def varying(self) -> list[str]:

@@ -46,8 +46,8 @@ class Schedule:
         return unit
 
     def give_back(self, unit: Unit, left: tuple[float | None, ...]) -> None:
-        """Put back what is left of a unit."""
+        """Put back what is left of a unit, behind the others: what is lost again and again is then seldom one cell."""
         if left:
             rest = Unit(unit.id, unit.setup, unit.seed, left)
-            self._waiting.setdefault(unit.id, deque()).appendleft(rest)
+            self._waiting.setdefault(unit.id, deque()).append(rest)
             self._owner.pop(unit.id, None)

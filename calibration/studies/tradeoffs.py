@@ -10,7 +10,7 @@ from calibration.metrics import metric
 from calibration.studies.results import FINAL, Study
 from calibration.studies.worker import Counts
 from crossbar import Ledger, price
-from crossbar.prices import DEFAULT
+from crossbar.prices import DEFAULT, PriceBook
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -31,7 +31,8 @@ def pareto(study: Study, book: str = BOOK) -> pd.DataFrame:
     table = table[(table["metric"] == study.primary) & table["arm"].isin(FINAL)]
     table = table[table["time"] == reference_time(study, table)].copy()
     costs = study.settings[study.varying].copy()
-    costs["energy"] = [energy(counts, book) for counts in study.settings["counts"]]
+    prices = PriceBook.get(book)
+    costs["energy"] = [energy(counts, prices) for counts in study.settings["counts"]]
     costs["density"] = [
         density(own, base) for own, base in zip(study.settings["counts"], study.settings["digital_counts"], strict=True)
     ]
@@ -50,7 +51,7 @@ def reference_time(study: Study, table: pd.DataFrame) -> float:
     return known[0] if known and known[0] in times else times[-1]
 
 
-def energy(counts: Counts, book: str) -> float:
+def energy(counts: Counts, book: PriceBook) -> float:
     """Microjoules of one evaluation; NaN where nothing was counted yet, or converters have no price."""
     ledger = Ledger()
     for name, bits, number in counts:

@@ -60,6 +60,7 @@ def test_kills_at_random_moments(folder, tmp_path):
             driver.wait()
             with Store(store, create=True) as kept:
                 assert kept.intact()
+    assert len(tiny.scores(store)) < len(tiny.scores(whole))  # every kill struck a study that was not finished
     if driver.poll() is None:
         driver.wait()
     study(config, store=store, workers=2)

@@ -155,7 +155,7 @@ def test_a_cell_that_takes_its_worker_along_fails_in_the_end(folder, tmp_path, i
     inline(lambda event: Lost("killed") if isinstance(event, Scored) and event.seconds is not None else event)
     found = study(small(folder), store=tmp_path / "s.sqlite")
     assert (found.progress.done, found.progress.failed) == (1, 2)
-    assert found.failures()[0][0] == "its worker was lost 3 times: killed"
+    assert found.failures()[0][0] == "its worker was lost 5 times: killed"
 
 
 def test_a_lost_worker_is_no_failure(folder, tmp_path, inline):
