@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import os
 from collections.abc import Callable, Mapping
 from pathlib import Path
 from typing import Any
@@ -83,11 +82,6 @@ def plan_study(
         return plan, list(plan.cells.values()), {}
     with Store(store) as kept:
         return plan, _pending(plan, kept), kept.rates(plan)
-
-
-def default_workers() -> int:
-    """One for each core that this process may use."""
-    return len(os.sched_getaffinity(0))
 
 
 def _pending(plan: Plan, store: Store) -> list[Cell]:

@@ -41,7 +41,8 @@ def run_study(options: Namespace) -> int:
     from rich.console import Console
 
     from calibration.console import progress_bar
-    from calibration.study import default_workers, plan_study, study
+    from calibration.studies.engine import default_workers
+    from calibration.study import plan_study, study
 
     terminal = Console(highlight=False, soft_wrap=True)
     store = Path(options.store or Path(options.study).with_suffix(".sqlite").name)

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import os
+import sys
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from importlib import util
@@ -75,6 +76,11 @@ def require(name: str, workers: int | None) -> None:
         raise InputError("the engine 'ray' needs Ray: pip install 'ohmformer[ray]', or use the engine 'local'")
 
 
+def default_workers() -> int:
+    """One for each core that this process may use."""
+    return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
+
+
 def make_engine(name: str, workers: int | None, plan: Plan) -> Engine:
     """The engine of this name, its workers starting.
 
@@ -85,7 +91,7 @@ def make_engine(name: str, workers: int | None, plan: Plan) -> Engine:
     if name == "local":
         from calibration.studies.local import LocalEngine
 
-        return LocalEngine(plan.sources, workers or len(os.sched_getaffinity(0)), devices)
+        return LocalEngine(plan.sources, workers or default_workers(), devices)
     from calibration.studies.ray_engine import RayEngine
 
     return RayEngine(plan.loaded, workers, devices)

@@ -80,7 +80,8 @@ def _summary(study: Study, table: pd.DataFrame) -> list[str]:
     if len(digital):
         scores.insert(0, f"digital {digital.iloc[0]:.3f}")
     where = f" with {', '.join(held)}" if held else ""
-    sentences.append(f"{study.primary} at {format_seconds(time)}{where}: {'; '.join(scores)}.")
+    stated = f"{study.primary} at {format_seconds(time)}{where}: {'; '.join(scores)}"
+    sentences.append(f"{stated}. In brackets: {CONFIDENCE:.0%} Student-t intervals over chips.")
     gain = _gain(study, time)
     if gain is not None:
         sentences.append(gain)

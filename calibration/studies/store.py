@@ -5,7 +5,7 @@ from __future__ import annotations
 import json
 import sqlite3
 from collections.abc import Iterator
-from contextlib import closing, contextmanager
+from contextlib import ExitStack, closing, contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
@@ -49,11 +49,15 @@ class Store:
         if not self.path.resolve().parent.is_dir():
             raise InputError(f"folder {str(self.path.parent)!r} does not exist: make it first, or give another store")
         self._lock = FileLock(f"{self.path}.lock", timeout=0)
-        try:
-            self.connection = sqlite3.connect(self.path, isolation_level=None)  # transactions are written out below
-            self._open()
-        except sqlite3.DatabaseError as error:
-            raise InputError(f"{str(path)!r} is not a store that can be read ({error}): give another file") from None
+        with ExitStack() as undo:
+            try:
+                self.connection = sqlite3.connect(self.path, isolation_level=None)  # transactions are written out below
+                undo.callback(self.connection.close)
+                self._open()
+            except sqlite3.DatabaseError as error:
+                reason = f"{str(path)!r} is not a store that can be read ({error})"
+                raise InputError(f"{reason}: give another file") from None
+            undo.pop_all()
 
     def __enter__(self) -> Store:
         return self
@@ -72,7 +76,6 @@ class Store:
             for query in ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_schema")
         )
         if (tables and mark != _MARK) or version > len(MIGRATIONS):
-            self.connection.close()
             known = "made by a newer ohmformer" if mark == _MARK else "another program's database"
             raise InputError(f"store {str(self.path)!r} is {known}: give another file, or install that version")
         self.connection.execute("PRAGMA journal_mode = WAL")

@@ -36,6 +36,7 @@ def alive(pid):
 
 
 @pytest.mark.slow
+@pytest.mark.skipif(sys.platform != "linux", reason="finds a driver's workers through /proc")
 def test_kills_at_random_moments(folder, tmp_path):
     grid = tiny.config(folder)["grid"] | {"time": ["0s", "1h", "1d", "30d", "1y"], "seed": "0..9"}
     config = tiny.config(folder, grid=grid)

@@ -1,6 +1,7 @@
 """The file of results: whole at any moment, of one version, written by one run."""
 
 import sqlite3
+from contextlib import closing
 
 import pytest
 
@@ -95,7 +96,7 @@ def test_files_that_are_no_stores(tmp_path):
     (tmp_path / "text").write_text("not a database, and long enough to be taken for one" * 20)
     with pytest.raises(InputError, match="not a store that can be read"):
         Store(tmp_path / "text")
-    with sqlite3.connect(tmp_path / "other.sqlite") as other:
+    with closing(sqlite3.connect(tmp_path / "other.sqlite")) as other:
         other.execute("CREATE TABLE own (x)")
     with pytest.raises(InputError, match="another program's database"):
         Store(tmp_path / "other.sqlite")

@@ -1,6 +1,7 @@
 """A study of seconds, a BERT that reads letters, and studies whose scores are made up."""
 
 import sqlite3
+from contextlib import closing
 from itertools import product
 
 from calibration import fingerprint
@@ -29,13 +30,13 @@ def config(folder, **changes):
 
 def scores(store):
     """Every score of a store by the cell's identity."""
-    with sqlite3.connect(store) as on:
+    with closing(sqlite3.connect(store)) as on:
         rows = on.execute("SELECT id, arm, metric, value FROM scores JOIN cells ON cell = key ORDER BY id, arm, metric")
         return rows.fetchall()
 
 
 def column(store, query):
-    with sqlite3.connect(store) as on:
+    with closing(sqlite3.connect(store)) as on:
         return [row[0] for row in on.execute(query)]
 
 
