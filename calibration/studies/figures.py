@@ -144,8 +144,15 @@ def _over_time(panel: Axes, study: Study, table: pd.DataFrame, axis: StoredAxis)
             part = own[own["arm"] == arm]
             if len(part):
                 _line(panel, part, label=f"{name}, {arm}", color=colour, marker=marker, **style)
+    if rows.empty:
+        _say_empty(panel)
+        return
     _time_axis(panel, study, rows)
     panel.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
+
+
+def _say_empty(panel: Axes) -> None:
+    panel.text(0.5, 0.5, "no such cells\nin this store", ha="center", va="center", transform=panel.transAxes)
 
 
 def _line(panel: Axes, rows: pd.DataFrame, **style: Any) -> None:
@@ -186,7 +193,7 @@ def two_by_two(study: Study, table: pd.DataFrame) -> Drawn:
             panel.axhline(digital, color="#000000", linestyle="--", linewidth=0.8)
         if part.empty:
             missing.append(name)
-            panel.text(0.5, 0.5, "no such cells\nin this store", ha="center", va="center", transform=panel.transAxes)
+            _say_empty(panel)
             panel.grid(alpha=0.3)
         else:
             _time_axis(panel, study, rows)

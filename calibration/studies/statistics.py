@@ -85,7 +85,7 @@ def sensitivity(study: Study) -> pd.DataFrame:
     frame = frame[frame["metric"] == study.primary]
     rows = []
     for axis in study.axes:
-        if axis.name == "seed" or len(axis.values) < 2:
+        if axis.name == "seed" or frame[axis.name].nunique() < 2:
             continue
         others = [name for name in (*study.varying, "time") if name != axis.name]
         drawn = axis.drawn and _numeric(frame[axis.name])

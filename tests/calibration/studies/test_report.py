@@ -94,3 +94,19 @@ def test_a_store_without_a_score(tmp_path):
         Study(tmp_path / "s.sqlite").report(tmp_path / "report.html")
     with pytest.raises(InputError, match="folder"):
         Study(tmp_path / "s.sqlite").report(tmp_path / "no" / "report.html")
+
+
+def test_an_unfinished_study_has_a_report_too(tmp_path):
+    """Nothing is there yet at the values that figures hold."""
+    plan = tiny.made_plan(CONFIG)
+    with tiny.Store(tmp_path / "s.sqlite", create=True) as store:
+        store.enter(plan)
+        run = store.begin(plan.id, plan.provenance("local", 1))
+        (setup,) = {s.setup for s in plan.settings if list(s.axes.values()) == [4, "window(2)", None]}
+        for cell in plan.cells.values():
+            if cell.setup == setup:
+                store.record(cell.id, tiny.Scored(cell.seconds, {"analog": {"spearman": 0.5}}, 1.0, []), run)
+    Study(tmp_path / "s.sqlite").report(tmp_path / "report.html")
+    page = (tmp_path / "report.html").read_text()
+    assert "6 of 50 cells are done, 44 were not run yet." in page
+    assert re.findall(r'<figure id="([^"]+)"', page) == FIGURES
