@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -10,7 +11,7 @@ from typing import Any
 from torch import nn
 
 from attention import Memory, Pattern
-from calibration import fingerprint
+from calibration import fingerprint, populations
 from calibration import recipe as recipes
 from calibration.bundle_files import require_new
 from calibration.deployment import Deployment, FittedStep
@@ -18,12 +19,14 @@ from calibration.emulate import score_uncalibrated
 from calibration.experiment import TIMES, Experiment, parse_times, require_chips
 from calibration.journal import Journal
 from calibration.models import Loaded
+from calibration.overlap import require_disjoint
+from calibration.populations import Shared
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.results import Calibration
-from calibration.step import Stage
+from calibration.step import Stage, uncalibrate
 from calibration.tasks import Task
-from crossbar import Hardware, InputError, age, reset_gains, to_seconds
+from crossbar import Hardware, InputError, age, to_seconds
 
 
 def calibrate(
@@ -38,6 +41,7 @@ def calibrate(
     wait: str | float = "1h",
     chips: int = 3,
     staircase: bool = True,
+    population: int | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     progress: Progress | None = None,
@@ -48,7 +52,7 @@ def calibrate(
 
     Steps that change the cells are fitted once, on the task's calibration data, before programming. The others are
     fitted on each chip at each time ``t`` and scored at ``t + wait``: at one instant they would fit a snapshot of the
-    1/f noise. Comparisons are paired, since both arms use the same seeds.
+    1/f noise. Comparisons are paired, since all arms use the same seeds (`calibration.staircase`).
 
     Args:
         model: as in `emulate`.
@@ -60,7 +64,9 @@ def calibrate(
         times: since programming, at which steps are fitted.
         wait: between fitting and scoring.
         chips: number of programmed chips, seeds 0, 1, ...
-        staircase: also score after each step but the last.
+        staircase: also score the converters alone (``quantised``), and after each step but the last.
+        population: fit the steps that follow programming on this many other chips, for all chips at once, instead of
+            on each chip itself; nothing is then measured on the chips that are scored.
         include: as in `emulate`.
         exclude: as in `emulate`.
         progress: called before each evaluation, and while a model is converted for the first time.
@@ -70,50 +76,44 @@ def calibrate(
         notify: told, in a sentence, when the call goes on from an earlier one.
 
     Raises:
-        InputError: as `emulate`, for an unknown recipe, a wait of 0 s, and a folder that cannot be written.
+        InputError: as `emulate`, for an unknown recipe, a wait of 0 s, a task whose calibration data are in its
+            evaluation data, and a folder that cannot be written.
     """
     seconds, delay = parse_times(times), to_seconds(wait)
     require_chips(chips)
     if delay == 0:
         raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    populations.require(recipe, population, chips)
     if out is not None:
         require_new(Path(out))
     experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
+    require_disjoint(experiment.task)
     if out is not None:
-        experiment.journal = _journal(Path(out), experiment, [recipe.to_dict(), seconds, delay, chips, staircase])
+        options = [recipe.to_dict(), seconds, delay, chips, staircase, population]
+        experiment.journal = _journal(Path(out), experiment, options)
         if notify is not None and len(experiment.journal):
             notify(f"goes on from the {len(experiment.journal)} results in {str(experiment.journal.folder)!r}")
-    written = [step for step in recipe.steps if step.stage is Stage.BEFORE_PROGRAMMING]
-    measured = recipe.steps[len(written) :]
-    scores = bool(written) + len(measured) if staircase else 1
-    experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds) * (1 + scores)
+    stairs = len(recipe.steps) - max(len(recipe.steps_at(Stage.BEFORE_PROGRAMMING)) - 1, 0) if staircase else 1
+    experiment.total = (1 if experiment.pattern is None else 2) + staircase + chips * len(seconds) * (1 + stairs)
     experiment.score_digital()
+    if staircase:
+        experiment.score_quantised()
     score_uncalibrated(experiment, seconds, chips)
-
-    arms = _arms(recipe)
-    batches = list(experiment.task.batches("calibration"))
-    for index, step in enumerate(written):
-        step.apply(experiment.analog, experiment.fit(step, f"{index}", batches))
+    climb = _Climb(experiment, recipe, seconds, delay, staircase)
+    climb.before_programming()
+    shared = None if population is None else populations.fit(experiment, recipe, seconds, population)
     fits: dict[tuple[int, float], list[FittedStep]] = {}
     for chip in range(chips):
-        experiment.new_chip(chip)
-        for time in seconds:
-            experiment.later(partial(reset_gains, experiment.analog))
-            fits[chip, time] = []
-            for index in range(max(len(written) - 1, 0), len(recipe.steps)):
-                step = recipe.steps[index]
-                if step.stage is not Stage.BEFORE_PROGRAMMING:
-                    experiment.later(partial(age, experiment.analog, time))
-                    first = (chip, time) == (0, seconds[0])
-                    fitted = experiment.fit(step, f"{index} chip {chip} at {time!r}", batches, count=first)
-                    experiment.later(partial(step.apply, experiment.analog, fitted))
-                    fits[chip, time].append(FittedStep(step, fitted, time))
-                if staircase or index == len(recipe.steps) - 1:
-                    experiment.later(partial(age, experiment.analog, time + delay))
-                    experiment.score(arms[index], chip, time + delay, fitted=time)
+        fits |= climb.chip(chip, shared)
     result = Calibration(
-        setup={**experiment.setup, "chips": chips, "recipe": recipe.to_dict(), "calibration_batches": len(batches)},
+        setup={
+            **experiment.setup,
+            "chips": chips,
+            "recipe": recipe.to_dict(),
+            "fitted_on": "each chip itself" if population is None else f"a population of {population} other chips",
+            "calibration_batches": sum(1 for _ in experiment.task.batches("calibration")),
+        },
         primary=experiment.task.primary,
         measurements=tuple(experiment.measurements),
         conversion=experiment.conversion,
@@ -124,6 +124,62 @@ def calibrate(
         result.save(out)
         experiment.journal.remove()
     return result
+
+
+@dataclass(frozen=True)
+class _Climb:
+    """The steps of a recipe, one after another, each scored where the staircase is asked for."""
+
+    experiment: Experiment
+    recipe: Recipe
+    seconds: list[float]
+    delay: float
+    staircase: bool
+
+    def before_programming(self) -> None:
+        """Fit and apply what changes the cells' targets."""
+        for index, step in self.recipe.steps_at(Stage.BEFORE_PROGRAMMING).items():
+            step.apply(self.experiment.analog, self.experiment.fit(step, f"{index}"))
+
+    def chip(self, chip: int, shared: Shared | None) -> dict[tuple[int, float], list[FittedStep]]:
+        """Program a chip, fit it at each time, or take over what is ``shared``, and score it; what was applied."""
+        experiment, first = self.experiment, chip == 0
+        analog = experiment.analog
+        experiment.new_chip(chip)
+        written = self.recipe.steps_at(Stage.BEFORE_PROGRAMMING)
+        if written:
+            self._score_all(max(written), chip)
+        programmed: list[FittedStep] = []
+        for index, step in self.recipe.steps_at(Stage.PROGRAMMED).items():
+            experiment.later(partial(age, analog, 0.0))
+            fitted = experiment.fit(step, f"{index} chip {chip}", count=first)
+            experiment.later(partial(step.apply, analog, fitted))
+            programmed.append(FittedStep(step, fitted, 0.0))
+            self._score_all(index, chip)
+        fits = {}
+        for time in self.seconds:
+            experiment.later(partial(uncalibrate, analog))
+            fits[chip, time] = list(programmed)
+            for index, step in self.recipe.steps_at(Stage.IN_USE).items():
+                experiment.later(partial(age, analog, time))
+                if shared is None:
+                    count = first and time == self.seconds[0]
+                    fitted = experiment.fit(step, f"{index} chip {chip} at {time!r}", count=count)
+                else:
+                    fitted = shared[time][index]
+                experiment.later(partial(step.apply, analog, fitted))
+                fits[chip, time].append(FittedStep(step, fitted, time))
+                self._score(index, chip, time)
+        return fits
+
+    def _score_all(self, index: int, chip: int) -> None:
+        for time in self.seconds:
+            self._score(index, chip, time)
+
+    def _score(self, index: int, chip: int, time: float) -> None:
+        if self.staircase or index == len(self.recipe.steps) - 1:
+            self.experiment.later(partial(age, self.experiment.analog, time + self.delay))
+            self.experiment.score(_arms(self.recipe)[index], chip, time + self.delay, fitted=time)
 
 
 def _arms(recipe: Recipe) -> list[str]:

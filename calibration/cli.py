@@ -59,7 +59,8 @@ def _calibrate(options: Namespace) -> int:
     from calibration import bundle_files
     from calibration.calibrate import calibrate
 
-    extra: dict[str, Any] = {"recipe": options.recipe, "wait": options.wait, "staircase": options.staircase}
+    names = ("recipe", "wait", "staircase", "population")
+    extra: dict[str, Any] = {name: options[name] for name in names}
     bundle = options.out is not None and Path(options.out).suffix != ".json"
     if bundle:
         extra |= {"out": options.out, "notify": lambda told: print(f"ohmformer: {told}", file=sys.stderr)}
@@ -219,6 +220,7 @@ def _run(title: str, options: Namespace, job: Any) -> int:
     from rich.console import Console
 
     from calibration import console
+    from calibration.results import Calibration
 
     with console.progress_bar(title) as progress:
         result: Emulation = job(progress)
@@ -232,6 +234,8 @@ def _run(title: str, options: Namespace, job: Any) -> int:
         return 0
     terminal = Console()
     terminal.print(console.accuracy_table(result))
+    if isinstance(result, Calibration):
+        terminal.print(console.staircase_table(result))
     terminal.print(console.conversion_table(result.conversion, memory=result.setup["memory"] is not None))
     terminal.print(console.counts_table(result))
     return 0
@@ -269,6 +273,9 @@ def _parser() -> _Parser:
     _add_job_options(calibrate)
     calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit: fast, or a YAML file")
     calibrate.add_argument("--wait", type=str, default="1h", help="time between fitting and scoring")
+    calibrate.add_argument(
+        "--population", type=int | None, default=None, help="fit on this many other chips, not on each chip itself"
+    )
     calibrate.add_argument("--staircase", type=bool, default=True, help="score after each step, not only the last")
     calibrate.add_argument(
         "--out",
@@ -357,7 +364,7 @@ def _add_job_options(parser: _Parser) -> None:
         help="times since programming, such as 0s,1h,1d",
     )
     parser.add_argument("--chips", type=int, default=3, help="programmed chips, seeds 0, 1, ...")
-    parser.add_argument("--plot", type=str | None, default=None, help="write a picture of accuracy over time")
+    parser.add_argument("--plot", type=str | None, default=None, help="write a picture: accuracy over time, or the staircase")
 
 
 if __name__ == "__main__":

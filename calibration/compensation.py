@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -10,9 +10,9 @@ import torch
 from torch import Tensor, nn
 
 from calibration.embedding import Batch
-from calibration.step import Stage
+from calibration.step import Fitted, Stage, mean
 from crossbar import AnalogLinear, InputError, analog_layers
-from crossbar.streams import uniform
+from crossbar.streams import Key, uniform
 
 Per = Literal["tile", "column"]
 Reference = Literal["programmed", "ideal"]
@@ -50,27 +50,27 @@ class DriftCompensation:
             raise InputError(f"DriftCompensation reads = {self.reads!r} is not allowed: give 1 or more")
 
     @torch.no_grad()
-    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
         """Gains ``[T_in, O]`` by layer for a programmed model at its present age; ``batches`` are not needed."""
         gains = {}
         for name, layer in analog_layers(model).items():
-            inputs = self._inputs(name, layer)
+            inputs = read_out_inputs(layer, self.reads, (self.seed, name, "drift compensation"))
+            # Test inputs make larger sums than data do, for which the ADC's range may have been chosen.
+            present = layer.adc_range
+            layer.set_adc_range(None)
             gains[name] = self._gain(layer, layer.read_out(inputs), self._reference(layer, inputs))
+            layer.set_adc_range(present)
         return gains
 
-    def apply(self, model: nn.Module, fitted: dict[str, Tensor]) -> None:
+    def combine(self, fits: Sequence[Fitted]) -> Fitted:
+        """The mean over chips."""
+        return mean(fits)
+
+    def apply(self, model: nn.Module, fitted: Fitted) -> None:
         """Set the digital gains."""
         layers = analog_layers(model)
         for name, gain in fitted.items():
             layers[name].column_gain = gain
-
-    def _inputs(self, name: str, layer: AnalogLinear) -> Tensor:
-        shape = (self.reads, layer.in_features)
-        unit = uniform(shape, (self.seed, name, "drift compensation"), layer.scales.device).to(layer.scales.dtype)
-        dac, full_scale = layer.hardware.dac, layer.input_range
-        if full_scale is None:  # a range found from the inputs themselves is reached by any
-            full_scale = unit.new_tensor(dac.full_scale if dac is not None and dac.range == "static" else 1.0)
-        return (2 * unit - 1) * full_scale
 
     def _reference(self, layer: AnalogLinear, inputs: Tensor) -> Tensor:
         if self.reference == "ideal":
@@ -83,11 +83,27 @@ class DriftCompensation:
         return programmed
 
     def _gain(self, layer: AnalogLinear, measured: Tensor, reference: Tensor) -> Tensor:
-        """Least squares over the reads of ``[T_in, reads, O]``; a column that delivers nothing keeps gain 1."""
-        product, power = (measured * reference).sum(1), measured.square().sum(1)
-        if self.per == "tile":
-            product, power = (_per_tile(x, layer.hardware.tile.cols) for x in (product, power))
-        return torch.where(power > 0, product / power.clamp(min=torch.finfo(power.dtype).tiny), 1.0)
+        return column_gain(measured, reference, layer.hardware.tile.cols if self.per == "tile" else None)
+
+
+def read_out_inputs(layer: AnalogLinear, reads: int, key: Key) -> Tensor:
+    """Inputs ``[reads, I]`` as they reach a layer's DACs, uniform over ± full scale."""
+    unit = uniform((reads, layer.in_features), key, layer.scales.device).to(layer.scales.dtype)
+    dac, full_scale = layer.hardware.dac, layer.input_range
+    if full_scale is None:  # a range found from the inputs themselves is reached by any
+        full_scale = unit.new_tensor(dac.full_scale if dac is not None and dac.range == "static" else 1.0)
+    return (2 * unit - 1) * full_scale
+
+
+def column_gain(measured: Tensor, reference: Tensor, width: int | None = None) -> Tensor:
+    """The least squares ``gain · measured = reference`` over the reads of ``[T, reads, O]``: ``[T, O]``.
+
+    A column that delivers nothing keeps gain 1. With a ``width``, the columns of tiles that wide share a gain.
+    """
+    product, power = (measured * reference).sum(1), measured.square().sum(1)
+    if width is not None:
+        product, power = (_per_tile(x, width) for x in (product, power))
+    return torch.where(power > 0, product / power.clamp(min=torch.finfo(power.dtype).tiny), 1.0)
 
 
 def _per_tile(columns: Tensor, width: int) -> Tensor:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 import sys
 from collections.abc import Iterator
 from contextlib import contextmanager
@@ -13,7 +14,8 @@ from rich.table import Table
 from calibration import progress
 from calibration.doctor import Check
 from calibration.metrics import metric
-from calibration.results import Emulation, Row
+from calibration.results import Calibration, Emulation, Row
+from calibration.staircase import Range
 from crossbar import ConversionReport, format_seconds
 
 _PARTS = ("linear", "attention", "dense attention", "calibration")
@@ -72,6 +74,27 @@ def accuracy_table(result: Emulation) -> Table:
         for time in times:
             values = [cells.get((name, arm, time)) or cells.get((name, arm, None), "") for arm in arms]
             view.add_row(name, format_seconds(time), *values, end_section=time == times[-1])
+    return view
+
+
+def staircase_table(result: Calibration) -> Table:
+    """What each step gains at each time, paired chip by chip."""
+    caption = "gain: over the arm above, mean ± half the 95% interval over chips, more is better"
+    logarithmic = [
+        name for name in dict.fromkeys(stair.metric for stair in result.stairs()) if metric(name).logarithmic
+    ]
+    for name in logarithmic:
+        caption += f"; {name}: gain and recovered loss of its logarithm, digital as a part of it"
+    view = Table(title="what each step gains", title_justify="left", caption=caption)
+    for name in ("metric", "time", "arm", "value", "gain", "of digital", "loss recovered"):
+        view.add_column(name, justify="left" if name in ("metric", "arm") else "right")
+    for stair in result.stairs():
+        value = f"{stair.value.mean:,.2f}" if metric(stair.metric).logarithmic else f"{stair.value.mean:.3f}"
+        gain = "" if stair.gain is None else _with_interval(stair.gain, "+.3f", 1)
+        recovered = "" if stair.recovered is None else _with_interval(stair.recovered, ".0f", 100, "%")
+        when = format_seconds(stair.seconds)
+        kept = _with_interval(stair.of_digital, ".1f", 100, "%")
+        view.add_row(stair.metric, when, stair.arm, value, gain, kept, recovered, end_section=stair.arm == "calibrated")
     return view
 
 
@@ -143,6 +166,13 @@ def doctor_table(checks: list[Check]) -> Table:
         mark = "ok" if not check.remedy else "missing" if check.needed else "note"
         view.add_row(check.name, check.found, mark, check.remedy)
     return view
+
+
+def _with_interval(spread: Range, form: str, scale: float, unit: str = "") -> str:
+    """Mean and half the interval, where several chips give one."""
+    mean = f"{spread.mean * scale:{form}}{unit}"
+    half = f"{(spread.high - spread.low) / 2 * scale:{form.lstrip('+')}}{unit}"
+    return mean if math.isnan(spread.low) else f"{mean} ± {half}"
 
 
 def _cell(row: Row) -> str:

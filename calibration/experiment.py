@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import copy
 from collections.abc import Callable, Mapping, Sequence
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
+from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -12,7 +13,6 @@ from torch import nn
 
 from attention import Memory, Pattern, attach, parse, renew_memory
 from calibration import models, tasks
-from calibration.embedding import Batch
 from calibration.journal import Counts, Fit, Journal, Scored
 from calibration.models import Loaded
 from calibration.progress import Progress
@@ -150,8 +150,28 @@ class Experiment:
             attach(self.digital, self.pattern)
         self._score(self.digital, "digital")
 
+    def score_quantised(self) -> None:
+        """Arm ``quantised``: converters alone, since cells hold their targets and nothing is noisy."""
+
+        def quantised() -> nn.Module:
+            model = copy.deepcopy(self.digital)
+            names = [escape(layer.name) for layer in self.conversion.analog]
+            convert(model, replace(self.hardware, output_noise=0.0, read_noise=None), include=names)
+            return model
+
+        self._score(quantised, "quantised")
+
     def score(self, arm: str, chip: int, seconds: float, fitted: float | None = None) -> None:
-        """Score the analog copy as it is now; the first score also counts activations and conversions."""
+        """Score the analog copy as it is now; the first score also counts activations and conversions.
+
+        Raises:
+            InputError: for a score at the time of the fit, or before.
+        """
+        if fitted is not None and fitted >= seconds:
+            raise InputError(
+                f"a calibration fitted at {fitted:g} s cannot be scored at {seconds:g} s, whose noise it knows: "
+                "score it later"
+            )
         parts: dict[str, Callable[[str], bool]] = {}
         if "linear" not in self.counts:
             linear = {layer.name for layer in self.conversion.analog}
@@ -160,7 +180,7 @@ class Experiment:
                 parts["attention"] = lambda layer: layer not in linear
         self._score(self.analog, arm, chip, seconds, fitted, parts)
 
-    def fit(self, step: Step, key: str, batches: list[Batch], *, count: bool = False) -> Fitted:
+    def fit(self, step: Step, key: str, *, count: bool = False) -> Fitted:
         """What a step finds on the analog copy as it is now, and, with ``count``, what measuring it takes."""
 
         def run() -> Fit:
@@ -168,7 +188,7 @@ class Experiment:
             reset_reads(self.analog)
             renew_memory(self.analog)
             with Ledger() as ledger:
-                tensors = step.fit(self.analog, batches)
+                tensors = step.fit(self.analog, self.task.batches("calibration"))
             return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
 
         fit = self.journal.fit(f"fit {key}", run)
@@ -177,7 +197,7 @@ class Experiment:
 
     def _score(
         self,
-        model: nn.Module,
+        model: nn.Module | Callable[[], nn.Module],
         arm: str,
         chip: int | None = None,
         seconds: float | None = None,
@@ -189,14 +209,15 @@ class Experiment:
         self._done += 1
 
         def run() -> Scored:
-            if model is self.analog:
+            scored = model if isinstance(model, nn.Module) else model()
+            if scored is self.analog:
                 self.catch_up()
-                reset_reads(model)
-                renew_memory(model, chip)
+                reset_reads(scored)
+                renew_memory(scored, chip)
             if not parts:
-                return {"metrics": self.task.metrics(model), "counts": {}}
+                return {"metrics": self.task.metrics(scored), "counts": {}}
             with Ledger() as ledger:
-                metrics = self.task.metrics(model)
+                metrics = self.task.metrics(scored)
             return {"metrics": metrics, "counts": {part: _totals(ledger, of) for part, of in parts.items()}}
 
         key = arm if chip is None else f"{arm} chip {chip} at {seconds!r} fitted {fitted!r}"

@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from calibration.metrics import metric
-from calibration.results import Emulation
+from calibration.results import Calibration, Emulation
 from crossbar import format_seconds
 
 if TYPE_CHECKING:
@@ -18,10 +18,12 @@ if TYPE_CHECKING:
 _STYLES = {
     "digital dense": {"color": "#999999", "linestyle": ":"},
     "digital": {"color": "#000000", "linestyle": "--"},
+    "quantised": {"color": "#56B4E9", "linestyle": "-."},
     "analog": {"color": "#D55E00", "marker": "o"},
     "calibrated": {"color": "#0072B2", "marker": "s"},
 }
 _SPARE = [{"color": "#009E73", "marker": "^"}, {"color": "#CC79A7", "marker": "v"}, {"color": "#E69F00", "marker": "D"}]
+_MARKERS = "osD^v"
 _EARLIEST = 20.0  # s: where 0 s is drawn on a logarithmic axis, being t_0 after the last pulse
 
 
@@ -34,6 +36,50 @@ def accuracy_over_time(results: Sequence[Emulation]) -> Figure:
     for axes, result in zip(panels, results, strict=True):
         _panel(axes, result)
     return figure
+
+
+def staircase(result: Calibration) -> Figure:
+    """The primary metric after each step, a line for each time, 95% intervals over chips, and the digital levels."""
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+
+    stairs = [stair for stair in result.stairs() if stair.metric == result.primary]
+    arms = list(dict.fromkeys(stair.arm for stair in stairs))
+    times = list(dict.fromkeys(stair.seconds for stair in stairs))
+    figure = Figure(figsize=(max(5.2, 1.1 * len(arms) + 2), 4.4), layout="constrained")
+    axes = figure.subplots()
+    levels = {row.arm: row.mean for row in result.rows() if row.metric == result.primary and row.seconds is None}
+    for arm, level in levels.items():
+        style: dict[str, Any] = _STYLES[arm]
+        axes.axhline(level, label=arm, **style)
+    lows = [*levels.values(), *(stair.value.low for stair in stairs if stair.n > 1)]
+    for place, seconds in enumerate(times):
+        colour = colormaps["viridis"](0.9 * place / max(len(times) - 1, 1))
+        members = [stair for stair in stairs if stair.seconds == seconds]
+        shift = 0.3 * (place / max(len(times) - 1, 1) - 0.5)  # side by side, so that intervals can be told apart
+        means = [stair.value.mean for stair in members]
+        bars = [[s.value.mean - s.value.low, s.value.high - s.value.mean] if s.n > 1 else [0.0, 0.0] for s in members]
+        axes.errorbar(
+            [arms.index(stair.arm) + shift for stair in members],
+            means,
+            yerr=list(zip(*bars, strict=True)),
+            color=colour,
+            marker=_MARKERS[place % len(_MARKERS)],
+            markersize=5,
+            capsize=3,
+            label=format_seconds(seconds),
+        )
+        lows += means
+    axes.set_xticks(range(len(arms)), [arm.replace("after ", "+ ") for arm in arms], rotation=25, ha="right")
+    _vertical(axes, result.primary, min(lows, default=0.0))
+    axes.set_title(_title(result))
+    axes.grid(alpha=0.3, axis="y")
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _title(result: Emulation) -> str:
+    return f"{result.setup['model']} on {result.setup['hardware']['device']['kind']}: {result.setup['task']}"
 
 
 def _panel(axes: Axes, result: Emulation) -> None:
@@ -56,7 +102,7 @@ def _panel(axes: Axes, result: Emulation) -> None:
     axes.xaxis.minorticks_off()
     axes.set_xlabel("time since programming")
     _vertical(axes, result.primary, min(row.low if row.low == row.low else row.mean for row in rows))
-    axes.set_title(f"{result.setup['model']} on {result.setup['hardware']['device']['kind']}: {result.setup['task']}")
+    axes.set_title(_title(result))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower left" if metric(result.primary).higher_is_better else "upper left")
 

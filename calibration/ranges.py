@@ -2,22 +2,20 @@
 
 from __future__ import annotations
 
-import itertools
-from collections import Counter
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from calibration.embedding import Batch, evaluating
-from calibration.step import Stage
-from crossbar import AnalogLinear, InputError, analog_layers, bypassed
+from calibration.embedding import Batch
+from calibration.observe import digital, observe
+from calibration.step import Fitted, Stage
+from crossbar import AnalogLinear, InputError, analog_layers
 
 Method = Literal["balanced", "abs_max", "quantile"]
-_BINS = 8192
+_BINS = 16384  # twice 8192, since the histogram may be twice as wide as the data
 _FLOOR = 1e-3  # of the largest: a silent input or an empty row still gets a scale
 
 
@@ -58,16 +56,28 @@ class InputRanges:
         if not 0 <= self.exponent <= 1:
             raise InputError(f"InputRanges exponent = {self.exponent!r} is not allowed: give a number from 0 to 1")
 
-    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> dict[str, Tensor]:
+    def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
         """Line scales ``[I]`` (balanced) or static ranges (0-d) by layer; layers that no batch reaches are left out."""
-        layers, batches = analog_layers(model), list(batches)
-        if self.method == "balanced":
-            sizes = _input_sizes(model, batches)
-            return {name: _balance(layers[name], size, self.exponent) for name, size in sizes.items()}
-        ranges = _largest_inputs(model, batches)
-        return ranges if self.method == "abs_max" else _quantiles(model, batches, ranges, self.quantile)
+        layers = analog_layers(model)
+        balanced = self.method == "balanced"
+        sizes: dict[str, _Sizes] = {}
+        spreads: dict[str, _Spread] = {}
 
-    def apply(self, model: nn.Module, fitted: dict[str, Tensor]) -> None:
+        def see(name: str, x: Tensor, y: Tensor) -> None:
+            if balanced:
+                sizes.setdefault(name, _Sizes()).add(x)
+            else:
+                scale = layers[name].line_scale
+                spreads.setdefault(name, _Spread()).add(x if scale is None else x / scale)
+
+        with digital(model):
+            observe(model, batches, layers, see)
+        if balanced:
+            return {name: _balance(layers[name], size.result(), self.exponent) for name, size in sizes.items()}
+        quantile = 1.0 if self.method == "abs_max" else self.quantile
+        return {name: spread.quantile(quantile) for name, spread in spreads.items()}
+
+    def apply(self, model: nn.Module, fitted: Fitted) -> None:
         """Scale word lines, whose cells must then be written again, or set static ranges."""
         layers = analog_layers(model)
         for name, value in fitted.items():
@@ -89,80 +99,52 @@ def _floored(x: Tensor) -> Tensor:
     return x.clamp(min=float(_FLOOR * top)) if top > 0 else torch.ones_like(x)
 
 
-def _input_sizes(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
-    """``sqrt(max|x| · rms x)`` of each word line, ``[I]`` by layer, before line scales."""
-    largest: dict[str, Tensor] = {}
-    squares: dict[str, Tensor] = {}
-    tokens: Counter[str] = Counter()
+class _Sizes:
+    """``sqrt(max|x| · rms x)`` of each word line."""
 
-    def observe(name: str, x: Tensor) -> None:
-        top, square = x.abs().amax(0), x.double().square().sum(0)
-        largest[name] = torch.maximum(largest[name], top) if name in largest else top
-        squares[name] = squares[name] + square if name in squares else square
-        tokens[name] += len(x)
+    def __init__(self) -> None:
+        self._tokens = 0
+        self._largest: Tensor | None = None
+        self._squares: Tensor | None = None
 
-    _observe_inputs(model, batches, observe, scaled=False)
-    return {name: (top * (squares[name] / tokens[name]).sqrt().to(top.dtype)).sqrt() for name, top in largest.items()}
+    def add(self, x: Tensor) -> None:
+        """Take in inputs ``[tokens, I]``."""
+        top, squares = x.abs().amax(0), x.double().square().sum(0)
+        self._tokens += len(x)
+        self._largest = top if self._largest is None else torch.maximum(self._largest, top)
+        self._squares = squares if self._squares is None else self._squares + squares
 
-
-def _largest_inputs(model: nn.Module, batches: list[Batch]) -> dict[str, Tensor]:
-    """Largest ``|x|`` that reaches the DAC, after line scales; 0-d, by layer."""
-    largest: dict[str, Tensor] = {}
-
-    def observe(name: str, x: Tensor) -> None:
-        seen = x.abs().max()
-        largest[name] = torch.maximum(largest[name], seen) if name in largest else seen
-
-    _observe_inputs(model, batches, observe, scaled=True)
-    return largest
+    def result(self) -> Tensor:
+        """Of all lines, ``[I]``."""
+        assert self._largest is not None
+        assert self._squares is not None
+        return (self._largest * (self._squares / self._tokens).sqrt().to(self._largest.dtype)).sqrt()
 
 
-def _quantiles(model: nn.Module, batches: list[Batch], ranges: dict[str, Tensor], quantile: float) -> dict[str, Tensor]:
-    """Quantiles of ``|x|`` from histograms up to ``ranges``, exact to 1 / 8192 of the range."""
-    counts = {name: torch.zeros(_BINS, dtype=torch.float64) for name in ranges}
+class _Spread:
+    """A histogram of ``|x|`` that widens as larger ones come, and the largest."""
 
-    def observe(name: str, x: Tensor) -> None:
-        top = float(ranges[name])
-        counts[name] += torch.histc(x.abs().float().cpu(), bins=_BINS, min=0.0, max=top or 1.0).double()
+    def __init__(self) -> None:
+        self._top, self._width = 0.0, 0.0
+        self._like: Tensor | None = None
+        self._counts = torch.zeros(_BINS, dtype=torch.float64)
 
-    _observe_inputs(model, batches, observe, scaled=True)
-    quantiles = {}
-    for name, count in counts.items():
-        index = int(torch.searchsorted(count.cumsum(0), quantile * float(count.sum())))
-        quantiles[name] = ranges[name] * (min(index, _BINS - 1) + 1) / _BINS
-    return quantiles
+    def add(self, x: Tensor) -> None:
+        """Take in inputs ``[tokens, I]``."""
+        size = x.abs()
+        top = float(size.amax()) if size.numel() else 0.0
+        self._top = max(self._top, top)
+        self._like = x.new_empty(())
+        if self._width == 0.0:
+            self._width = top
+        while self._width < self._top:  # two bins become one
+            self._counts = torch.cat([self._counts.view(-1, 2).sum(1), self._counts.new_zeros(_BINS // 2)])
+            self._width *= 2
+        self._counts += torch.histc(size.float().cpu(), bins=_BINS, min=0.0, max=self._width or 1.0).double()
 
-
-def _observe_inputs(
-    model: nn.Module, batches: list[Batch], observe: Callable[[str, Tensor], None], scaled: bool
-) -> None:
-    """Hand the digital model's inputs of each analog layer, ``[tokens, I]`` without padding, to ``observe``."""
-    device = next(itertools.chain(model.parameters(), model.buffers())).device
-    layers = analog_layers(model)
-    kept: Tensor | None = None
-
-    def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...]], None]:
-        def before(_: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-            x = inputs[0].detach()
-            if kept is not None and x.shape[:-1] == kept.shape:
-                x = x[kept]
-            scale = layers[name].line_scale if scaled else None
-            observe(name, (x if scale is None else x / scale).reshape(-1, x.shape[-1]))
-
-        return before
-
-    with torch.no_grad(), evaluating(model), bypassed(model), _hooks(model, hook):
-        for batch in batches:
-            inputs = {name: tensor.to(device) for name, tensor in batch.items()}
-            kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
-            model(**inputs)
-
-
-@contextmanager
-def _hooks(model: nn.Module, hook: Callable[[str], Callable[[nn.Module, tuple[Tensor, ...]], None]]) -> Iterator[None]:
-    handles = [layer.register_forward_pre_hook(hook(name)) for name, layer in analog_layers(model).items()]
-    try:
-        yield
-    finally:
-        for handle in handles:
-            handle.remove()
+    def quantile(self, share: float) -> Tensor:
+        """0-d: what ``share`` of all ``|x|`` do not exceed, to 1/8192 of the largest."""
+        assert self._like is not None
+        index = int(torch.searchsorted(self._counts.cumsum(0), share * float(self._counts.sum())))
+        edge = self._width * (min(index, _BINS - 1) + 1) / _BINS
+        return self._like.new_tensor(self._top if share == 1.0 else min(edge, self._top))

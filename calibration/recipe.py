@@ -9,13 +9,28 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
+from calibration.adc_ranges import AdcRanges
+from calibration.affine import AffineCorrection
 from calibration.compensation import DriftCompensation
+from calibration.lowrank import LowRankAdapter
+from calibration.norm_recalibration import NormRecalibration
 from calibration.protection import TokenProtection
 from calibration.ranges import InputRanges
-from calibration.step import Step
+from calibration.reprogram import ReprogramWorst
+from calibration.step import Stage, Step
 from crossbar.errors import InputError
 
-_STEPS: dict[str, Any] = {step.__name__: step for step in (InputRanges, DriftCompensation, TokenProtection)}
+_KINDS = (
+    InputRanges,
+    TokenProtection,
+    ReprogramWorst,
+    DriftCompensation,
+    AdcRanges,
+    AffineCorrection,
+    LowRankAdapter,
+    NormRecalibration,
+)
+_STEPS: dict[str, Any] = {step.__name__: step for step in _KINDS}
 
 
 @dataclass(frozen=True)
@@ -36,6 +51,10 @@ class Recipe:
             if before.stage > after.stage:
                 names = type(after).__name__, type(before).__name__
                 raise InputError(f"recipe {self.name!r} is out of order: put {names[0]} before {names[1]}")
+
+    def steps_at(self, stage: Stage) -> dict[int, Step]:
+        """The steps of a stage by their place in the recipe."""
+        return {index: step for index, step in enumerate(self.steps) if step.stage is stage}
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the name, and each step with its fields (those of a dataclass)."""

@@ -15,6 +15,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from calibration.deployment import Deployment
+    from calibration.staircase import Stair
 
 
 @dataclass(frozen=True)
@@ -133,13 +134,30 @@ class Emulation:
 class Calibration(Emulation):
     """What `calibration.calibrate` found: an `Emulation` with the arms of the recipe.
 
-    Arms: ``analog`` (uncalibrated), ``after <step>`` for each step but the last, and ``calibrated``.
+    Arms: ``quantised`` (converters alone), ``analog`` (uncalibrated), ``after <step>`` for each step but the last, and
+    ``calibrated``.
 
     Attributes:
         deployment: the calibrated chips.
     """
 
     deployment: Deployment = field(repr=False, compare=False)
+
+    def stairs(self) -> list[Stair]:
+        """What each step gains, paired chip by chip (`calibration.staircase`)."""
+        from calibration.staircase import stairs
+
+        return stairs(self)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values: those of an `Emulation`, and the ``staircase``."""
+        return {**super().to_dict(), "staircase": [_plain_stair(stair) for stair in self.stairs()]}
+
+    def plot(self) -> Figure:
+        """The staircase, a panel for each time, with intervals."""
+        from calibration.plots import staircase
+
+        return staircase(self)
 
     def save(self, path: str | Path, *, chip: int = 0, fitted: str | float | None = None) -> None:
         """Write one calibrated chip as a deployment bundle, a folder that `calibration.load_bundle` reads.
@@ -159,6 +177,14 @@ class Calibration(Emulation):
         from calibration.bundle_writer import save_bundle
 
         save_bundle(self, Path(path), chip, self.deployment.last_time() if fitted is None else to_seconds(fitted))
+
+
+def _plain_stair(stair: Stair) -> dict[str, Any]:
+    """A stair with its intervals as dictionaries."""
+    plain = stair._asdict()
+    for name in ("value", "gain", "of_digital", "recovered"):
+        plain[name] = None if plain[name] is None else _finite(plain[name]._asdict())
+    return plain
 
 
 def _finite(values: dict[str, Any]) -> dict[str, Any]:

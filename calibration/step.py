@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 from enum import IntEnum
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
+import torch
 from torch import Tensor, nn
 
 from calibration.embedding import Batch
+from calibration.norms import restore_norms
+from crossbar import analog_layers, reset_gains
 
 Fitted = dict[str, Tensor]
 """What a step found: plain tensors, keyed by what they are for, such as a layer's name."""
@@ -37,3 +40,24 @@ class Step(Protocol):
 
     def apply(self, model: nn.Module, fitted: Fitted) -> None:
         """Put fitted values into a converted model, in the place of what was applied before."""
+
+
+@runtime_checkable
+class PopulationStep(Step, Protocol):
+    """A step that can be fitted on several chips for all chips of their kind."""
+
+    def combine(self, fits: Sequence[Fitted]) -> Fitted:
+        """One set of values from those that were found on each of several chips."""
+
+
+def mean(fits: Sequence[Fitted]) -> Fitted:
+    """The mean of each tensor over what was found on several chips."""
+    return {name: torch.stack([fitted[name] for fitted in fits]).mean(0) for name in fits[0]}
+
+
+def uncalibrate(model: nn.Module) -> None:
+    """Take away all that steps of the stage `Stage.IN_USE` put into a model: gains, corrections, ADC ranges, norms."""
+    reset_gains(model)
+    for layer in analog_layers(model).values():
+        layer.set_adc_range(None)
+    restore_norms(model)

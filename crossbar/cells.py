@@ -14,7 +14,7 @@ from crossbar.corrections import Corrected
 from crossbar.devices import State, window
 from crossbar.digital import digital_weight
 from crossbar.errors import InputError
-from crossbar.hardware import Faults, Hardware
+from crossbar.hardware import Faults, Hardware, WriteVerify
 from crossbar.ledger import book
 from crossbar.units import to_seconds
 
@@ -70,6 +70,28 @@ class ProgrammedCells(Corrected):
             size = (self.in_features, self.out_features)
             self.fault_map = faults.draw(self.hardware.faults, tile, *size, key, targets.device)
         self.set_state(state, seed, 0.0)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def reprogram(self, columns: Tensor, verify: WriteVerify) -> None:
+        """Write and verify the cells of some columns again, bool ``[T_in, O]``, right after programming.
+
+        Raises:
+            InputError: for a layer that was not programmed or is older than 0 s, and for columns of another shape.
+        """
+        self.require_programmed()
+        if self.seconds != 0:
+            raise InputError(f"{self.name} is {self.seconds:g} s old: write columns again right after programming")
+        if columns.shape != self.scales.shape or columns.dtype != torch.bool:
+            raise InputError(f"{self.name} got bad columns to write again: give bool {list(self.scales.shape)}")
+        cells = columns.repeat_interleave(self.hardware.tile.rows, 0)[: self.in_features]
+        key = (self.seed or 0, self.name, "again")
+        written, pulses = programming.write(self.hardware.device, self._targets()[:, cells], key, verify)
+        book(self.name, "write_pulses", pulses)
+        state = {name: old.clone() for name, old in self.state().items()}
+        for name, new in written.items():
+            state[name][:, cells] = new
+        self.set_state(state, self.seed, 0.0)
 
     def new_chip(self) -> None:
         """Forget the chip: its faults, its cells, the gains and the corrections that were measured on it."""

@@ -10,6 +10,7 @@ from torch import Tensor, nn
 
 from crossbar import array, injection, integer_mvm, mapping, mvm
 from crossbar.cells import ProgrammedCells
+from crossbar.converters import found_range
 from crossbar.counts import book_reads
 from crossbar.devices import span
 from crossbar.digital import raw_weight
@@ -188,6 +189,29 @@ class AnalogLinear(ProgrammedCells):
                 self.register_parameter(name, parameter)
                 learned.append(parameter)
         return learned
+
+    def full_scale(self, x: Tensor) -> Tensor:
+        """The activation that a full-scale drive stands for, when these inputs ``[B, I]`` reach the DACs."""
+        dac = self.hardware.dac
+        if dac is None:
+            return self.scales.new_ones(())
+        return found_range(x, dac) if self.input_range is None else self.input_range
+
+    @torch.inference_mode(False)
+    def set_adc_range(self, adc_range: Tensor | None) -> None:
+        """Set the calibrated range of the ADCs, 0-d or one for each column, ``[T, O]``; None: the converter's own.
+
+        Raises:
+            InputError: for a range of another shape or one that is not finite and above 0.
+        """
+        if adc_range is not None:
+            shape = tuple(self.column_gain.shape)
+            good = adc_range.shape in ((), shape) and (adc_range.isfinite() & (adc_range > 0)).all()
+            if not good:
+                raise InputError(f"{self.name} got a bad ADC range: give one finite number above 0, or {list(shape)}")
+        if self._parameters.pop("adc_range", None) is not None:
+            self.register_buffer("adc_range", None, persistent=False)
+        self.adc_range = adc_range
 
     def fix_ranges(self) -> None:
         """Make learned ranges plain values again, so that a calibration can replace them."""

@@ -8,6 +8,7 @@ import torch
 from torch import nn
 
 from calibration import DriftCompensation
+from calibration.compensation import read_out_inputs
 from crossbar import (
     AnalogLinear,
     Converter,
@@ -113,7 +114,7 @@ def test_a_gain_for_each_column_or_one_for_each_tile():
 def test_per_tile_is_least_squares_over_the_columns_of_the_tile():
     model = uneven_chip()
     layer, step = analog_layers(model)["0"], DriftCompensation(per="tile", reads=64)
-    inputs = step._inputs("0", layer)
+    inputs = read_out_inputs(layer, 64, (0, "0", "drift compensation"))
     measured, reference = layer.read_out(inputs)[1, :, 8:16], layer.expected_read_out(inputs)[1, :, 8:16]
     expected = torch.linalg.lstsq(measured.reshape(-1, 1), reference.reshape(-1, 1)).solution
     torch.testing.assert_close(step.fit(model, [])["0"][1, 8], expected[0, 0], rtol=1e-4, atol=0)
@@ -210,7 +211,7 @@ def test_more_reads_measure_better():
 
 def test_test_inputs_fill_a_static_dac():
     model = chip(Fading(), dac=Converter(range="static", full_scale=10.0))
-    inputs = DriftCompensation()._inputs("0", analog_layers(model)["0"])
+    inputs = read_out_inputs(analog_layers(model)["0"], 256, (0, "0", "drift compensation"))
     assert inputs.abs().max() > 9.9
 
 

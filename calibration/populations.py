@@ -1,0 +1,57 @@
+"""Calibration for a population: fitted on some chips, for others that nobody has measured."""
+
+from __future__ import annotations
+
+from functools import partial
+
+from calibration.experiment import Experiment
+from calibration.recipe import Recipe
+from calibration.step import Fitted, PopulationStep, Stage, uncalibrate
+from crossbar import InputError, age
+from crossbar.errors import require_whole
+
+_FIRST_SEED = 1_000_000
+"""Seed of the first chip that is fitted on; those that are scored are 0, 1, ..."""
+
+Shared = dict[float, dict[int, Fitted]]
+"""What was fitted for all chips, by time since programming (s) and place of the step in the recipe."""
+
+
+def require(recipe: Recipe, population: int | None, chips: int) -> None:
+    """Refuse a population of no chips, one with chips that are scored, and a recipe with steps that belong to one chip.
+
+    Raises:
+        InputError: in these cases.
+    """
+    if population is None:
+        return
+    require_whole("population", population, least=1)
+    if chips > _FIRST_SEED:
+        raise InputError(f"chips = {chips} would be fitted on and scored: give at most {_FIRST_SEED}")
+    for step in recipe.steps:
+        if step.stage is not Stage.BEFORE_PROGRAMMING and not isinstance(step, PopulationStep):
+            raise InputError(
+                f"{type(step).__name__} belongs to one chip: leave it out, or calibrate without population"
+            )
+
+
+def fit(experiment: Experiment, recipe: Recipe, times: list[float], population: int) -> Shared:
+    """Fit the steps in use at each time, each on all chips of the population before the next one."""
+    steps = recipe.steps_at(Stage.IN_USE)
+    shared: Shared = {}
+    for time in times:
+        shared[time] = {}
+        for index, step in steps.items():
+            fits = []
+            for seed in range(_FIRST_SEED, _FIRST_SEED + population):
+                experiment.new_chip(seed)
+                experiment.later(partial(uncalibrate, experiment.analog))
+                experiment.later(partial(age, experiment.analog, time))
+                for earlier, fitted in shared[time].items():
+                    experiment.later(partial(steps[earlier].apply, experiment.analog, fitted))
+                count = time == times[0]
+                fits.append(experiment.fit(step, f"{index} population chip {seed} at {time!r}", count=count))
+            assert isinstance(step, PopulationStep)
+            shared[time][index] = step.combine(fits)
+    experiment.later(partial(uncalibrate, experiment.analog))
+    return shared
