@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from calibration.embedding import Batch
-from calibration.lines import Lines
+from calibration.lines import Lines, token_weights
 from calibration.observe import Instants, observe
 from calibration.step import Fitted, Stage, mean
 from crossbar import AnalogLinear, analog_layers
@@ -21,8 +21,9 @@ class AffineCorrection:
     """A digital gain and offset for each output of a layer, by least squares against the digital layer.
 
     Both get the inputs that reach the layer in the analog model, on calibration data: what is fitted is the error of
-    this layer and not what it is fed with. Moments are summed batch by batch in float64. Batches are read at several
-    instants before the model's age (`calibration.observe.Instants`).
+    this layer and not what it is fed with. Tokens count as `calibration.lines.token_weights` says. Moments are summed
+    batch by batch in float64. Batches are read at several instants before the model's age
+    (`calibration.observe.Instants`).
 
     Attributes:
         instants: how many.
@@ -44,7 +45,8 @@ class AffineCorrection:
 
         def see(name: str, x: Tensor, y: Tensor) -> None:
             beside = _beside(layers[name], x)
-            lines.setdefault(name, Lines()).add(y - beside, digital_outputs(layers[name], x) - beside)
+            target = digital_outputs(layers[name], x) - beside
+            lines.setdefault(name, Lines()).add(y - beside, target, token_weights(target))
 
         for layer in layers.values():
             layer.set_output_correction(None, None)

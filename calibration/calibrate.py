@@ -146,6 +146,7 @@ class _Climb:
         experiment, first = self.experiment, chip == 0
         analog = experiment.analog
         experiment.new_chip(chip)
+        experiment.later(partial(uncalibrate, analog))
         written = self.recipe.steps_at(Stage.BEFORE_PROGRAMMING)
         if written:
             self._score_all(max(written), chip)

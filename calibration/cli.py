@@ -364,7 +364,9 @@ def _add_job_options(parser: _Parser) -> None:
         help="times since programming, such as 0s,1h,1d",
     )
     parser.add_argument("--chips", type=int, default=3, help="programmed chips, seeds 0, 1, ...")
-    parser.add_argument("--plot", type=str | None, default=None, help="write a picture: accuracy over time, or the staircase")
+    parser.add_argument(
+        "--plot", type=str | None, default=None, help="write a picture of the accuracy: over time, or by step"
+    )
 
 
 if __name__ == "__main__":

@@ -46,7 +46,7 @@ def progress_bar(title: str) -> Iterator[progress.Progress]:
 
 def accuracy_table(result: Emulation) -> Table:
     """Rows: times; columns: arms; cells: mean of each metric and half its 95% interval."""
-    rows = result.rows()
+    rows = [row for row in result.rows() if not row.arm.startswith("after ")]  # these are in the staircase
     arms = list(dict.fromkeys(row.arm for row in rows))
     waits = {row.seconds - row.fitted for row in rows if row.seconds is not None and row.fitted is not None}
     chips = result.setup["chips"]

@@ -4,13 +4,16 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
+from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from calibration.embedding import Batch
-from calibration.tasks import Task
 from crossbar.errors import InputError
+
+if TYPE_CHECKING:
+    from calibration.tasks import Task
 
 _RUN = 64
 """Tokens in a row that two texts must share to overlap; shorter texts must be equal."""
@@ -25,13 +28,26 @@ def require_disjoint(task: Task) -> None:
     Raises:
         InputError: with where the first overlap is.
     """
-    scored = {mark for sample in _samples(task.batches("evaluation")) for mark in _marks(sample)}
+    scored = all_marks(task.batches("evaluation"))
     for index, sample in enumerate(_samples(task.batches("calibration"))):
-        if not scored.isdisjoint(_marks(sample)):
+        if not scored.isdisjoint(marks(sample)):
             raise InputError(
                 f"sample {index} of task {task.name!r} for calibration is in its evaluation data too, so scores would "
                 "know what was fitted: give splits that do not overlap"
             )
+
+
+def marks(sample: Tensor) -> set[bytes]:
+    """What samples that overlap have in common: hashes of all runs of tokens, or of a whole sample without tokens."""
+    tokens = sample.dim() == 1 and not sample.is_floating_point()
+    starts = range(max(1, len(sample) - _RUN + 1)) if tokens else range(1)
+    runs = (sample[start : start + _RUN] if tokens else sample for start in starts)
+    return {_hash(run) for run in runs}
+
+
+def all_marks(batches: Iterable[Batch]) -> set[bytes]:
+    """The marks of all samples."""
+    return {mark for sample in _samples(batches) for mark in marks(sample)}
 
 
 def _samples(batches: Iterable[Batch]) -> Iterator[Tensor]:
@@ -44,14 +60,6 @@ def _samples(batches: Iterable[Batch]) -> Iterator[Tensor]:
         for index, sample in enumerate(values):
             fits = mask is not None and sample.dim() and mask[index].shape == sample.shape[:1]
             yield sample[mask[index].bool()] if mask is not None and fits else sample
-
-
-def _marks(sample: Tensor) -> set[bytes]:
-    """Hashes of all runs of tokens of a sample, or of the whole sample where it has no tokens in a row."""
-    tokens = sample.dim() == 1 and not sample.is_floating_point()
-    starts = range(max(1, len(sample) - _RUN + 1)) if tokens else range(1)
-    runs = (sample[start : start + _RUN] if tokens else sample for start in starts)
-    return {_hash(run) for run in runs}
 
 
 def _hash(values: Tensor) -> bytes:

@@ -91,10 +91,31 @@ class Recipe:
         if not path.is_file():
             raise InputError(f"recipe file {str(path)!r} does not exist: give the path of a YAML file")
         try:
-            return cls.from_dict(yaml.safe_load(path.read_text(encoding="utf-8")))
+            text = path.read_text(encoding="utf-8")
+            _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path)
+            return cls.from_dict(yaml.safe_load(text))
         except (yaml.YAMLError, UnicodeDecodeError) as error:
             reason = " ".join(str(error).split())
             raise InputError(f"recipe file {str(path)!r} is not YAML: {reason}") from None
+
+
+def _refuse_repeated(node: Any, path: Path) -> None:
+    """Refuse a mapping with the same key twice, of which YAML's loader would keep the last without a word."""
+    import yaml
+
+    if isinstance(node, yaml.SequenceNode):
+        for child in node.value:
+            _refuse_repeated(child, path)
+    elif isinstance(node, yaml.MappingNode):
+        seen = set()
+        for key, child in node.value:
+            if key.value in seen:
+                raise InputError(
+                    f"recipe file {str(path)!r} has {key.value!r} again in line {key.start_mark.line + 1}: give it once"
+                )
+            if isinstance(key, yaml.ScalarNode):
+                seen.add(key.value)
+            _refuse_repeated(child, path)
 
 
 def step_to_dict(step: Step) -> dict[str, Any]:
@@ -155,14 +176,14 @@ def _described(hint: Any) -> str:
 def get(name: str) -> Recipe:
     """The recipe of this name, or that of a YAML file if the name ends in ``.yaml`` or ``.yml``.
 
-    ``fast`` needs no gradients and takes seconds.
+    ``fast`` needs no gradients and takes minutes at most.
 
     Raises:
         InputError: for an unknown name, or what `Recipe.from_yaml` refuses.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         return Recipe.from_yaml(name)
-    recipes = {"fast": (InputRanges(), DriftCompensation())}
+    recipes = {"fast": (InputRanges(), DriftCompensation(), AdcRanges(), AffineCorrection())}
     if name not in recipes:
         raise InputError(f"recipe {name!r} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
     return Recipe(name, recipes[name])

@@ -128,7 +128,10 @@ def test_a_second_save_gives_the_same_files(calibrated, bundle, tmp_path):
 
 def test_minilm(minilm, tmp_path):
     task = tasks.get("wordsim", minilm.tokenizer)
-    result = calibrate(minilm, task, pattern="window(64) | sinks(4)", times=["1d"], chips=1, staircase=False)
+    recipe = Recipe("drift", (DriftCompensation(),))
+    result = calibrate(
+        minilm, task, recipe=recipe, pattern="window(64) | sinks(4)", times=["1d"], chips=1, staircase=False
+    )
     result.save(tmp_path / "bundle")
     loaded = load_bundle(tmp_path / "bundle")
     assert task.metrics(loaded.model)["spearman"] == result.values("calibrated")[0]

@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from calibration import DriftCompensation, InputRanges, Recipe, Stage, recipe
+from calibration import AdcRanges, AffineCorrection, DriftCompensation, InputRanges, Recipe, Stage, recipe
 from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
 
 STEPS = {
@@ -158,10 +158,10 @@ def test_a_model_that_was_not_converted_is_refused(step, batches):
 # Recipes
 
 
-def test_fast_is_ranges_then_compensation():
+def test_fast():
     fast = recipe.get("fast")
-    assert fast == Recipe("fast", (InputRanges(), DriftCompensation()))
-    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING, Stage.IN_USE]
+    assert fast == Recipe("fast", (InputRanges(), DriftCompensation(), AdcRanges(), AffineCorrection()))
+    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING, *[Stage.IN_USE] * 3]
 
 
 def test_refusals():

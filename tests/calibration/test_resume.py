@@ -1,5 +1,6 @@
 """A calibration that is stopped, in any way and at any moment, goes on from where it was, to the same bits."""
 
+import json
 import random
 import signal
 import subprocess
@@ -13,8 +14,9 @@ from calibration import DriftCompensation, InputRanges, Recipe, calibrate
 from tests.calibration.bundles import names
 from tests.calibration.command import SCRIPT
 
-OPTIONS = {"times": ["1h", "1d"], "chips": 2}
-SCORES, FITS = 1 + 4 + 4 * 2, 1 + 4
+PLAIN = Recipe("plain", (InputRanges(), DriftCompensation()))
+OPTIONS = {"times": ["1h", "1d"], "chips": 2, "recipe": PLAIN}
+SCORES, FITS = 2 + 4 + 4 * 2, 1 + 4
 
 
 class Stopping:
@@ -194,8 +196,10 @@ def stopped(command, place, kept, after, how):
 def test_a_process_that_is_stopped_at_random_moments(folder, tmp_path):
     place, draw = tmp_path / "place", random.Random(0)
     place.mkdir()
+    recipe = tmp_path / "plain.yaml"
+    recipe.write_text(json.dumps(PLAIN.to_dict()))  # JSON is YAML
     command = [SCRIPT, "calibrate", "--model", folder, "--task", "wordsim", "--times", "[1h, 1d]", "--chips", "3"]
-    command += ["--out", place / "bundle"]
+    command += ["--recipe", recipe, "--out", place / "bundle"]
     code, err = stopped(command, place, 1, draw.uniform(0, 0.3), signal.SIGKILL)
     assert (code, err) == (-signal.SIGKILL, "")
     assert not (place / "bundle").exists()

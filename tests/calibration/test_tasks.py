@@ -1,6 +1,7 @@
 """The tasks on real MiniLM: reference values, splits that do not overlap, determinism, errors."""
 
 import inspect
+import re
 import textwrap
 from collections import Counter
 from importlib import util
@@ -96,9 +97,14 @@ def test_two_constructions_give_identical_batches(minilm, name, options):
 
 def test_the_whole_pool_can_be_used_and_stays_disjoint(minilm):
     size = len(described_functions())
-    task = tasks.get("code-search", minilm.tokenizer, pairs=100, calibration_pairs=size - 100, max_length=16)
+    options = {"pairs": 100, "max_length": 16}
+    with pytest.raises(InputError, match="functions that share no text with the 100 that are scored") as refusal:
+        tasks.get("code-search", minilm.tokenizer, calibration_pairs=size - 100, **options)
+    apart = int(re.search(r"at most the (\d+)", str(refusal.value))[1])
+    assert 0.5 * size < apart < size - 100
+    task = tasks.get("code-search", minilm.tokenizer, calibration_pairs=apart, **options)
     count = {split: sum(len(b["input_ids"]) for b in task.batches(split)) for split in ("calibration", "evaluation")}
-    assert count == {"calibration": 2 * (size - 100), "evaluation": 200}
+    assert count == {"calibration": 2 * apart, "evaluation": 200}
     with pytest.raises(InputError, match=f"together at most the {size} described functions"):
         tasks.get("code-search", minilm.tokenizer, pairs=101, calibration_pairs=size - 100)
 
