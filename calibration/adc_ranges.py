@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
 
@@ -16,6 +16,7 @@ from crossbar import AnalogLinear, InputError, analog_layers
 from crossbar.errors import require_whole
 
 Method = Literal["mse", "largest"]
+_OF_A_BATCH = 64
 _OCTAVES = torch.arange(13) / 2  # down to 1/64 of full scale, in half octaves
 
 
@@ -35,12 +36,12 @@ class AdcRanges:
 
     Attributes:
         method: as above.
-        vectors: of each batch, evenly spread over it, that are read out with every range.
+        vectors: that are read out with every range, 64 of a batch, evenly spread over it; data after them are not run.
     """
 
     stage: ClassVar[Stage] = Stage.IN_USE
     method: Method = "mse"
-    vectors: int = 64
+    vectors: int = 512
 
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
@@ -54,14 +55,20 @@ class AdcRanges:
         before = {name: layer.adc_range for name, layer in layers.items()}
 
         def see(name: str, x: Tensor, y: Tensor) -> None:
-            chosen = x[:: max(1, -(-len(x) // self.vectors))]
-            tallies.setdefault(name, _Tally(layers[name])).add(chosen)
+            tally = tallies.setdefault(name, _Tally(layers[name]))
+            tally.add(x[:: -(-len(x) // _OF_A_BATCH)][: self.vectors - tally.vectors])
+
+        def needed() -> Iterator[Batch]:
+            for batch in batches:
+                if tallies and all(tally.vectors >= self.vectors for tally in tallies.values()):
+                    return
+                yield batch
 
         for layer in layers.values():
             layer.set_adc_range(None)
         try:
             if layers:
-                observe(model, batches, layers, see)
+                observe(model, needed(), layers, see)
         finally:
             for name, present in before.items():
                 layers[name].set_adc_range(present)
@@ -83,6 +90,7 @@ class _Tally:
 
     def __init__(self, layer: AnalogLinear) -> None:
         assert layer.hardware.adc is not None
+        self.vectors = 0
         self._layer, self._reads = layer, 0
         self._ranges = (layer.hardware.adc.full_scale * 2**-_OCTAVES).to(layer.scales)
         shape = (len(self._ranges), *layer.column_gain.shape)
@@ -92,7 +100,10 @@ class _Tally:
 
     def add(self, x: Tensor) -> None:
         """Read out inputs ``[B, I]`` of the layer."""
+        if not len(x):
+            return
         layer = self._layer
+        self.vectors += len(x)
         driven = x if layer.line_scale is None else x / layer.line_scale
         full = layer.full_scale(driven)
         target = layer.expected_read_out(driven) / full

@@ -32,11 +32,7 @@ def save_bundle(result: Calibration, path: Path, chip: int, fitted: float) -> No
     Raises:
         InputError: as `Calibration.save`.
     """
-    if result.setup["memory"] is not None:
-        raise InputError(
-            "a bundle holds no analog memory for keys and values: save a calibration without one, and attach the "
-            "memory to the model that load_bundle gives"
-        )
+    require_no_memory(result.setup["memory"])
     deployment = result.deployment
     experiment, steps = deployment.experiment, result.setup["recipe"]["steps"]
     deployment.restore(chip, fitted)
@@ -69,6 +65,15 @@ def save_bundle(result: Calibration, path: Path, chip: int, fitted: float) -> No
         }
         write_json(folder / DESCRIPTION, description)
         seal(folder)
+
+
+def require_no_memory(memory: object) -> None:
+    """Refuse to bundle a model with keys and values in analog memory."""
+    if memory is not None:
+        raise InputError(
+            "a bundle holds no analog memory for keys and values: save a calibration without one, and attach the "
+            "memory to the model that load_bundle gives"
+        )
 
 
 def save_refitted(files: Files, path: Path, model: nn.Module, description: dict[str, Any]) -> None:

@@ -14,6 +14,7 @@ from attention import Memory, Pattern
 from calibration import fingerprint, populations
 from calibration import recipe as recipes
 from calibration.bundle_files import require_new
+from calibration.bundle_writer import require_no_memory
 from calibration.deployment import Deployment, FittedStep
 from calibration.emulate import score_uncalibrated
 from calibration.experiment import TIMES, Experiment, parse_times, require_chips
@@ -87,6 +88,7 @@ def calibrate(
     populations.require(recipe, population, chips)
     if out is not None:
         require_new(Path(out))
+        require_no_memory(memory)
     experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
     require_disjoint(experiment.task)
     if out is not None:
@@ -180,17 +182,7 @@ class _Climb:
     def _score(self, index: int, chip: int, time: float) -> None:
         if self.staircase or index == len(self.recipe.steps) - 1:
             self.experiment.later(partial(age, self.experiment.analog, time + self.delay))
-            self.experiment.score(_arms(self.recipe)[index], chip, time + self.delay, fitted=time)
-
-
-def _arms(recipe: Recipe) -> list[str]:
-    """The arm that is scored after each step; a kind of step that comes again is numbered."""
-    arms: list[str] = []
-    for step in recipe.steps[:-1]:
-        arm = f"after {type(step).__name__}"
-        again = sum(other.startswith(arm) for other in arms)
-        arms.append(f"{arm} {again + 1}" if again else arm)
-    return [*arms, "calibrated"]
+            self.experiment.score(self.recipe.arms[index], chip, time + self.delay, fitted=time)
 
 
 def _journal(out: Path, experiment: Experiment, options: list[Any]) -> Journal:

@@ -102,6 +102,9 @@ def _inspect(options: Namespace) -> int:
     from rich.console import Console
 
     if options.bundle is not None:
+        given = [name for name in _MODEL_OPTIONS if options[name] != _MODEL_OPTIONS[name]]
+        if given:
+            raise InputError(f"a bundle has its own model and hardware: leave --{given[0]} out, or the bundle")
         return _inspect_bundle(options)
 
     from calibration.console import conversion_table, progress_bar
@@ -169,6 +172,8 @@ def _doctor(options: Namespace) -> int:
     return int(any(check.remedy and check.needed for check in checks))
 
 
+_MODEL_OPTIONS = {"model": "minilm", "hardware": "pcm", "include": None, "exclude": None}
+"""Options that choose what becomes analog, and their defaults."""
 _PICTURES = (".png", ".svg", ".pdf")
 _COMMANDS = {
     "emulate": _emulate,
@@ -329,9 +334,12 @@ def _subcommand(description: str) -> _Parser:
 
 
 def _add_model_options(parser: _Parser) -> None:
-    parser.add_argument("--model", type=str, default="minilm", help="minilm, smollm2, or a transformers folder")
+    parser.add_argument("--model", type=str, default=_MODEL_OPTIONS["model"], help="minilm, smollm2, or a transformers folder")
     parser.add_argument(
-        "--hardware", type=str, default="pcm", help="pcm, hermes, ideal, or a YAML file of hardware fields"
+        "--hardware",
+        type=str,
+        default=_MODEL_OPTIONS["hardware"],
+        help="pcm, hermes, ideal, or a YAML file of hardware fields",
     )
     parser.add_argument("--include", type=list[str] | None, default=None, help="layers to make analog: ['*.query']")
     parser.add_argument("--exclude", type=list[str] | None, default=None, help="layers to keep digital: ['pooler*']")

@@ -56,6 +56,16 @@ class Recipe:
         """The steps of a stage by their place in the recipe."""
         return {index: step for index, step in enumerate(self.steps) if step.stage is stage}
 
+    @property
+    def arms(self) -> list[str]:
+        """The arm that is scored after each step; a kind of step that comes again is numbered."""
+        arms: list[str] = []
+        for step in self.steps[:-1]:
+            arm = f"after {type(step).__name__}"
+            again = sum(other.startswith(arm) for other in arms)
+            arms.append(f"{arm} {again + 1}" if again else arm)
+        return [*arms, "calibrated"]
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values: the name, and each step with its fields (those of a dataclass)."""
         return {"name": self.name, "steps": [step_to_dict(step) for step in self.steps]}

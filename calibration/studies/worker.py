@@ -13,12 +13,12 @@ import torch
 
 from attention import renew_memory
 from calibration import tasks
-from calibration.calibrate import _arms as arm_names
 from calibration.experiment import Experiment
 from calibration.models import Loaded
+from calibration.overlap import require_disjoint
 from calibration.recipe import Recipe
-from calibration.step import Stage, Step
-from crossbar import Hardware, Ledger, age, reset_gains, reset_reads
+from calibration.step import Stage, Step, uncalibrate
+from crossbar import Hardware, Ledger, age, reset_reads
 
 Scores = dict[str, dict[str, float]]
 """Metrics by arm."""
@@ -121,6 +121,7 @@ class _Setup:
         self._recipe = None if values["recipe"] is None else Recipe.from_dict(values["recipe"])
         self._chip: int | None = None
         if self._recipe is not None:
+            require_disjoint(self._task)
             self._staircase, self._wait = values["staircase"], values["wait"]
             for step in self._steps(Stage.BEFORE_PROGRAMMING):
                 self._fit(step)
@@ -150,8 +151,8 @@ class _Setup:
         if self._steps(Stage.PROGRAMMED):  # which change the cells
             self._chip = None
         self._program(seed)
-        reset_gains(analog)
-        arms, last = arm_names(recipe), len(recipe.steps) - 1
+        uncalibrate(analog)
+        arms, last = recipe.arms, len(recipe.steps) - 1
         for index in range(max(len(self._steps(Stage.BEFORE_PROGRAMMING)) - 1, 0), last + 1):
             step = recipe.steps[index]
             if step.stage is not Stage.BEFORE_PROGRAMMING:

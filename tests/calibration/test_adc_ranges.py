@@ -79,6 +79,14 @@ def test_converters_then_cost_less():
     assert error() < before / 3
 
 
+def test_it_runs_no_more_data_than_it_reads():
+    seen = []
+    analog = chip(uneven())
+    analog[0].register_forward_hook(lambda *_: seen.append(1))
+    AdcRanges(vectors=100).fit(analog, batches())  # 64 of the first batch and 36 of the second
+    assert len(seen) == 2
+
+
 def test_layers_without_adcs_are_left_out():
     model = nn.Sequential(nn.Linear(8, 4))
     convert(model, Hardware(devices.Ideal(), dac=None, adc=None))

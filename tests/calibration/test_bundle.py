@@ -4,16 +4,14 @@ import copy
 import hashlib
 import json
 import statistics
-from dataclasses import dataclass, replace
-from typing import ClassVar
 
 import pytest
 import torch
 from safetensors.torch import load_file
 
-from attention import BlockSparse, attached_pattern, parse
-from calibration import DriftCompensation, Recipe, calibrate, inspect_bundle, load_bundle, tasks
-from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, devices, presets, reset_reads
+from attention import attached_pattern, parse
+from calibration import DriftCompensation, Recipe, calibrate, load_bundle, tasks
+from crossbar import Hardware, InputError, age, analog_layers, presets, reset_reads
 from tests.calibration.bundles import copy_of, names
 from tests.calibration.command import assert_one_sentence, run
 from tests.calibration.conftest import TinyNet
@@ -141,75 +139,6 @@ def test_minilm(minilm, tmp_path):
     reset_reads(loaded.model)
     with torch.no_grad():
         assert torch.equal(loaded.model(**batch).last_hidden_state, own(**batch).last_hidden_state)
-
-
-# A model, a device and a pattern of one's own
-
-
-def test_a_model_of_ones_own(net, task, tmp_path):
-    result = calibrate(net, task, times=["1d"], chips=1, out=tmp_path / "bundle")
-    with pytest.raises(InputError, match=r"a model of a class of your own.*load_bundle\(path, model=...\)"):
-        load_bundle(tmp_path / "bundle")
-    loaded = load_bundle(tmp_path / "bundle", model=TinyNet())
-    assert task.metrics(loaded.model)["closeness"] == result.values("calibrated")[0]
-    assert not loaded.model.training
-    with pytest.raises(InputError, match="do not fit a Linear"):
-        load_bundle(tmp_path / "bundle", model=torch.nn.Linear(3, 4))
-
-
-@dataclass(frozen=True)
-class Leaky(devices.Ideal):
-    """A device of a user's own."""
-
-    kind: ClassVar[str] = "leaky"
-    loss: float = 0.1
-
-    def drifted(self, state, seconds):
-        return {name: cells * (1 - self.loss) for name, cells in state.items()}["target"]
-
-    def program(self, target, draw):
-        return {"target": target * (1 + 0.01 * draw("error"))}
-
-
-def test_a_device_of_ones_own(net, task, tmp_path):
-    hardware = replace(presets.pcm(), device=Leaky())
-    result = calibrate(net, task, hardware, times=["1d"], chips=1, out=tmp_path / "bundle")
-    with pytest.raises(InputError, match=r"cannot be made from hardware.json .*give load_bundle\(path, hardware=...\)"):
-        load_bundle(tmp_path / "bundle", model=TinyNet())
-    loaded = load_bundle(tmp_path / "bundle", model=TinyNet(), hardware=hardware)
-    assert task.metrics(loaded.model)["closeness"] == result.values("calibrated")[0]
-    other = replace(hardware, device=Leaky(loss=0.2))
-    with pytest.raises(InputError, match="needs other hardware"):
-        load_bundle(tmp_path / "bundle", model=TinyNet(), hardware=other)
-
-
-@pytest.mark.parametrize(
-    "hardware",
-    [
-        presets.reram(),
-        presets.hermes(),
-        Hardware(tile=Tile(16, 8, encoding="offset"), dac=Converter(full_scale=2.0, coding="bit_serial")),
-        Hardware(tile=Tile(20, 20, pairs=2, slices=2, slice_bits=3), adc=None),
-        Hardware(device=devices.PCM(correlated=True), tile=Tile(encoding="balanced")),
-    ],
-    ids=["reram", "hermes", "offset", "slices", "correlated"],
-)
-def test_hardware_of_other_kinds(net, task, tmp_path, hardware):
-    result = calibrate(net, task, hardware, times=["1d"], chips=1, out=tmp_path / "bundle")
-    loaded = load_bundle(tmp_path / "bundle", model=TinyNet())
-    assert loaded.hardware == hardware
-    assert task.metrics(loaded.model)["closeness"] == result.values("calibrated")[0]
-
-
-def test_a_pattern_without_a_text(folder, tmp_path):
-    layout = torch.eye(8, dtype=torch.bool)
-    pattern = BlockSparse(layout, 8)
-    result = calibrate(folder, "wordsim", pattern=pattern, times=["1d"], chips=1, staircase=False)
-    result.save(tmp_path / "bundle")
-    with pytest.raises(InputError, match=r"its pattern cannot be made from text .*load_bundle\(path, pattern=...\)"):
-        load_bundle(tmp_path / "bundle")
-    loaded = load_bundle(tmp_path / "bundle", pattern=pattern)
-    assert tasks.get("wordsim", loaded.tokenizer).metrics(loaded.model)["spearman"] == result.values("calibrated")[0]
 
 
 # What is in it
@@ -385,73 +314,6 @@ def test_a_bundle_that_changed_since_it_was_loaded_is_not_saved_on(bundle, tmp_p
     with pytest.raises(InputError, match=r"'report.json' changed since it was loaded"):
         loaded.refit("30d").save(tmp_path / "newer")
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-
-
-# The command
-
-
-def test_calibrate_writes_a_bundle(capsys, monkeypatch, tmp_path, job, folder):
-    monkeypatch.setenv("COLUMNS", "160")
-    code, out, err = run(capsys, "calibrate", *job, "--json", "--out", tmp_path / "bundle")
-    assert (code, err) == (0, "")
-    assert json.loads(out) == json.loads((tmp_path / "bundle" / "report.json").read_text())
-    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
-    loaded = load_bundle(tmp_path / "bundle")
-    found = tasks.get("wordsim", loaded.tokenizer).metrics(loaded.model)["spearman"]
-    (expected,) = (m["value"] for m in json.loads(out)["measurements"] if (m["arm"], m["chip"]) == ("calibrated", 0))
-    assert found == expected
-
-    code, out, err = run(capsys, "inspect", tmp_path / "bundle")
-    assert (code, err) == (0, "")
-    told = ["letters (BertModel)", "wordsim", "12 layers on 12 tiles", "pcm, tiles of 256 x 256, DAC 8 bit, ADC 8 bit"]
-    told += [
-        "fast: InputRanges, DriftCompensation",
-        "seed 0, calibrated at 1 h",
-        "2 h since programming",
-        "SHA-256 ver",
-    ]
-    for text in told:
-        assert text in out
-
-    code, out, err = run(capsys, "refit", tmp_path / "bundle", "--time", "30d", "--out", tmp_path / "newer")
-    assert (code, out, err) == (0, "", "")
-    code, out, err = run(capsys, "inspect", tmp_path / "newer", "--json")
-    assert (code, err) == (0, "")
-    values = json.loads(out)
-    assert values == inspect_bundle(tmp_path / "newer")
-    assert (values["seconds"], values["fitted"], values["refits"][0]["seconds"]) == (30 * DAY, HOUR, 30 * DAY)
-    assert values["accuracy"]["calibrated"] == expected
-    assert values["bytes"] == sum(entry["bytes"] for entry in values["files"].values())
-
-
-def test_calibrate_still_writes_its_json_alone(capsys, tmp_path, job):
-    path = tmp_path / "result.json"
-    assert run(capsys, "calibrate", *job, "--staircase", "false", "--out", path)[0] == 0
-    assert {row["arm"] for row in json.loads(path.read_text())["table"]} == {"digital", "analog", "calibrated"}
-    assert [found.name for found in tmp_path.iterdir()] == ["result.json"]
-
-
-def test_the_command_refuses_a_folder_that_exists_before_it_works(capsys, tmp_path, job, monkeypatch):
-    import calibration
-
-    monkeypatch.setattr(calibration.models, "load_model", lambda *_: pytest.fail("work began"))
-    assert_one_sentence(*run(capsys, "calibrate", *job, "--out", tmp_path), "exists already")
-    assert_one_sentence(*run(capsys, "calibrate", *job, "--out", tmp_path / "a" / "b"), "does not exist: make it first")
-
-
-@pytest.mark.parametrize(
-    ("arguments", "told"),
-    [
-        (["inspect", "absent"], "bundle 'absent' is not a folder"),
-        (["refit", "absent", "--time", "30d", "--out", "newer"], "bundle 'absent' is not a folder"),
-        (["refit", "absent", "--time", "30d"], "out"),
-        (["refit"], "bundle"),
-    ],
-)
-def test_mistakes_with_bundles(capsys, tmp_path, monkeypatch, arguments, told):
-    monkeypatch.chdir(tmp_path)
-    assert_one_sentence(*run(capsys, *arguments), told)
-    assert list(tmp_path.iterdir()) == []
 
 
 def test_a_refit_in_the_past_is_a_sentence(capsys, bundle, tmp_path):

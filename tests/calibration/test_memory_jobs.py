@@ -90,3 +90,12 @@ def test_the_command_takes_a_memory(capsys, monkeypatch, llama_folder):
 )
 def test_a_bad_memory_is_one_sentence(capsys, arguments, words):
     assert_one_sentence(*run(capsys, "emulate", *arguments), *words)
+
+
+def test_a_bundle_with_memory_is_refused_before_anything_runs(net, tmp_path):
+    def refuse(*_):
+        raise AssertionError("scored")
+
+    with pytest.raises(InputError, match="a bundle holds no analog memory for keys and values"):
+        calibration.calibrate(net, "wordsim", memory="pcm", out=tmp_path / "bundle", progress=refuse)
+    assert list(tmp_path.iterdir()) == []

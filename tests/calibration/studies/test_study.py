@@ -12,6 +12,7 @@ import pandas as pd
 import pytest
 
 from calibration import Study, calibrate, emulate, study
+from calibration import recipe as recipes
 from calibration.studies.engine import Lost
 from calibration.studies.store import Store
 from calibration.studies.worker import Failed, Scored
@@ -62,7 +63,7 @@ def test_cells_are_what_the_other_jobs_find(done, folder, bits):
     options = {"pattern": "window(2) | sinks(1)", "times": ["1h", "1d"], "chips": 2}
     expected = calibrate(folder, "wordsim", "pcm" if bits == 8 else hardware, "fast", **options)
     setting = done.settings.query(f"`hardware.adc.bits` == {bits} and pattern != 'dense'")
-    for recipe, arms in (("none", ["analog"]), ("fast", ["after InputRanges", "calibrated"])):
+    for recipe, arms in (("none", ["analog"]), ("fast", recipes.get("fast").arms)):
         (place,) = setting[setting["recipe"] == recipe]["setting"]
         own = done.scores[done.scores["setting"] == place]
         for arm in arms:
@@ -147,7 +148,7 @@ def test_stopped_at_any_cell(done, folder, tmp_path, inline):
             stops += 1
     assert stops == 4  # two cells are kept between stops
     assert all(engine.closed for engine in engines)
-    assert len(tiny.scores(store)) == 2 + 4 + 4 * 2
+    assert len(tiny.scores(store)) == 2 + 4 + 4 * 4
     assert set(tiny.scores(store)) < set(tiny.scores(done.store))
 
 
@@ -178,7 +179,7 @@ def test_export(done, tmp_path, kind):
     done.export(path)
     frame = pd.read_csv(path, keep_default_na=False) if kind == "csv" else pd.read_parquet(path)
     assert list(frame) == ["hardware.adc.bits", "pattern", "recipe", "time", "seed", "arm", "metric", "value"]
-    assert len(frame) == 2 * 2 * 2 * 2 * (1 + 2)
+    assert len(frame) == 2 * 2 * 2 * 2 * (1 + 4)
     assert sorted(frame["value"]) == sorted(done.scores["value"])
     assert set(frame["recipe"]) == {"none", "fast"}
     assert os.listdir(tmp_path) == [path.name]
