@@ -334,11 +334,12 @@ def _subcommand(description: str) -> _Parser:
 
 
 def _add_model_options(parser: _Parser) -> None:
-    parser.add_argument("--model", type=str, default=_MODEL_OPTIONS["model"], help="minilm, smollm2, or a transformers folder")
+    model, hardware = _MODEL_OPTIONS["model"], _MODEL_OPTIONS["hardware"]
+    parser.add_argument("--model", type=str, default=model, help="minilm, smollm2, or a transformers folder")
     parser.add_argument(
         "--hardware",
         type=str,
-        default=_MODEL_OPTIONS["hardware"],
+        default=hardware,
         help="pcm, hermes, ideal, or a YAML file of hardware fields",
     )
     parser.add_argument("--include", type=list[str] | None, default=None, help="layers to make analog: ['*.query']")
