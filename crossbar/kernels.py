@@ -1,4 +1,4 @@
-"""Compiled kernels for the CPU: normal numbers, cells in fixed point, input codes, converted columns.
+"""Compiled kernels for the CPU: normal numbers, cells in fixed point, input codes, converted columns, aged rows.
 
 Each is a C function for `crossbar.team.run`, compiled by numba when this module is first imported and kept in numba's
 cache. They stand in one file because that cache follows changes of a kernel's own file only.
@@ -30,6 +30,9 @@ _FAST = {"contract"}  # multiply-adds; NaN and infinity keep their meaning
 # the logarithm 8e-7.
 _LOG = (-0.23862109, 0.37361503, -0.40983519, 0.49816578, -0.66629348, 1.0000229, -2.00000193)
 _SQRT_HALF_BITS = 0x3F3504F3
+
+# 2^y from -1/2 to 1/2, highest power first: least squares at Chebyshev points, relative error 8e-8.
+_EXP2 = (1.32669704e-3, 9.67545975e-3, 5.55074262e-2, 0.240221218, 0.693146949, 1.00000007)
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's own
@@ -124,6 +127,18 @@ def _pair(start: Any, index: int, key: Any) -> Any:
     sign = _U(0x80000000)
     one = radius * _as_float(_U(_as_bits(first) ^ _U(top & sign)))
     return one, radius * _as_float(_U(_as_bits(other) ^ _U(_U(top ^ second) & sign)))
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _halved(times: Any) -> Any:
+    """``2^-times`` for times >= 0; what is below the smallest normal number is that."""
+    power = -times if times < _F(126.0) else _F(-126.0)
+    whole = np.rint(power)
+    y = power - whole
+    value = _F(_EXP2[0])
+    for coefficient in _EXP2[1:]:
+        value = value * y + _F(coefficient)
+    return value * _as_float(_U((np.int32(whole) + np.int32(127)) << np.int32(23)))
 
 
 @cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
@@ -277,3 +292,64 @@ def convert(words: Any) -> None:
             code = levels if code > levels else code
             code = -levels if code < -levels else code
             total[i] += code * (scale[i] * unit)
+
+
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+def age_rows(words: Any) -> None:
+    """Digits of opened rows, each at its own age: ``G = P 2^(-halvings exponent) (1 + amplitude band z)``, at least 0.
+
+    Arguments: P [K, V, S, D] float32 (G⁺ of all pairs, then G⁻), exponent or 0 (1 of every cell) and amplitude or 0 (no
+    fluctuation) as P, row of S of each opened one [L] int64, halvings [L] and band [L] float32, start [L] int64 and key
+    [L] int64 of the numbers z of each row (of the first of V, others are ``stride`` words further each), digits
+    [V, L, D] float32, variance [V, L, D] or 0 (of white noise), K, V, S, L, D, stride, a digit of 1 µS, constant and
+    relative part of the white noise, in digits and per digit.
+    """
+    given = carray(words, 21)
+    cells, vectors, slots, opened, size, stride = given[12], given[13], given[14], given[15], given[16], given[17]
+    unit, constant, relative = (
+        _F(_as_double(given[18])), _F(_as_double(given[19])), _F(_as_double(given[20])),
+    )  # fmt: skip
+    shape, pairs = (cells, vectors, slots, size), cells // 2
+    programmed = carray(_pointer(given[2]), shape, np.float32)
+    exponent = carray(_pointer(given[3]), shape, np.float32)
+    amplitude = carray(_pointer(given[4]), shape, np.float32)
+    place = carray(_pointer(given[5]), opened, np.int64)
+    halvings = carray(_pointer(given[6]), opened, np.float32)
+    band = carray(_pointer(given[7]), opened, np.float32)
+    start = carray(_pointer(given[8]), opened, np.int64)
+    key = carray(_pointer(given[9]), opened, np.int64)
+    digits = carray(_pointer(given[10]), (vectors, opened, size), np.float32)
+    variance = carray(_pointer(given[11]), (vectors, opened, size), np.float32)
+    up, down = np.empty(size, np.float32), np.empty(size, np.float32)
+    for line in range(*_share(given, vectors * opened)):
+        vector, row = line // opened, line % opened
+        slot, times, width, own = place[row], halvings[row], band[row], _U(key[row])
+        at = _U(start[row] + vector * stride)
+        total, spread = digits[vector, row], variance[vector, row]
+        total[:] = 0
+        for pair in range(pairs):
+            one, other = programmed[pair, vector, slot], programmed[pairs + pair, vector, slot]
+            if given[3] == 0:
+                share = _halved(times)
+                for i in range(size):
+                    up[i], down[i] = one[i] * share, other[i] * share
+            else:
+                first, second = exponent[pair, vector, slot], exponent[pairs + pair, vector, slot]
+                for i in range(size):
+                    up[i] = one[i] * _halved(first[i] * times)
+                    down[i] = other[i] * _halved(second[i] * times)
+            if given[4] != 0:
+                first, second = amplitude[pair, vector, slot], amplitude[pairs + pair, vector, slot]
+                for i in range(size):
+                    above, below = _pair(at, pair * size + i, own)
+                    factor = _F(1.0) + first[i] * width * above
+                    up[i] *= factor if factor > 0 else _F(0.0)
+                    factor = _F(1.0) + second[i] * width * below
+                    down[i] *= factor if factor > 0 else _F(0.0)
+            for i in range(size):
+                total[i] += (up[i] - down[i]) * unit
+            if given[11] != 0:
+                if pair == 0:
+                    spread[:] = 0
+                for i in range(size):
+                    spread[i] += (up[i] * up[i] + down[i] * down[i]) * relative + _F(2.0) * constant

@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import hashlib
 import math
+from functools import cached_property
 
 import numpy as np
 import torch
@@ -48,10 +49,9 @@ class ReadNoise:
 
     def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
         self._device = torch.device(device)
-        digest = _digest(key)
+        self._digest = digest = _digest(key)
         if self._device.type == "cpu":
             self._start, self._key = digest & _WORD, digest >> 32 & _WORD
-            self._bits = np.random.SFC64(digest)
         else:
             self._generator = torch.Generator(self._device).manual_seed(digest >> 64)
 
@@ -83,6 +83,10 @@ class ReadNoise:
         start = self._start
         self._start = start + rows * 2 * ((width + 1) // 2) & _WORD
         return start, self._key
+
+    @cached_property
+    def _bits(self) -> np.random.SFC64:
+        return np.random.SFC64(self._digest)  # takes longer than the rest of a stream, and few need it
 
     def _fill(self, numbers: Tensor, groups: int, rows: int, width: int) -> None:
         from crossbar import kernels, team  # numba takes half a second to load

@@ -76,7 +76,7 @@ def aged(device: Device, state: State, seconds: Tensor, z: Callable[[], Tensor] 
         deviation = None if z is None else device.fluctuation(cells, drifted, age)
         if deviation is not None and z is not None:
             own = z() if rows is None else z().index_select(-2, rows)
-            return torch.addcmul(drifted, deviation, own).clamp_(low, high)
+            return torch.addcmul(drifted, deviation, own.to(drifted.dtype)).clamp_(low, high)
         return drifted.clamp(low, high) if high < math.inf else drifted
 
     if isinstance(device, AgesApart):

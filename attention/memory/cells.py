@@ -2,18 +2,19 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+import math
 from typing import Literal, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attention.kernel.token_rows import TokenRows, require_supported
-from crossbar import trajectory
-from crossbar.devices import PowerLawDrift, RedrawDevice, State, span
+from crossbar import row_reads, trajectory
+from crossbar.devices import Decaying, PowerLawDrift, RedrawDevice, State, span, window
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Hardware
 from crossbar.mapping import cell_weights, target_conductances
+from crossbar.row_reads import RowNumbers
 from crossbar.streams import Key, normal
 
 Scale = Literal["row", "head", "channel"]
@@ -26,7 +27,8 @@ class Rows(NamedTuple):
     """What is kept of some tokens.
 
     Attributes:
-        state: of the device, each tensor [K, B, H_kv, L, D], G⁺ first.
+        state: of the device, each tensor [K, B, H_kv, L, D], G⁺ first; and the ``amplitude`` of a fluctuation that is
+            one factor, which depends on nothing else.
         scale: what a digit of 1 is worth in its row, [B, H_kv, L, 1].
         at: seconds at which each row was written, float64 [L].
     """
@@ -88,6 +90,8 @@ class TokenCells:
         if hardware.verify is not None:
             raise InputError("hardware field verify is not supported for keys and values that are appended: give None")
         self.hardware, self.device, self.scale, self.key = hardware, device, scale, key
+        self._low, self._width = span(device)
+        self._decaying = device if isinstance(device, Decaying) and window(device) == (0.0, math.inf) else None
         self.fixed: Tensor | None = None  # [1, H_kv, 1, D or 1], of the scales "head" and "channel"
         self.clipped = 0  # numbers beyond a fixed scale
         self.rows: Rows | None = None  # [.., allocated rows, ..]
@@ -103,14 +107,17 @@ class TokenCells:
         """
         x = x.detach().to(torch.float64 if x.dtype == torch.float64 else torch.float32)
         digits, scale = self._digits(x)
-        tile, (low, width) = self.hardware.tile, span(self.device)
+        tile, low = self.hardware.tile, self._low
         unit = torch.ones(-(-digits.numel() // tile.rows), 1, dtype=x.dtype, device=x.device)
-        target = target_conductances(digits.reshape(1, -1), unit, tile, low + width, low).view(-1, *x.shape)
+        target = target_conductances(digits.reshape(1, -1), unit, tile, low + self._width, low).view(-1, *x.shape)
 
         def draw(purpose: str) -> Tensor:
             return self._draws(purpose, first, target)
 
         state = {name: cells.view(target.shape) for name, cells in self.device.program(target, draw).items()}
+        amplitude = None if self._decaying is None else self._decaying.amplitude(state)
+        if amplitude is not None:
+            state["amplitude"] = amplitude
         return Rows(state, scale, at)
 
     def store(self, slots: Tensor, rows: Rows, capacity: int) -> None:
@@ -124,19 +131,27 @@ class TokenCells:
         assert self.rows is not None
         self.rows.put(slots, rows)
 
-    def read(self, rows: Rows, now: float, z: Callable[[], Tensor]) -> TokenRows:
+    def read(self, rows: Rows, index: Tensor, now: float, numbers: RowNumbers) -> TokenRows:
         """Rows as they read at a time; a scale of each channel is not in them, but folded into the query.
 
         Args:
             rows: tokens.
+            index: places of those that are opened among them, int64 [L].
             now: seconds.
-            z: gives standard normal numbers shaped like the cells, for the 1/f fluctuation.
+            numbers: of the 1/f fluctuation.
         """
-        tile, width = self.hardware.tile, span(self.device)[1]
-        cells = trajectory.aged(self.device, rows.state, (now - rows.at)[:, None], z)
-        noise = self.hardware.read_noise
-        variance = None if noise is None else _variance(cells, noise, tile.pairs * width)
-        return TokenRows(cell_weights(cells, tile, width)[0], rows.scale, variance)
+        tile, noise = self.hardware.tile, self.hardware.read_noise
+        ages, scale = now - rows.at.index_select(0, index), rows.scale.index_select(2, index)
+        cells = rows.state["programmed"] if self._decaying else None
+        if self._decaying and cells is not None and cells.device.type == "cpu" and cells.dtype == torch.float32:
+            amplitude, full = rows.state.get("amplitude"), tile.pairs * self._width
+            found = row_reads.read(self._decaying, rows.state, amplitude, index, ages, numbers, full, noise)
+            return TokenRows(found[0], scale, found[1])
+        state = rows.take(index).state
+        shape = next(iter(state.values())).shape
+        cells = trajectory.aged(self.device, state, ages[:, None], lambda: numbers.drawn(tuple(shape), index.device))
+        variance = None if noise is None else _variance(cells, noise, tile.pairs * self._width)
+        return TokenRows(cell_weights(cells, tile, self._width)[0], scale, variance)
 
     def select(self, index: Tensor) -> None:
         """Keep some sequences of the batch, in this order."""

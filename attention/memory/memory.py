@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 from dataclasses import replace
-from functools import partial
 
 import torch
 from torch import Tensor
@@ -12,21 +11,21 @@ from torch import Tensor
 from attention.activation import Saturating
 from attention.kernel.analog import attend_analog
 from attention.kernel.blocks import Options, merge, shared_heads
-from attention.kernel.schedule import placed
 from attention.memory.booking import book_attention, book_rows
 from attention.memory.cells import Rows, TokenCells
 from attention.memory.description import Memory
 from attention.memory.layout import Layout
+from attention.memory.opening import Opening, opening, present
 from attention.memory.report import MemoryReport
 from attention.patterns.base import Pattern
-from attention.patterns.held import Beyond, Present
+from attention.patterns.held import Beyond
 from attention.patterns.tokens import Sinks
 from attention.patterns.windows import LocalWindow
 from crossbar import presets
 from crossbar.devices import GainCell
 from crossbar.errors import InputError, require_number
 from crossbar.ledger import book, counting
-from crossbar.streams import Key, normal
+from crossbar.streams import Key
 
 
 class AnalogMemory:
@@ -214,7 +213,10 @@ class AnalogMemory:
 
     def _guarded(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Tensor, Tensor]:
         """Attention on the memory, of which the protected tokens are read from where they are kept better."""
-        pattern = self._present(pattern, q.shape[2])
+        pattern, lost = present(pattern, q.shape[2], self.tokens, self._first, self.layout)
+        self._lost += lost
+        if lost and counting():
+            book(self.name, "lost_pairs", lost)
         if self._guard is None or self.memory.protected is None:
             return self._by_head(q, pattern, options)
         sinks, recent = self.memory.protected.sinks, self.memory.protected.recent
@@ -225,26 +227,6 @@ class AnalogMemory:
             return better[0] + rest[0], rest[1]
         merged, lse = merge(better[0].to(rest[1].dtype), better[1][..., None], rest[0], rest[1][..., None])
         return merged, lse[..., 0]
-
-    def _present(self, pattern: Pattern, queries: int) -> Pattern:
-        """The pattern's pairs whose key's row has not been taken or given up when the query reads."""
-        wanted = pattern
-        if self.tokens > self.layout.capacity:
-            pattern = pattern & self.layout.held()
-        if self._first > self.layout.sinks:
-            pattern = pattern & Present(self.layout.sinks, self._first).causal()
-        if pattern is not wanted:
-            lost = sum(
-                self._pairs(wanted.head(h), queries) - self._pairs(pattern.head(h), queries)
-                for h in range(wanted.n_heads or 1)
-            )
-            self._lost += lost
-            if lost and counting():
-                book(self.name, "lost_pairs", lost)
-        return pattern
-
-    def _pairs(self, pattern: Pattern, queries: int) -> int:
-        return int(pattern.rows(queries, self.tokens, self.tokens - queries).indptr[-1])
 
     def _by_head(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Tensor, Tensor]:
         """`_attend` for each group of query heads that have one pattern."""
@@ -262,18 +244,17 @@ class AnalogMemory:
         return output, lse
 
     def _attend(self, q: Tensor, pattern: Pattern, options: Options, heads: list[int] | None) -> tuple[Tensor, Tensor]:
-        queries = q.shape[2]
-        positions, work = placed(pattern, queries, self.tokens, self.tokens - queries, q.device, self.layout)
-        if len(positions) == 0:
+        opened = opening(pattern, q.shape[2], self.tokens, q.device, self.layout)
+        if len(opened.positions) == 0:
             return torch.zeros_like(q), q.new_full(
                 q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32)
             )
         if options.mask is not None:
-            options = options._replace(mask=options.mask.index_select(1, positions))
-        stored = self._gathered(positions)
-        self._note_expired(stored[0])
+            options = options._replace(mask=options.mask.index_select(1, opened.positions))
+        stored, index = self._stored(opened)
+        self._note_expired(stored[0], index)
         keys, values = (
-            cells.read(rows, self.now, partial(self._fluctuations, role, positions, next(iter(rows.state.values()))))
+            cells.read(rows, index, self.now, opened.numbers((*self._key, role, "1/f", self.now)))
             for cells, rows, role in zip((self.keys, self.values), stored, ("keys", "values"), strict=True)
         )
         if heads is not None:
@@ -283,9 +264,9 @@ class AnalogMemory:
             assert self.keys.fixed is not None
             channels = self.keys.fixed if heads is None else self.keys.fixed.index_select(1, shared)
             q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
-        book_attention(self.name, q, keys.digits, work, options.mask, self.hardware, self.digital)
+        book_attention(self.name, q, keys.digits, opened.work, options.mask, self.hardware, self.digital)
         key = (*self._key, "read", self.now, self.reads, *(heads[:1] if heads else ()))
-        output, lse = attend_analog(q, keys, values, work, options, self.hardware, key)
+        output, lse = attend_analog(q, keys, values, opened.work, options, self.hardware, key)
         assert lse is not None
         return output, lse
 
@@ -313,33 +294,20 @@ class AnalogMemory:
             parts.append(cells.rows.take(layout.slot(old)).joined(taken) if cells.rows is not None else taken)
         return torch.cat([old, position[new]]), parts[0], parts[1]
 
-    def _gathered(self, positions: Tensor) -> list[Rows]:
-        """What is kept of tokens, keys and values."""
+    def _stored(self, opened: Opening) -> tuple[list[Rows], Tensor]:
+        """Where rows are kept, of keys and of values, and the places of opened ones there."""
         stored = [cells.rows for cells in (self.keys, self.values) if cells.rows is not None]
-        slots = self.layout.slot(positions)
         if self._displaced is None:
-            return [rows.take(slots) for rows in stored]
+            return stored, opened.slots
         back, *kept = self._displaced
-        gone = torch.isin(positions, back)
-        index = torch.where(gone, len(stored[0].at) + torch.searchsorted(back, positions), slots)
-        return [rows.joined(own).take(index) for rows, own in zip(stored, kept, strict=True)]
+        gone = torch.isin(opened.positions, back)
+        index = torch.where(gone, len(stored[0].at) + torch.searchsorted(back, opened.positions), opened.slots)
+        return [rows.joined(own) for rows, own in zip(stored, kept, strict=True)], index
 
-    def _fluctuations(self, role: str, positions: Tensor, like: Tensor) -> Tensor:
-        """The 1/f fluctuation of rows at the present time, [K, B, H_kv, L, D]: a tile has the same at one time."""
-        tile, rows = self.layout.tile(positions), self.layout.rows
-        count, batch, heads, _, size = like.shape
-        touched, place = tile.unique(return_inverse=True)
-        drawn = [
-            normal((count, batch, heads, rows, size), (*self._key, role, "1/f", number, self.now), like.device)
-            for number in touched.tolist()
-        ]
-        whole = drawn[0] if len(drawn) == 1 else torch.cat(drawn, 3)
-        return whole.index_select(3, place * rows + self.layout.line(positions)).to(like.dtype)
-
-    def _note_expired(self, rows: Rows) -> None:
+    def _note_expired(self, rows: Rows, index: Tensor) -> None:
         device = self.hardware.device
         if isinstance(device, GainCell):
-            expired = int((self.now - rows.at > device.retention).sum())
+            expired = int((self.now - rows.at.index_select(0, index) > device.retention).sum())
             self._expired += expired
             if expired and counting():
                 book(self.name, "expired_row_reads", expired * rows.scale.shape[0] * rows.scale.shape[1])

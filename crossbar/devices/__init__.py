@@ -6,7 +6,18 @@ from crossbar.devices.hermes import Hermes
 from crossbar.devices.ideal import Ideal
 from crossbar.devices.measured import Measured, from_csv
 from crossbar.devices.power_law import PCM, PowerLawDrift
-from crossbar.devices.protocol import AgesApart, AnyDevice, Device, Draw, RedrawDevice, State, Windowed, span, window
+from crossbar.devices.protocol import (
+    AgesApart,
+    AnyDevice,
+    Decaying,
+    Device,
+    Draw,
+    RedrawDevice,
+    State,
+    Windowed,
+    span,
+    window,
+)
 from crossbar.devices.reram import CmoReRam, ReRam
 
 __all__ = [
@@ -15,6 +26,7 @@ __all__ = [
     "AihwkitDevice",
     "AnyDevice",
     "CmoReRam",
+    "Decaying",
     "Device",
     "Draw",
     "GainCell",

@@ -64,3 +64,14 @@ class GainCell:
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: none was published."""
+
+    def halvings(self, seconds: Tensor) -> Tensor:
+        """``t / (τ ln 2)``."""
+        return seconds / (self.tau * math.log(2.0))
+
+    def amplitude(self, state: State) -> None:
+        """None: as `fluctuation`."""
+
+    def band(self, seconds: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(seconds)

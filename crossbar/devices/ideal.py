@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar
 
+import torch
 from torch import Tensor
 
 from crossbar.devices.protocol import Draw, State
@@ -32,3 +33,14 @@ class Ideal:
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: an ideal cell is quiet."""
+
+    def halvings(self, seconds: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(seconds)
+
+    def amplitude(self, state: State) -> None:
+        """None: as `fluctuation`."""
+
+    def band(self, seconds: Tensor) -> Tensor:
+        """0."""
+        return torch.zeros_like(seconds)

@@ -90,6 +90,20 @@ class PowerLawDrift(ABC):
         band = span.log().sqrt() if isinstance(span, Tensor) else math.sqrt(math.log(span))
         return self.read_amplitude(state["programmed"] / self.g_max).mul_(drifted).mul_(band * self.read_noise_scale)
 
+    def halvings(self, seconds: Tensor) -> Tensor:
+        """``log2((t + t_0) / t_0)``."""
+        return (seconds / self.t_0).log1p().div_(math.log(2.0))
+
+    def amplitude(self, state: State) -> Tensor | None:
+        """``Q``, scaled."""
+        if self.read_noise_scale == 0:
+            return None
+        return self.read_amplitude(state["programmed"] / self.g_max).mul_(self.read_noise_scale)
+
+    def band(self, seconds: Tensor) -> Tensor:
+        """``sqrt(ln((t + t_0 + t_read) / (2 t_read)))``."""
+        return ((seconds + self.t_0 + self.t_read) / (2 * self.t_read)).log_().sqrt_()
+
 
 @dataclass(frozen=True)
 class PCM(PowerLawDrift):

@@ -85,6 +85,28 @@ class AgesApart(Protocol):
 
 
 @runtime_checkable
+class Decaying(Protocol):
+    """A device whose drift and fluctuation are factors, so that rows of any age can be read in one pass.
+
+    A cell's conductance is ``P 2^(-exponent halvings(t)) (1 + amplitude band(t) z)``, at least 0, with P and the
+    exponent the cell's state ``programmed`` and ``exponent`` (1 where there is none) and z a standard normal number:
+    the same as ``drifted`` and ``fluctuation`` say.
+    """
+
+    def halvings(self, seconds: Tensor) -> Tensor:
+        """How often a cell of exponent 1 has lost half of its conductance at each of some times."""
+        ...
+
+    def amplitude(self, state: State) -> Tensor | None:
+        """What ``band`` multiplies, of each cell; None: there is no fluctuation."""
+        ...
+
+    def band(self, seconds: Tensor) -> Tensor:
+        """Growth of the fluctuation, at each of some times."""
+        ...
+
+
+@runtime_checkable
 class Windowed(Protocol):
     """A device whose cells read within a window of conductances, whatever their error and noise."""
 
