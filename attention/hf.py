@@ -10,7 +10,7 @@ import copy
 import inspect
 from collections import Counter
 from collections.abc import Callable
-from dataclasses import dataclass, replace
+from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
 import torch
@@ -27,6 +27,7 @@ from attention.patterns.text import parse
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.ledger import counting
+from crossbar.streams import seed
 
 if TYPE_CHECKING:
     from attention.hf_cache import AnalogCache
@@ -61,11 +62,13 @@ class Store:
         memory: its description.
         layers: names of the causal attention layers, in order; none in an encoder, which has no cache.
         opened: caches made so far: each has errors of its own.
+        trained: calls of each layer with gradients so far: each stands for a chip that nobody has seen.
     """
 
     memory: Memory
     layers: tuple[str, ...]
     opened: int = 0
+    trained: Counter[str] = field(default_factory=Counter)
 
 
 def attach(model: nn.Module, pattern: Pattern | str, memory: Memory | Hardware | None = None) -> None:
@@ -170,6 +173,7 @@ def renew_memory(model: nn.Module, seed: int | None = None, **changes: Any) -> N
     if gate is not None and gate.store is not None:
         changes |= {} if seed is None else {"seed": seed}
         gate.store.memory, gate.store.opened = replace(gate.store.memory, **changes), 0
+        gate.store.trained.clear()
 
 
 def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Store:
@@ -266,21 +270,21 @@ def _attend(
     if causal:
         pattern, offset = pattern.causal(), n_keys - n_queries
     if gate.store is not None:
-        output = _from_memory(gate.store.memory, gate.name, query, key, value, pattern, scaling, padding, dropout)
+        output = _from_memory(gate.store, gate.name, query, key, value, pattern, scaling, padding, dropout)
         return output.transpose(1, 2).contiguous(), None
     if counting():
         chosen = pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
         _book(gate.name, chosen, query, key, padding, offset)
     # Drawn as torch's own dropout draws, so that torch.manual_seed repeats a training run.
-    seed = int(torch.randint(2**31, ())) if dropout else 0
+    drawn = int(torch.randint(2**31, ())) if dropout else 0
     output = gated_attention(
-        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=seed
+        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=drawn
     )
     return output.transpose(1, 2).contiguous(), None
 
 
 def _from_memory(
-    memory: Memory,
+    store: Store,
     name: str,
     query: Tensor,
     key: Tensor,
@@ -295,11 +299,18 @@ def _from_memory(
 
     if isinstance(key, MemoryView):
         return key.memory.read(query, pattern, scale=scaling, mask=padding)[0]
-    # In training every call stands for a chip that nobody has seen.
-    seed = int(torch.randint(2**31, ())) if torch.is_grad_enabled() and query.requires_grad else memory.seed
+    memory, drawn = store.memory, store.memory.seed
+    if torch.is_grad_enabled() and query.requires_grad:
+        if torch._C._current_graph_task_id() != -1:
+            raise InputError(
+                f"{name} writes its keys and values again in the backward pass, on another chip: train without "
+                "gradient checkpointing"
+            )
+        drawn = seed((memory.seed, name, "training", store.trained[name]))
+        store.trained[name] += 1
     return gated_attention(
         query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, hardware=memory.hardware, layer=name,
-        seed=seed,
+        seed=drawn,
     )  # fmt: skip
 
 

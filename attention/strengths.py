@@ -4,17 +4,21 @@ from __future__ import annotations
 
 import copy
 import math
+from functools import lru_cache
 from typing import Literal
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor, nn
 
+from attention.kernel.gather import Step, steps
+from attention.kernel.schedule import schedule
 from attention.patterns.base import Pattern
+from attention.patterns.intervals import repeat
 from attention.strength_tiles import StrengthTiles
 from crossbar.convert import ConversionReport, LayerReport
 from crossbar.errors import InputError, require_whole
 from crossbar.hardware import Hardware
-from crossbar.mapping import tile_grid
 
 By = Literal["offset", "pair"]
 
@@ -41,6 +45,7 @@ class LearnedStrengths(nn.Module):
 
     Attributes:
         strength: the parameter, [H, offsets] or [H, pairs].
+        query, key: tokens of each attended pair, int64 [P], query after query.
         tiles: the heads' tiles once placed, else None.
 
     Raises:
@@ -59,26 +64,31 @@ class LearnedStrengths(nn.Module):
                 f"pattern {str(pattern)!r} does not fit strengths: give a static one, the same for all heads"
             )
         self.heads, self.n, self.pattern, self.by, self.content_free = heads, n, pattern, by, content_free
-        allowed = pattern.to_dense(n)
-        i, j = allowed.nonzero(as_tuple=True)
-        place = torch.arange(len(i), device="cpu")
+        indptr, key = pattern.rows(n)
+        if len(key) == 0:
+            raise InputError(f"pattern {str(pattern)!r} attends no pair of {n} tokens: give one that does")
+        query = repeat(torch.arange(n, device="cpu"), indptr.diff())
+        place = torch.arange(len(key), device="cpu")
         if by == "offset":
-            place = (i - j).unique(return_inverse=True)[1]
-        self.register_buffer("allowed", allowed, persistent=False)
-        self.register_buffer("_pairs", i * n + j, persistent=False)
-        self.register_buffer("_place", place, persistent=False)
-        start = 1 / float(allowed.sum(1).clamp(min=1).float().mean()) if content_free else 0.0
-        self.strength = nn.Parameter(torch.full((heads, int(place.max()) + 1 if len(place) else 0), start))
-        self.tiles: nn.ModuleList | None = None
+            place = (query - key).unique(return_inverse=True)[1]
+        for name, value in (("query", query), ("key", key), ("_place", place)):
+            self.register_buffer(name, value, persistent=False)
+        start = n / len(key) if content_free else 0.0
+        self.strength = nn.Parameter(torch.full((heads, int(place.max()) + 1), start))
+        self.tiles: StrengthTiles | None = None
 
-    allowed: Tensor
-    _pairs: Tensor
+    query: Tensor
+    key: Tensor
     _place: Tensor
 
+    def of_pairs(self) -> Tensor:
+        """Digital strengths of all pairs [H, P], query after query; differentiable."""
+        return self.strength.index_select(1, self._place)
+
     def matrix(self) -> Tensor:
-        """Digital strengths of all pairs [H, n, n], 0 where the pattern has none; differentiable."""
+        """Digital strengths as dense [H, n, n], to look at: 0 where the pattern has none."""
         flat = self.strength.new_zeros(self.heads, self.n * self.n)
-        return flat.index_copy(1, self._pairs, self.strength[:, self._place]).view(self.heads, self.n, self.n)
+        return flat.index_copy(1, self.query * self.n + self.key, self.of_pairs()).view(self.heads, self.n, self.n)
 
     def forward(
         self, v: Tensor, q: Tensor | None = None, k: Tensor | None = None, *, scale: float | None = None
@@ -102,14 +112,10 @@ class LearnedStrengths(nn.Module):
         if self.content_free:
             if q is not None or k is not None:
                 raise InputError("content-free strengths take values alone: give no q and k")
-            return self._mixed(v)
+            return self._mixed(v) if self.tiles is None else self.tiles.mix(v)
         if q is None or k is None or q.shape != v.shape or k.shape != v.shape:
             raise InputError(f"strengths are added to content scores: give q and k shaped like v {list(v.shape)}")
-        count = v.shape[2]
-        allowed = self.allowed[:count, :count]
-        scores = (1 / math.sqrt(v.shape[3]) if scale is None else scale) * q @ k.transpose(-1, -2) + self._read(v)
-        weights = scores.masked_fill(~allowed, -torch.inf).softmax(-1)
-        return weights.masked_fill(~allowed.any(1)[:, None], 0.0) @ v  # a token that attends none gets 0
+        return self._attended(q * (1 / math.sqrt(v.shape[3]) if scale is None else scale), k, v)
 
     def place(self, hardware: Hardware, name: str = "strengths") -> None:
         """Put the strengths, as they are now, in tiles that are not programmed yet.
@@ -121,10 +127,7 @@ class LearnedStrengths(nn.Module):
         Raises:
             InputError: for hardware that strengths cannot have.
         """
-        self.tiles = nn.ModuleList(
-            StrengthTiles(weight, self.allowed, hardware, f"{name}.tiles.{head}")
-            for head, weight in enumerate(self.matrix().detach())
-        )
+        self.tiles = StrengthTiles(self.of_pairs(), self.query, self.key, self.n, hardware, f"{name}.tiles")
 
     def lift(self) -> None:
         """Compute in digital again."""
@@ -153,21 +156,52 @@ class LearnedStrengths(nn.Module):
         return (values / scale[:, None]).round(), scale
 
     def _mixed(self, v: Tensor) -> Tensor:
-        count = v.shape[2]
-        if self.tiles is None:
-            return self.matrix()[:, :count, :count] @ v
-        lines = v.transpose(-1, -2)  # a row carries its token's numbers, one dimension after another
-        lines = torch.nn.functional.pad(lines, (0, self.n - count))
-        out = torch.stack([tiles(lines[:, head]) for head, tiles in enumerate(self.tiles)], 1)
-        return out[..., :count].transpose(-1, -2)
+        padded = F.pad(self.of_pairs(), (0, 1))
+        output = torch.zeros_like(v)
+        for step, places in self._blocks(v):
+            weights = padded[:, places].to(v.dtype)  # [H, G, R, L]
+            step.put_queries(output, weights @ step.take_keys(v))
+        return output
 
-    def _read(self, v: Tensor) -> Tensor:
-        """Strengths as scores have them, [B or 1, H, N, N]."""
+    def _attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
+        """Content scores of scaled queries and the strengths together, through a softmax."""
         count = v.shape[2]
         if self.tiles is None:
-            return self.matrix()[None, :, :count, :count]
-        read = [tiles.read_pairs(len(v), count) for tiles in self.tiles if isinstance(tiles, StrengthTiles)]
-        return torch.stack(read, 1).to(v.dtype)
+            read = self.of_pairs()[None]
+        else:
+            here = ((self.query < count) & (self.key < count)).nonzero()[:, 0]
+            found = self.tiles.read_pairs(len(v), here)
+            read = found.new_zeros(len(v), self.heads, len(self.key)).index_copy(2, here, found)
+        padded = F.pad(read, (0, 1), value=-torch.inf).to(v.dtype)
+        output = torch.zeros_like(v)  # a token that attends none gets 0
+        for step, places in self._blocks(v):
+            scores = step.take_queries(q) @ step.take_keys(k).transpose(-1, -2) + padded[:, :, places]
+            weights = (scores - scores.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)).exp()
+            total = weights.sum(-1, keepdim=True)
+            step.put_queries(output, weights / torch.where(total > 0, total, 1.0) @ step.take_keys(v))
+        return output
+
+    def _blocks(self, v: Tensor) -> tuple[tuple[Step, Tensor], ...]:
+        return _blocks(self.pattern, self.n, v.shape[2], v.shape[0] * v.shape[1], v.device)
+
+
+@lru_cache(maxsize=16)
+def _blocks(pattern: Pattern, n: int, count: int, heads: int, device: torch.device) -> tuple[tuple[Step, Tensor], ...]:
+    """Steps of work for ``count`` of ``n`` tokens, each with the pairs of its blocks, int64 [G, R, L].
+
+    A query's keys are all in one step. What is not attended has the place behind the last pair.
+    """
+    with torch.inference_mode(False):
+        indptr, key = pattern.rows(n)
+        known = repeat(torch.arange(n, device="cpu"), indptr.diff()) * n + key  # rising
+        found = []
+        for step in steps(schedule(pattern, count, count, 0, device, count), heads):
+            wanted = (step.queries[:, :, None] * n + step.keys[:, None, :]).cpu()
+            place = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
+            mask = step.mask()
+            attended = known[place] == wanted if mask is None else (known[place] == wanted) & mask.cpu()
+            found.append((step, torch.where(attended, place, len(known)).to(device)))
+        return tuple(found)
 
 
 def place_strengths(model: nn.Module, hardware: Hardware) -> ConversionReport:
@@ -182,11 +216,10 @@ def place_strengths(model: nn.Module, hardware: Hardware) -> ConversionReport:
     reports = []
     for name, strengths in found.items():
         strengths.place(hardware, name or "strengths")
-        n = strengths.n
-        t_out, t_in = tile_grid(n, n, hardware.tile)
-        share = float(strengths.allowed.sum()) / (t_out * t_in * hardware.tile.rows * hardware.tile.cols)
-        for head in range(strengths.heads):
-            own = strengths.strength.shape[1]
-            label = f"{name}.tiles.{head}".removeprefix(".")
-            reports.append(LayerReport(label, "LearnedStrengths", own, n, n, t_out * t_in, share))
+        tiles = strengths.tiles
+        assert tiles is not None
+        share = float(tiles.devices.sum()) / (tiles.tiles * hardware.tile.rows * hardware.tile.cols)
+        own, count = strengths.strength.numel(), tiles.tiles * strengths.heads
+        label = f"{name}.tiles".removeprefix(".")
+        reports.append(LayerReport(label, "LearnedStrengths", own, strengths.n, strengths.n, count, share))
     return ConversionReport(tuple(reports))

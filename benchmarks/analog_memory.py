@@ -22,6 +22,7 @@ import numpy as np
 import torch
 import torch.nn.functional as F
 from matplotlib.figure import Figure
+from matplotlib.ticker import NullFormatter, ScalarFormatter
 from rich.console import Console
 from rich.table import Table
 from scipy.stats import t as student
@@ -31,7 +32,7 @@ from calibration import load_model
 from calibration.tasks.perplexity import Perplexity
 from crossbar import Ledger, presets
 from crossbar.devices import GainCell
-from crossbar.hardware import Converter, Hardware, Tile
+from crossbar.hardware import CellNoise, Converter, Hardware, Tile
 
 LEVELS = (0.0, 0.01, 0.02, 0.03, 0.04, 0.05, 0.07, 0.10)
 PROTECTED = Protected(sinks=4, recent=48)  # 5% of 1,024 tokens
@@ -95,6 +96,7 @@ def draw(curves: Curves, base: float, xlabel: str, path: Path, *, log: bool = Fa
         x, mean, low, high = zip(*points, strict=True)
         (line,) = axes.plot(x, mean, marker=marker, markersize=4, label=name)
         axes.fill_between(x, low, high, alpha=0.2, color=line.get_color())
+    top = max(high for points in curves.values() for *_, high in points)
     axes.axhline(base, color="black", linewidth=1, linestyle="--", label="digital")
     if published:
         axes.axvspan(0.03, 0.05, color="grey", alpha=0.15, label="published: flat to 3%, cliff at 5%")
@@ -103,6 +105,9 @@ def draw(curves: Curves, base: float, xlabel: str, path: Path, *, log: bool = Fa
         axes.set_xscale("log")
     axes.set_xlabel(xlabel)
     axes.set_ylabel("perplexity (lower is better)")
+    axes.yaxis.set_major_formatter(ScalarFormatter())
+    axes.yaxis.set_minor_formatter(NullFormatter())
+    axes.set_yticks([tick for tick in (20, 25, 30, 40, 50, 70, 100, 150, 200, 300) if tick <= top])
     axes.grid(alpha=0.3, which="both")
     axes.legend(fontsize=8)
     figure.savefig(path, dpi=110)
@@ -230,66 +235,95 @@ class Read(NamedTuple):
     """Of one number of open rows.
 
     Attributes:
-        noise: deviation of an output, unit outputs.
+        noise: deviation of an output, unit outputs, of amplifiers alone.
+        cells: the same with white noise of every cell too.
         swing: deviation of what a column of a tile sums up to before its conversion, unit outputs.
+        limit: most that an ADC whose range follows the open rows delivers, unit outputs.
         conversions, drives: of one head.
     """
 
     noise: float
+    cells: float
     swing: float
+    limit: float
     conversions: int
     drives: int
 
 
-def value_read(rows: int, size: int, sigma: float) -> Read:
-    """Equal scores drive the last ``rows`` token rows, whose values are random, in full."""
+SIGMA, CELL, RANGE, SIZE = 0.04, 0.25, 4.0, 64  # unit outputs, µS of 25, unit outputs of 256 open rows, D
+
+
+def value_read(rows: int) -> Read:
+    """Equal scores drive the last ``rows`` token rows in full; their values are random, but 1 in the first column."""
     heads = 128
-    k, q = torch.zeros(1, heads, 1024, size), torch.zeros(1, heads, 1, size)
-    v = torch.rand(1, heads, 1024, size, generator=torch.Generator().manual_seed(rows)) * 2 - 1
+    k, q = torch.zeros(1, heads, 1024, SIZE), torch.zeros(1, heads, 1, SIZE)
+    v = torch.rand(1, heads, 1024, SIZE, generator=torch.Generator().manual_seed(rows)) * 2 - 1
     v[..., 0] = 1.0  # full scale of every row, so that numbers are as they are written
     dac = Converter(bits=16, range="per_token")
-    hardware = replace(presets.ideal(), tile=Tile(rows=256), output_noise=sigma, dac=dac)
-    found = []
-    for part in (hardware, replace(hardware, output_noise=0.0)):
-        memory = AnalogMemory(Memory(part, capacity=1024))
+    quiet = replace(presets.ideal(), tile=Tile(rows=256), dac=dac)
+    adc = Converter(bits=12, range="active_rows", full_scale=RANGE)
+
+    def read(hardware: Hardware) -> torch.Tensor:
+        memory = AnalogMemory(Memory(hardware, capacity=1024))
         memory.append(k, v)
-        with Ledger() as ledger:
-            found.append(memory.read(q, LocalWindow(rows).causal())[0].double() * rows)
+        return memory.read(q, LocalWindow(rows).causal())[0].double() * rows
+
+    with Ledger() as ledger:
+        exact = read(quiet)
     totals, tiles = ledger.totals(), -(-rows // 256)
-    value_stage = totals["adc_conversions"] // heads - rows  # the score stage converts once a row
-    swing = float((found[1][..., 1:] / math.sqrt(tiles)).std())
-    return Read(float((found[0] - found[1]).std()), swing, value_stage, totals["row_activations"] // heads)
+    amplifiers = read(replace(quiet, output_noise=SIGMA))
+    cells = read(replace(quiet, output_noise=SIGMA, read_noise=CellNoise(constant=CELL)))
+    return Read(
+        noise=float((amplifiers - exact).std()),
+        cells=float((cells - exact).std()),
+        swing=float((exact[..., 1:] / math.sqrt(tiles)).std()),
+        limit=float(read(replace(quiet, adc=adc))[..., 0].mean()) / tiles,
+        conversions=totals["adc_conversions"] // heads - rows,  # the score stage converts once a row
+        drives=totals["row_activations"] // heads,
+    )
+
+
+def expected_read(rows: int) -> Read:
+    """The same by formula; a number is a pair of cells of up to 25 µS."""
+    tiles = -(-rows // 256)
+    open_in_tile = rows / tiles
+    return Read(
+        noise=SIGMA * math.sqrt(tiles),
+        cells=math.sqrt(SIGMA**2 * tiles + 2 * rows * (CELL / 25.0) ** 2),
+        swing=math.sqrt(open_in_tile / 3),
+        limit=min(RANGE * math.sqrt(open_in_tile / 256), open_in_tile),
+        conversions=SIZE * tiles,
+        drives=rows,
+    )
 
 
 def reads(options: argparse.Namespace, kept: Kept) -> None:
-    size, sigma = 64, 0.04
-    view = Table(title=f"A value-stage read: tiles of 256 rows, D = {size}, output noise {sigma}", title_justify="left")
-    columns = ("open rows", "tiles", "noise", "σ √tiles", "swing", "√(rows a tile / 3)", "conversions", "D × tiles")
-    for name in (*columns, "row drives"):
-        view.add_column(name, justify="right")
-    found = {rows: value_read(rows, size, sigma) for rows in (16, 32, 64, 128, 256, 512, 1024)}
-    x, tiles = list(found), [-(-rows // 256) for rows in found]
-    noises, swings = (
-        [sigma * math.sqrt(t) for t in tiles],
-        [math.sqrt(n / t / 3) for n, t in zip(x, tiles, strict=True)],
-    )
-    for (rows, read), t, own, swing in zip(found.items(), tiles, noises, swings, strict=True):
-        view.add_row(
-            *(str(rows), str(t), f"{read.noise:.4f}", f"{own:.4f}", f"{read.swing:.3f}", f"{swing:.3f}"),
-            *(str(read.conversions), str(size * t), str(read.drives)),
-        )
-    Console(width=140).print(view)
-    figure = Figure(figsize=(7.6, 3.0), layout="constrained")
-    panels = (
-        ("noise of an output, unit outputs", [read.noise for read in found.values()], noises),
-        ("swing of a column, unit outputs", [read.swing for read in found.values()], swings),
-        ("conversions of a head", [read.conversions for read in found.values()], [size * t for t in tiles]),
-    )
-    for axes, (name, measured, formula) in zip(figure.subplots(1, 3), panels, strict=True):
-        axes.loglog(x, formula, color="black", linewidth=1, label="formula")
-        axes.loglog(x, measured, "o", markersize=4, label="measured")
+    title = f"A value-stage read: tiles of 256 rows, D = {SIZE}; measured / formula"
+    view = Table(title=title, title_justify="left")
+    texts = {
+        "noise": f"noise of an output, amplifiers of {SIGMA}",
+        "cells": f"the same with cells of {CELL} µS",
+        "swing": "swing of a column",
+        "limit": "most that the ADC delivers",
+        "conversions": "conversions of a head",
+        "drives": "row drives of a head",
+    }
+    view.add_column("open rows", justify="right")
+    for text in texts.values():
+        view.add_column(text, justify="right")
+    counts = (16, 32, 64, 128, 256, 512, 1024)
+    found, formula = [value_read(rows) for rows in counts], [expected_read(rows) for rows in counts]
+    for rows, one, other in zip(counts, found, formula, strict=True):
+        pairs = zip(one, other, strict=True)
+        cells = (f"{a} / {b}" if isinstance(a, int) else f"{a:.4f} / {b:.4f}" for a, b in pairs)
+        view.add_row(str(rows), *cells)
+    Console(width=150).print(view)
+    figure = Figure(figsize=(8.4, 5.2), layout="constrained")
+    for axes, (name, text) in zip(figure.subplots(2, 3).flat, texts.items(), strict=True):
+        axes.loglog(counts, [getattr(read, name) for read in formula], color="black", linewidth=1, label="formula")
+        axes.loglog(counts, [getattr(read, name) for read in found], "o", markersize=4, label="measured")
         axes.set_xlabel("open rows")
-        axes.set_title(name, fontsize=9)
+        axes.set_title(text, fontsize=8)
         axes.grid(alpha=0.3, which="both")
         axes.legend(fontsize=8)
     figure.savefig(options.out / "memory_reads.png", dpi=110)

@@ -170,6 +170,33 @@ def test_gradients_reach_the_weights_through_rows_written_anew():
     assert float(model.model.layers[0].self_attn.k_proj.weight.grad.abs().sum()) > 0
 
 
+def test_training_meets_another_chip_at_each_call_and_the_seed_alone_decides_which():
+    def gradients(seed, calls=2):
+        model, ids, found = llama(), tokens(), []
+        attach(model, "dense", Memory(PCM, seed=seed))
+        model.train()
+        for _ in range(calls):
+            torch.rand(3)  # torch's own generator decides nothing
+            model.zero_grad()
+            model(input_ids=ids, labels=ids).loss.backward()
+            found.append(model.model.layers[0].self_attn.k_proj.weight.grad.clone())
+        return found
+
+    first, second = gradients(1)
+    assert not torch.equal(first, second)
+    assert all(torch.equal(a, b) for a, b in zip((first, second), gradients(1), strict=True))
+    assert not torch.equal(first, gradients(2, calls=1)[0])
+
+
+def test_training_does_not_write_rows_again_in_the_backward_pass():
+    model, ids = llama(), tokens()
+    attach(model, "dense", PCM)
+    model.train()
+    model.gradient_checkpointing_enable({"use_reentrant": False})
+    with pytest.raises(InputError, match="train without gradient checkpointing"):
+        model(input_ids=ids, labels=ids, use_cache=False).loss.backward()
+
+
 def test_what_does_not_fit_is_refused():
     model, ids = llama(), tokens()
     attach(model, "dense")

@@ -1,10 +1,22 @@
 import dataclasses
+import itertools
 
 import pytest
 import torch
 from torch import nn
 
-from attention import Dense, Documents, LearnedStrengths, LocalWindow, PerHead, Strided, TopK, place_strengths
+from attention import (
+    Dense,
+    Documents,
+    GlobalTokens,
+    LearnedStrengths,
+    LocalWindow,
+    PerHead,
+    Strided,
+    TopK,
+    place_strengths,
+)
+from attention.patterns.held import Beyond
 from attention.strength_tiles import StrengthTiles
 from calibration import DriftCompensation
 from crossbar import Ledger, age, analog_layers, load_state, new_chip, presets, program, save_state
@@ -47,22 +59,75 @@ def test_strengths_of_offsets_and_of_pairs(pattern):
             assert torch.equal(matrix[:, a, b], matrix[:, a + 1, b + 1])
 
 
+def reference(made, v, q=None, k=None):
+    """Attention with strengths, one head, query and pair at a time, in float64."""
+    output = torch.zeros_like(v, dtype=torch.float64)
+    allowed, matrix = made.pattern.to_dense(made.n), made.matrix().detach().double()
+    for b, h, i in itertools.product(range(v.shape[0]), range(H), range(v.shape[2])):
+        keys = [j for j in range(v.shape[2]) if allowed[i, j]]
+        weights = torch.stack([matrix[h, i, j] for j in keys]) if keys else torch.zeros(0).double()
+        if q is not None:
+            scores = torch.tensor([float(q[b, h, i].double() @ k[b, h, j].double()) for j in keys])
+            weights = (scores * D**-0.5 + weights).softmax(0) if keys else weights
+        for weight, j in zip(weights, keys, strict=True):
+            output[b, h, i] += weight * v[b, h, j].double()
+    return output
+
+
+PATTERNS = [WINDOW, WINDOW.causal(), Strided(3).causal(), (LocalWindow(3) | GlobalTokens((1,))).causal(), Dense()]
+
+
+@pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 @pytest.mark.parametrize("count", [N, 7])
 @pytest.mark.parametrize("by", ["offset", "pair"])
-def test_both_uses_are_what_they_say_in_digital_and_on_exact_tiles(by, count):
+def test_both_uses_are_what_they_say_in_digital_and_on_exact_tiles(by, count, pattern):
     q, k, v = draw(count)
-    for made in (strengths(by, content_free=True), strengths(by)):
-        matrix, allowed = made.matrix()[:, :count, :count], made.allowed[:count, :count]
-        if made.content_free:
-            expected, inputs = matrix @ v, (v,)
-        else:
-            scores = (D**-0.5 * q @ k.transpose(-1, -2) + matrix).masked_fill(~allowed, -torch.inf)
-            expected, inputs = scores.softmax(-1) @ v, (v, q, k)
-        torch.testing.assert_close(made(*inputs), expected, rtol=0, atol=1e-5)
+    for made in (strengths(by, content_free=True, pattern=pattern), strengths(by, pattern=pattern)):
+        inputs = (v,) if made.content_free else (v, q, k)
+        expected = reference(made, *inputs)
+        torch.testing.assert_close(made(*inputs).double(), expected, rtol=0, atol=1e-5)
         made.place(IDEAL)
-        torch.testing.assert_close(made(*inputs), expected, rtol=0, atol=1e-5)
+        torch.testing.assert_close(made(*inputs).double(), expected, rtol=0, atol=1e-5)
         made.lift()
         assert made.tiles is None
+
+
+@pytest.mark.parametrize("range_", ["static", "active_rows"])
+def test_tiles_convert_their_inputs_and_columns_as_a_slow_walk_over_them_does(range_):
+    made, v = strengths("pair", content_free=True, pattern=WINDOW), draw()[2]
+    adc = Converter(bits=6, range=range_, full_scale=2.0)
+    made.place(dataclasses.replace(IDEAL, dac=Converter(bits=5, range="per_token"), adc=adc))
+    matrix, allowed, rows, columns = made.matrix().detach().double(), WINDOW.to_dense(N), 5, 4
+    expected = torch.zeros_like(v, dtype=torch.float64)
+    for b, h, d in itertools.product(range(len(v)), range(H), range(D)):
+        drives = v[b, h, :, d].double()
+        largest = drives.abs().max()
+        codes = (drives / largest * 15).round() / 15
+        for i, first in itertools.product(range(N), range(0, N, rows)):
+            tile = range(first, min(first + rows, N))
+            whole = slice(i // columns * columns, i // columns * columns + columns)
+            if not allowed[whole, first : first + rows].any():
+                continue
+            scale = matrix[h, i, first : first + rows].abs().max() or 1.0
+            driven = max(sum(float(codes[j]) != 0 for j in tile), 1) / rows
+            step = 2.0 / 31 * (driven**0.5 if range_ == "active_rows" else 1.0)
+            total = sum(float(codes[j] * matrix[h, i, j] / scale) for j in tile)
+            expected[b, h, i, d] += max(-31, min(31, round(total / step))) * step * scale * largest
+    error = (made(v).double() - expected).abs()
+    assert float((error > 1e-5).float().mean()) < 0.01  # a sum on the edge between two codes may round either way
+    assert float(error.max()) < 2.0 / 31 * 2.01 * float(v.abs().max() * matrix.abs().max())
+
+
+def test_long_windows_keep_no_square_of_the_tokens():
+    n, window = 4096, LocalWindow(64).causal()
+    made = LearnedStrengths(1, n, window, by="pair", content_free=True)
+    made.place(dataclasses.replace(presets.ideal(), tile=Tile(rows=64, cols=64)))
+    pairs = int(window.rows(n).indptr[-1])
+    tensors = [*made.buffers(), *made.parameters(), *made.tiles.buffers(), *made.tiles.digital.parameters()]
+    assert max(tensor.numel() for tensor in tensors) <= 2 * 2 * 64 * 2 * n  # two cells, two tiles of 64 rows a column
+    assert made.tiles.tiles == 2 * n // 64 - 1
+    v = torch.ones(1, 1, n, 1)
+    torch.testing.assert_close(made(v)[0, 0, 100:, 0], torch.full((n - 100,), 64 * n / pairs), rtol=1e-4, atol=0)
 
 
 @pytest.mark.parametrize("content_free", [True, False])
@@ -82,22 +147,20 @@ class Model(nn.Module):
 def test_pairs_outside_the_pattern_have_no_device_on_any_chip():
     model = Model(True)
     report = place_strengths(model, PCM)
-    assert [layer.name for layer in report.layers] == [f"{m}.tiles.{h}" for m in ("one", "two") for h in range(H)]
-    assert report.layers[0].utilisation == pytest.approx(int(model.one.allowed.sum()) / 256**2)
+    assert [layer.name for layer in report.layers] == ["one.tiles", "two.tiles"]
+    allowed = WINDOW.to_dense(N)
+    assert report.layers[0].utilisation == pytest.approx(int(allowed.sum()) / 256**2)
     for chip in range(2):
         new_chip(model)
         program(model, chip)
         age(model, "1d")
         for layer in analog_layers(model).values():
             assert isinstance(layer, StrengthTiles)
-            cells = layer.conductances()
-            for side in cells:
-                absent = side[0, 0, :N, :N][~layer.allowed.t()]
-                assert (absent == 0).all()
-            assert (layer.cell_weight[0][~layer.allowed.t()] == 0).all()
-            absent = (layer.fault_map == Fault.OPEN).all(0)  # a weak pair may read 0 by itself: both cells at 0 µS
-            assert torch.equal(absent, ~layer.allowed.t())
-            assert (layer.fault_map[:, layer.allowed.t()] == Fault.NONE).all()
+            for side in layer.conductances():
+                assert side.shape == (H, 1, N, N)  # a tile of all tokens for each head
+                assert (side[:, 0][:, ~allowed.t()] == 0).all()
+            absent = (layer.fault_map == Fault.OPEN).view(2, N, H, N)  # a weak pair may read 0 by itself
+            assert torch.equal(absent, ~allowed.t()[None, :, None, :].expand_as(absent))
 
 
 def test_they_are_programmed_aged_saved_and_calibrated_as_weights_are(tmp_path):
@@ -119,9 +182,9 @@ def test_they_are_programmed_aged_saved_and_calibrated_as_weights_are(tmp_path):
     other = Model(True)
     place_strengths(other, hardware)
     load_state(other, tmp_path / "state.safetensors")
-    found, again = (m.one.tiles[0].effective_weight() for m in (model, other))
-    torch.testing.assert_close(found / model.one.tiles[0].column_gain[0][:, None], again)
-    assert (found[~model.one.allowed] == 0).all()
+    found, again = (m.one.tiles.effective_weight() for m in (model, other))
+    torch.testing.assert_close(found / model.one.tiles.column_gain[0][:, None], again)
+    assert (found.view(H, N, N)[:, ~WINDOW.to_dense(N)] == 0).all()
 
 
 def test_content_free_attention_opens_rows_and_no_key_lines():
@@ -129,16 +192,15 @@ def test_content_free_attention_opens_rows_and_no_key_lines():
     made.place(IDEAL, "layer")
     with Ledger() as ledger:
         made(v)
-    allowed, vectors = made.allowed, 3 * D
+    allowed, vectors = WINDOW.to_dense(N), 3 * H * D
     rows = sum(int(allowed[i : i + 4].any(0).sum()) for i in range(0, N, 4))  # tiles of 4 columns (attending tokens)
     columns = sum(int(allowed[:, j : j + 5].any(1).sum()) for j in range(0, N, 5))  # tiles of 5 rows
-    assert set(ledger.by_layer) == {"layer.tiles.0", "layer.tiles.1"}
-    for counts in ledger.by_layer.values():
-        found = {counter.name: n for counter, n in counts.items()}
-        assert found["row_activations"] == vectors * rows
-        assert found["adc_conversions"] == vectors * columns
-        assert found["cell_macs"] == vectors * int(allowed.sum())
-        assert "column_activations" not in found
+    assert set(ledger.by_layer) == {"layer.tiles"}
+    found = ledger.totals()
+    assert found["row_activations"] == vectors * rows
+    assert found["adc_conversions"] == vectors * columns
+    assert found["cell_macs"] == vectors * int(allowed.sum())
+    assert "column_activations" not in found
 
 
 def test_with_content_each_attended_strength_is_one_activation_and_one_conversion():
@@ -146,22 +208,22 @@ def test_with_content_each_attended_strength_is_one_activation_and_one_conversio
     made.place(PCM, "layer")
     with Ledger() as ledger:
         made(v, q, k)
-    pairs = int(made.allowed.sum())
+    pairs = len(made.key)
     assert ledger.totals()["row_activations"] == ledger.totals()["adc_conversions"] == 3 * H * pairs
 
 
 def test_a_strength_that_is_read_alone_has_the_noise_and_the_steps_of_its_own_conversion():
     made = strengths("pair")
     made.place(dataclasses.replace(IDEAL, output_noise=0.05))
-    tiles = made.tiles[0]
-    reads = tiles.read_pairs(4000, N)
-    scale = tiles.scales[torch.arange(N) // 5].t()
-    error = ((reads - made.matrix()[0].detach()) / scale)[:, made.allowed]
+    every = torch.arange(len(made.key))
+    matrix = made.matrix().detach()
+    tile = torch.nn.functional.pad(matrix.abs(), (0, 3)).unflatten(2, (3, 5)).amax(3)
+    scale = tile[:, made.query, made.key // 5]
+    error = (made.tiles.read_pairs(2000, every) - made.of_pairs().detach()) / scale
     assert float(error.std()) == pytest.approx(0.05, rel=0.01)  # of 208,000 reads: a standard error of 0.2%
     assert float(error.mean()) == pytest.approx(0.0, abs=0.001)
-    assert (reads[:, ~made.allowed] == 0).all()
     made.place(dataclasses.replace(IDEAL, adc=Converter(bits=5)))
-    codes = made.tiles[0].read_pairs(1, N)[0] / made.tiles[0].scales[torch.arange(N) // 5].t() * 15
+    codes = made.tiles.read_pairs(1, every)[0] / scale * 15
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
 
 
@@ -183,6 +245,7 @@ def test_quantised_strengths_are_whole_numbers_of_a_heads_scale(bits):
         ({"heads": 0}, "strengths heads = 0"),
         ({"n": 0}, "strengths n = 0"),
         ({"by": "token"}, "strengths by = 'token' is not allowed: choose offset or pair"),
+        ({"n": 2, "pattern": Beyond(2, 1)}, "attends no pair of 2 tokens"),
         ({"pattern": TopK(3)}, "does not fit strengths"),
         ({"pattern": PerHead([WINDOW, Dense()])}, "does not fit strengths"),
     ],
