@@ -18,6 +18,7 @@ from torch import Tensor, nn
 
 from attention.counts import book_attention, count
 from attention.gated import gated_attention
+from attention.hf_windows import masks_only_a_window, own_window, within
 from attention.kernel.token_rows import require_supported
 from attention.memory.description import Memory
 from attention.memory.layout import causal_reach
@@ -60,22 +61,31 @@ class Store:
 
     Attributes:
         memory: its description.
-        layers: names of the causal attention layers, in order; none in an encoder, which has no cache.
+        layers: the causal attention layers, in order, with capacity and sinks where a window of their own makes them
+            others than the memory's; none in an encoder, which has no cache.
         opened: caches made so far: each has errors of its own.
         trained: calls of each layer with gradients so far: each stands for a chip that nobody has seen.
     """
 
     memory: Memory
-    layers: tuple[str, ...]
+    layers: dict[str, tuple[int, int] | None]
     opened: int = 0
     trained: Counter[str] = field(default_factory=Counter)
+
+    def memories(self) -> dict[str, Memory]:
+        """The description of each layer's memory."""
+        return {
+            name: self.memory if own is None else replace(self.memory, capacity=own[0], sinks=own[1])
+            for name, own in self.layers.items()
+        }
 
 
 def attach(model: nn.Module, pattern: Pattern | str, memory: Memory | Hardware | None = None) -> None:
     """Gate every attention of a transformers model by ``pattern``, in place.
 
-    A causal model gets the pattern's causal form. Padding is honoured. While a `crossbar.Ledger` is open, each
-    attention books the events that open the rows of attended pairs in K and V tiles of 256 x 256 (one token a row).
+    A causal model gets the pattern's causal form, within the sliding windows that its layers have of their own. Padding
+    is honoured. While a `crossbar.Ledger` is open, each attention books the events that open the rows of attended pairs
+    in K and V tiles of 256 x 256 (one token a row).
 
     With ``memory``, keys and values are in analog memory. A causal model then has a cache whose rows are programmed as
     tokens arrive, whoever calls it: ``generate`` and a plain call alike, unless it is being trained. All rows are read
@@ -150,7 +160,7 @@ def memory_cache(model: nn.Module) -> AnalogCache:
         raise InputError(f"{type(model).__name__} keeps no tokens in analog memory: attach a causal model with memory=")
     store = gate.store
     store.opened += 1
-    return AnalogCache(store.memory, store.layers, (store.opened,))
+    return AnalogCache(store.memories(), (store.opened,))
 
 
 def memory_of(model: nn.Module) -> Memory | None:
@@ -180,22 +190,31 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Sto
     memory = Memory(memory) if isinstance(memory, Hardware) else memory
     require_supported(memory.hardware)
     found = {
-        vars(module)["layer_idx"]: name
+        vars(module)["layer_idx"]: (name, own_window(module))
         for name, module in model.named_modules()
         if vars(module).get("layer_idx") is not None and vars(module).get("is_causal")
     }
-    layers = tuple(found[index] for index in sorted(found))
+    layers: dict[str, tuple[int, int] | None] = {name: None for _, (name, _) in sorted(found.items())}
     if layers and memory.capacity is None:
-        window = causal_reach(pattern)
-        if window is None:
-            memory = replace(memory, capacity=cast(Any, model).config.max_position_embeddings)
-        else:
-            ring, sinks = window
-            sinks = max(sinks, memory.sinks)
-            memory = replace(memory, capacity=ring + sinks, sinks=sinks)
-    if layers:
-        AnalogMemory(memory)  # refuses what it cannot hold before anything runs
-    return Store(memory, layers)
+        positions = cast(Any, model).config.max_position_embeddings
+        for name, window in found.values():
+            if window is not None:
+                layers[name] = _rows(within(pattern.causal(), window), memory.sinks, positions)
+        capacity, sinks = _rows(pattern, memory.sinks, positions)
+        memory = replace(memory, capacity=capacity, sinks=sinks)
+    store = Store(memory, layers)
+    for name, description in store.memories().items():
+        AnalogMemory(description, name)  # refuses what it cannot hold before anything runs
+    return store
+
+
+def _rows(pattern: Pattern, sinks: int, positions: int) -> tuple[int, int]:
+    """Capacity and sinks of a memory that a pattern reads, in a model of so many positions."""
+    reach = causal_reach(pattern)
+    if reach is None:
+        return positions, sinks
+    sinks = max(reach[1], sinks)
+    return reach[0] + sinks, sinks
 
 
 def _unhook(module: nn.Module) -> None:
@@ -268,7 +287,9 @@ def _attend(
     n_queries, n_keys = query.shape[2], key.shape[2]
     pattern, offset = gate.pattern, 0
     if causal:
-        pattern, offset = pattern.causal(), n_keys - n_queries
+        pattern, offset = within(pattern.causal(), kwargs.get("sliding_window")), n_keys - n_queries
+    elif kwargs.get("sliding_window") is not None:
+        raise InputError(f"{gate.name} has a window of its own on both sides, which no pattern meets: detach the model")
     if gate.store is not None:
         output = _from_memory(gate.store, gate.name, query, key, value, pattern, scaling, padding, dropout)
         return output.transpose(1, 2).contiguous(), None
@@ -327,15 +348,16 @@ def _padding_mask(
     """Padding alone, ``[B, 1, 1, N_k]``, since the pattern brings causality; None where nothing is padded."""
     from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
 
-    if mask_function not in (None, causal_mask_function, bidirectional_mask_function):
+    plain = mask_function in (None, causal_mask_function, bidirectional_mask_function)
+    if mask_function is not None and not plain and not masks_only_a_window(mask_function):
         raise InputError(
-            "the model masks attention by a rule of its own (sliding window, chunks or packed documents), which a "
-            "pattern would override: run it without a pattern"
+            "the model masks attention by a rule of its own (chunks, packed documents or a window on both sides), "
+            "which a pattern would override: run it without a pattern"
         )
     if int(kv_offset) != 0 or (kv_length != q_length and int(q_offset) + q_length != kv_length):
         raise InputError(
             f"a cache of {kv_length} keys with {int(q_offset)} tokens before {q_length} queries does not grow token by "
-            "token: use transformers' DynamicCache"
+            "token: use transformers' DynamicCache, without a config where the model has sliding windows"
         )
     if attention_mask is None or bool(attention_mask.all()):
         return None

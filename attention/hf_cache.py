@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Sequence
+from collections.abc import Callable, Mapping
 from typing import Any
 
 import torch
@@ -109,13 +109,12 @@ class AnalogCache(Cache):  # type: ignore[misc]  # as above
     """The memories of a model's layers; `attention.memory_cache` makes one for an attached model.
 
     Args:
-        memory: what each layer's memory is.
-        names: of the attention layers, in order.
+        memories: what the memory of each attention layer is, by name, in order.
         stream: which of a model's caches this is: it keys the draws.
     """
 
-    def __init__(self, memory: Memory, names: Sequence[str], stream: Key = ()) -> None:
-        super().__init__(layers=[AnalogCacheLayer(AnalogMemory(memory, name, stream)) for name in names])
+    def __init__(self, memories: Mapping[str, Memory], stream: Key = ()) -> None:
+        super().__init__(layers=[AnalogCacheLayer(AnalogMemory(m, name, stream)) for name, m in memories.items()])
 
     @property
     def memories(self) -> list[AnalogMemory]:

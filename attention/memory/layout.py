@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention.events import Placement
 from attention.patterns.base import Pattern
-from attention.patterns.composition import Union
+from attention.patterns.composition import Intersection, Union
 from attention.patterns.tokens import Sinks
 from attention.patterns.windows import Dilated, LocalWindow
 from crossbar.errors import InputError, require_whole
@@ -28,6 +28,9 @@ def causal_reach(pattern: Pattern) -> tuple[int, int] | None:
         parts = [causal_reach(part) for part in pattern.parts]
         known = [part for part in parts if part is not None]
         return None if len(known) < len(parts) else (max(r for r, _ in known), max(s for _, s in known))
+    if isinstance(pattern, Intersection):  # within each of its parts, so within the one that reaches least
+        known = [part for part in map(causal_reach, pattern.parts) if part is not None]
+        return min(known, key=sum, default=None)
     return None
 
 

@@ -43,6 +43,9 @@ def test_spans_and_pairs_of_held_keys_agree(family, causal):
         ("dilated(64, 4) | window(8)", (64, 0)),
         ("dense", None),
         ("strided(8) | sinks(1)", None),
+        ("(window(64) | sinks(4)) & window(32)", (32, 0)),
+        ("(window(16) | sinks(4)) & window(32)", (16, 4)),
+        ("strided(8) & window(32)", (32, 0)),
     ],
 )
 def test_what_a_pattern_needs(text, expected):
