@@ -9,6 +9,7 @@ Bar: the calibrated chips are within 2 points of the digital model.
 
 import argparse
 import copy
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -20,6 +21,7 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from attention import LearnedStrengths, parse, place_strengths
+from attention.strength_cores import fitted_to_cores
 from calibration import DriftCompensation
 from crossbar import Ledger, age, convert, presets, program, reset_reads
 
@@ -95,7 +97,18 @@ def main() -> None:
     order = torch.randperm(len(images), generator=torch.Generator().manual_seed(0))
     fit, held = order[:1297], order[1297:]
     view = Table(title="Accuracy (%) on 500 held-out images", title_justify="left")
-    columns = ("strengths", "digital", "8 bits", "4 bits", "chip", "PCM, 1 d", "calibrated, 1 h later", "row events")
+    columns = (
+        "strengths",
+        "digital",
+        "8 bits",
+        "4 bits",
+        "TrueNorth",
+        "TrueNorth, 4 axons",
+        "chip",
+        "PCM, 1 d",
+        "calibrated, 1 h later",
+        "row events",
+    )
     for name in (*columns, "column events"):
         view.add_column(name, justify="right")
     figure = Figure(figsize=(6.4, 3.0), layout="constrained")
@@ -105,10 +118,16 @@ def main() -> None:
         model = trained(content_free, images[fit], labels[fit], chosen.epochs)
         digital = accuracy(model, images[held], labels[held])
         few = []
-        for bits in (8, 4):
-            other = trained_with(model, bits)
-            few.append(accuracy(other, images[held], labels[held]))
-        picture = axes.imshow(model.layers[0].strengths.matrix()[0].detach(), cmap="coolwarm")
+        for change in (
+            lambda own: own.quantised(8),
+            lambda own: own.quantised(4),
+            lambda own: fitted_to_cores(own).strengths,
+            lambda own: fitted_to_cores(own, axons_a_token=4).strengths,
+        ):
+            few.append(accuracy(trained_with(model, change), images[held], labels[held]))
+        matrix = model.layers[0].strengths.matrix()[0].detach()
+        limit = float(matrix.abs().max())
+        picture = axes.imshow(matrix, cmap="coolwarm", vmin=-limit, vmax=limit)
         axes.set_title(f"{name}: layer 1, head 1", fontsize=8)
         figure.colorbar(picture, ax=axes)
         convert(model, presets.pcm())
@@ -125,20 +144,20 @@ def main() -> None:
             reset_reads(model)
             after.append(accuracy(model, images[held], labels[held]))
             scores = (digital, *few) if chip == 0 else ()
-            texts = [f"{x:.1f}" for x in scores] or ["", "", ""]
+            texts = [f"{x:.1f}" for x in scores] or [""] * 5
             counts = [f"{events(ledger, axis):,}" for axis in ("row", "column")]
             view.add_row("" if chip else name, *texts, str(chip), f"{raw:.1f}", f"{after[-1]:.1f}", *counts)
         verdicts.append(judge(f"{name}: points lost, mean of chips", digital - sum(after) / len(after), BAR))
-    Console(width=140).print(view)
+    Console(width=160).print(view)
     print("\n".join(verdicts))
     figure.savefig(chosen.plot, dpi=110)
 
 
-def trained_with(model: Reader, bits: int) -> Reader:
-    """A copy of the model whose strengths have few bits."""
+def trained_with(model: Reader, change: Callable[[LearnedStrengths], LearnedStrengths]) -> Reader:
+    """A copy of the model with other strengths."""
     other = copy.deepcopy(model)
     for layer in other.layers:
-        layer.strengths = layer.strengths.quantised(bits)
+        layer.strengths = change(layer.strengths)
     return other
 
 
