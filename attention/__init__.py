@@ -38,6 +38,7 @@ from attention.patterns.tokens import Dense, GlobalTokens, Sinks
 from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
 from attention.platforms import Limits, Platform
 from attention.routing_tables import RoutingTables
+from attention.strength_cores import CoreStrengths, fitted_to_cores
 from attention.strengths import LearnedStrengths, place_strengths
 from attention.timing import Timing
 
@@ -49,6 +50,7 @@ __all__ = [
     "BlockSparse",
     "BlockTopK",
     "Controller",
+    "CoreStrengths",
     "Counts",
     "Dense",
     "Dilated",
@@ -88,6 +90,7 @@ __all__ = [
     "conventions",
     "count",
     "detach",
+    "fitted_to_cores",
     "gated_attention",
     "memory_cache",
     "parse",

@@ -50,6 +50,11 @@ class RowNumbers:
         return [ReadNoise((*self.key, number), device) for number in self.tiles]
 
 
+def serves(cells: Tensor) -> bool:
+    """Whether `read` can have these cells; `crossbar.trajectory.aged` has all others."""
+    return cells.device.type == "cpu" and cells.dtype == torch.float32
+
+
 def read(
     device: Decaying,
     state: State,

@@ -142,11 +142,10 @@ class TokenCells:
         """
         tile, noise = self.hardware.tile, self.hardware.read_noise
         ages, scale = now - rows.at.index_select(0, index), rows.scale.index_select(2, index)
-        cells = rows.state["programmed"] if self._decaying else None
-        if self._decaying and cells is not None and cells.device.type == "cpu" and cells.dtype == torch.float32:
+        if self._decaying is not None and row_reads.serves(rows.state["programmed"]):
             amplitude, full = rows.state.get("amplitude"), tile.pairs * self._width
-            found = row_reads.read(self._decaying, rows.state, amplitude, index, ages, numbers, full, noise)
-            return TokenRows(found[0], scale, found[1])
+            digits, variance = row_reads.read(self._decaying, rows.state, amplitude, index, ages, numbers, full, noise)
+            return TokenRows(digits, scale, variance)
         state = rows.take(index).state
         shape = next(iter(state.values())).shape
         cells = trajectory.aged(self.device, state, ages[:, None], lambda: numbers.drawn(tuple(shape), index.device))

@@ -104,6 +104,22 @@ def test_the_fluctuation_of_a_row_depends_on_the_time_alone():
     assert not torch.equal(near, found(LocalWindow(5).causal(), 1e-6))
 
 
+@pytest.mark.parametrize("pairs", [1, 2])
+@pytest.mark.parametrize("name", ["pcm", "hermes", "gain_cell"])
+def test_float64_rows_which_have_no_kernel_read_the_same(name, pairs):
+    _, k, v = draw()
+    hardware = presets.get(name)
+    hardware = dataclasses.replace(hardware, tile=Tile(rows=7, pairs=pairs), read_noise=CellNoise(relative=0.1))
+    found = []
+    for dtype in (torch.float32, torch.float64):
+        memory = AnalogMemory(Memory(hardware, capacity=N, token_seconds=1e-4))
+        memory.append(k.to(dtype), v.to(dtype))
+        memory.age(1e-3)
+        found.append(read(memory, WINDOW))
+    torch.testing.assert_close(found[0].digits.double(), found[1].digits, rtol=0, atol=1e-5)
+    torch.testing.assert_close(found[0].variance.double(), found[1].variance, rtol=1e-3, atol=1e-8)
+
+
 def test_expired_rows_are_counted():
     q, k, v = draw()
     device = GainCell(tau=1.0, levels=8)
