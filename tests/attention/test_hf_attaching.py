@@ -9,8 +9,6 @@ from transformers import (
     BartModel,
     BertModel,
     LlamaForCausalLM,
-    MistralConfig,
-    MistralModel,
     T5Config,
     T5EncoderModel,
 )
@@ -19,7 +17,6 @@ from attention import Dense, LocalWindow, attach, attached_pattern, detach, pars
 from crossbar import InputError
 from tests.attention.hf_models import (
     HEADS,
-    KV_HEADS,
     MODELS,
     SPARSE,
     assert_same_where_real,
@@ -127,23 +124,15 @@ def test_a_mask_of_ones_own_is_refused(mask):
         run(model, tokens(), mask)
 
 
-def test_a_model_with_a_sliding_window_is_refused():
-    config = MistralConfig(
-        vocab_size=40,
-        hidden_size=32,
-        num_hidden_layers=1,
-        num_attention_heads=HEADS,
-        num_key_value_heads=KV_HEADS,
-        intermediate_size=32,
-        sliding_window=8,
-    )
-    model = seeded(lambda: MistralModel(config))
-    plain = run(model, tokens())
+def test_packed_documents_are_refused():
+    model, ids = llama(), tokens(batch=1)
+    packed = {"position_ids": torch.cat([torch.arange(12), torch.arange(8)])[None], "use_cache": False}
+    plain = run(model, ids, **packed)
     attach(model, SPARSE)
     with pytest.raises(InputError, match="masks attention by a rule of its own"):
-        run(model, tokens())
+        run(model, ids, **packed)
     detach(model)
-    assert torch.equal(run(model, tokens()), plain)
+    assert torch.equal(run(model, ids, **packed), plain)
 
 
 def test_a_static_cache_is_refused():
