@@ -135,6 +135,8 @@ class StrengthTiles(AnalogLinear):
             if cells.variance is not None and cells.variance.dim() == 3:
                 variance = variance + of_pairs(cells.variance[0])
             read = read + variance.sqrt() * noise.draw(tuple(read.shape)).to(read)
+        if cells.offset is not None:
+            read = read + cells.offset.view(self.heads, -1)[:, column]
         if hardware.adc is not None:
             limit = 1.0 if self.adc_range is None or self.adc_range.dim() else float(self.adc_range)
             step = limit / hardware.adc.levels

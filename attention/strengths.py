@@ -127,6 +127,8 @@ class LearnedStrengths(nn.Module):
         Raises:
             InputError: for hardware that strengths cannot have.
         """
+        if not self.content_free and hardware.dac is not None and hardware.dac.offset_std > 0:
+            raise InputError("hardware field dac.offset_std is not supported for strengths read one by one: give 0")
         self.tiles = StrengthTiles(self.of_pairs(), self.query, self.key, self.n, hardware, f"{name}.tiles")
 
     def lift(self) -> None:

@@ -227,6 +227,21 @@ def test_a_strength_that_is_read_alone_has_the_noise_and_the_steps_of_its_own_co
     torch.testing.assert_close(codes, codes.round(), rtol=0, atol=1e-4)
 
 
+def test_the_offset_of_a_columns_adc_is_in_each_of_its_reads():
+    made = strengths("pair")
+    made.place(dataclasses.replace(IDEAL, adc=Converter(bits=16, offset_std=0.05)))
+    program(made, 0)
+    column = made.tiles._pair_column
+    scale = made.tiles.scales.view(H, -1)[:, column]
+    wanted = made.of_pairs().detach() / scale
+    offset = made.tiles.read_pairs(1, torch.arange(len(made.key)))[0] / scale - wanted
+    inside = wanted.abs() < 0.7  # beyond, an offset may leave the converter's range of one cell
+    for head, own in itertools.product(range(H), column.unique().tolist()):
+        same = offset[head, (column == own) & inside[head]]
+        assert len(same) == 0 or float(same.max() - same.min()) < 1e-4
+    assert 0.04 < float(offset[inside].std()) < 0.06
+
+
 @pytest.mark.parametrize("bits", [2, 4, 9])
 def test_quantised_strengths_are_whole_numbers_of_a_heads_scale(bits):
     made = strengths("pair")
@@ -270,6 +285,8 @@ def test_inputs_and_hardware_that_do_not_fit_are_refused():
     ):
         with pytest.raises(InputError, match="not supported for strengths"):
             strengths().place(hardware)
+    with pytest.raises(InputError, match=r"dac\.offset_std is not supported for strengths read one by one"):
+        strengths().place(dataclasses.replace(PCM, dac=Converter(offset_std=0.1)))
     with pytest.raises(InputError, match="bits = 1"):
         strengths().quantised(1)
     with pytest.raises(InputError, match="no LearnedStrengths"):
