@@ -30,6 +30,8 @@ from attention.patterns.base import CSR, Pattern, Piece
 from attention.patterns.block_patterns import BigBird, BlockSparse, RandomBlocks
 from attention.patterns.documents import Documents, Padding
 from attention.patterns.heads import PerHead, PerSequence
+from attention.patterns.hierarchical import Hierarchical
+from attention.patterns.routing import Routing
 from attention.patterns.selection import BlockTopK, TopK
 from attention.patterns.statistics import Statistics
 from attention.patterns.strides import Fixed, Strided
@@ -37,6 +39,7 @@ from attention.patterns.text import parse
 from attention.patterns.tokens import Dense, GlobalTokens, Sinks
 from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
 from attention.platforms import Limits, Platform
+from attention.router import Router, commitment, place_centroids, routers
 from attention.routing_tables import RoutingTables
 from attention.strength_cores import CoreStrengths, fitted_to_cores
 from attention.strengths import LearnedStrengths, place_strengths
@@ -60,6 +63,7 @@ __all__ = [
     "Excess",
     "Fixed",
     "GlobalTokens",
+    "Hierarchical",
     "LearnedStrengths",
     "Limits",
     "LocalWindow",
@@ -75,6 +79,8 @@ __all__ = [
     "Platform",
     "Protected",
     "RandomBlocks",
+    "Router",
+    "Routing",
     "RoutingTables",
     "Saturating",
     "Sinks",
@@ -87,6 +93,7 @@ __all__ = [
     "attach",
     "attached_pattern",
     "attention_reference",
+    "commitment",
     "conventions",
     "count",
     "detach",
@@ -94,9 +101,11 @@ __all__ = [
     "gated_attention",
     "memory_cache",
     "parse",
+    "place_centroids",
     "place_strengths",
     "platforms",
     "renew_memory",
+    "routers",
     "score",
     "tally",
 ]

@@ -12,12 +12,16 @@ from attention.controller import Controller
 from attention.gating import gate
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_counts import book_reads, book_writes
-from attention.kernel.blocks import Options, attend_blocks, exact_dtype, shared_heads
+from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
 from attention.kernel.flex import attend_flex
+from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
+from attention.kernel.hierarchical_reference import hierarchical_reference
 from attention.kernel.reference import attention_reference
 from attention.kernel.schedule import make, schedule
+from attention.kernel.stacked import apart, make_stacked
 from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import LARGEST, Pattern
+from attention.patterns.hierarchical import Hierarchical
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.hardware import Hardware
 from crossbar.streams import seed as derived_seed
@@ -145,6 +149,11 @@ def gated_attention(
 
     def attend(pattern: Pattern) -> tuple[Tensor, Tensor | None]:
         if impl == "reference":
+            if isinstance(pattern, Hierarchical):
+                require_own_queries(pattern, q, k, offset)
+                parts = pattern.block, pattern.levels, pattern.is_causal, scale, mask, offset
+                found, sums = hierarchical_reference(q, k, v, *parts)
+                return found.to(q.dtype), sums.to(exact_dtype(q.dtype))
             allowed = _allowed(pattern, q, k, offset)
             allowed = allowed if mask is None else allowed & mask[:, None, None]
             found, sums = attention_reference(q, k, v, allowed, scale)
@@ -202,6 +211,8 @@ class _Work(NamedTuple):
 
 
 def _digital(q: Tensor, k: Tensor, v: Tensor, work: _Work) -> tuple[Tensor, Tensor | None]:
+    if not work.fixed and (work.pattern.n_heads is not None or work.pattern.n_sequences is not None):
+        return _stacked(q, k, v, work)
     if work.pattern.n_sequences is not None:
         return _joined(
             [_digital(q[b : b + 1], k[b : b + 1], v[b : b + 1], work.sequence(b)) for b in range(len(q))], 0, None
@@ -214,8 +225,33 @@ def _digital(q: Tensor, k: Tensor, v: Tensor, work: _Work) -> tuple[Tensor, Tens
             found.append(_digital(*parts, work.of_heads(pattern, heads)))
             order += heads
         return _joined(found, 1, order)
+    if isinstance(work.pattern, Hierarchical):
+        if work.options.dropout:
+            raise InputError(f"pattern {str(work.pattern)!r} cannot have dropout: give dropout=0")
+        return attend_hierarchical(q, k, v, work.pattern, work.options.scale, work.options.mask, work.offset)
     plan = (schedule if work.fixed else make)(work.pattern, q.shape[2], k.shape[2], work.offset, q.device)
     return attend_blocks(q, k, v, plan, work.options)
+
+
+def _stacked(q: Tensor, k: Tensor, v: Tensor, work: _Work) -> tuple[Tensor, Tensor | None]:
+    """Each head's own pairs with all heads laid end to end, merged with the pairs that all heads have."""
+    (batch, heads, n_queries, size), (_, kv_heads, n_keys, _) = q.shape, k.shape
+    own, common = apart(work.pattern)
+    plan = make_stacked(own, common, (batch, heads, kv_heads, n_queries, n_keys), work.offset, q.device)
+    options = work.options._replace(
+        mask=None if work.options.mask is None else work.options.mask.repeat_interleave(kv_heads, 0).view(1, -1),
+        return_lse=work.options.return_lse or common is not None,
+    )
+    output, lse = attend_blocks(*(x.reshape(1, 1, -1, size) for x in (q, k, v)), plan, options)
+    output, lse = output.view(q.shape), None if lse is None else lse.view(q.shape[:3])
+    if common is None or lse is None:
+        return output, lse
+    plan = schedule(common, n_queries, n_keys, work.offset, q.device)
+    seed = derived_seed((work.options.seed, "common"))
+    more, more_lse = attend_blocks(q, k, v, plan, work.options._replace(return_lse=True, seed=seed))
+    assert more_lse is not None
+    output, lse = merge(output, lse[..., None], more, more_lse[..., None])
+    return output.to(q.dtype), lse[..., 0]
 
 
 def _analog(

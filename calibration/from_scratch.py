@@ -11,7 +11,8 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention import Pattern, gated_attention
+from attention import Pattern, Router, commitment, gated_attention
+from attention.patterns.routing import routings
 from calibration.progress import Progress
 from calibration.tasks.recall import BLANK, Recall
 from crossbar.errors import InputError, require_number, require_whole
@@ -26,6 +27,8 @@ class Scores(NamedTuple):
 
 class SmallTransformer(nn.Module):
     """A causal transformer of a few layers, each with sparse attention (`attention.gated_attention`) and an MLP.
+
+    Where the pattern has `attention.Routing` in it, each layer learns centroids of its own (`attention.Router`).
 
     The first layer turns queries and keys by their positions (Su 2021), so that it can look at near tokens; the others
     compare content alone. Nothing depends on the length of a sequence. `BLANK` is embedded as zeros, and stays so.
@@ -54,7 +57,7 @@ class SmallTransformer(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed((seed, "small transformer")))
             self.embed = nn.Embedding(vocabulary, width, padding_idx=BLANK)
-            self.layers = nn.ModuleList(_Layer(width, heads, turned=k == 0) for k in range(layers))
+            self.layers = nn.ModuleList(_Layer(width, heads, self.pattern, turned=k == 0) for k in range(layers))
             self.norm = nn.LayerNorm(width)
             self.read = nn.Linear(width, vocabulary, bias=False)
 
@@ -62,22 +65,24 @@ class SmallTransformer(nn.Module):
         """Tokens ``[B, N]`` to scores."""
         x = self.embed(input_ids)
         for layer in self.layers:
-            x = layer(x, self.pattern)
+            x = layer(x)
         return Scores(self.read(self.norm(x)))
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, *, turned: bool) -> None:
+    def __init__(self, width: int, heads: int, pattern: Pattern, *, turned: bool) -> None:
         super().__init__()
-        self.heads, self.turned = heads, turned
+        self.heads, self.pattern, self.turned = heads, pattern, turned
+        self.router = Router(pattern, heads, width // heads) if routings(pattern) else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))
 
-    def forward(self, x: Tensor, pattern: Pattern) -> Tensor:
+    def forward(self, x: Tensor) -> Tensor:
         q, k, v = self.qkv(self.norms[0](x)).unflatten(-1, (3, self.heads, -1)).permute(2, 0, 3, 1, 4)
         if self.turned:
             q, k = _turned(q), _turned(k)
+        pattern = self.pattern if self.router is None else self.router(q, k)
         x = x + self.out(gated_attention(q, k, v, pattern).transpose(1, 2).flatten(2))
         fed: Tensor = x + self.mlp(self.norms[1](x))
         return fed
@@ -187,7 +192,7 @@ def _step(model: nn.Module, optimizer: torch.optim.Optimizer, tokens: Tensor, an
     asked = answers >= 0
     logits, wanted = model(input_ids=tokens).logits[asked], answers[asked]
     optimizer.zero_grad()
-    F.cross_entropy(logits, wanted).backward()
+    (F.cross_entropy(logits, wanted) + commitment(model)).backward()
     nn.utils.clip_grad_norm_(model.parameters(), 1.0)
     optimizer.step()
     return float((logits.argmax(-1) == wanted).float().mean())

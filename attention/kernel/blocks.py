@@ -203,10 +203,18 @@ def _scores(rows: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Te
 
 
 def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:
-    """Attention over two sets of keys, from that over each: outputs [..., D] and log-sum-exps [..., 1]."""
-    merged = torch.logaddexp(lse, more_lse)
-    base = merged.masked_fill(merged == -torch.inf, 0.0)
-    return torch.addcmul(out * (lse - base).exp(), more, (more_lse - base).exp()), merged
+    """Attention over two sets of keys, from that over each: outputs [..., D] and log-sum-exps [..., 1].
+
+    Differentiable, also where both log-sum-exps are −∞.
+    """
+    largest = torch.maximum(lse, more_lse).detach()
+    largest = largest.masked_fill(largest == -torch.inf, 0.0)
+    weight, more_weight = (lse - largest).exp(), (more_lse - largest).exp()
+    total = weight + more_weight
+    empty = total == 0
+    total = total.masked_fill(empty, 1.0)
+    merged = (largest + total.log()).masked_fill(empty, -torch.inf)
+    return torch.addcmul(out * (weight / total), more, more_weight / total), merged
 
 
 def _bias(allowed: Tensor, dtype: torch.dtype) -> Tensor:

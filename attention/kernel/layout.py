@@ -50,7 +50,7 @@ def blocks_of(piece: Piece, mask: Mask | None, n_queries: int, n_keys: int, offs
     reach = -(-n_keys // piece.stride)  # keys of the longest class
     if n_queries == 1 and mask is None and piece.stride == 1:  # decoding makes a new schedule at every step
         start, stop = (x.clamp(0, reach) for x in piece.pattern.spans(position, reach))
-        keys = _union(start, stop, reach)[0][0]
+        keys = union(start, stop, reach)[0][0]
         keys = keys[keys < reach]
         return [Block(position - offset, keys, keys[None] >= 0)] if len(keys) else []
     counts = torch.cat([_counts(piece, part, reach) for part in position.split(2**12)])
@@ -104,7 +104,7 @@ def _filled(
     queries = position[members.clamp(min=0)]
     start, stop = (x.clamp(0, reach) for x in piece.pattern.spans((queries // piece.stride).flatten(), reach))
     stop = torch.where(real.flatten()[:, None], torch.maximum(start, stop), start)
-    keys, counts = _union(start.reshape(len(members), -1), stop.reshape(len(members), -1), reach)
+    keys, counts = union(start.reshape(len(members), -1), stop.reshape(len(members), -1), reach)
     start, stop = (x.view(*members.shape, -1) for x in (start, stop))
     blocks: list[Block] = []
     at_once = max(1, _AT_ONCE // max(1, members.shape[1] * keys.shape[1]))
@@ -112,7 +112,7 @@ def _filled(
         *(x.split(at_once) for x in (members, real, queries, keys, counts, start, stop)), strict=True
     ):
         place = place[:, : max(1, int(count.max()))].contiguous()
-        pairs = _inside(place, *bounds)
+        pairs = inside(place, *bounds)
         key = place * piece.stride + query[:, :1] % piece.stride
         pairs &= (key < n_keys)[:, None, :]
         if mask is not None:
@@ -130,9 +130,14 @@ def _filled(
     return blocks
 
 
-def _inside(keys: Tensor, start: Tensor, stop: Tensor) -> Tensor:
+def inside(keys: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     """Which of a block's keys [G, L] (rising) each query's intervals [G, R, S] hold, bool [G, R, L]."""
     blocks, rows, _ = start.shape
+    if bool((stop - start <= 1).all()):  # single keys, as selections list them
+        column = torch.searchsorted(keys, start.flatten(1)).view_as(start)
+        column = torch.where(stop > start, column, keys.shape[1])
+        pairs = torch.zeros(blocks, rows, keys.shape[1] + 1, dtype=torch.bool, device="cpu")
+        return pairs.scatter_(2, column, True)[:, :, :-1]
     change = torch.zeros(blocks, rows, keys.shape[1] + 1, dtype=torch.int16, device="cpu")
     one = torch.ones((), dtype=torch.int16, device="cpu")
     for bound, sign in ((start, one), (stop, -one)):
@@ -141,7 +146,7 @@ def _inside(keys: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     return change.cumsum(2, dtype=torch.int16)[:, :, :-1] > 0
 
 
-def _union(start: Tensor, stop: Tensor, reach: int) -> tuple[Tensor, Tensor]:
+def union(start: Tensor, stop: Tensor, reach: int) -> tuple[Tensor, Tensor]:
     """Keys in any interval of a row [G, I]: rising [G, L], filled up with ``reach``, and their numbers [G]."""
     if start.shape[1] > reach // 8:  # many intervals: mark the keys
         change = torch.zeros(len(start), reach + 1, dtype=torch.int32, device="cpu")

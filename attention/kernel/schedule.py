@@ -238,7 +238,7 @@ def _groups(blocks: list[Block], tile: int | Tiles | None, device: torch.device)
                 block = Block(block.queries, block.keys[order], block.mask[:, order])
             bounds = (0, *(number.diff().nonzero()[:, 0] + 1).tolist(), keys)
         else:
-            bounds = (0, keys if exact else _rounded(keys))
+            bounds = (0, keys if exact else rounded(keys))
         shapes.setdefault((rows, *bounds), []).append(block)
     return [_group(members, shape[1:], device) for shape, members in shapes.items()]
 
@@ -289,7 +289,7 @@ def _padded(keys: Tensor, width: int) -> Tensor:
     return torch.cat((keys, keys[-1:].expand(width - len(keys)))) if len(keys) < width else keys
 
 
-def _rounded(keys: int) -> int:
+def rounded(keys: int) -> int:
     """Up to the next multiple of about a sixteenth."""
     step = max(1, 1 << max(0, keys.bit_length() - 5))
     return -(-keys // step) * step

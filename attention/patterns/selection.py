@@ -26,11 +26,14 @@ class Selected(Family):
         start: int64 [N_queries, S], first key of each interval; a copy of both is kept.
         stop: int64 [N_queries, S], after the last key of each.
         offset: position of the first query that is listed.
+        order: int64 [N_queries], rows in an order in which neighbours share keys, where one is known; who attends whom
+            does not depend on it.
     """
 
     start: Tensor = field(compare=False)
     stop: Tensor = field(compare=False)
     offset: int = 0
+    order: Tensor | None = field(default=None, compare=False, repr=False)
     _content: Constant = field(init=False, repr=False)
     name: ClassVar[str] = "selected"
     cost: ClassVar[str] = "O(n k)"
@@ -79,6 +82,26 @@ class Selecting(Family):
         return self.is_causal
 
     @abstractmethod
+    def select(self, q: Tensor, k: Tensor, *, mask: Tensor | None = None, offset: int = 0) -> Pattern:
+        """See `Pattern.select`."""
+
+    def allowed(self, query: Tensor, key: Tensor) -> NoReturn:
+        """Refused: select first."""
+        self._refuse()
+
+    def spans(self, query: Tensor, n_keys: int) -> NoReturn:
+        """Refused: select first."""
+        self._refuse()
+
+    def _refuse(self) -> NoReturn:
+        raise InputError(f"pattern {str(self)!r} depends on queries and keys: make it static with pattern.select(q, k)")
+
+
+@dataclass(frozen=True)
+class Scoring(Selecting):
+    """A family in which each query chooses by its scores with keys, or with what stands for several keys."""
+
+    @abstractmethod
     def targets(self, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """What queries are scored against, [H, M, D], and which of it there is, bool [M].
 
@@ -99,7 +122,7 @@ class Selecting(Family):
 
     def select(self, q: Tensor, k: Tensor, *, mask: Tensor | None = None, offset: int = 0) -> Pattern:
         """See `Pattern.select`; scores are computed in chunks, in float32 or better: O(n²) time, O(n) memory."""
-        _require_scores(q, k, mask)
+        require_scores(q, k, mask)
         require_whole("offset", offset, least=0, most=LARGEST)
         heads, n_queries = q.shape[1], q.shape[2]
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
@@ -118,20 +141,9 @@ class Selecting(Family):
 
         return per_sequence(q.shape[0], of_sequence)
 
-    def allowed(self, query: Tensor, key: Tensor) -> NoReturn:
-        """Refused: select first."""
-        self._refuse()
-
-    def spans(self, query: Tensor, n_keys: int) -> Spans:
-        """Refused: select first."""
-        self._refuse()
-
-    def _refuse(self) -> NoReturn:
-        raise InputError(f"pattern {str(self)!r} depends on queries and keys: make it static with pattern.select(q, k)")
-
 
 @dataclass(frozen=True)
-class TopK(Selecting):
+class TopK(Scoring):
     """The ``k`` keys of largest score q · k for each query; causal: of those with j <= i. Text ``topk(32)``.
 
     All of them where they are fewer than k. Ties are broken by ``torch.topk``.
@@ -162,7 +174,7 @@ class TopK(Selecting):
 
 
 @dataclass(frozen=True)
-class BlockTopK(Selecting):
+class BlockTopK(Scoring):
     """The query's own block of keys and the k − 1 others that fit it best (MoBA, Lu 2025). Text ``blocktopk(64, 8)``.
 
     A block fits by q · mean of its keys. Causal: the others are past blocks, and j <= i in the own one.
@@ -212,7 +224,8 @@ def _best(k: int, scores: Tensor, candidate: Tensor) -> Spans:
     return Spans(start, torch.where(start == scores.shape[2], start, start + 1))
 
 
-def _require_scores(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+def require_scores(q: Tensor, k: Tensor, mask: Tensor | None) -> None:
+    """Refuse queries, keys and padding that no selection can be made of."""
     shapes = f"q {list(q.shape)} and k {list(k.shape)}"
     if q.dim() != 4 or k.dim() != 4 or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
         raise InputError(f"select cannot take {shapes}: give [B, H, N, D] of both, with one B and D")

@@ -23,6 +23,8 @@ from typing import NamedTuple
 from attention.patterns.base import Pattern
 from attention.patterns.block_patterns import BigBird, RandomBlocks
 from attention.patterns.heads import PerHead
+from attention.patterns.hierarchical import Hierarchical
+from attention.patterns.routing import Routing
 from attention.patterns.selection import BlockTopK, TopK
 from attention.patterns.strides import Fixed, Strided
 from attention.patterns.tokens import Dense, GlobalTokens, Sinks
@@ -52,10 +54,13 @@ _FAMILIES: dict[str, _Form] = {
     Neighborhood.name: _Form(Neighborhood, 1, 2),
     TopK.name: _Form(TopK, 1, 1),
     BlockTopK.name: _Form(BlockTopK, 2, 2),
+    Routing.name: _Form(Routing, 2, 3),
+    Hierarchical.name: _Form(Hierarchical, 2, 2),
 }
 _ALLOWED = (
     "dense, window(64), sinks(4), global(0, 5), dilated(256, 4), strided(64), fixed(128, 8), random(3, 64, 0), "
-    "bigbird(64, 3), neighborhood(7), topk(32), blocktopk(64, 8), causal(...), heads(..., ...), | and &"
+    "bigbird(64, 3), neighborhood(7), topk(32), blocktopk(64, 8), routing(8, 64), "
+    "hierarchical(32, 4), causal(...), heads(..., ...), | and &"
 )
 _TOKEN = re.compile(r"\s*(?:(?P<integer>-?[0-9]+)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[|&(),]))")
 _DEEPEST = 50

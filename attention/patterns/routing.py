@@ -1,0 +1,174 @@
+"""Attention inside clusters of tokens, which are found by learned centroids (Roy, TACL 9, 2021)."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass
+from typing import ClassVar, NamedTuple, Protocol
+
+import torch
+from torch import Tensor
+
+from attention.patterns.base import LARGEST, Pattern
+from attention.patterns.composition import Compound
+from attention.patterns.heads import PerHead, per_sequence
+from attention.patterns.selection import Selected, Selecting, require_scores
+from crossbar.errors import require_whole
+from crossbar.streams import normal
+
+
+class Centroids(Protocol):
+    """What tells how near tokens are to the centre of each cluster; hashable. `attention.Router` learns it."""
+
+    def similarity(self, x: Tensor) -> Tensor:
+        """Of queries or keys ``x [B, H, N, D]`` with each centroid, ``[B, H, N, C]``."""
+
+
+@dataclass(frozen=True)
+class Routing(Selecting):
+    """Tokens attend inside clusters: queries and keys near one centroid. Text ``routing(8, 64)``.
+
+    Each cluster takes the ``top`` queries and the ``top`` keys that are most similar to its centroid, and its queries
+    attend its keys. A query that no cluster takes attends the keys of the cluster most similar to it, so that no output
+    is 0 in silence; a key that no cluster takes is attended by none: unite with a window, ``routing(8, 64) | window(32)``.
+
+    What a cluster takes of a whole sequence looks ahead. So causal: a query attends the last ``top`` keys j <= i whose
+    most similar centroid is also its own; itself where there is none. Decoding step by step gives the same.
+
+    Args:
+        clusters: centroids of each head.
+        top: tokens of a cluster, w.
+        seed: key of the centroids while they are not learned: random directions, another draw for each head.
+        centroids: learned ones (`attention.Router`); None: those of the seed.
+
+    Raises:
+        InputError: for numbers below 1, and a negative seed.
+    """
+
+    clusters: int
+    top: int
+    seed: int = 0
+    centroids: Centroids | None = None
+    name: ClassVar[str] = "routing"
+    cost: ClassVar[str] = "O(n w), routing O(n c)"
+
+    def __post_init__(self) -> None:
+        require_whole("routing clusters", self.clusters, least=1, most=2**16)
+        require_whole("routing top", self.top, least=1, most=LARGEST)
+        require_whole("routing seed", self.seed, least=0, most=LARGEST)
+
+    def select(self, q: Tensor, k: Tensor, *, mask: Tensor | None = None, offset: int = 0) -> Pattern:
+        """See `Pattern.select`; O(n (C + w)) time and memory. No gradient flows through the choice.
+
+        Bidirectional with as many queries as keys, ``mask`` also keeps padding from being taken as queries.
+        """
+        require_scores(q, k, mask)
+        require_whole("offset", offset, least=0, most=LARGEST)
+        heads = q.shape[1]
+        with torch.no_grad():
+            near_q, near_k = self._similarity(q), self._similarity(k.repeat_interleave(heads // k.shape[1], 1))
+            find = self._last_keys if self.is_causal else self._top_keys
+
+            def of_sequence(b: int) -> Pattern:
+                real = None if mask is None else mask[b].cpu()
+                found = [find(near_q[b, h], near_k[b, h], real, offset) for h in range(heads)]
+                return PerHead(
+                    [Selected(keys, stop, offset, order, is_causal=self.is_causal) for keys, stop, order in found]
+                )
+
+            return per_sequence(q.shape[0], of_sequence)
+
+    def bare_text(self) -> str:
+        """For example ``routing(8, 64)``; a description where the centroids are learned."""
+        text = f"{self.name}({self.clusters}, {self.top}{f', {self.seed}' if self.seed else ''})"
+        return text if self.centroids is None else f"<{text} by learned centroids>"
+
+    def _similarity(self, x: Tensor) -> Tensor:
+        if self.centroids is not None:
+            return self.centroids.similarity(x).cpu()
+        directions = random_directions(x.shape[1], self.clusters, x.shape[3], self.seed)
+        return similarity(x, directions.to(x.device)).cpu()
+
+    def _last_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor | None, offset: int) -> _Found:
+        """For each query the last keys of its cluster; [N_queries, C] and [N_keys, C] in."""
+        n_queries, n_keys = len(near_q), len(near_k)
+        own, cluster = near_q.argmax(1), near_k.argmax(1)
+        if real is not None:
+            cluster = torch.where(real, cluster, self.clusters)
+        by_cluster = cluster.argsort(stable=True)  # keys of a cluster next to one another, in their order
+        members = torch.zeros(self.clusters + 1, n_keys + 1, dtype=torch.int64, device="cpu")
+        members[:, 1:].scatter_(0, cluster[None], 1)
+        first = members.sum(1).cumsum(0) - members.sum(1)
+        members = members.cumsum(1)  # [cluster, j]: how many of its keys stand before j
+        position = torch.arange(offset, offset + n_queries, device="cpu")
+        before = members[own, (position + 1).clamp(max=n_keys)]
+        back = torch.arange(min(self.top, n_keys), device="cpu")
+        place = (first[own] + before)[:, None] - 1 - back
+        there = back < before[:, None]
+        start = torch.where(there, by_cluster[place.clamp(min=0)], n_keys)
+        alone = (before == 0) & (position < n_keys)
+        if real is not None:
+            alone &= real[position.clamp(max=n_keys - 1)]
+        start[:, 0] = torch.where(alone, position, start[:, 0])
+        start = start.sort(1).values
+        return _Found(start, torch.where(start < n_keys, start + 1, start), own.argsort(stable=True))
+
+    def _top_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor | None, offset: int) -> _Found:
+        """For each query all keys of the clusters that take it; shapes as in `_last_keys`."""
+        n_queries, n_keys = len(near_q), len(near_k)
+        if real is not None:
+            near_k = near_k.masked_fill(~real[:, None], -torch.inf)
+        values, keys = near_k.topk(min(self.top, n_keys), 0)
+        keys = torch.where(values == -torch.inf, n_keys, keys)  # [w, C]
+        nearest = near_q.argmax(1, keepdim=True)
+        if real is not None and n_queries == n_keys and offset == 0:
+            near_q = near_q.masked_fill(~real[:, None], -torch.inf)
+        values, taken = near_q.topk(min(self.top, n_queries), 0)
+        takes = torch.zeros(n_queries, self.clusters + 1, dtype=torch.bool, device="cpu")
+        takes[:, :-1].scatter_(0, taken, values > -torch.inf)
+        takes.scatter_(1, nearest, takes.gather(1, nearest) | ~takes.any(1, keepdim=True))
+        most = int(takes.sum(1).max())
+        # Each query's clusters, rising, and after them the last column's cluster, which has no keys.
+        numbers = torch.where(takes, torch.arange(self.clusters + 1, device="cpu"), self.clusters)
+        clusters = numbers.sort(1).values[:, :most]
+        keys = torch.cat([keys, keys.new_full((len(keys), 1), n_keys)], 1)
+        start = keys.t()[clusters].flatten(1)
+        return _Found(start, torch.where(start < n_keys, start + 1, start), nearest[:, 0].argsort(stable=True))
+
+
+class _Found(NamedTuple):
+    """Keys as intervals [N_queries, S], and queries of a cluster next to one another, as `Selected` has them."""
+
+    start: Tensor
+    stop: Tensor
+    order: Tensor
+
+
+def similarity(x: Tensor, centroids: Tensor) -> Tensor:
+    """Dot products of ``x [B, H, N, D]``, L2-normalised, with centroids ``[H, C, D]``: ``[B, H, N, C]``."""
+    return unit(x) @ centroids.transpose(1, 2).to(x.dtype)
+
+
+def unit(x: Tensor) -> Tensor:
+    """Vectors of length 1, in float32 or better."""
+    x = x if x.dtype == torch.float64 else x.float()
+    return torch.nn.functional.normalize(x, dim=-1)
+
+
+def random_directions(heads: int, clusters: int, size: int, seed: int) -> Tensor:
+    """Unit vectors ``[H, C, D]``, the same for a head whatever the number of heads."""
+    return unit(torch.stack([normal((clusters, size), (seed, "routing", head)) for head in range(heads)]))
+
+
+def routings(pattern: Pattern) -> list[Routing]:
+    """The different `Routing` parts of a pattern."""
+    if isinstance(pattern, Routing):
+        return [pattern]
+    parts = pattern.parts if isinstance(pattern, Compound) else ()
+    return list(dict.fromkeys(found for part in parts for found in routings(part)))
+
+
+def bound(pattern: Pattern, centroids: Centroids) -> Pattern:
+    """The pattern with these centroids in each of its `Routing` parts."""
+    if isinstance(pattern, Routing):
+        return Routing(pattern.clusters, pattern.top, pattern.seed, centroids, is_causal=pattern.is_causal)
+    return pattern.each(lambda part: bound(part, centroids)) if isinstance(pattern, Compound) else pattern
