@@ -19,6 +19,7 @@ from attention.kernel.hierarchical_reference import hierarchical_reference
 from attention.kernel.reference import attention_reference
 from attention.kernel.schedule import make, schedule
 from attention.kernel.stacked import apart, make_stacked
+from attention.kernel.straight import straight_through
 from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import LARGEST, Pattern
 from attention.patterns.hierarchical import Hierarchical
@@ -133,7 +134,12 @@ def gated_attention(
     _validate(pattern, scale, dropout, offset, hardware, controller, seconds, seed, impl)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     pattern.require_decodable(offset)
-    fixed = pattern.is_static
+    fixed, relaxed = pattern.is_static, pattern.relaxed()
+    soft = None
+    if relaxed != pattern and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+        soft = gated_attention(
+            q, k, v, relaxed, scale=scale, mask=mask, dropout=dropout, offset=offset, seed=seed, return_lse=True
+        )
     pattern = pattern.at(k.shape[2]).select(q, k, mask=mask, offset=offset)
     _validate_parts(pattern, q)
     gates = None
@@ -174,6 +180,9 @@ def gated_attention(
         assert reached is not None
         share = (reached - lse).exp().masked_fill(reached == -torch.inf, 0.0)
         output = (output * share[..., None]).to(q.dtype)
+    if soft is not None:
+        output = straight_through(output, soft[0])
+        lse = lse if lse is None else straight_through(lse, soft[1])
     return (output, lse) if return_lse and lse is not None else output
 
 
@@ -242,7 +251,8 @@ def _stacked(q: Tensor, k: Tensor, v: Tensor, work: _Work) -> tuple[Tensor, Tens
         mask=None if work.options.mask is None else work.options.mask.repeat_interleave(kv_heads, 0).view(1, -1),
         return_lse=work.options.return_lse or common is not None,
     )
-    output, lse = attend_blocks(*(x.reshape(1, 1, -1, size) for x in (q, k, v)), plan, options)
+    rows, keys, values = (x.reshape(1, 1, -1, size) for x in (q, k, v))
+    output, lse = attend_blocks(rows, keys, values, plan, options)
     output, lse = output.view(q.shape), None if lse is None else lse.view(q.shape[:3])
     if common is None or lse is None:
         return output, lse

@@ -70,8 +70,8 @@ class Router(nn.Module):
         found = routings(pattern)
         if len({(routing.clusters, routing.seed) for routing in found}) != 1 or decay > 1:
             raise InputError(
-                f"a router cannot have pattern {str(pattern)!r} and decay {decay}: give one kind of routing(...) in the "
-                "pattern and a decay from 0 to 1"
+                f"a router cannot have pattern {str(pattern)!r} and decay {decay}: give one kind of routing(...) in "
+                "the pattern and a decay from 0 to 1"
             )
         self.decay, self.commitment, self.seed = decay, commitment, seed
         directions = random_directions(heads, found[0].clusters, size, found[0].seed)

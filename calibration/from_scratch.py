@@ -18,6 +18,8 @@ from calibration.tasks.recall import BLANK, Recall
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.streams import seed as derived_seed
 
+_DECAY = 0.95  # of routing centroids: training takes hundreds of steps, in which Roy's 0.999 would hardly move them
+
 
 class Scores(NamedTuple):
     """What the model returns: scores of the next token, ``logits`` [B, N, vocabulary]."""
@@ -73,7 +75,7 @@ class _Layer(nn.Module):
     def __init__(self, width: int, heads: int, pattern: Pattern, *, turned: bool) -> None:
         super().__init__()
         self.heads, self.pattern, self.turned = heads, pattern, turned
-        self.router = Router(pattern, heads, width // heads) if routings(pattern) else None
+        self.router = Router(pattern, heads, width // heads, decay=_DECAY) if routings(pattern) else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))

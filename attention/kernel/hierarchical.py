@@ -58,7 +58,7 @@ def blocks_of(pattern: Hierarchical, level: int, n: int) -> int:
 
 
 class _Sums(NamedTuple):
-    """Keys and values added up over the tokens of coarse ones [B, H_kv, M, D], and the numbers of tokens [·, 1, M, 1]."""
+    """Of each coarse token's tokens: sums of keys and values [B, H_kv, M, D], their numbers [B or 1, 1, M, 1]."""
 
     keys: Tensor
     values: Tensor
@@ -75,21 +75,21 @@ def _level(asked: Tensor, sums: _Sums, pattern: Hierarchical, level: int, offset
     rows = F.pad(asked, (0, 0, front, chunks * block - front - n)).unflatten(3, (chunks, block))
     position = torch.arange(chunks * block, device=asked.device).view(chunks, block) + (offset - front)
     share = sums.counts.clamp(min=1)
-    tensors = (sums.keys / share, sums.values / share, sums.counts)
+    tensors = [sums.keys / share, sums.values / share, sums.counts]
     n_coarse = sums.keys.shape[2]
     blocks = -(-n_coarse // block)
     key = torch.arange(blocks * block, device=asked.device)
     if level == pattern.levels - 1:
-        tensors, key = tuple(x[:, :, None] for x in tensors), key[None, :n_coarse]
+        tensors, key = [x[:, :, None] for x in tensors], key[None, :n_coarse]
     else:
         own = (position[:, :1] >> fine) // block  # [chunks, 1]
-        near = [-1] if pattern.is_causal and level else [-1, 0] if pattern.is_causal else [-1, 1] if level else [-1, 0, 1]
+        near = [-1] + [0] * (level == 0) + [1] * (not pattern.is_causal)  # further levels have had their own block
         chosen = own + torch.tensor(near, device=asked.device)
         there = (chosen >= 0) & (chosen < blocks)
         chosen = chosen.clamp(0, blocks - 1)
         key = torch.where(there[:, :, None], key.view(blocks, block)[chosen], -1).flatten(1)
-        tensors = tuple(_blocks(x, blocks, block).index_select(2, chosen.flatten()) for x in tensors)
-        tensors = tuple(x.unflatten(2, chosen.shape).flatten(3, 4) for x in tensors)
+        gathered = (_blocks(x, blocks, block).index_select(2, chosen.flatten()) for x in tensors)
+        tensors = [x.unflatten(2, chosen.shape).flatten(3, 4) for x in gathered]
     keys, values, counts = (x[:, :, None] for x in tensors)
     allowed = key[:, None, :] >= 0
     if level:  # beyond the neighbouring blocks of the level before
@@ -108,8 +108,8 @@ def _level(asked: Tensor, sums: _Sums, pattern: Hierarchical, level: int, offset
     empty = total == 0
     total = total.masked_fill(empty, 1.0)
     lse = (largest + total.log()).masked_fill(empty, -torch.inf)
-    output = weights @ values / total
-    return tuple(x.flatten(3, 4)[:, :, :, front : front + n] for x in (output, lse))  # type: ignore[return-value]
+    output, lse = (x.flatten(3, 4)[:, :, :, front : front + n] for x in (weights @ values / total, lse))
+    return output, lse
 
 
 def _blocks(x: Tensor, blocks: int, block: int) -> Tensor:

@@ -49,7 +49,7 @@ def make_stacked(
         offset: position of the first query.
         device: where the indices and masks go.
     """
-    batch, heads, kv_heads, n_queries, n_keys = shape
+    batch, heads, _, n_queries, n_keys = shape
     device = device or torch.device("cpu")
     position = torch.arange(offset, offset + n_queries, device="cpu")
     with torch.inference_mode(False), torch.no_grad():

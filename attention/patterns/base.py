@@ -172,6 +172,10 @@ class Pattern(ABC):
         """
         return self
 
+    def relaxed(self) -> Pattern:
+        """The pairs that gradients flow through: the attended ones, unless a family passes them straight through."""
+        return self
+
     def sequence(self, index: int) -> Pattern:
         """The pattern of one sequence of the batch."""
         return self

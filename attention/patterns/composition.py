@@ -62,6 +62,10 @@ class Compound(Pattern):
         """Every part at this length."""
         return self.each(lambda part: part.at(n))
 
+    def relaxed(self) -> Pattern:
+        """Every part relaxed."""
+        return self.each(lambda part: part.relaxed())
+
     def part_text(self, part: Pattern) -> str:
         """A part's text, without the word ``causal`` where that stands around the whole."""
         return part.bare_text() if self.is_causal else str(part)

@@ -14,8 +14,9 @@ from crossbar.errors import InputError, require_whole
 
 @dataclass(frozen=True)
 class Hierarchical(Family):
-    """H-Transformer-1D (Zhu and Soricut, ACL 2021): every key is attended, far ones as averages. Text
-    ``hierarchical(32, 4)``.
+    """Every key is attended, far ones as averages: H-Transformer-1D (Zhu and Soricut, ACL 2021).
+
+    Text ``hierarchical(32, 4)``.
 
     At level l, from 0, a coarse token stands for 2^l neighbouring tokens: its key is their average, its value their
     average too, and its weight in the softmax counts as many times as it has tokens. ``block`` coarse tokens form a

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import ClassVar, NamedTuple, Protocol
+from typing import ClassVar, Protocol
 
 import torch
 from torch import Tensor
@@ -29,7 +29,8 @@ class Routing(Selecting):
 
     Each cluster takes the ``top`` queries and the ``top`` keys that are most similar to its centroid, and its queries
     attend its keys. A query that no cluster takes attends the keys of the cluster most similar to it, so that no output
-    is 0 in silence; a key that no cluster takes is attended by none: unite with a window, ``routing(8, 64) | window(32)``.
+    is 0 in silence. A key that no cluster takes is attended by none: unite with a window for that, as in
+    ``routing(8, 64) | window(32)``.
 
     What a cluster takes of a whole sequence looks ahead. So causal: a query attends the last ``top`` keys j <= i whose
     most similar centroid is also its own; itself where there is none. Decoding step by step gives the same.
@@ -63,19 +64,23 @@ class Routing(Selecting):
         """
         require_scores(q, k, mask)
         require_whole("offset", offset, least=0, most=LARGEST)
-        heads = q.shape[1]
+        (batch, heads), n_keys = q.shape[:2], k.shape[2]
+        real = torch.ones(batch, n_keys, dtype=torch.bool, device="cpu") if mask is None else mask.cpu()
         with torch.no_grad():
             near_q, near_k = self._similarity(q), self._similarity(k.repeat_interleave(heads // k.shape[1], 1))
             find = self._last_keys if self.is_causal else self._top_keys
+            start, order = find(near_q, near_k, real[:, None].expand(-1, heads, -1), offset)
+            stop = torch.where(start < n_keys, start + 1, start)
 
             def of_sequence(b: int) -> Pattern:
-                real = None if mask is None else mask[b].cpu()
-                found = [find(near_q[b, h], near_k[b, h], real, offset) for h in range(heads)]
                 return PerHead(
-                    [Selected(keys, stop, offset, order, is_causal=self.is_causal) for keys, stop, order in found]
+                    [
+                        Selected(start[b, h], stop[b, h], offset, order[b, h], is_causal=self.is_causal)
+                        for h in range(heads)
+                    ]
                 )
 
-            return per_sequence(q.shape[0], of_sequence)
+            return per_sequence(batch, of_sequence)
 
     def bare_text(self) -> str:
         """For example ``routing(8, 64)``; a description where the centroids are learned."""
@@ -88,59 +93,54 @@ class Routing(Selecting):
         directions = random_directions(x.shape[1], self.clusters, x.shape[3], self.seed)
         return similarity(x, directions.to(x.device)).cpu()
 
-    def _last_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor | None, offset: int) -> _Found:
-        """For each query the last keys of its cluster; [N_queries, C] and [N_keys, C] in."""
-        n_queries, n_keys = len(near_q), len(near_k)
-        own, cluster = near_q.argmax(1), near_k.argmax(1)
-        if real is not None:
-            cluster = torch.where(real, cluster, self.clusters)
-        by_cluster = cluster.argsort(stable=True)  # keys of a cluster next to one another, in their order
-        members = torch.zeros(self.clusters + 1, n_keys + 1, dtype=torch.int64, device="cpu")
-        members[:, 1:].scatter_(0, cluster[None], 1)
-        first = members.sum(1).cumsum(0) - members.sum(1)
-        members = members.cumsum(1)  # [cluster, j]: how many of its keys stand before j
+    def _last_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        """For each query the last keys of its cluster.
+
+        Args:
+            near_q, near_k: similarities, [B, H, N_queries, C] and [B, H, N_keys, C].
+            real: bool [B, H, N_keys], False for padding.
+            offset: position of the first query.
+
+        Returns:
+            Keys [B, H, N_queries, S], N_keys where there is none, and queries of a cluster next to one another.
+        """
+        n_queries, n_keys = near_q.shape[2], near_k.shape[2]
+        own, cluster = near_q.argmax(3), torch.where(real, near_k.argmax(3), self.clusters)
+        by_cluster = cluster.argsort(dim=2, stable=True)  # keys of a cluster next to one another, in their order
+        members = torch.zeros(*cluster.shape[:2], self.clusters + 1, n_keys + 1, dtype=torch.int32, device="cpu")
+        members[..., 1:].scatter_(2, cluster[:, :, None], 1)
+        members = members.cumsum(3)  # [cluster, j]: how many of its keys stand before j
+        first = members[..., -1].cumsum(2) - members[..., -1]
         position = torch.arange(offset, offset + n_queries, device="cpu")
-        before = members[own, (position + 1).clamp(max=n_keys)]
+        until = (position + 1).clamp(max=n_keys)
+        before = members.flatten(2).gather(2, own * (n_keys + 1) + until)
         back = torch.arange(min(self.top, n_keys), device="cpu")
-        place = (first[own] + before)[:, None] - 1 - back
-        there = back < before[:, None]
-        start = torch.where(there, by_cluster[place.clamp(min=0)], n_keys)
-        alone = (before == 0) & (position < n_keys)
-        if real is not None:
-            alone &= real[position.clamp(max=n_keys - 1)]
-        start[:, 0] = torch.where(alone, position, start[:, 0])
-        start = start.sort(1).values
-        return _Found(start, torch.where(start < n_keys, start + 1, start), own.argsort(stable=True))
+        place = (first.gather(2, own) + before)[..., None] - 1 - back
+        there = back < before[..., None]
+        keys = by_cluster.gather(2, place.clamp(min=0).flatten(2)).view_as(place)
+        keys = torch.where(there, keys, n_keys)
+        alone = (before == 0) & (position < n_keys) & real[:, :, position.clamp(max=n_keys - 1)]
+        keys[..., 0] = torch.where(alone, position, keys[..., 0])
+        return keys.flip(3), own.argsort(dim=2, stable=True)
 
-    def _top_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor | None, offset: int) -> _Found:
-        """For each query all keys of the clusters that take it; shapes as in `_last_keys`."""
-        n_queries, n_keys = len(near_q), len(near_k)
-        if real is not None:
-            near_k = near_k.masked_fill(~real[:, None], -torch.inf)
-        values, keys = near_k.topk(min(self.top, n_keys), 0)
-        keys = torch.where(values == -torch.inf, n_keys, keys)  # [w, C]
-        nearest = near_q.argmax(1, keepdim=True)
-        if real is not None and n_queries == n_keys and offset == 0:
-            near_q = near_q.masked_fill(~real[:, None], -torch.inf)
-        values, taken = near_q.topk(min(self.top, n_queries), 0)
-        takes = torch.zeros(n_queries, self.clusters + 1, dtype=torch.bool, device="cpu")
-        takes[:, :-1].scatter_(0, taken, values > -torch.inf)
-        takes.scatter_(1, nearest, takes.gather(1, nearest) | ~takes.any(1, keepdim=True))
-        most = int(takes.sum(1).max())
-        # Each query's clusters, rising, and after them the last column's cluster, which has no keys.
-        numbers = torch.where(takes, torch.arange(self.clusters + 1, device="cpu"), self.clusters)
-        clusters = numbers.sort(1).values[:, :most]
-        keys = torch.cat([keys, keys.new_full((len(keys), 1), n_keys)], 1)
-        start = keys.t()[clusters].flatten(1)
-        return _Found(start, torch.where(start < n_keys, start + 1, start), nearest[:, 0].argsort(stable=True))
-
-
-class _Found(NamedTuple):
-    """Keys as intervals [N_queries, S], and queries of a cluster next to one another, as `Selected` has them."""
-
-    start: Tensor
-    stop: Tensor
-    order: Tensor
+    def _top_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int) -> tuple[Tensor, Tensor]:
+        """For each query all keys of the clusters that take it; arguments and results as in `_last_keys`."""
+        n_queries, n_keys = near_q.shape[2], near_k.shape[2]
+        values, keys = near_k.masked_fill(~real[..., None], -torch.inf).topk(min(self.top, n_keys), 2)
+        keys = torch.where(values == -torch.inf, n_keys, keys).transpose(2, 3)  # [B, H, C, w]
+        nearest = near_q.argmax(3, keepdim=True)
+        if n_queries == n_keys and offset == 0:  # then padding is known among queries too
+            near_q = near_q.masked_fill(~real[..., None], -torch.inf)
+        values, taken = near_q.topk(min(self.top, n_queries), 2)
+        takes = torch.zeros(*near_q.shape[:3], self.clusters, dtype=torch.bool, device="cpu")
+        takes.scatter_(2, taken, values > -torch.inf)
+        takes.scatter_(3, nearest, takes.gather(3, nearest) | ~takes.any(3, keepdim=True))
+        # Each query's clusters, rising, and after them a cluster that has no keys.
+        keys = torch.cat([keys, keys.new_full((*keys.shape[:2], 1, keys.shape[3]), n_keys)], 2)
+        numbers = torch.where(takes, torch.arange(self.clusters, device="cpu"), self.clusters)
+        clusters = numbers.sort(3).values[..., : int(takes.sum(3).max())]
+        place = clusters.flatten(2)[..., None].expand(-1, -1, -1, keys.shape[3])
+        return keys.gather(2, place).view(*clusters.shape[:3], -1), nearest[..., 0].argsort(dim=2, stable=True)
 
 
 def similarity(x: Tensor, centroids: Tensor) -> Tensor:

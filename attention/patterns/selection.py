@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from abc import abstractmethod
 from dataclasses import dataclass, field
-from typing import ClassVar, NoReturn
+from typing import ClassVar, Literal, NoReturn, get_args
 
 import torch
 from torch import Tensor
@@ -13,7 +13,10 @@ from attention.patterns.base import LARGEST, Pattern
 from attention.patterns.family import Constant, Family
 from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import Spans
+from attention.patterns.tokens import Dense
 from crossbar.errors import InputError, require_whole
+
+Gradient = Literal["chosen", "straight"]
 
 _SCORES = 2**22  # scores that exist at once while a selection is made: bounds memory
 
@@ -148,16 +151,29 @@ class TopK(Scoring):
 
     All of them where they are fewer than k. Ties are broken by ``torch.topk``.
 
+    Args:
+        k: keys of a query.
+        gradient: ``chosen``: of the attended pairs alone; ``straight``: straight through the choice, that is, the
+            gradient of attention to all keys (causal: all past ones), so that keys that were not chosen learn too.
+            Text ``topk(32, straight)``. Its cost is O(n²).
+
     Raises:
-        InputError: for k below 1.
+        InputError: for k below 1 and another gradient.
     """
 
     k: int
+    gradient: Gradient = "chosen"
     name: ClassVar[str] = "topk"
     cost: ClassVar[str] = "O(n k), scoring O(n²)"
 
     def __post_init__(self) -> None:
         require_whole("topk k", self.k, least=1, most=LARGEST)
+        if self.gradient not in get_args(Gradient):
+            raise InputError(f"topk gradient = {self.gradient!r} is not allowed: choose chosen or straight")
+
+    def relaxed(self) -> Pattern:
+        """All keys where gradients go straight through the choice."""
+        return self if self.gradient == "chosen" else Dense(is_causal=self.is_causal)
 
     def targets(self, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """The keys themselves."""
@@ -170,7 +186,7 @@ class TopK(Scoring):
 
     def bare_text(self) -> str:
         """For example ``topk(32)``."""
-        return f"{self.name}({self.k})"
+        return f"{self.name}({self.k}{'' if self.gradient == 'chosen' else f', {self.gradient}'})"
 
 
 @dataclass(frozen=True)

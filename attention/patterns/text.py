@@ -52,7 +52,7 @@ _FAMILIES: dict[str, _Form] = {
     RandomBlocks.name: _Form(RandomBlocks, 2, 3),
     BigBird.name: _Form(BigBird, 2, 3),
     Neighborhood.name: _Form(Neighborhood, 1, 2),
-    TopK.name: _Form(TopK, 1, 1),
+    TopK.name: _Form(TopK, 1, 2, ("chosen", "straight")),
     BlockTopK.name: _Form(BlockTopK, 2, 2),
     Routing.name: _Form(Routing, 2, 3),
     Hierarchical.name: _Form(Hierarchical, 2, 2),

@@ -4,7 +4,7 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 import attention.patterns.selection
-from attention import BlockTopK, LocalWindow, PerHead, PerSequence, Sinks, TopK
+from attention import BlockTopK, Dense, LocalWindow, PerHead, PerSequence, Sinks, TopK, gated_attention
 from crossbar.errors import InputError
 
 
@@ -121,6 +121,31 @@ def test_no_gradient_flows_through_the_choice():
     assert not chosen.head(0).start.requires_grad
 
 
+@pytest.mark.parametrize("causal", [False, True])
+def test_straight_through_attends_the_chosen_with_the_gradient_of_all(causal):
+    inputs = [x.requires_grad_() for x in (*draw(1, 2, 1, 20, 20), draw(1, 1, 1, 20, 20, seed=3)[0])]
+    mask = torch.ones(1, 20, dtype=torch.bool)
+    mask[0, 5] = False
+    straight, hard, soft = (
+        gated_attention(*inputs, pattern.causal() if causal else pattern, mask=mask, return_lse=True)
+        for pattern in (TopK(3, "straight"), TopK(3), Dense())
+    )
+    assert torch.equal(straight[0], hard[0])
+    assert torch.equal(straight[1], hard[1])
+    assert not torch.allclose(straight[0], soft[0])
+    found, wanted = (
+        torch.autograd.grad(out.sin().sum() + lse.cos().sum(), inputs, grad_outputs=None)
+        for out, lse in ((straight[0], straight[1]), (_at(soft[0], hard[0]), _at(soft[1], hard[1])))
+    )
+    for a, b in zip(found, wanted, strict=True):
+        torch.testing.assert_close(a, b)
+
+
+def _at(soft, hard):
+    """The gradient of ``soft`` where a function is evaluated at ``hard``."""
+    return soft + (hard - soft).detach()
+
+
 def test_a_mask_mod_of_a_selection_knows_heads_and_sequences():
     chosen = (TopK(3) | LocalWindow(2)).select(*draw(2, 2, 1, 12, 12))
     b, h, i, j = torch.meshgrid(*(torch.arange(n) for n in (2, 2, 12, 12)), indexing="ij")
@@ -137,6 +162,7 @@ Q, K = draw(2, 4, 2, 10, 10)
     ("make", "named"),
     [
         (lambda: TopK(0), "topk k = 0"),
+        (lambda: TopK(2, "all"), "topk gradient = 'all'"),
         (lambda: BlockTopK(0, 2), "blocktopk block = 0"),
         (lambda: BlockTopK(4, 0), "blocktopk k = 0"),
         (lambda: TopK(2).to_dense(5), r"'topk\(2\)' depends on queries and keys.*pattern.select"),
