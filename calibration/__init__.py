@@ -8,6 +8,7 @@ from calibration.bundle_inspection import inspect_bundle
 from calibration.calibrate import calibrate
 from calibration.compensation import DriftCompensation
 from calibration.emulate import emulate
+from calibration.finetune import Finetune
 from calibration.lowrank import LowRankAdapter
 from calibration.models import load_model
 from calibration.norm_recalibration import NormRecalibration
@@ -28,6 +29,7 @@ __all__ = [
     "Calibration",
     "DriftCompensation",
     "Emulation",
+    "Finetune",
     "Fitted",
     "InputRanges",
     "LowRankAdapter",

@@ -42,13 +42,22 @@ class SmallTransformer(nn.Module):
         heads: attention heads.
         layers: layers.
         seed: key of the initial weights.
+        learn_routing: give each layer a router; if not, the pattern's random centroids stay.
 
     Raises:
         InputError: for heads that do not divide the width into even parts.
     """
 
     def __init__(
-        self, vocabulary: int, pattern: Pattern, *, width: int = 64, heads: int = 2, layers: int = 2, seed: int = 0
+        self,
+        vocabulary: int,
+        pattern: Pattern,
+        *,
+        width: int = 64,
+        heads: int = 2,
+        layers: int = 2,
+        seed: int = 0,
+        learn_routing: bool = True,
     ) -> None:
         super().__init__()
         for name, number in (("vocabulary", vocabulary), ("width", width), ("heads", heads), ("layers", layers)):
@@ -59,7 +68,9 @@ class SmallTransformer(nn.Module):
         with torch.random.fork_rng(devices=[]):
             torch.manual_seed(derived_seed((seed, "small transformer")))
             self.embed = nn.Embedding(vocabulary, width, padding_idx=BLANK)
-            self.layers = nn.ModuleList(_Layer(width, heads, self.pattern, turned=k == 0) for k in range(layers))
+            self.layers = nn.ModuleList(
+                _Layer(width, heads, self.pattern, turned=k == 0, learned=learn_routing) for k in range(layers)
+            )
             self.norm = nn.LayerNorm(width)
             self.read = nn.Linear(width, vocabulary, bias=False)
 
@@ -72,10 +83,10 @@ class SmallTransformer(nn.Module):
 
 
 class _Layer(nn.Module):
-    def __init__(self, width: int, heads: int, pattern: Pattern, *, turned: bool) -> None:
+    def __init__(self, width: int, heads: int, pattern: Pattern, *, turned: bool, learned: bool) -> None:
         super().__init__()
         self.heads, self.pattern, self.turned = heads, pattern, turned
-        self.router = Router(pattern, heads, width // heads, decay=_DECAY) if routings(pattern) else None
+        self.router = Router(pattern, heads, width // heads, decay=_DECAY) if learned and routings(pattern) else None
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))

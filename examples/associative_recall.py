@@ -12,22 +12,26 @@ import torch
 from rich.console import Console
 from rich.table import Table
 
-from attention import BlockSparse, GlobalTokens, LocalWindow, Strided, parse
+from attention import BlockSparse, GlobalTokens, Hierarchical, LocalWindow, Strided, parse
 from calibration import console
 from calibration.from_scratch import SmallTransformer, curriculum, train
 from calibration.tasks.recall import Recall
 
 TEXTS = """dense; window(256); window(160); window(32); window(32) | sinks(4); window(16) | dilated(256, 16);
-strided(16); fixed(16, 2); window(16) | random(6, 64); bigbird(64, 3); neighborhood(511); topk(16); blocktopk(16, 4)"""
+strided(16); fixed(16, 2); window(16) | random(6, 64); bigbird(64, 3); neighborhood(511); topk(16); blocktopk(16, 4);
+routing(8, 64) | window(16); window(16) | random(1, 64); hierarchical(32, 4)"""
 PATTERNS = {text.strip(): parse(text) for text in TEXTS.split(";")} | {
     "strided(16), a set to each head": Strided(16).per_head(2),
     "blocks of 64: own and 4 before": BlockSparse(torch.ones(8, 8, dtype=torch.bool).tril().triu(-4), 64),
+    "routing(8, 64) | window(16), random centroids": parse("routing(8, 64) | window(16)"),
     "window(16), every 16th token global": LocalWindow(16) | GlobalTokens(tuple(range(15, 512, 16))),
 }
 
 
 def describe(pattern, task):
     """Density of the whole square, and the questions that the pattern covers: directly / by relays too."""
+    if isinstance(pattern, Hierarchical):
+        return pattern.scores(task.n) / task.n**2, "averages"
     if not pattern.is_static:
         q, k = torch.randn(2, 1, 2, task.n, 8, generator=torch.Generator().manual_seed(0))
         return density(pattern.select(q, k), task.n), "selects"
@@ -56,7 +60,8 @@ def main() -> None:
     for name in options.patterns:
         pattern = (PATTERNS[name] if name in PATTERNS else parse(name)).causal()
         share, covers = describe(pattern, task)
-        model = SmallTransformer(task.vocabulary, pattern, seed=options.seed)
+        learned = not name.endswith("random centroids")
+        model = SmallTransformer(task.vocabulary, pattern, seed=options.seed, learn_routing=learned)
         with console.progress_bar(name) as progress:
             training = train(model, curriculum(task), minutes=options.minutes, seed=options.seed, progress=progress)
         row = {"pattern": name, "density": share, "covers": covers, **task.metrics(model), **training._asdict()}

@@ -5,6 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import ClassVar, NoReturn
 
+import torch
 from torch import Tensor
 
 from attention.patterns.base import Pattern
@@ -70,6 +71,23 @@ class Hierarchical(Family):
 
     def __rand__(self, other: Pattern) -> NoReturn:
         self._refuse()
+
+    def scores(self, n: int) -> int:
+        """Scores that are computed for ``n`` tokens, those of one coarse query counted once."""
+        total, position = 0, torch.arange(n, device="cpu")
+        for level in range(self.levels):
+            query = (position if self.is_causal else position[:: 2**level] >> level)[:, None]
+            key = position[: -(-n >> level)]
+            fine = level if self.is_causal else 0
+            behind = (query >> fine) // self.block - key // self.block
+            allowed = behind.abs() <= 1 if level < self.levels - 1 else behind == behind
+            if level:
+                half = (query >> fine - 1 if fine else query * 2) // self.block
+                allowed = allowed & ((half - 2 * key // self.block).abs() > 1)
+            if self.is_causal:
+                allowed = allowed & (key << level <= query)
+            total += int(allowed.sum())
+        return total
 
     def bare_text(self) -> str:
         """For example ``hierarchical(32, 4)``."""
