@@ -237,7 +237,9 @@ def _digital(q: Tensor, k: Tensor, v: Tensor, work: _Work) -> tuple[Tensor, Tens
     if isinstance(work.pattern, Hierarchical):
         if work.options.dropout:
             raise InputError(f"pattern {str(work.pattern)!r} cannot have dropout: give dropout=0")
-        return attend_hierarchical(q, k, v, work.pattern, work.options.scale, work.options.mask, work.offset)
+        options = work.options
+        output, lse = attend_hierarchical(q, k, v, work.pattern, options.scale, options.mask, work.offset)
+        return output, lse if options.return_lse else None
     plan = (schedule if work.fixed else make)(work.pattern, q.shape[2], k.shape[2], work.offset, q.device)
     return attend_blocks(q, k, v, plan, work.options)
 

@@ -133,7 +133,7 @@ def _filled(
 def inside(keys: Tensor, start: Tensor, stop: Tensor) -> Tensor:
     """Which of a block's keys [G, L] (rising) each query's intervals [G, R, S] hold, bool [G, R, L]."""
     blocks, rows, _ = start.shape
-    if bool((stop - start <= 1).all()):  # single keys, as selections list them
+    if start.shape[2] > 1 and bool((stop - start <= 1).all()):  # single keys, as selections list them
         column = torch.searchsorted(keys, start.flatten(1)).view_as(start)
         column = torch.where(stop > start, column, keys.shape[1])
         pairs = torch.zeros(blocks, rows, keys.shape[1] + 1, dtype=torch.bool, device="cpu")

@@ -7,8 +7,10 @@ the heads of all sequences stand one after another as a single long head, whose 
 from __future__ import annotations
 
 from collections.abc import Iterator
+from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from attention.kernel.layout import inside, union
@@ -17,6 +19,7 @@ from attention.patterns.base import Pattern
 from attention.patterns.composition import Compound
 from attention.patterns.composition import Union as PatternUnion
 from attention.patterns.intervals import Spans
+from attention.patterns.routing import Clustered
 from attention.patterns.selection import Selected
 
 _AT_ONCE = 2**22  # intervals, or pairs, that exist at once while blocks are built
@@ -27,8 +30,8 @@ def apart(pattern: Pattern) -> tuple[Pattern, Pattern | None]:
     if not isinstance(pattern, PatternUnion):
         return pattern, None
     own = tuple(part for part in pattern.parts if part.n_heads is not None or part.n_sequences is not None)
-    common = tuple(part for part in pattern.parts if part not in own)
-    return PatternUnion(own), PatternUnion(common) if common else None
+    common = tuple(part for part in pattern.parts if part.n_heads is None and part.n_sequences is None)
+    return own[0] if len(own) == 1 else PatternUnion(own), PatternUnion(common) if common else None
 
 
 def make_stacked(
@@ -54,17 +57,14 @@ def make_stacked(
     position = torch.arange(offset, offset + n_queries, device="cpu")
     with torch.inference_mode(False), torch.no_grad():
         groups: list[Group] = []
-        pending: list[tuple[int, Spans, Tensor]] = []
+        pending: list[_Segment] = []
         reached = 0
         for b in range(batch):
             of_sequence = pattern.sequence(b)
             for h in range(heads):
-                own = of_sequence.head(h)
-                start, stop = (x.clamp(0, n_keys) for x in own.spans(position, n_keys))
-                order = _order(own)
-                pending.append((b * heads + h, Spans(start, stop), position - offset if order is None else order))
+                pending.append(_segment(of_sequence.head(h), b * heads + h, position, n_keys))
                 last = b == batch - 1 and h == heads - 1
-                if last or len(pending) * start.numel() >= _AT_ONCE:
+                if last or len(pending) * pending[-1].spans.start.numel() >= _AT_ONCE:
                     for group, count in _groups(pending, without, shape, offset, device):
                         groups.append(group)
                         reached += count
@@ -72,8 +72,33 @@ def make_stacked(
         return Schedule(tuple(groups), merged=False, covered=reached == batch * heads * n_queries)
 
 
+class _Segment(NamedTuple):
+    """A head of a sequence.
+
+    Attributes:
+        number: which, of all heads of all sequences.
+        spans: places of the keys that each query attends.
+        keys: the key at each place, int64 [N_keys].
+        order: queries in an order in which neighbours share keys.
+    """
+
+    number: int
+    spans: Spans
+    keys: Tensor
+    order: Tensor
+
+
+def _segment(pattern: Pattern, number: int, position: Tensor, n_keys: int) -> _Segment:
+    if isinstance(pattern, Clustered) and len(pattern.keys) == n_keys and len(pattern.begin) == len(position):
+        return _Segment(number, Spans(pattern.begin[:, None], pattern.end[:, None]), pattern.keys, pattern.order)
+    start, stop = (x.clamp(0, n_keys) for x in pattern.spans(position, n_keys))
+    order = _order(pattern)
+    rows = torch.arange(len(position), device="cpu") if order is None else order
+    return _Segment(number, Spans(start, stop), torch.arange(n_keys, device="cpu"), rows)
+
+
 def _groups(
-    segments: list[tuple[int, Spans, Tensor]],
+    segments: list[_Segment],
     without: Pattern | None,
     shape: tuple[int, int, int, int, int],
     offset: int,
@@ -81,13 +106,14 @@ def _groups(
 ) -> Iterator[tuple[Group, int]]:
     """Groups of blocks of some heads, each with the number of its queries."""
     _, heads, kv_heads, n_queries, n_keys = shape
-    intervals = max(spans.start.shape[1] for _, spans, _ in segments)
+    intervals = max(segment.spans.start.shape[1] for segment in segments)
     start, stop = (
-        torch.stack([torch.nn.functional.pad(spans[k], (0, intervals - spans[k].shape[1])) for _, spans, _ in segments])
-        for k in (0, 1)
+        torch.stack([F.pad(x, (0, intervals - x.shape[1])) for x in bounds])
+        for bounds in zip(*(segment.spans for segment in segments), strict=True)
     )
-    order = torch.stack([order for _, _, order in segments])
-    number = torch.tensor([number for number, _, _ in segments], device="cpu")
+    key_at = torch.stack([segment.keys for segment in segments])
+    order = torch.stack([segment.order for segment in segments])
+    number = torch.tensor([segment.number for segment in segments], device="cpu")
     key_base = (number // heads * kv_heads + number % heads // (heads // kv_heads)) * n_keys
     # Blocks of whole height first, then one smaller block of each head.
     whole = n_queries // QUERY_BLOCK * QUERY_BLOCK
@@ -95,33 +121,30 @@ def _groups(
         height = min(QUERY_BLOCK, high - low)
         if not height:
             continue
-        rows = order[:, low:high]  # [S, rows]
-        place = rows[:, :, None].expand(-1, -1, intervals)
+        chosen = order[:, low:high]  # [S, queries]
+        place = chosen[:, :, None].expand(-1, -1, intervals)
         bounds = [x.gather(1, place).reshape(-1, height, intervals) for x in (start, stop)]
         blocks = (high - low) // height
-        queries = rows.reshape(-1, height)
-        bases = (number * n_queries).repeat_interleave(blocks), key_base.repeat_interleave(blocks)
+        queries = chosen.reshape(-1, height)
+        own_segment = torch.arange(len(segments), device="cpu").repeat_interleave(blocks)
         at_once = max(1, _AT_ONCE // (height * max(intervals, n_keys)))
         for members in torch.arange(len(queries), device="cpu").split(at_once):
             own = [x[members] for x in bounds]
-            keys, counts = union(own[0].flatten(1), own[1].flatten(1), n_keys)
-            pairs = inside(keys, *own)
+            places, counts = union(own[0].flatten(1), own[1].flatten(1), n_keys)
+            pairs = inside(places, *own)
+            segment = own_segment[members]
+            keys = key_at[segment].gather(1, places.clamp(max=n_keys - 1))
             if without is not None:
                 taken = without.allowed(
                     *torch.broadcast_tensors(queries[members][:, :, None] + offset, keys[:, None, :])
                 )
                 pairs &= ~taken
-            yield from _by_width(queries[members], keys, counts, pairs, [x[members] for x in bases], n_keys, device)
+            rows = queries[members] + (number * n_queries)[segment, None]
+            yield from _by_width(rows, keys + key_base[segment, None], counts, pairs, device)
 
 
 def _by_width(
-    queries: Tensor,
-    keys: Tensor,
-    counts: Tensor,
-    pairs: Tensor,
-    bases: list[Tensor],
-    n_keys: int,
-    device: torch.device,
+    queries: Tensor, keys: Tensor, counts: Tensor, pairs: Tensor, device: torch.device
 ) -> Iterator[tuple[Group, int]]:
     """Blocks whose numbers of keys are alike, together; those that attend nothing are left out."""
     counts = torch.where(pairs.any(2).any(1), counts, 0)
@@ -131,8 +154,8 @@ def _by_width(
             continue
         chosen = (widths == width).nonzero()[:, 0]
         group = Group(
-            queries=(queries[chosen] + bases[0][chosen, None]).to(device),
-            keys=(keys[chosen, :width].clamp(max=n_keys - 1) + bases[1][chosen, None]).to(device),
+            queries=queries[chosen].to(device),
+            keys=keys[chosen, :width].to(device),
             masks=pairs[chosen, :, :width].to(device),
             which=torch.arange(len(chosen), device="cpu"),
             bounds=(0, width),

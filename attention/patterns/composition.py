@@ -10,6 +10,7 @@ import torch
 from torch import Tensor
 
 from attention.patterns.base import Pattern
+from attention.patterns.hierarchical import Hierarchical
 from attention.patterns.intervals import Spans, overlap
 from crossbar.errors import InputError
 
@@ -81,6 +82,9 @@ class _Composition(Compound):
         flat: list[Pattern] = []
         for part in self.parts:
             flat.extend(part.parts if isinstance(part, type(self)) else [part])
+        for part in flat:
+            if isinstance(part, Hierarchical):
+                part.refuse()
         object.__setattr__(self, "parts", tuple(flat))
         common("heads", [part.n_heads for part in flat])
         common("sequences", [part.n_sequences for part in flat])

@@ -8,7 +8,6 @@ from typing import ClassVar, NoReturn
 import torch
 from torch import Tensor
 
-from attention.patterns.base import Pattern
 from attention.patterns.family import Family
 from crossbar.errors import InputError, require_whole
 
@@ -54,23 +53,11 @@ class Hierarchical(Family):
 
     def allowed(self, query: Tensor, key: Tensor) -> NoReturn:
         """Refused: averages are attended."""
-        self._refuse()
+        self.refuse()
 
     def spans(self, query: Tensor, n_keys: int) -> NoReturn:
         """Refused: averages are attended."""
-        self._refuse()
-
-    def __or__(self, other: Pattern) -> NoReturn:
-        self._refuse()
-
-    def __and__(self, other: Pattern) -> NoReturn:
-        self._refuse()
-
-    def __ror__(self, other: Pattern) -> NoReturn:
-        self._refuse()
-
-    def __rand__(self, other: Pattern) -> NoReturn:
-        self._refuse()
+        self.refuse()
 
     def scores(self, n: int) -> int:
         """Scores that are computed for ``n`` tokens, those of one coarse query counted once."""
@@ -93,7 +80,8 @@ class Hierarchical(Family):
         """For example ``hierarchical(32, 4)``."""
         return f"{self.name}({self.block}, {self.levels})"
 
-    def _refuse(self) -> NoReturn:
+    def refuse(self) -> NoReturn:
+        """Refuse what only a set of pairs can do."""
         raise InputError(
             f"pattern {str(self)!r} attends averages of keys and is no set of pairs: give it alone to gated_attention, "
             "or to some heads with PerHead, without analog memory or a controller"

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
 import torch
@@ -10,9 +10,11 @@ from torch import Tensor
 
 from attention.patterns.base import LARGEST, Pattern
 from attention.patterns.composition import Compound
+from attention.patterns.family import Constant, Family
 from attention.patterns.heads import PerHead, per_sequence
+from attention.patterns.intervals import Spans
 from attention.patterns.selection import Selected, Selecting, require_scores
-from crossbar.errors import require_whole
+from crossbar.errors import InputError, require_whole
 from crossbar.streams import normal
 
 
@@ -68,19 +70,21 @@ class Routing(Selecting):
         real = torch.ones(batch, n_keys, dtype=torch.bool, device="cpu") if mask is None else mask.cpu()
         with torch.no_grad():
             near_q, near_k = self._similarity(q), self._similarity(k.repeat_interleave(heads // k.shape[1], 1))
-            find = self._last_keys if self.is_causal else self._top_keys
-            start, order = find(near_q, near_k, real[:, None].expand(-1, heads, -1), offset)
-            stop = torch.where(start < n_keys, start + 1, start)
-
-            def of_sequence(b: int) -> Pattern:
-                return PerHead(
-                    [
-                        Selected(start[b, h], stop[b, h], offset, order[b, h], is_causal=self.is_causal)
-                        for h in range(heads)
-                    ]
+            real = real[:, None].expand(-1, heads, -1)
+            if self.is_causal:
+                keys, first, last, order = self._last_keys(near_q, near_k, real, offset)
+                return per_sequence(
+                    batch,
+                    lambda b: PerHead(
+                        [Clustered(keys[b, h], first[b, h], last[b, h], order[b, h], offset) for h in range(heads)]
+                    ),
                 )
-
-            return per_sequence(batch, of_sequence)
+            start, order = self._top_keys(near_q, near_k, real, offset)
+            stop = torch.where(start < n_keys, start + 1, start)
+            return per_sequence(
+                batch,
+                lambda b: PerHead([Selected(start[b, h], stop[b, h], offset, order[b, h]) for h in range(heads)]),
+            )
 
     def bare_text(self) -> str:
         """For example ``routing(8, 64)``; a description where the centroids are learned."""
@@ -93,16 +97,15 @@ class Routing(Selecting):
         directions = random_directions(x.shape[1], self.clusters, x.shape[3], self.seed)
         return similarity(x, directions.to(x.device)).cpu()
 
-    def _last_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """For each query the last keys of its cluster.
+    def _last_keys(
+        self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int
+    ) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+        """For each query the last keys of its cluster: what `Clustered` takes, with [B, H] before its dimensions.
 
         Args:
             near_q, near_k: similarities, [B, H, N_queries, C] and [B, H, N_keys, C].
             real: bool [B, H, N_keys], False for padding.
             offset: position of the first query.
-
-        Returns:
-            Keys [B, H, N_queries, S], N_keys where there is none, and queries of a cluster next to one another.
         """
         n_queries, n_keys = near_q.shape[2], near_k.shape[2]
         own, cluster = near_q.argmax(3), torch.where(real, near_k.argmax(3), self.clusters)
@@ -114,17 +117,20 @@ class Routing(Selecting):
         position = torch.arange(offset, offset + n_queries, device="cpu")
         until = (position + 1).clamp(max=n_keys)
         before = members.flatten(2).gather(2, own * (n_keys + 1) + until)
-        back = torch.arange(min(self.top, n_keys), device="cpu")
-        place = (first.gather(2, own) + before)[..., None] - 1 - back
-        there = back < before[..., None]
-        keys = by_cluster.gather(2, place.clamp(min=0).flatten(2)).view_as(place)
-        keys = torch.where(there, keys, n_keys)
-        alone = (before == 0) & (position < n_keys) & real[:, :, position.clamp(max=n_keys - 1)]
-        keys[..., 0] = torch.where(alone, position, keys[..., 0])
-        return keys.flip(3), own.argsort(dim=2, stable=True)
+        end = first.gather(2, own) + before
+        begin = end - before.clamp(max=self.top)
+        here = position.clamp(max=n_keys - 1)
+        alone = (before == 0) & (position < n_keys) & real[:, :, here]
+        itself = by_cluster.argsort(2)[:, :, here]  # the place of the query's own token
+        begin, end = torch.where(alone, itself, begin), torch.where(alone, itself + 1, end)
+        return by_cluster, begin, end, own.argsort(dim=2, stable=True)
 
     def _top_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """For each query all keys of the clusters that take it; arguments and results as in `_last_keys`."""
+        """For each query all keys of the clusters that take it; arguments as in `_last_keys`.
+
+        Returns:
+            Keys [B, H, N_queries, S], N_keys where there is none, and queries of a cluster next to one another.
+        """
         n_queries, n_keys = near_q.shape[2], near_k.shape[2]
         values, keys = near_k.masked_fill(~real[..., None], -torch.inf).topk(min(self.top, n_keys), 2)
         keys = torch.where(values == -torch.inf, n_keys, keys).transpose(2, 3)  # [B, H, C, w]
@@ -141,6 +147,65 @@ class Routing(Selecting):
         clusters = numbers.sort(3).values[..., : int(takes.sum(3).max())]
         place = clusters.flatten(2)[..., None].expand(-1, -1, -1, keys.shape[3])
         return keys.gather(2, place).view(*clusters.shape[:3], -1), nearest[..., 0].argsort(dim=2, stable=True)
+
+
+@dataclass(frozen=True)
+class Clustered(Family):
+    """Keys in an order of their own, of which each query attends an unbroken range of past ones: causal `Routing`.
+
+    Args:
+        keys: int64 [N_keys], positions in that order.
+        begin: int64 [N_queries], the first place in it that each query attends.
+        end: int64 [N_queries], after the last place.
+        order: int64 [N_queries], rows in an order in which neighbours share keys.
+        offset: position of the first query that is listed.
+    """
+
+    keys: Tensor = field(compare=False)
+    begin: Tensor = field(compare=False)
+    end: Tensor = field(compare=False)
+    order: Tensor = field(compare=False, repr=False)
+    offset: int = 0
+    is_causal: bool = field(default=True, kw_only=True)
+    _content: Constant = field(init=False, repr=False)
+    name: ClassVar[str] = "clustered"
+    cost: ClassVar[str] = "O(n w)"
+    shift_invariant: ClassVar[bool] = False
+
+    def __post_init__(self) -> None:
+        content = Constant(torch.cat([self.keys, self.begin, self.end]))
+        object.__setattr__(self, "_content", content)
+        for name, part in zip(
+            ("keys", "begin", "end"), content.tensor.split([len(self.keys), *[len(self.begin)] * 2]), strict=True
+        ):
+            object.__setattr__(self, name, part)
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether the key's place is in the query's range; nothing for queries and keys that are not listed."""
+        row = query - self.offset
+        listed = (row >= 0) & (row < len(self.begin)) & (key >= 0) & (key < len(self.keys))
+        row, key = torch.where(listed, row, 0), torch.where(listed, key, 0)
+        begin, end, place = (x.to(query.device) for x in (self.begin, self.end, self.keys.argsort()))
+        return listed & (place[key] >= begin[row]) & (place[key] < end[row])
+
+    def spans(self, query: Tensor, n_keys: int) -> Spans:
+        """An interval of one key for each key of the range."""
+        row = query - self.offset
+        if int(row.min()) < 0 or int(row.max()) >= len(self.begin):
+            raise InputError(
+                f"{self.bare_text()} hold none for some of the queries: select with those that will attend"
+            )
+        begin, end = self.begin.index_select(0, row), self.end.index_select(0, row)
+        place = begin[:, None] + torch.arange(max(1, int((end - begin).max())), device="cpu")
+        keys = torch.where(
+            place < end[:, None], self.keys[place.clamp(max=len(self.keys) - 1)], max(n_keys, len(self.keys))
+        )
+        start = keys.sort(1).values
+        return Spans(start, start + 1)
+
+    def bare_text(self) -> str:
+        """For example ``<clusters of queries 0 to 99>``."""
+        return f"<clusters of queries {self.offset} to {self.offset + len(self.begin) - 1}>"
 
 
 def similarity(x: Tensor, centroids: Tensor) -> Tensor:

@@ -129,7 +129,7 @@ Q, K, V = draw(8)
         (lambda: gated_attention(Q[:, :, :3], K, V, Hierarchical(2, 2)), "averages queries: give all 8 queries"),
         (lambda: gated_attention(Q, K, V, Hierarchical(2, 2), dropout=0.1), "cannot have dropout"),
         (lambda: gated_attention(Q, K, V, Hierarchical(2, 2), hardware=presets.pcm()), "no set of pairs"),
-        (lambda: gated_attention(Q, K, V, Hierarchical(2, 2), impl="flex"), "no set of pairs"),
+        (lambda: gated_attention(Q.float(), K.float(), V.float(), Hierarchical(2, 2), impl="flex"), "no set of pairs"),
         (lambda: Router(Hierarchical(2, 2), 2, 4), "one kind of routing"),
     ],
 )

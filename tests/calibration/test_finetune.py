@@ -90,7 +90,7 @@ def test_finetuning_brings_outputs_nearer_and_leaves_the_model_as_it_was(options
         assert options.stage is Stage.BEFORE_PROGRAMMING
         changed = {name for name in fitted if name.startswith("weight of ")}
         assert len(changed) == len(list(model.parameters()))
-        assert "blocks.0.input_range" in fitted
+        assert "blocks.0.adc_range" in fitted
     else:
         assert options.stage is Stage.IN_USE
         found = error(model)
