@@ -276,7 +276,7 @@ def _parser() -> _Parser:
 
     calibrate = _subcommand("Score a model on analog chips before and after each step of a calibration recipe.")
     _add_job_options(calibrate)
-    calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit: fast, or a YAML file")
+    calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit: fast, thorough, or a YAML file")
     calibrate.add_argument("--wait", type=str, default="1h", help="time between fitting and scoring")
     calibrate.add_argument(
         "--population", type=int | None, default=None, help="fit on this many other chips, not on each chip itself"

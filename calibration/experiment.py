@@ -17,7 +17,7 @@ from calibration.journal import Counts, Fit, Journal, Scored
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Measurement
-from calibration.step import Fitted, Step
+from calibration.step import Fitted, LongStep, Step
 from calibration.tasks import Task
 from crossbar import (
     ConversionReport,
@@ -187,13 +187,22 @@ class Experiment:
             self.catch_up()
             reset_reads(self.analog)
             renew_memory(self.analog)
+            batches = self.task.batches("calibration")
             with Ledger() as ledger:
-                tensors = step.fit(self.analog, self.task.batches("calibration"))
+                if isinstance(step, LongStep):
+                    tensors = step.fit_long(self.analog, batches, self.journal.state(f"fit {key}"), self._part)
+                else:
+                    tensors = step.fit(self.analog, batches)
             return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
 
         fit = self.journal.fit(f"fit {key}", run)
         self._add(fit["counts"])
         return fit["tensors"]
+
+    def _part(self, done: int, total: int, text: str) -> None:
+        """Tell how far a long step is, as what comes next."""
+        if self.progress is not None:
+            self.progress(self._done, self.total, f"step {done} of {total}, {text}")
 
     def _score(
         self,

@@ -13,7 +13,7 @@ from calibration.embedding import Batch
 from calibration.finetuning import Trained, train
 from calibration.progress import Progress
 from calibration.step import Fitted, Stage
-from crossbar import analog_layers, to_seconds
+from crossbar import analog_layers
 from crossbar.errors import InputError, require_number, require_whole
 
 Train = Literal["adapters", "weights"]
@@ -44,10 +44,10 @@ class Finetune:
         accumulate: batches of the calibration data whose gradients make a step.
         rate: highest learning rate; ranges move by it as a part of themselves.
         rank: of adapters that are not there yet.
-        ranges: also learn the converters' ranges.
+        ranges: also learn the ranges of the ADCs, and with ``weights`` those of the DACs where they are static.
         clip: weights beyond so many deviations from 0 are clipped after each step (Joshi 2020 takes 2.5); None: not.
             Outliers carry pretrained transformers: without enough training clipping does harm.
-        age: with ``weights``: since programming, at which errors are drawn.
+        age: with ``weights``: seconds since programming, at which errors are drawn.
         instants: with ``own``: how many, spread over the steps.
         spacing: seconds between them.
         checkpoint: compute the activations of each block again in the backward pass instead of keeping them.
@@ -65,7 +65,7 @@ class Finetune:
     rank: int = 16
     ranges: bool = True
     clip: float | None = None
-    age: str | float = "1d"
+    age: float = 86400.0
     instants: int = 8
     spacing: float = 60.0
     checkpoint: bool = True
@@ -82,7 +82,7 @@ class Finetune:
         if self.clip is not None:
             require_number("Finetune clip", self.clip, above=0)
         require_whole("Finetune seed", self.seed, least=0)
-        to_seconds(self.age)
+        require_number("Finetune age", self.age)
         if self.train == "weights" and self.chip == "own":
             raise InputError(
                 "Finetune cannot train weights for one chip, whose cells are written with them: chip='any'"

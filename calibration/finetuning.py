@@ -24,9 +24,10 @@ from torch.utils.checkpoint import checkpoint
 
 from calibration.distillation import distance
 from calibration.embedding import Batch
+from calibration.observe import digital
 from calibration.outputs import device_of, is_generative
 from calibration.progress import Progress
-from crossbar import AnalogLinear, analog_layers, bypassed, clip_weights, replayed_reads, to_seconds
+from crossbar import AnalogLinear, analog_layers, clip_weights, replayed_reads
 from crossbar.errors import InputError
 from crossbar.files import write_whole
 from crossbar.streams import normal, uniform
@@ -63,7 +64,7 @@ def train(
         file: where the state is kept every minute, and found again; None: nowhere.
         progress: told of each step.
     """
-    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_initialized() else (0, 1)
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     if not batches:
         raise InputError("Finetune got no batches: give calibration data")
     if options.accumulate % world:
@@ -126,7 +127,7 @@ class _Run:
             index = step * options.accumulate + place
             inputs = {name: x.to(self._device) for name, x in self._batch(index).items()}
             call = {**inputs, "use_cache": False} if is_generative(self._model) else inputs
-            with torch.no_grad(), bypassed(self._model):
+            with torch.no_grad(), digital(self._model):
                 wanted = torch.func.functional_call(self._model, self._teacher, kwargs=call)
             for layer in self._layers.values():
                 layer.reads = index * _READS
@@ -231,11 +232,13 @@ def _prepared(model: nn.Module, options: Finetune) -> Iterator[dict[str, nn.Para
         for name, layer in layers.items():
             layer.training = options.chip == "any"
             if options.train == "weights":
-                layer.seconds = to_seconds(options.age)
+                layer.seconds = float(options.age)
             else:
                 _add_adapter(layer, name, options)
             if options.ranges:
                 layer.learn_ranges()
+            if layer.input_range is not None and options.train == "adapters":
+                layer.input_range.requires_grad_(False)  # it belongs to what was written, not to a chip's age
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         with _checkpointed(model) if options.checkpoint else nullcontext():
             yield parameters

@@ -91,7 +91,12 @@ class Journal:
             counts_text = {"counts": json.dumps(fit["counts"])}
             path.parent.mkdir(exist_ok=True)
             write_whole(path, lambda partial: save_file(tensors, partial, counts_text))
+            path.with_suffix(".state").unlink(missing_ok=True)
         return fit
+
+    def state(self, key: str) -> Path | None:
+        """Where a fit that is not done yet keeps its state; None if there is no folder."""
+        return self._path(key, ".state")
 
     def remove(self) -> None:
         """Forget everything."""

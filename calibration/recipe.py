@@ -12,6 +12,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 from calibration.adc_ranges import AdcRanges
 from calibration.affine import AffineCorrection
 from calibration.compensation import DriftCompensation
+from calibration.finetune import Finetune
 from calibration.lowrank import LowRankAdapter
 from calibration.norm_recalibration import NormRecalibration
 from calibration.protection import TokenProtection
@@ -29,6 +30,7 @@ _KINDS = (
     AffineCorrection,
     LowRankAdapter,
     NormRecalibration,
+    Finetune,
 )
 _STEPS: dict[str, Any] = {step.__name__: step for step in _KINDS}
 
@@ -186,14 +188,16 @@ def _described(hint: Any) -> str:
 def get(name: str) -> Recipe:
     """The recipe of this name, or that of a YAML file if the name ends in ``.yaml`` or ``.yml``.
 
-    ``fast`` needs no gradients and takes minutes at most.
+    ``fast`` needs no gradients and takes minutes at most. ``thorough`` then trains adapters and ranges on each chip
+    (`Finetune`), which for a language model takes an hour.
 
     Raises:
         InputError: for an unknown name, or what `Recipe.from_yaml` refuses.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         return Recipe.from_yaml(name)
-    recipes = {"fast": (InputRanges(), DriftCompensation(), AdcRanges(), AffineCorrection())}
+    fast: tuple[Step, ...] = (InputRanges(), DriftCompensation(), AdcRanges(), AffineCorrection())
+    recipes = {"fast": fast, "thorough": (*fast, LowRankAdapter(), Finetune())}
     if name not in recipes:
         raise InputError(f"recipe {name!r} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
     return Recipe(name, recipes[name])

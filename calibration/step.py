@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Sequence
 from enum import IntEnum
+from pathlib import Path
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -11,6 +12,7 @@ from torch import Tensor, nn
 
 from calibration.embedding import Batch
 from calibration.norms import restore_norms
+from calibration.progress import Progress
 from crossbar import analog_layers, reset_gains
 
 Fitted = dict[str, Tensor]
@@ -40,6 +42,16 @@ class Step(Protocol):
 
     def apply(self, model: nn.Module, fitted: Fitted) -> None:
         """Put fitted values into a converted model, in the place of what was applied before."""
+
+
+@runtime_checkable
+class LongStep(Step, Protocol):
+    """A step whose fit takes so long that it keeps its state and says how far it is."""
+
+    def fit_long(
+        self, model: nn.Module, batches: Iterable[Batch], file: Path | None, progress: Progress | None
+    ) -> Fitted:
+        """`fit`, with its state in a file (None: nowhere), from which the same call goes on after it was stopped."""
 
 
 @runtime_checkable

@@ -10,9 +10,10 @@ import torch
 from torch import nn
 
 import calibration.finetuning as finetuning
-from calibration import Finetune
+from calibration import Finetune, Recipe, calibrate, load_bundle
 from calibration.distillation import distance
 from calibration.finetune import losses
+from calibration.recipe import get
 from calibration.step import Stage
 from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, convert, presets, program
 from crossbar.devices import Ideal
@@ -250,6 +251,37 @@ def test_learned_ranges_have_the_gradient_of_what_they_clip():
     torch.testing.assert_close(gradient, numeric, rtol=0.05, atol=0)
 
 
+def test_a_recipe_trains_each_chip_and_a_bundle_keeps_it(net, task, tmp_path):
+    recipe = Recipe("trained", (Finetune(steps=20, rate=5e-3, rank=4),))
+    told = []
+    result = calibrate(
+        net,
+        task,
+        ROUGH,
+        recipe,
+        times=["1d"],
+        chips=2,
+        out=tmp_path / "bundle",
+        progress=lambda *at: told.append(at[2]),
+    )
+    assert all(
+        after > before for after, before in zip(result.values("calibrated"), result.values("analog"), strict=True)
+    )
+    assert any("finetuning, loss" in text for text in told)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    bundle = load_bundle(tmp_path / "bundle", model=net)
+    x = task.evaluation
+    result.deployment.restore(0, 86400.0)
+    with torch.no_grad():
+        assert torch.equal(bundle.model(x), result.deployment.experiment.analog(x))
+
+
+def test_the_recipe_thorough_is_fast_and_training():
+    steps = [type(step).__name__ for step in get("thorough").steps]
+    assert steps[: len(get("fast").steps)] == [type(step).__name__ for step in get("fast").steps]
+    assert steps[-2:] == ["LowRankAdapter", "Finetune"]
+
+
 class Output:
     def __init__(self, logits):
         self.logits = logits
@@ -277,7 +309,7 @@ def test_the_distance_is_the_divergence_and_the_relative_error():
         (lambda: Finetune(rate=0.0), "Finetune rate"),
         (lambda: Finetune(clip=-1.0), "Finetune clip"),
         (lambda: Finetune(train="weights"), "cannot train weights for one chip"),
-        (lambda: Finetune(age="soon", train="weights", chip="any"), "soon"),
+        (lambda: Finetune(age=-1.0, train="weights", chip="any"), "Finetune age"),
         (lambda: SHORT.fit(chip(), []), "no batches"),
         (lambda: Finetune(rate=1e30, steps=9).fit(chip(), batches()), "give a lower rate"),
     ],

@@ -15,7 +15,7 @@ from crossbar import Ledger, Tile, age, convert, load_state, new_chip, presets, 
 
 DAY = 86400.0
 KINDS = [kind for kind in recipe._STEPS.values() if kind is not TokenProtection]
-IN_USE = [kind for kind in KINDS if kind.stage is Stage.IN_USE]
+IN_USE = [kind for kind in KINDS if kind().stage is Stage.IN_USE]
 each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 each_for_all = pytest.mark.parametrize(
     "kind", [kind for kind in IN_USE if isinstance(kind(), PopulationStep)], ids=lambda kind: kind.__name__
@@ -51,7 +51,7 @@ def chip(kind=None, seed=0):
     hardware = presets.pcm()
     convert(model, type(hardware)(**{**vars(hardware), "tile": Tile(16, 8)}))
     program(model, seed)
-    if kind is None or kind.stage is Stage.IN_USE:
+    if kind is None or kind().stage is Stage.IN_USE:
         age(model, DAY)
     return model
 
@@ -122,12 +122,12 @@ def test_what_is_applied_takes_the_place_of_what_was(kind, batches):
     first, second = kind().fit(model, batches), kind().fit(chip(kind, seed=3), batches[:3])
     for values in (second, first, first):
         kind().apply(model, values)
-        if kind.stage is not Stage.IN_USE:  # the next chip
+        if kind().stage is not Stage.IN_USE:  # the next chip
             new_chip(model)
             program(model, 0)
     kind().apply(model, first)
     kind().apply(other, first)
-    if kind.stage is Stage.BEFORE_PROGRAMMING:
+    if kind().stage is Stage.BEFORE_PROGRAMMING:
         for each_model in (model, other):
             program(each_model, 0)
     torch.testing.assert_close(outputs(model, batches), outputs(other, batches), rtol=0, atol=0)
@@ -169,7 +169,7 @@ def test_the_chips_state_has_it(kind, batches, tmp_path):
     """All but norms, which stay digital and are saved apart."""
     model = chip(kind)
     kind().apply(model, kind().fit(model, batches))
-    if kind.stage is Stage.BEFORE_PROGRAMMING:
+    if kind().stage is Stage.BEFORE_PROGRAMMING:
         program(model, 0)
     other = copy.deepcopy(model)
     new_chip(other)
@@ -195,4 +195,4 @@ def test_what_it_reads_is_booked(kind, batches):
     with Ledger() as ledger:
         kind().fit(model, batches)
     reads = ledger.totals()
-    assert (sum(reads.values()) == 0) == (kind.stage is Stage.BEFORE_PROGRAMMING)
+    assert (sum(reads.values()) == 0) == (kind().stage is Stage.BEFORE_PROGRAMMING)
