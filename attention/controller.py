@@ -8,15 +8,16 @@ from dataclasses import dataclass
 import torch
 
 from attention.capacity import Excess, excesses
-from attention.events import Axis, Events, Placement
+from attention.events import Events, Placement
 from attention.patterns.base import CSR, Pattern
-from attention.patterns.intervals import repeat
 from attention.platforms import Platform
 from attention.simulation import Simulation
 from attention.timing import Timing
 from crossbar.errors import InputError, require_whole
 
 _PART = 2**22  # events that are timed at once: bounds memory
+SMALL_PART = 2**16
+"""Events that stay in a processor's cache."""
 
 
 @dataclass(frozen=True)
@@ -39,32 +40,26 @@ class Controller:
         Raises:
             InputError: for an attended token without a place and for a line that the platform's tiles do not have.
         """
-        indptr, token = csr
-        n_pairs = len(token)
-        if n_pairs and int(token.max()) >= len(placement.tile):
-            raise InputError(f"token {int(token.max())} is attended but only {len(placement.tile)} tokens have a place")
-        if len(placement.line) and int(placement.line.max()) >= self.platform.rows:
-            raise InputError(
-                f"a token is on line {int(placement.line.max())} but tiles of platform {self.platform.name!r} have "
-                f"{self.platform.rows} rows: place at most that many tokens a tile"
-            )
-        # Row i of the CSR comes twice: its pairs' score events at time 2i, its pairs' value events at time 2i + 1.
-        # (index_select, not brackets: small streams are common, and brackets wake all of torch's threads for any size.)
-        stages = torch.arange(2 * len(indptr) - 2, device="cpu")
-        time = repeat(stages, torch.stack([indptr.diff()] * 2, dim=1).flatten())
-        skipped = torch.stack([indptr[:-1], indptr[1:]], dim=1).flatten()
-        pair = torch.arange(2 * n_pairs, device="cpu") - skipped.index_select(0, time)
-        attended = token.index_select(0, pair)
-        if first:
-            time += 2 * first
-        return Events(
-            time=time,
-            tile=placement.tile.index_select(0, attended),
-            line=placement.line.index_select(0, attended),
-            axis=int(Axis.COL) - (time & 1).to(torch.int8),
-            payload=torch.ones(2 * n_pairs, dtype=torch.int32, device="cpu"),
-            query=(time >> 1).int(),
-        )
+        self._require_places(csr, placement)
+        return _issue(csr, placement, first, _blank(2 * _pairs(csr)))
+
+    def parts(self, csr: CSR, placement: Placement, first: int = 0, *, part: int = SMALL_PART) -> Iterator[Events]:
+        """`events` in parts of whole queries, of ``part`` events or one query each.
+
+        Each part is written over the one before: what is to last has to be copied.
+        """
+        require_whole("part", part, least=1)
+        self._require_places(csr, placement)
+        blank, row, n_queries = _blank(0), 0, len(csr.indptr) - 1
+        while row < n_queries:
+            within = int(torch.searchsorted(csr.indptr, int(csr.indptr[row]) + part // 2, right=True)) - 1
+            stop = max(within, row + 1)
+            rows = CSR(csr.indptr[row : stop + 1], csr.indices)
+            length = 2 * _pairs(rows)
+            if length > len(blank.time):
+                blank = _blank(max(length, min(part, 2 * _pairs(csr))))
+            yield _issue(rows, placement, first + row, Events(*(x[:length] for x in blank)))
+            row = stop
 
     def stream(
         self, pattern: Pattern, n: int, placement: Placement | None = None, *, first: int = 0, part: int = _PART
@@ -118,6 +113,17 @@ class Controller:
         """The platform's limits that a pattern exceeds, by how much, and the split it would take to fit."""
         return excesses(self.platform, csr, placement, weight_bits)
 
+    def _require_places(self, csr: CSR, placement: Placement) -> None:
+        n_tokens = len(placement.tile)
+        token = csr.indices
+        if len(token) and int(token.max()) >= n_tokens:
+            raise InputError(f"token {int(token.max())} is attended but only {n_tokens} tokens have a place")
+        if n_tokens and int(placement.line.max()) >= self.platform.rows:
+            raise InputError(
+                f"a token is on line {int(placement.line.max())} but tiles of platform {self.platform.name!r} have "
+                f"{self.platform.rows} rows: place at most that many tokens a tile"
+            )
+
     def _parts(self, events: Events) -> Iterator[Events]:
         """A long stream in parts, cut between steps; whole where a later event may undo an earlier one."""
         length, low = len(events.time), 0
@@ -130,3 +136,22 @@ class Controller:
                 high = int(torch.searchsorted(events.time, events.time[high - 1], right=True))
             yield Events(*(x[low:high] for x in events))
             low = high
+
+
+def _pairs(csr: CSR) -> int:
+    return int(csr.indptr[-1]) - int(csr.indptr[0])
+
+
+def _blank(length: int) -> Events:
+    """Events to be filled in."""
+    dtypes = (torch.int64, torch.int32, torch.int32, torch.int8, torch.int32, torch.int32)
+    return Events(*(torch.empty(length, dtype=dtype, device="cpu") for dtype in dtypes))
+
+
+def _issue(csr: CSR, placement: Placement, first: int, events: Events) -> Events:
+    """Fill in the events of a CSR's rows."""
+    from attention import event_kernels  # numba takes half a second to load
+
+    places = (placement.tile.numpy(), placement.line.numpy())
+    event_kernels.issue(csr.indptr.numpy(), csr.indices.numpy(), places, first, tuple(x.numpy() for x in events))
+    return events

@@ -5,17 +5,14 @@ from __future__ import annotations
 from dataclasses import dataclass, fields
 from functools import lru_cache
 
-import torch
+import numpy as np
 
-from attention.controller import Controller
-from attention.events import Axis, Events, Placement
+from attention.controller import SMALL_PART, Controller
+from attention.events import Axis, Events
 from attention.patterns.base import Pattern
 from attention.platforms import ideal
 from crossbar.errors import InputError, require_whole
 from crossbar.ledger import book
-
-_PAIRS = 2**13
-# Pairs counted at a time: bounds memory, and is small enough that torch does not wake threads for it.
 
 
 @dataclass(frozen=True)
@@ -47,6 +44,17 @@ class Counts:
         return Counts(*(getattr(self, f.name) * times for f in fields(self)))
 
     __rmul__ = __mul__
+
+    def of_head(self, head_dim: int, columns: int = 256) -> Counts:
+        """Counts for a head of one dimension as those for one of ``head_dim``, in tiles of ``columns`` columns."""
+        across = -(-head_dim // columns)
+        return Counts(
+            score_sense_lines=across * self.score_sense_lines,
+            score_conversions=across * self.score_conversions,
+            query_drives=head_dim * self.query_drives,
+            value_row_drives=across * self.value_row_drives,
+            value_conversions=head_dim * self.value_conversions,
+        )
 
 
 def book_attention(
@@ -110,17 +118,15 @@ def tally(
         ("head_dim", head_dim), ("heads", heads), ("columns", columns), ("slices", slices), ("bits", bits)
     ):  # fmt: skip
         require_whole(name, factor, least=1)
-    driven = len(events.axis) - int(events.axis.count_nonzero())
-    sensed = len(events.axis) - driven
-    touched = _touched_tiles(events)
-    across = -(-head_dim // columns)
-    return (heads * slices * bits) * Counts(
-        score_sense_lines=across * sensed,
-        score_conversions=across * sensed,
-        query_drives=head_dim * touched[Axis.COL],
-        value_row_drives=across * driven,
-        value_conversions=head_dim * touched[Axis.ROW],
-    )
+    if not len(events.tile):
+        return Counts()
+    from attention import event_kernels  # numba takes half a second to load
+
+    first, last = (int(x) for x in events.query.aminmax())
+    seen = np.zeros((last - first + 1, len(Axis), int(events.tile.max()) + 1), np.bool_)
+    arrays = (x.numpy() for x in (events.tile, events.axis, events.query))
+    (driven, sensed), (v_tiles, k_tiles) = event_kernels.counted(*arrays, first, seen).tolist()
+    return (heads * slices * bits) * Counts(sensed, sensed, k_tiles, driven, v_tiles).of_head(head_dim, columns)
 
 
 @lru_cache(maxsize=4096)
@@ -158,21 +164,7 @@ def count(
             for h in range(heads)
         )
         return sum(apart, Counts())
-    controller, placement = Controller(ideal(rows, columns)), Placement.sequential(n, rows)
     counts = Counts()
-    step = max(1, _PAIRS // max(1, n))
-    for start in range(first, n, step):  # counts add over queries
-        events = controller.events(pattern.rows(min(step, n - start), n, start), placement)
+    for events in Controller(ideal(rows, columns)).stream(pattern, n, first=first, part=SMALL_PART):
         counts += tally(events, head_dim=head_dim, heads=heads, columns=columns, slices=slices, bits=bits)
-    return counts
-
-
-def _touched_tiles(events: Events) -> list[int]:
-    """Tiles that have an event, summed over queries, for each `Axis`."""
-    if not len(events.tile):
-        return [0, 0]
-    tiles = int(events.tile.max()) + 1
-    touched = torch.zeros(int(events.query.max()) + 1, len(Axis), tiles, dtype=torch.bool, device="cpu")
-    place = (events.query.long() * len(Axis) + events.axis).mul_(tiles).add_(events.tile)
-    touched.view(-1).index_fill_(0, place, True)
-    return [int(n) for n in touched.sum((0, 2))]
+    return counts  # which add over queries

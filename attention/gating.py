@@ -10,14 +10,15 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
-from attention.controller import Controller
+from attention.controller import SMALL_PART, Controller
 from attention.counts import Counts, book_attention, tally
-from attention.events import Axis, Events, Placement
+from attention.events import Axis, Placement
 from attention.patterns.base import CSR, Pattern
 from attention.patterns.family import Constant
 from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import padded, repeat
 from attention.patterns.selection import Selected
+from attention.simulation import Simulation
 from attention.timing import DROPPED, Timing
 from crossbar.hardware import Hardware
 from crossbar.ledger import book, counting
@@ -35,13 +36,13 @@ class Passed:
         scored: pairs whose score event was delivered: those that the softmax is taken over.
         valued: of them, those whose value event was delivered too: those that reach the output.
         timing: of the head's own memory; heads work at the same time.
-        delivered: its delivered events.
+        counts: of its delivered events, for a head of one dimension; 0 unless a ledger was open.
     """
 
     scored: Pattern
     valued: Pattern
     timing: Timing
-    delivered: Events
+    counts: Counts
 
 
 @dataclass(frozen=True)
@@ -68,7 +69,7 @@ class Gates:
             return
         counts, columns = Counts(), hardware.tile.cols if hardware else 256
         for part, heads in self.parts:
-            counts += tally(part.delivered, head_dim=q.shape[3], heads=heads, columns=columns)
+            counts += heads * part.counts.of_head(q.shape[3], columns)
             for name, number in (
                 ("events", part.timing.injected),
                 ("events_dropped", part.timing.dropped),
@@ -133,7 +134,7 @@ def gate(
         real = None if mask is None or bool(mask[b].all()) else Constant(mask[b])
         own = pattern.sequence(b)
         alone = [own.head(h) for h in range(own.n_heads)] if own.n_heads else [own]
-        passed = [ask(controller, each, q.shape[2], n_keys, offset, real) for each in alone]
+        passed = [ask(controller, each, q.shape[2], n_keys, offset, real, counting()) for each in alone]
         for each in passed:
             found[each] += q.shape[1] // len(passed)
         return passed
@@ -156,23 +157,36 @@ def _alike(patterns: list[Pattern]) -> Pattern:
 
 
 def _passed(
-    controller: Controller, pattern: Pattern, n_queries: int, n_keys: int, offset: int, real: Constant | None
+    controller: Controller,
+    pattern: Pattern,
+    n_queries: int,
+    n_keys: int,
+    offset: int,
+    real: Constant | None,
+    counted: bool,
 ) -> Passed:
     csr = pattern.rows(n_queries, n_keys, offset)
-    placement = Placement.sequential(n_keys, controller.platform.rows)
     wanted = csr if real is None else _only(csr, real.tensor[csr.indices])
-    events = controller.events(wanted, placement, offset)
-    timing = controller.simulate(events)
-    assert timing.depart is not None
-    arrived = timing.depart != DROPPED
-    if bool(arrived.all()):
-        sensed = (events.axis == Axis.COL).nonzero()[:, 0]
-        tokens = placement.tokens_at(*(x.index_select(0, sensed) for x in (events.tile, events.line)))
-        assert torch.equal(tokens, wanted.indices)  # what arrives is what was asked for
-        return Passed(pattern, pattern, timing, events)
-    scored, valued = (arrived[events.axis == axis] for axis in (Axis.COL, Axis.ROW))  # pairs in the CSR's order
-    heard, reached = (_pattern(_only(wanted, kept), pattern, n_keys, offset) for kept in (scored, scored & valued))
-    return Passed(heard, reached, timing, events.where(arrived))
+    placement = Placement.sequential(n_keys, controller.platform.rows)
+    # A part is made, timed and counted while it is in cache; a later event may drive out one of an earlier part.
+    whole = 2 * len(wanted.indices) if controller.platform.full == "drop_old" else 0
+    simulation, counts = Simulation(controller.platform), Counts()
+    scored, reached = [], []
+    for events in controller.parts(wanted, placement, offset, part=max(SMALL_PART, whole)):
+        depart = simulation.add(events)
+        if not controller.platform.lossless:
+            arrived = depart != DROPPED
+            scored.append(arrived[events.axis == Axis.COL])  # pairs in the CSR's order
+            reached.append(arrived[events.axis == Axis.ROW])
+            events = events.where(arrived)
+        if counted:
+            counts += tally(events, head_dim=1)
+    timing = simulation.result()
+    if not timing.dropped:
+        return Passed(pattern, pattern, timing, counts)
+    kept = torch.cat(scored)
+    heard, felt = (_pattern(_only(wanted, x), pattern, n_keys, offset) for x in (kept, kept & torch.cat(reached)))
+    return Passed(heard, felt, timing, counts)
 
 
 _kept = lru_cache(maxsize=16)(_passed)

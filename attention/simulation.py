@@ -12,6 +12,8 @@ from attention.platforms import Platform
 from attention.timing import DROPPED, Served, Timing, barrier, fifo, ports, routes, serve
 from crossbar.errors import InputError
 
+_LARGEST = 2**62
+
 
 @dataclass
 class Simulation:
@@ -35,6 +37,8 @@ class Simulation:
         Raises:
             InputError: for a part that goes back in time, or that takes up a mesh's step again.
         """
+        from attention import event_kernels  # numba takes half a second to load
+
         time = events.time
         if not len(time):
             return time.clone()
@@ -43,20 +47,28 @@ class Simulation:
             raise InputError("a later event may drive out one of an earlier part: give the stream whole, or drop_new")
         if first < self._step or (self.platform.timing == "mesh" and first == self._step):
             raise InputError(f"a part of the stream starts at step {first} after step {self._step}: give whole steps")
-        if bool((time.diff() < 0).any()):
+        if not event_kernels.rises(time.numpy()):
             raise InputError("events are not in order of time: sort them by it")
         self._step = final
         if self.platform.timing == "ideal":
-            issued = time * self.platform.step
-            served = Served(issued, torch.ones_like(issued))
-            self._clock = max(self._clock, final * self.platform.step)
-        elif self.platform.timing == "fifo":
+            return self._ideal(time)
+        if self.platform.timing == "fifo":
             issued, served = self._fifo(events)
             self._clock = max(self._clock, int(served.depart.max()))
         else:
             issued, served = self._mesh(events)
         self._count(issued, served)
         return served.depart
+
+    def _ideal(self, time: Tensor) -> Tensor:
+        """Every event is delivered when it is issued and never waits."""
+        issued = time if self.platform.step == 1 else time * self.platform.step
+        self._clock = int(issued[-1])
+        done = len(time) if self.until is None else int(torch.searchsorted(issued, self.until, right=True))
+        self._add("injected", len(time))
+        self._add("delivered", done)
+        self._most("depth", 1)
+        return issued
 
     def _fifo(self, events: Events) -> tuple[Tensor, Served]:
         issued, port = events.time * self.platform.step, ports(events)
@@ -66,13 +78,19 @@ class Simulation:
         return issued, serve(self.platform, issued, port, self._last)
 
     def _mesh(self, events: Events) -> tuple[Tensor, Served]:
-        """Steps are apart, since a barrier ends each: their events meet at a port of their own."""
-        platform, way, port = self.platform, routes(self.platform, events), ports(events)
+        """Steps never meet, since a barrier ends each: they are served as if they were far apart."""
+        platform, way = self.platform, routes(self.platform, events)
         step, place = torch.unique_consecutive(events.time, return_inverse=True)
-        zero = torch.zeros_like(place)
-        sent = fifo(zero, place * (int(way.source.max()) + 1) + way.source, platform.link).depart
+        longest = int((way.x * platform.hop_x + way.y * platform.hop_y).max())
+        apart = longest + len(place) * (platform.link + platform.service) + 1  # so that no step meets the one before
+        if apart * len(step) > _LARGEST:
+            raise InputError("a part of this stream takes too long to be summed exactly: give shorter parts")
+        begin = place * apart
+        sent = fifo(begin, way.source, platform.link).depart
         arrive = sent + way.x * platform.hop_x + way.y * platform.hop_y
-        served = serve(platform, arrive, place * (int(port.max()) + 1) + port)
+        served = serve(platform, arrive, ports(events))
+        served = served._replace(depart=torch.where(served.depart == DROPPED, DROPPED, served.depart - begin))
+        arrive -= begin
         busy = torch.zeros(len(step), dtype=torch.int64, device=place.device)
         busy.scatter_reduce_(0, place, torch.maximum(served.depart, arrive), "amax")
         length = busy.clamp(min=platform.step) + barrier(platform, _routers(events, place, len(step), platform.share))
@@ -86,17 +104,21 @@ class Simulation:
         return issued, Served(torch.where(lost, DROPPED, served.depart + issued), served.depth)
 
     def _count(self, issued: Tensor, served: Served) -> None:
-        lost = served.depart == DROPPED
-        done = ~lost if self.until is None else ~lost & (served.depart <= self.until)
-        spent = (served.depart - issued).masked_fill_(~done, 0)
+        from attention import event_kernels
+
+        until = _LARGEST if self.until is None else self.until
+        arrays = (x.numpy() for x in (issued, served.depart, served.depth))
+        delivered, dropped, waited, longest, depth, beyond = event_kernels.totals(
+            *arrays, until, self.platform.queue or _LARGEST
+        )
         self._add("injected", len(issued))
-        self._add("delivered", int(done.sum()))
-        self._add("dropped", int(lost.sum()))
-        self._add("waited", int(spent.sum()))
-        self._most("longest", int(spent.max()))
-        self._most("depth", int(served.depth.max()))
-        if self.platform.lossless and self.platform.queue is not None:
-            self._add("stalled", int((served.depth > self.platform.queue).sum()))
+        self._add("delivered", delivered)
+        self._add("dropped", dropped)
+        self._add("waited", waited)
+        self._most("longest", longest)
+        self._most("depth", depth)
+        if self.platform.lossless:
+            self._add("stalled", beyond)
 
     def result(self, depart: Tensor | None = None) -> Timing:
         """What became of all parts so far."""

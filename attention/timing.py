@@ -6,21 +6,17 @@ holds whole steps. What is carried from part to part is one number a port.
 
 from __future__ import annotations
 
-from collections import deque
 from dataclasses import dataclass, field
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import Tensor
 
 from attention.events import Axis, Events
 from attention.platforms import Platform
-from crossbar.errors import InputError
 
 DROPPED = -1
 """The departure of an event that is lost."""
-
-_LARGEST = 2**62
 
 
 @dataclass(frozen=True, eq=False)
@@ -89,104 +85,58 @@ class Served(NamedTuple):
 def fifo(arrive: Tensor, port: Tensor, service: int, last: Tensor | None = None) -> Served:
     """Departures from ports that serve one event in ``service`` units, each in the order of arrival.
 
-    ``depart_i = max(arrive_i, depart_(i-1)) + s``, unrolled to ``s (i + 1) + cummax(arrive_i − s i)`` with i counted at
-    each port: no loop over events. Ties are served in the order of the stream.
+    ``depart_i = max(arrive_i, depart_(i-1)) + s`` at each port. Ties are served in the order of the stream.
 
     Args:
-        arrive: int64 [E].
+        arrive: int64 [E], 0 or more.
         port: integers from 0, [E].
         service: s.
         last: int64 [ports], each port's last departure in earlier parts of the stream; overwritten. None: none.
     """
-    if not len(arrive):
-        return Served(arrive.clone(), torch.zeros_like(arrive))
-    order = _by_port(arrive, port)
-    port, came = port.index_select(0, order).long(), arrive.index_select(0, order)
-    place = torch.arange(len(came), device=came.device)
-    first = torch.ones_like(port, dtype=torch.bool)
-    torch.ne(port[1:], port[:-1], out=first[1:])
-    run = first.cumsum(0).sub_(1)
-    place -= place[first].index_select(0, run)  # i, counted from each port's first event
-    ready = came - service * place
-    span = int(ready.max()) - int(ready.min()) + 1
-    if span * (int(run[-1]) + 1) > _LARGEST:
-        raise InputError("events of this stream are too far apart in time to be summed exactly: give shorter parts")
-    ready += run * span  # a later port's numbers are all larger, so that one running maximum serves all ports
-    depart = ready.cummax(0).values.sub_(run * span)
-    if last is not None:
-        torch.maximum(depart, last.index_select(0, port), out=depart)
-    depart += service * (place + 1)
-    if last is not None:
-        end = torch.cat([first[1:], first.new_ones(1)])
-        last.index_copy_(0, port[end], depart[end])
-    held = _held(depart - came, service)
-    back = torch.empty_like(order)
-    back[order] = torch.arange(len(order), device=order.device)
-    return Served(depart.index_select(0, back), held.index_select(0, back))
+    from attention import event_kernels  # numba takes half a second to load
 
-
-def _held(spent: Tensor, service: int) -> Tensor:
-    """Events at a port that works without a break until it has served this one, ``spent`` units after it came."""
-    return (spent + service - 1).div_(service, rounding_mode="floor") if service else torch.ones_like(spent)
-
-
-def _by_port(arrive: Tensor, port: Tensor) -> Tensor:
-    """Order of events by port and, within a port, by arrival, ties as they stand."""
-    if bool((arrive.diff() >= 0).all()):
-        return port.argsort(stable=True)
-    order = arrive.argsort(stable=True)
-    return order.index_select(0, port.index_select(0, order).argsort(stable=True))
+    served, last = _empty(arrive), _begun(port) if last is None else last
+    event_kernels.fifo(*_arrays(arrive, port), service, last.numpy(), *(x.numpy() for x in served))
+    return served
 
 
 def drop_new(arrive: Tensor, port: Tensor, service: int, queue: int, last: Tensor | None = None) -> Served:
-    """`fifo` with ports that hold ``queue`` events at most and lose what comes to a full one.
+    """`fifo` with ports that hold ``queue`` events at most and lose what comes to a full one."""
+    from attention import event_kernels
 
-    Which event is lost depends on all that were lost before, so this is a loop over events.
-    """
-    order = _by_port(arrive, port)
-    depart, depth = [DROPPED] * len(order), [0] * len(order)
-    free = dict(enumerate(last.tolist())) if last is not None else {}
-    columns = (order, port.index_select(0, order), arrive.index_select(0, order))
-    for event, where, came in zip(*(x.tolist() for x in columns), strict=True):
-        work = max(0, free.get(where, 0) - came)
-        held = -(-work // service)
-        if held < queue:
-            free[where] = depart[event] = came + work + service
-        depth[event] = min(held + 1, queue)
-    if last is not None:
-        last.copy_(torch.tensor([free[where] for where in range(len(last))], dtype=torch.int64))
-    return Served(torch.tensor(depart, dtype=torch.int64), torch.tensor(depth, dtype=torch.int64))
+    served, last = _empty(arrive), _begun(port) if last is None else last
+    event_kernels.drop_new(*_arrays(arrive, port), service, queue, last.numpy(), *(x.numpy() for x in served))
+    return served
 
 
 def drop_old(arrive: Tensor, port: Tensor, service: int, queue: int) -> Served:
     """`fifo` with ports that hold ``queue`` events at most; a new one drives out the one that has waited longest.
 
-    The event that is being served is never lost. A loop over events, as `drop_new`.
+    The event that is being served is never lost.
     """
-    order = _by_port(arrive, port)
-    depart, depth = [DROPPED] * len(order), [0] * len(order)
-    free: dict[int, int] = {}
-    waiting: dict[int, deque[int]] = {}
+    from attention import event_kernels
 
-    def serve_until(where: int, now: float) -> None:
-        while waiting[where] and free[where] <= now:
-            free[where] += service
-            depart[waiting[where].popleft()] = free[where]
+    served, ports = _empty(arrive), len(_begun(port))
+    event_kernels.drop_old(*_arrays(arrive, port), service, queue, ports, *(x.numpy() for x in served))
+    return served
 
-    columns = (order, port.index_select(0, order), arrive.index_select(0, order))
-    for event, where, came in zip(*(x.tolist() for x in columns), strict=True):
-        line = waiting.setdefault(where, deque())
-        serve_until(where, came) if line else None
-        if free.get(where, came) <= came:
-            free[where] = depart[event] = came + service
-        elif queue > 1:
-            if len(line) + 1 == queue:
-                line.popleft()
-            line.append(event)
-        depth[event] = len(line) + 1
-    for where in waiting:
-        serve_until(where, float("inf"))
-    return Served(torch.tensor(depart, dtype=torch.int64), torch.tensor(depth, dtype=torch.int64))
+
+def _empty(arrive: Tensor) -> Served:
+    return Served(torch.empty_like(arrive), torch.empty_like(arrive))
+
+
+def _begun(port: Tensor) -> Tensor:
+    """Last departures of ports that have served nothing yet."""
+    return torch.zeros(int(port.max()) + 1 if len(port) else 0, dtype=torch.int64, device="cpu")
+
+
+def _arrays(arrive: Tensor, port: Tensor) -> tuple[Any, Any, Any]:
+    """The order of events by arrival, ties as they stand, and both inputs, as a kernel takes them."""
+    from attention import event_kernels
+
+    ordered = event_kernels.rises(arrive.numpy())
+    order = arrive.new_empty(0) if ordered else arrive.argsort(stable=True)
+    return order.numpy(), arrive.numpy(), port.numpy()
 
 
 def serve(platform: Platform, arrive: Tensor, port: Tensor, last: Tensor | None = None) -> Served:

@@ -29,7 +29,7 @@ MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 LARGEST = 2**31 - 1
 """Greatest parameter of a pattern: positions are summed and multiplied as int64, and event lines are int32."""
 
-_AT_A_TIME = 1024  # queries whose intervals exist at once while rows are made: bounds memory
+_AT_A_TIME = 4096  # queries whose intervals exist at once while rows are made: bounds memory
 
 
 class CSR(NamedTuple):
@@ -229,7 +229,7 @@ class Pattern(ABC):
             indices.append(key.add_(torch.arange(len(key), device="cpu")))
         indptr = torch.zeros(n_queries + 1, dtype=torch.int64, device="cpu")
         torch.cumsum(torch.cat(lengths), 0, out=indptr[1:])
-        return CSR(indptr, torch.cat(indices))
+        return CSR(indptr, indices[0] if len(indices) == 1 else torch.cat(indices))
 
     def to_dense(self, n: int) -> Tensor:
         """The pattern of a sequence of ``n`` tokens as bool [n, n], True where row attends column."""
