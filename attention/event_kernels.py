@@ -1,7 +1,7 @@
 """Compiled loops over events, each one pass over its arrays, on one thread.
 
-Compiled by numba when first called and kept in its cache. Arrays are numpy's, of the dtypes of `attention.events.Events`;
-results are written into arrays that the caller gives.
+Compiled by numba when first called and kept in its cache. Arrays are numpy's, of the dtypes of
+`attention.events.Events`; results are written into arrays that the caller gives.
 """
 
 from __future__ import annotations
@@ -144,7 +144,7 @@ def drop_old(order: Any, arrive: Any, port: Any, service: int, queue: int, ports
 
 @njit(cache=True)  # type: ignore[untyped-decorator]  # numba's own
 def totals(issued: Any, depart: Any, depth: Any, until: int, queue: int) -> tuple[int, int, int, int, int, int]:
-    """Delivered by ``until``, dropped, the sum and the largest of the delivered events' waits, depth, beyond a queue."""
+    """Delivered by ``until``, dropped, sum and largest of the delivered events' waits, depth, beyond a queue."""
     delivered, dropped, waited, longest, deepest, beyond = 0, 0, 0, 0, 0, 0
     for event in range(len(issued)):
         dropped += depart[event] == DROPPED

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention.controller import Controller
-from attention.gating import gate
+from attention.gating import gate, require_rows
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_counts import book_reads, book_writes
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
@@ -386,13 +386,10 @@ def _validate(
         raise InputError(f"controller {controller!r} is not a Controller: give attention.Controller(platform), or None")
     if hardware is None:
         return
-    if controller is not None and controller.platform.rows != hardware.tile.rows:
-        raise InputError(
-            f"platform {controller.platform.name!r} has {controller.platform.rows} rows and the hardware's tiles have "
-            f"{hardware.tile.rows}: give both the same"
-        )
     if not isinstance(hardware, Hardware):
         raise InputError(f"hardware {hardware!r} is not a Hardware: give one of crossbar.presets, or None")
+    if controller is not None:
+        require_rows(controller, hardware)
     if impl not in ("auto", "blocks"):
         raise InputError(f"impl {impl!r} cannot have hardware: give impl='blocks'")
     require_number("attention seconds", seconds)

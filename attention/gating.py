@@ -20,6 +20,7 @@ from attention.patterns.intervals import padded, repeat
 from attention.patterns.selection import Selected
 from attention.simulation import Simulation
 from attention.timing import DROPPED, Timing
+from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.ledger import book, counting
 
@@ -108,6 +109,15 @@ def _dropped(timing: Timing) -> int:
 
 def _injected(timing: Timing) -> int:
     return timing.injected
+
+
+def require_rows(controller: Controller, hardware: Hardware) -> None:
+    """Refuse a platform whose tiles have other rows than the memory's."""
+    if controller.platform.rows != hardware.tile.rows:
+        raise InputError(
+            f"platform {controller.platform.name!r} has {controller.platform.rows} rows and the hardware's tiles have "
+            f"{hardware.tile.rows}: give both the same"
+        )
 
 
 def gate(

@@ -16,8 +16,10 @@ from typing import TYPE_CHECKING, Any, cast
 import torch
 from torch import Tensor, nn
 
+from attention.controller import Controller
 from attention.counts import book_attention, count
 from attention.gated import gated_attention
+from attention.gating import require_rows
 from attention.hf_windows import masks_only_a_window, own_window, within
 from attention.kernel.token_rows import require_supported
 from attention.memory.description import Memory
@@ -47,12 +49,14 @@ class Gate:
         name: the module's path in the model, for the ledger.
         previous: the attention implementation that `detach` puts back.
         store: where keys and values are; None: in digital.
+        controller: sends the events of attended pairs; None: every pair arrives.
     """
 
     pattern: Pattern
     name: str
     previous: str
     store: Store | None = None
+    controller: Controller | None = None
 
 
 @dataclass
@@ -80,7 +84,13 @@ class Store:
         }
 
 
-def attach(model: nn.Module, pattern: Pattern | str, memory: Memory | Hardware | None = None) -> None:
+def attach(
+    model: nn.Module,
+    pattern: Pattern | str,
+    memory: Memory | Hardware | None = None,
+    *,
+    controller: Controller | None = None,
+) -> None:
     """Gate every attention of a transformers model by ``pattern``, in place.
 
     A causal model gets the pattern's causal form, within the sliding windows that its layers have of their own. Padding
@@ -92,15 +102,21 @@ def attach(model: nn.Module, pattern: Pattern | str, memory: Memory | Hardware |
     at one time in a call, so feed tokens one by one where their ages matter. An encoder, and a model in training,
     writes the rows of all tokens at once and reads them then.
 
+    With a ``controller``, each attention is computed from the events that its platform delivers: the pattern itself if
+    nothing is dropped, less and an `attention.EventsDropped` warning if something is.
+
     Args:
-        model: a transformers model whose attention goes through AttentionInterface; attaching again replaces pattern
-            and memory.
+        model: a transformers model whose attention goes through AttentionInterface; attaching again replaces pattern,
+            memory and controller.
         pattern: a pattern or its text form.
         memory: a description, or hardware alone; None: keys and values stay digital. A memory without a capacity gets
             that of the pattern's window and sinks, or as many rows as the model has positions.
+        controller: sends the events; None: every pair arrives. Not with the ``memory`` of a causal model, whose rows
+            move as tokens are evicted.
 
     Raises:
-        InputError: for a model of another kind, and for hardware that cannot hold keys and values.
+        InputError: for a model of another kind, for hardware that cannot hold keys and values, and for a controller
+            that does not fit.
     """
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
@@ -109,6 +125,16 @@ def attach(model: nn.Module, pattern: Pattern | str, memory: Memory | Hardware |
         raise InputError(f"{type(model).__name__} is not a transformers model: attach takes a PreTrainedModel")
     if model.config.is_encoder_decoder and any(vars(module).get("is_decoder") for module in model.modules()):
         raise InputError(f"{type(model).__name__} has cross-attention, which no pattern fits: attach its encoder alone")
+    if controller is not None and not isinstance(controller, Controller):
+        raise InputError(f"controller {controller!r} is not a Controller: give attention.Controller(platform), or None")
+    store = None if memory is None else _store(model, pattern, memory)
+    if controller is not None and store is not None:
+        if store.layers:
+            raise InputError(
+                f"{type(model).__name__} keeps a cache in analog memory, whose reads no controller gates: give memory "
+                "or controller"
+            )
+        require_rows(controller, store.memory.hardware)
     gate = _gate(model)
     previous = gate.previous if gate else model.config._attn_implementation
     if gate is None:
@@ -122,9 +148,8 @@ def attach(model: nn.Module, pattern: Pattern | str, memory: Memory | Hardware |
             f"{type(model).__name__} computes attention in code of its own, not through transformers' "
             "AttentionInterface: run it without a pattern"
         )
-    store = None if memory is None else _store(model, pattern, memory)
     for name, module in model.named_modules():
-        module.__dict__[_GATE] = Gate(pattern, name, previous, store)
+        module.__dict__[_GATE] = Gate(pattern, name, previous, store, controller)
         _unhook(module)
         if isinstance(module, PreTrainedModel) and store is not None and store.layers:
             module.register_forward_pre_hook(_with_memory, with_kwargs=True)
@@ -291,22 +316,23 @@ def _attend(
     elif kwargs.get("sliding_window") is not None:
         raise InputError(f"{gate.name} has a window of its own on both sides, which no pattern meets: detach the model")
     if gate.store is not None:
-        output = _from_memory(gate.store, gate.name, query, key, value, pattern, scaling, padding, dropout)
+        output = _from_memory(gate, gate.store, query, key, value, pattern, scaling, padding, dropout)
         return output.transpose(1, 2).contiguous(), None
-    if counting():
+    if counting() and gate.controller is None:
         chosen = pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
         _book(gate.name, chosen, query, key, padding, offset)
     # Drawn as torch's own dropout draws, so that torch.manual_seed repeats a training run.
     drawn = int(torch.randint(2**31, ())) if dropout else 0
     output = gated_attention(
-        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=drawn
-    )
+        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=drawn,
+        controller=gate.controller, layer=gate.name,
+    )  # fmt: skip
     return output.transpose(1, 2).contiguous(), None
 
 
 def _from_memory(
+    gate: Gate,
     store: Store,
-    name: str,
     query: Tensor,
     key: Tensor,
     value: Tensor,
@@ -324,14 +350,14 @@ def _from_memory(
     if torch.is_grad_enabled() and query.requires_grad:
         if torch._C._current_graph_task_id() != -1:
             raise InputError(
-                f"{name} writes its keys and values again in the backward pass, on another chip: train without "
+                f"{gate.name} writes its keys and values again in the backward pass, on another chip: train without "
                 "gradient checkpointing"
             )
-        drawn = seed((memory.seed, name, "training", store.trained[name]))
-        store.trained[name] += 1
+        drawn = seed((memory.seed, gate.name, "training", store.trained[gate.name]))
+        store.trained[gate.name] += 1
     return gated_attention(
-        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, hardware=memory.hardware, layer=name,
-        seed=drawn,
+        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, hardware=memory.hardware,
+        layer=gate.name, seed=drawn, controller=gate.controller,
     )  # fmt: skip
 
 

@@ -12,9 +12,11 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from attention import Pattern, attach, parse
+from attention import Memory, Pattern, attach, parse, renew_memory
+from attention.hf import memory_of
 from calibration import models, tasks
 from calibration import recipe as recipes
+from calibration.experiment import as_memory
 from calibration.models import Loaded
 from calibration.outputs import device_of, is_generative
 from calibration.progress import Progress
@@ -72,12 +74,17 @@ class Work:
 
 @dataclass(frozen=True)
 class Arm:
-    """One pattern: its accuracy in digital and on one analog chip, and its work."""
+    """One pattern: its accuracy in digital and on one analog chip, and its work.
+
+    ``rows``: token rows of each head in analog memory, after as many tokens each is written again; None: no such
+    memory, or one that is written anew with each call.
+    """
 
     pattern: str
     digital: float
     analog: float
     work: tuple[Work, ...]
+    rows: int | None = None
 
 
 @dataclass(frozen=True)
@@ -133,6 +140,7 @@ class EnergyStudy:
                         "phase": work.phase,
                         f"digital {self.metric}": arm.digital,
                         f"analog {self.metric}": arm.analog,
+                        "memory_rows": arm.rows,
                         **values,
                         "pj_per_token_by_part": parts,
                         "counts": work.ledger.totals(),
@@ -149,9 +157,10 @@ def energy(
     hardware: str | Hardware = "pcm",
     patterns: Sequence[str | Pattern] = PATTERNS,
     *,
+    memory: str | Hardware | Memory | None = None,
     recipe: str | Recipe | None = "fast",
     age: str | float = "1h",
-    book: str | PriceBook = DEFAULT,
+    book: str | PriceBook | None = None,
     chip: int = 0,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
@@ -159,18 +168,20 @@ def energy(
 ) -> EnergyStudy:
     """Score a model under each pattern on one analog chip, and price everything that is counted meanwhile.
 
-    Linear layers are on tiles; keys and values are counted as rows of analog tiles of 256 x 256, and computed in
-    digital. Norms, activation functions, embeddings, softmax and layers that stay digital are counted too. A language
-    model also decodes one token after the first sequence of the task.
+    Linear layers are on tiles. Keys and values are counted as rows of analog tiles of 256 x 256 and computed in
+    digital, unless ``memory`` has them: then they are written and read there, and their writes are counted too. Norms,
+    activation functions, embeddings, softmax and layers that stay digital are counted in any case. A language model
+    also decodes one token after the first sequence of the task.
 
     Args:
         model: a name, a folder, a `Loaded`, or a module (with a task that is not a name).
         task: scored whole under each pattern.
         hardware: of the linear layers; a preset's name, a YAML file, or a description.
         patterns: who attends to whom, texts or patterns.
+        memory: of the analog model's keys and values: a preset's name, a YAML file, hardware or an `attention.Memory`.
         recipe: calibration of the chip, fitted at ``age`` with the first pattern; None: none.
         age: of the chip when it is calibrated and scored.
-        book: prices: see `crossbar.PriceBook.get`.
+        book: prices: see `crossbar.PriceBook.get`; None: `default_book` of the memory.
         chip: seed of the chip.
         include, exclude: layers to convert, as for `crossbar.convert`.
         progress: called before each scoring.
@@ -180,6 +191,8 @@ def energy(
     """
     hardware = presets.get(hardware) if isinstance(hardware, str) else hardware
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    memory = as_memory(memory)
+    book = default_book(memory) if book is None else book
     book = PriceBook.get(book) if isinstance(book, str) else book
     chosen = [parse(pattern) if isinstance(pattern, str) else pattern for pattern in patterns]
     if not chosen:
@@ -192,7 +205,8 @@ def energy(
         tasks.require(task, loaded)
         task = tasks.get(task, loaded.tokenizer)
     analog = copy.deepcopy(network).eval()
-    attach(analog, chosen[0])
+    attach(analog, chosen[0], memory)
+    renew_memory(analog, chip)
     conversion = convert(analog, hardware, include, exclude)
     _make_chip(analog, task, recipe, chip, to_seconds(age))
     arms: list[Arm] = []
@@ -206,18 +220,23 @@ def energy(
                 with bypassed(analog):
                     digital = task.metrics(analog)[task.primary]
             elif name == "analog":
+                attach(analog, pattern, memory)
+                renew_memory(analog, chip)
                 reset_reads(analog)
+                held = memory_of(analog)
+                rows = None if held is None else held.capacity
                 with Ledger(analog) as ledger:
                     scored = task.metrics(analog)[task.primary]
                 uncounted |= ledger.uncounted
                 work = [_prefill(analog, task, ledger)]
             elif is_generative(analog):
                 work.append(_decode(analog, _first_sequence(task)))
-        arms.append(Arm(str(pattern), digital, scored, tuple(work)))
+        arms.append(Arm(str(pattern), digital, scored, tuple(work), rows))
     setup = {
         "model": loaded.name if isinstance(loaded, Loaded) else type(network).__name__,
         "task": task.name,
         "hardware": hardware.to_dict(),
+        "memory": None if memory is None else memory.to_dict(),
         "chip": chip,
         "recipe": None if recipe is None else recipe.to_dict(),
         "age": to_seconds(age),
@@ -226,6 +245,14 @@ def energy(
         "parameters": conversion.parameters,
     }
     return EnergyStudy(setup, task.primary, tuple(arms), book, frozenset(analog_layers(analog)), uncounted)
+
+
+def default_book(memory: Memory | None) -> str:
+    """The books of commands, with writes of the memory's kind of cell."""
+    kind = None if memory is None else memory.hardware.device.kind
+    if kind == "gain_cell":
+        return f"gain_cell + {DEFAULT}"
+    return DEFAULT.replace("nvsim_reram", "nvsim_pcm") if kind in ("pcm", "hermes") else DEFAULT
 
 
 def _make_chip(model: nn.Module, task: Task, recipe: Recipe | None, chip: int, seconds: float) -> None:

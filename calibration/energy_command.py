@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
@@ -23,7 +24,14 @@ def add_options(parser: ArgumentParser) -> None:
     )
     parser.add_argument("--patterns", type=list[str], default=_PATTERNS, help="attention patterns to compare")
     parser.add_argument(
-        "--book", type=str, default="isaac + horowitz + nvsim_reram", help="price books, joined by +, or a YAML file"
+        "--memory", type=str | None, default=None, help="keys and values: gain_cell, pcm, or a YAML file of hardware"
+    )
+    parser.add_argument("--memory-capacity", type=int | None, default=None, help="token rows of each head")
+    parser.add_argument(
+        "--book",
+        type=str | None,
+        default=None,
+        help="price books, joined by +, or a YAML file (default isaac + horowitz and the memory's writes)",
     )
     parser.add_argument("--recipe", type=str | None, default="fast", help="calibration of the chip; null for none")
     parser.add_argument("--age", type=str, default="1h", help="age of the chip when it is calibrated and scored")
@@ -38,11 +46,18 @@ def study_of(options: Namespace) -> EnergyStudy:
     from attention import parse
     from calibration import models, tasks
     from calibration.console import progress_bar
-    from calibration.energy import energy
-    from crossbar import PriceBook, presets
+    from calibration.energy import default_book, energy
+    from calibration.experiment import as_memory
+    from crossbar import InputError, PriceBook, presets
 
     tasks.require(options.task)
-    book, hardware = PriceBook.get(options.book), presets.get(options.hardware)
+    memory = as_memory(options.memory)
+    if options.memory_capacity is not None:
+        if memory is None:
+            raise InputError(f"memory capacity {options.memory_capacity} has no memory to be of: give --memory too")
+        memory = replace(memory, capacity=options.memory_capacity)
+    book = PriceBook.get(default_book(memory) if options.book is None else options.book)
+    hardware = presets.get(options.hardware)
     patterns = [parse(text) for text in options.patterns]
     with progress_bar("energy") as progress:
         model = models.load_model(options.model, progress)
@@ -50,7 +65,7 @@ def study_of(options: Namespace) -> EnergyStudy:
         sizes = {name: options[name] for name in ("windows", "window_length")} if options.task == "perplexity" else {}
         task = tasks.get(options.task, model.tokenizer, **sizes)
         chosen = {name: options[name] for name in ("chip", "recipe", "age", "include", "exclude")}
-        return energy(model, task, hardware, patterns, book=book, progress=progress, **chosen)
+        return energy(model, task, hardware, patterns, book=book, memory=memory, progress=progress, **chosen)
 
 
 def tables(study: EnergyStudy) -> list[Table]:
@@ -96,6 +111,9 @@ def _notes(study: EnergyStudy, k: int) -> str:
     if report.unpriced:
         missing = ", ".join(f"{name} ({n:,})" for name, n in report.unpriced.items())
         notes.append(f"without a price, in no sum: {missing}")
+    rows = ", ".join(f"{arm.rows:,} ({arm.pattern})" for arm in study.arms if arm.rows is not None)
+    if rows:
+        notes.append(f"endurance: a row is written again after so many tokens: {rows}; no row is refreshed between")
     if study.uncounted:
         notes.append("not counted: " + ", ".join(sorted(set(study.uncounted.values()))))
     return "\n".join(notes)

@@ -110,7 +110,7 @@ class Experiment:
         if pattern is not None:
             attach(digital, pattern)
         analog = copy.deepcopy(digital)
-        memory = _memory(memory)
+        memory = as_memory(memory)
         if memory is not None:
             attach(analog, pattern or "dense", memory)
         conversion = convert(analog, hardware, include, exclude)
@@ -252,7 +252,7 @@ def _totals(ledger: Ledger, chosen: Callable[[str], bool] = lambda layer: True) 
     return totals
 
 
-def _memory(memory: str | Hardware | Memory | None) -> Memory | None:
+def as_memory(memory: str | Hardware | Memory | None) -> Memory | None:
     """A memory by name, of hardware alone, or as it is."""
     memory = presets.get(memory) if isinstance(memory, str) else memory
     return Memory(memory) if isinstance(memory, Hardware) else memory

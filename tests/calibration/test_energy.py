@@ -5,11 +5,12 @@ import json
 import pytest
 import torch
 
-from attention import parse
-from calibration.energy import DECODE, PREFILL, energy
+from attention import Memory, parse
+from calibration.energy import DECODE, PREFILL, default_book, energy
 from calibration.energy_command import tables
 from calibration.energy_plots import breakdown, pareto
-from crossbar import InputError, PriceBook
+from crossbar import InputError, PriceBook, presets
+from crossbar.prices import DEFAULT
 from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS
 from tests.calibration.command import assert_one_sentence, run
 
@@ -122,6 +123,33 @@ def test_tables_and_pictures_show_what_was_found(study):
     assert "simulated: " in picture._supxlabel.get_text()
 
 
+@pytest.mark.parametrize(("memory", "component"), [("reram", "writes"), ("gain_cell", "attention, all-in")])
+def test_writes_of_analog_memory_are_counted_and_priced(memory, component):
+    study = energy(language_model(), Words(), "ideal", PATTERNS, recipe=None, memory=memory)
+    for arm in study.arms:
+        for work, tokens in zip(arm.work, (2 * N, 1), strict=True):
+            totals = work.ledger.totals()
+            assert totals["row_writes"] == LAYERS * HEADS * 2 * tokens  # a row of K and one of V
+            assert "row_writes" not in study.report(arm, work).unpriced
+            assert study.by_part(arm, work)[("attention", component)] > 0
+            if memory == "reram":
+                pj = study.by_part(arm, work)[("attention", component)]
+                assert pj == pytest.approx(0.6 * totals["write_pulses"] / tokens)
+    dense, sparse = study.arms
+    assert (dense.rows, sparse.rows) == (64, 8)  # positions of the model; the window and the sinks
+    assert dense.analog != dense.digital
+    assert "written again after so many tokens: 64 (dense), 8 (window(6) | sinks(2))" in str(tables(study)[0].caption)
+    again = energy(language_model(), Words(), "ideal", PATTERNS, recipe=None, memory=memory)
+    assert again.to_dict() == study.to_dict()
+
+
+def test_writes_have_the_price_of_the_memory_s_cells():
+    names = {kind: default_book(Memory(presets.get(kind))) for kind in ("reram", "pcm", "gain_cell")}
+    assert names["pcm"] == "isaac + horowitz + nvsim_pcm"
+    assert names["gain_cell"].startswith("gain_cell + ")
+    assert names["reram"] == default_book(None) == DEFAULT
+
+
 # The command
 
 
@@ -150,6 +178,8 @@ def test_the_command_writes_what_it_is_asked_for(capsys, tmp_path, monkeypatch):
         (["--patterns=[windo(3)]"], ["windo"]),
         (["--plot=no/where.png"], ["folder 'no'"]),
         (["--pareto=p.gif"], ["'p.gif'"]),
+        (["--memory=gold"], ["'gold'", "gain_cell"]),
+        (["--memory-capacity=9"], ["--memory"]),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_loads(capsys, options, words):
