@@ -114,10 +114,18 @@ class Controller:
         return excesses(self.platform, csr, placement, weight_bits)
 
     def _require_places(self, csr: CSR, placement: Placement) -> None:
+        """Refuse rows that do not fit together or have no place, before a compiled loop trusts them."""
+        indptr, token = csr
         n_tokens = len(placement.tile)
-        token = csr.indices
-        if len(token) and int(token.max()) >= n_tokens:
-            raise InputError(f"token {int(token.max())} is attended but only {n_tokens} tokens have a place")
+        if not (int(indptr[0]) == 0 and bool((indptr.diff() >= 0).all()) and int(indptr[-1]) == len(token)):
+            raise InputError(
+                f"a CSR's indptr does not bound its {len(token)} indices: let it rise from 0 to their number"
+            )
+        least, most = (int(x) for x in token.aminmax()) if len(token) else (0, -1)
+        if least < 0:
+            raise InputError(f"token {least} is attended: number tokens from 0")
+        if most >= n_tokens:
+            raise InputError(f"token {most} is attended but only {n_tokens} tokens have a place")
         if n_tokens and int(placement.line.max()) >= self.platform.rows:
             raise InputError(
                 f"a token is on line {int(placement.line.max())} but tiles of platform {self.platform.name!r} have "

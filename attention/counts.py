@@ -112,7 +112,7 @@ def tally(
     - ``bits``: phases of a bit-serial drive, each converted; 1 for pulse width.
 
     Raises:
-        InputError: for a factor below 1.
+        InputError: for a factor below 1, an unknown axis and a negative tile.
     """
     for name, factor in (
         ("head_dim", head_dim), ("heads", heads), ("columns", columns), ("slices", slices), ("bits", bits)
@@ -122,8 +122,11 @@ def tally(
         return Counts()
     from attention import event_kernels  # numba takes half a second to load
 
-    first, last = (int(x) for x in events.query.aminmax())
-    seen = np.zeros((last - first + 1, len(Axis), int(events.tile.max()) + 1), np.bool_)
+    bounds = [[int(x) for x in field.aminmax()] for field in (events.query, events.axis, events.tile)]
+    (first, last), (axis, highest), (tile, furthest) = bounds
+    if min(axis, tile) < 0 or highest >= len(Axis):
+        raise InputError(f"events have axes {axis} to {highest} and tiles from {tile}: give axes of Axis, tiles from 0")
+    seen = np.zeros((last - first + 1, len(Axis), furthest + 1), np.bool_)
     arrays = (x.numpy() for x in (events.tile, events.axis, events.query))
     (driven, sensed), (v_tiles, k_tiles) = event_kernels.counted(*arrays, first, seen).tolist()
     return (heads * slices * bits) * Counts(sensed, sensed, k_tiles, driven, v_tiles).of_head(head_dim, columns)

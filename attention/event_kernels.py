@@ -11,8 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-DROPPED = -1
-"""The departure of an event that is lost."""
+from attention.timing import DROPPED
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]  # numba's own

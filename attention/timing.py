@@ -14,6 +14,7 @@ from torch import Tensor
 
 from attention.events import Axis, Events
 from attention.platforms import Platform
+from crossbar.errors import InputError
 
 DROPPED = -1
 """The departure of an event that is lost."""
@@ -170,8 +171,15 @@ def routes(platform: Platform, events: Events) -> Routes:
 
 
 def ports(events: Events) -> Tensor:
-    """The port that each event goes to: a tile has one for keys and one for values."""
-    return events.tile.long() * len(Axis) + events.axis
+    """The port that each event goes to: a tile has one for keys and one for values.
+
+    Raises:
+        InputError: for a negative tile.
+    """
+    port = events.tile.long() * len(Axis) + events.axis
+    if len(port) and int(port.min()) < 0:
+        raise InputError("an event is on a negative tile: number tiles from 0")
+    return port
 
 
 def barrier(platform: Platform, routers: Tensor) -> Tensor:

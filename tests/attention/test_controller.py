@@ -193,12 +193,27 @@ def place(tile, line):
         (lambda: accumulate(small_stream(), Placement.sequential(1), torch.ones(2, 2).long(), 2), "holds no token"),
         (lambda: accumulate(small_stream(), Placement.sequential(2), torch.ones(2, 2), 2), "v torch.float32"),
         (lambda: tally(small_stream(), head_dim=0), "head_dim = 0"),
+        (lambda: tally(small_stream()._replace(tile=torch.full((8,), -1).int()), head_dim=4), "tiles from -1"),
+        (lambda: tally(small_stream()._replace(axis=torch.full((8,), 2).to(torch.int8)), head_dim=4), "axes 2 to 2"),
+        (lambda: controller.events(rows([0, 1], [-1]), Placement.sequential(2)), "token -1 is attended"),
+        (
+            lambda: controller.events(rows([0, 2, 1], [0]), Placement.sequential(2)),
+            "indptr does not bound its 1 indices",
+        ),
+        (
+            lambda: next(controller.parts(rows([0, 2], [0]), Placement.sequential(2))),
+            "indptr does not bound its 1 indices",
+        ),
         (lambda: count(Dense(), -1, head_dim=4), "n = -1"),
     ],
 )
 def test_bad_input_is_named(make, named):
     with pytest.raises(InputError, match=named):
         make()
+
+
+def rows(indptr, indices):
+    return CSR(torch.tensor(indptr), torch.tensor(indices))
 
 
 def small_stream():

@@ -208,6 +208,18 @@ def test_the_stream_of_a_long_sequence_comes_in_parts_of_whole_queries():
         assert torch.equal(torch.cat([getattr(part, name) for part in parts]), getattr(whole, name))
 
 
+@given(st.sampled_from(PATTERNS), st.integers(1, 40), st.integers(0, 9), st.integers(1, 300))
+def test_rows_come_in_parts_of_whole_queries(pattern, n, first, part):
+    controller, csr, placement = Controller(FIFO), pattern.rows(n, n + first), Placement.sequential(n + first, 4)
+    whole = controller.events(csr, placement, first)
+    # Each part is written over the one before.
+    parts = [Events(*(x.clone() for x in each)) for each in controller.parts(csr, placement, first, part=part)]
+    for each in parts:
+        assert len(each.time) <= part or len(each.query.unique()) == 1
+    for name in Events._fields:
+        assert torch.equal(torch.cat([getattr(each, name) for each in parts]), getattr(whole, name))
+
+
 def test_loihi_and_truenorth_take_the_times_that_are_published():
     one = Events(*(torch.zeros(1, dtype=x) for x in (torch.int64, torch.int32, torch.int32, torch.int8)), *(
         torch.ones(1, dtype=torch.int32), torch.zeros(1, dtype=torch.int32)
@@ -230,6 +242,8 @@ def test_loihi_and_truenorth_take_the_times_that_are_published():
         (lambda: replace(FIFO, queue=0), "queue = 0"),
         (lambda: replace(FIFO, hop_x=-1), "hop_x = -1"),
         (lambda: Controller(FIFO).simulate(backwards()), "not in order of time"),
+        (lambda: Controller(FIFO).simulate(one_step()._replace(tile=torch.tensor([0, -9]).int())), "negative tile"),
+        (lambda: Controller(MESH).simulate(one_step()._replace(tile=torch.tensor([-9, 0]).int())), "negative tile"),
         (lambda: Controller(MESH).simulate([one_step(), one_step()]), "give whole steps"),
         (lambda: Controller(DROP_OLD).simulate([one_step(), one_step()]), "give the stream whole"),
         (lambda: list(Controller(FIFO).stream(Dense(), 3, part=0)), "part = 0"),
