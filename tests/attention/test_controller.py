@@ -198,11 +198,11 @@ def place(tile, line):
         (lambda: controller.events(rows([0, 1], [-1]), Placement.sequential(2)), "token -1 is attended"),
         (
             lambda: controller.events(rows([0, 2, 1], [0]), Placement.sequential(2)),
-            "indptr does not bound its 1 indices",
+            "does not bound its 1",
         ),
         (
             lambda: next(controller.parts(rows([0, 2], [0]), Placement.sequential(2))),
-            "indptr does not bound its 1 indices",
+            "does not bound its 1",
         ),
         (lambda: count(Dense(), -1, head_dim=4), "n = -1"),
     ],
