@@ -79,6 +79,7 @@ def _machines(axes: Axes, study: EnergyStudy, phase: int) -> None:
     axes.set_yticks(range(len(rows)), [f"{row.machine}\n({row.bound} bound)" for row in rows], fontsize=7)
     axes.invert_yaxis()
     axes.set_xscale("log")
+    axes.xaxis.set_minor_formatter("")
     axes.set_xlabel("µJ a token", fontsize=8)
     axes.set_title("digital machines, all of it", fontsize=9)
     if phase == 0:

@@ -19,6 +19,7 @@ COUNTERS = (
     "row_activations", "column_activations", "dac_conversions", "adc_conversions", "cell_macs", "tile_reads",
     "attended_pairs", "row_writes", "write_pulses", "events", "events_dropped", "hops_x", "hops_y", "barriers",
     "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions", "sram_bytes", "dram_bytes",
+    "expired_row_reads", "lost_pairs",
 )  # fmt: skip
 """Every counter that this project books.
 
@@ -29,6 +30,9 @@ meets, ``special_functions`` exponentials, roots, reciprocals and activation fun
 
 WHOLES = ("tile_reads", "attended_pairs")
 """Counters that all-in prices take instead of the terms, which are counted beside them."""
+
+OUTCOMES = ("events_dropped", "expired_row_reads", "lost_pairs")
+"""Counters that say what became of work that is counted elsewhere, or was not done: they take nothing of their own."""
 
 
 class Counter(NamedTuple):

@@ -24,7 +24,7 @@ from typing import Any, Literal, get_args
 
 from crossbar.energy import EnergyReport, Line, component_of
 from crossbar.errors import InputError, require_number, require_whole
-from crossbar.ledger import COUNTERS, WHOLES, Counter, Ledger
+from crossbar.ledger import COUNTERS, OUTCOMES, WHOLES, Counter, Ledger
 
 Evidence = Literal["measured", "simulated", "derived", "assumed"]
 Scope = Literal["per-term", "all-in"]
@@ -209,8 +209,8 @@ def price(
             n = counts[counter]
             if counter.name in free:
                 covered[str(counter)] = covered.get(str(counter), 0) + n
-            elif found is None and counter.name in WHOLES:
-                continue  # what it stands for is counted term by term too
+            elif found is None and counter.name in (*WHOLES, *OUTCOMES):
+                continue  # what it stands for is counted term by term too, or takes nothing
             elif found is None:
                 unpriced[str(counter)] = unpriced.get(str(counter), 0) + n
             else:

@@ -117,6 +117,12 @@ def test_what_has_no_price_is_named_with_its_count():
     assert price(ledger_of(a={"adc_conversions__5": 7}), "andrulis_22nm").total.pj == pytest.approx(7 * 0.46)
 
 
+def test_what_became_of_events_and_rows_takes_nothing():
+    ledger = ledger_of(attention={"events_dropped": 3, "expired_row_reads": 4, "lost_pairs": 5})
+    report = price(ledger, "isaac")
+    assert (report.total.pj, report.unpriced) == (0, {})
+
+
 def test_a_count_without_bits_takes_the_default_price():
     assert price(ledger_of(a={"adc_conversions": 4}), "isaac").total.pj == pytest.approx(4 * 1.56)
     assert price(ledger_of(a={"digital_macs": 4}), "horowitz").total.pj == pytest.approx(6.0)
