@@ -100,7 +100,7 @@ class Controller:
             InputError: for events that are not in order of time.
         """
         if until is not None:
-            require_whole("until", until, least=0)
+            require_whole("until", until, least=0, most=2**62)
         simulation = Simulation(self.platform, until)
         if not isinstance(events, Events):
             for part in events:

@@ -106,7 +106,7 @@ class Simulation:
     def _count(self, issued: Tensor, served: Served) -> None:
         from attention import event_kernels
 
-        until = _LARGEST if self.until is None else min(self.until, _LARGEST)
+        until = _LARGEST if self.until is None else self.until
         arrays = (x.numpy() for x in (issued, served.depart, served.depth))
         delivered, dropped, waited, longest, depth, beyond = event_kernels.totals(
             *arrays, until, self.platform.queue or _LARGEST
