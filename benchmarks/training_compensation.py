@@ -2,8 +2,8 @@
 
 The four arms of Xpikeformer's table, in the same order. Training is hardware-aware finetuning of all weights before
 programming (`Finetune`), compensation is `DriftCompensation` by column at each time. Published for a small vision
-transformer over a year, accuracy in %: training and compensation 84.74 to 81.13, training alone 84.61 to 25.77, compensation alone
-84.31 to 70.04, neither 79.70 to 19.75.
+transformer over a year, accuracy in %: training and compensation 84.74 to 81.13, training alone 84.61 to 25.77,
+compensation alone 84.31 to 70.04, neither 79.70 to 19.75.
 """
 
 from statistics import mean
