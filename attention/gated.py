@@ -134,9 +134,9 @@ def gated_attention(
     _validate(pattern, scale, dropout, offset, hardware, controller, seconds, seed, impl)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     pattern.require_decodable(offset)
-    fixed, relaxed = pattern.is_static, pattern.relaxed()
-    soft = None
-    if relaxed != pattern and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v)):
+    fixed, soft = pattern.is_static, None
+    trained = torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, v))
+    if trained and not fixed and (relaxed := pattern.relaxed()) != pattern:
         soft = gated_attention(
             q, k, v, relaxed, scale=scale, mask=mask, dropout=dropout, offset=offset, seed=seed, return_lse=True
         )
