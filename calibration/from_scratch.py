@@ -74,8 +74,8 @@ class SmallTransformer(nn.Module):
             self.norm = nn.LayerNorm(width)
             self.read = nn.Linear(width, vocabulary, bias=False)
 
-    def forward(self, input_ids: Tensor) -> Scores:
-        """Tokens ``[B, N]`` to scores."""
+    def forward(self, input_ids: Tensor, attention_mask: Tensor | None = None) -> Scores:
+        """Tokens ``[B, N]`` to scores; the mask, which says where calibration looks, changes nothing here."""
         x = self.embed(input_ids)
         for layer in self.layers:
             x = layer(x)

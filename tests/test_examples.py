@@ -118,6 +118,26 @@ def test_associative_recall(tmp_path):
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["associative_recall.json"]
 
 
+def test_sparse_from_scratch(tmp_path):
+    short = (
+        "--patterns",
+        "hierarchical(32, 4)",
+        "--minutes",
+        "0.001",
+        "--sequences",
+        "2",
+        "--chips",
+        "1",
+        "--steps",
+        "2",
+    )
+    done = run_example("sparse_from_scratch.py", tmp_path, *short, timeout=300)
+    assert done.returncode == 0, done.stderr
+    for word in ("hierarchical(32, 4)", "digital", "analog", "fast", "trained, fast"):
+        assert word in done.stdout
+    assert len([part for part in done.stdout.split("│") if part.strip().endswith("%")]) == 4
+
+
 @pytest.mark.slow
 def test_the_demo(tmp_path):
     import json

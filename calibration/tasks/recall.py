@@ -138,9 +138,10 @@ class Recall:
         return Sequences(tokens, answers)
 
     def batches(self, split: Split) -> Iterable[Batch]:
-        """The sequences of a split, as ``input_ids``."""
+        """The sequences of a split, as ``input_ids``; for an ``attention_mask``, what is not blank."""
         for first in range(0, self.sequences, _BATCH):
-            yield {"input_ids": self._batch(split, first).tokens}
+            tokens = self._batch(split, first).tokens
+            yield {"input_ids": tokens, "attention_mask": (tokens != BLANK).long()}
 
     @torch.no_grad()
     def metrics(self, model: nn.Module) -> dict[str, float]:
