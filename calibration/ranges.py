@@ -28,9 +28,9 @@ class InputRanges:
     - ``balanced``: a digital scale for each word line, ``(size(x_i) / max|w_i|)^exponent``, that inputs are divided by
       and weights multiplied by before they are mapped. Outlier channels then neither set the DAC range of their token
       nor drown the others in output noise. It moves difficulty from activations to weights like SmoothQuant (Xiao et
-      al., ICML 2023). An input's size is its rms, which multiplies the errors of its cells. The DAC range stays the
-      abs-max of each token. It changes the cells, so it comes before programming, and it drops static ranges that were
-      fitted before.
+      al., ICML 2023). An input's size is the geometric mean of its largest value, which sets the DAC range, and its
+      rms, which multiplies the errors of its cells. The DAC range stays the abs-max of each token. It changes the
+      cells, so it comes before programming, and it drops static ranges that were fitted before.
     - ``abs_max``, ``quantile``: one static range a layer, the largest ``|x|`` or a quantile of it.
 
     Padded positions are left out. Statistics are gathered batch by batch, so memory does not grow with the data.
@@ -90,7 +90,7 @@ class InputRanges:
 
 def _balance(layer: AnalogLinear, size: Tensor, exponent: float) -> Tensor:
     weight = layer.target_weight().abs().amax(0)
-    scale = (_floored(size.to(weight)) / _floored(weight)) ** exponent
+    scale = (_floored(size) / _floored(weight)) ** exponent
     return scale / scale.log().mean().exp()
 
 
@@ -100,22 +100,25 @@ def _floored(x: Tensor) -> Tensor:
 
 
 class _Sizes:
-    """The rms of each word line's inputs."""
+    """``sqrt(max|x| · rms x)`` of each word line."""
 
     def __init__(self) -> None:
         self._tokens = 0
+        self._largest: Tensor | None = None
         self._squares: Tensor | None = None
 
     def add(self, x: Tensor) -> None:
         """Take in inputs ``[tokens, I]``."""
-        squares = x.double().square().sum(0)
+        top, squares = x.abs().amax(0), x.double().square().sum(0)
         self._tokens += len(x)
+        self._largest = top if self._largest is None else torch.maximum(self._largest, top)
         self._squares = squares if self._squares is None else self._squares + squares
 
     def result(self) -> Tensor:
         """Of all lines, ``[I]``."""
+        assert self._largest is not None
         assert self._squares is not None
-        return (self._squares / self._tokens).sqrt()
+        return (self._largest * (self._squares / self._tokens).sqrt().to(self._largest.dtype)).sqrt()
 
 
 class _Spread:

@@ -72,9 +72,10 @@ class Perplexity:
         }
 
     def batches(self, split: Split) -> Iterable[Batch]:
-        """Windows of the articles to calibrate on, or of those that are scored."""
+        """Windows of the articles to calibrate on, one at a time (`calibration.observe.Instants`), or to score."""
         windows = self._windows[split]
-        return [{"input_ids": part} for part in windows.split(max(1, _BATCH // windows.shape[1]))]
+        size = 1 if split == "calibration" else max(1, _BATCH // windows.shape[1])
+        return [{"input_ids": part} for part in windows.split(size)]
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
         """``perplexity``, 1 or more; infinite for a model whose scores are not finite.
