@@ -94,7 +94,9 @@ def staircase_table(result: Calibration) -> Table:
         recovered = "" if stair.recovered is None else _with_interval(stair.recovered, ".0f", 100, "%")
         when = format_seconds(stair.seconds)
         kept = _with_interval(stair.of_digital, ".1f", 100, "%")
-        view.add_row(stair.metric, when, stair.arm, value, gain, kept, recovered, end_section=stair.arm == "calibrated")
+        last = stair.arm == "calibrated"
+        arm = f"after {result.setup['recipe']['steps'][-1]['step']}" if last else stair.arm
+        view.add_row(stair.metric, when, arm, value, gain, kept, recovered, end_section=last)
     return view
 
 

@@ -70,7 +70,9 @@ def staircase(result: Calibration) -> Figure:
             label=format_seconds(seconds),
         )
         lows += means
-    axes.set_xticks(range(len(arms)), [arm.replace("after ", "+ ") for arm in arms], rotation=25, ha="right")
+    last = f"+ {result.setup['recipe']['steps'][-1]['step']}"
+    labels = [last if arm == "calibrated" else arm.replace("after ", "+ ") for arm in arms]
+    axes.set_xticks(range(len(arms)), labels, rotation=25, ha="right")
     _vertical(axes, result.primary, min(lows, default=0.0))
     axes.set_title(_title(result))
     axes.grid(alpha=0.3, axis="y")

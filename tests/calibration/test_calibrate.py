@@ -196,8 +196,8 @@ def test_a_long_recipe_can_be_drawn(net, task):
     steps = tuple(type(f"Step{k}", (Spy,), {})(log) for k in range(5))
     result = calibrate(net, task, times=["1d"], chips=1, recipe=Recipe("long", steps))
     axes = result.plot().axes[0]
-    steps = [f"+ Step{k}" for k in range(4)]
-    assert [label.get_text() for label in axes.get_xticklabels()] == ["analog", *steps, "calibrated"]
+    steps = [f"+ Step{k}" for k in range(5)]
+    assert [label.get_text() for label in axes.get_xticklabels()] == ["analog", *steps]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["digital", "quantised", "1 d"]
 
 
