@@ -19,28 +19,30 @@ class Schedule:
     """
 
     def __init__(self, cells: Iterable[Cell], setups: Mapping[str, dict[str, Any]]) -> None:
-        self._setups = setups
         self._waiting: dict[str, deque[Unit]] = {}
-        self._owner: dict[str, int] = {}
         chips: dict[tuple[str, int | None], list[float | None]] = {}
         for cell in cells:
             chips.setdefault((cell.setup, cell.seed), []).append(cell.seconds)
         for (setup, seed), seconds in chips.items():
             self._waiting.setdefault(setup, deque()).append(Unit(setup, setups[setup], seed, tuple(seconds)))
+        self._new = deque(self._waiting)  # setups that no worker has at hand
+        self._at_hand: dict[int, str] = {}
 
     def __bool__(self) -> bool:
         return bool(self._waiting)
 
     def take(self, worker: int) -> Unit | None:
         """The next unit for a worker: of the setup it has at hand, else of one that nobody has, else of the longest."""
-        own = next((setup for setup in self._waiting if self._owner.get(setup) == worker), None)
-        new = next((setup for setup in self._waiting if setup not in self._owner), None)
-        setup = own or new or max(self._waiting, key=lambda key: len(self._waiting[key]), default=None)
+        setup = self._at_hand.get(worker)
+        while setup not in self._waiting and self._new:
+            setup = self._new.popleft()
+        if setup not in self._waiting:  # what is left is at hand elsewhere: no more setups than workers
+            setup = max(self._waiting, key=lambda key: len(self._waiting[key]), default=None)
         if setup is None:
             return None
+        self._at_hand[worker] = setup
         units = self._waiting[setup]
         unit = units.popleft()
-        self._owner[setup] = worker
         if not units:
             del self._waiting[setup]
         return unit
@@ -50,4 +52,4 @@ class Schedule:
         if left:
             rest = Unit(unit.id, unit.setup, unit.seed, left)
             self._waiting.setdefault(unit.id, deque()).append(rest)
-            self._owner.pop(unit.id, None)
+            self._new.append(unit.id)

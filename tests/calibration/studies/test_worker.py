@@ -1,0 +1,43 @@
+"""What computes cells: with every kind of step, in any order of chips and times, as `calibrate` does in its own."""
+
+import pytest
+
+from calibration import Recipe, calibrate, load_model
+from calibration.recipe import _STEPS
+from calibration.studies.worker import Failed, Unit, Worker
+from crossbar import presets
+
+EVERY = {
+    "name": "every",
+    "steps": sorted((kind().stage, place, name) for place, (name, kind) in enumerate(_STEPS.items())),
+}
+EVERY["steps"] = [name for *_, name in EVERY["steps"] if name != "TokenProtection"]  # which needs a memory
+TIMES = ("1h", "1d")
+
+
+@pytest.mark.parametrize("staircase", [True, False])
+def test_every_step(folder, staircase):
+    recipe = Recipe.from_dict(EVERY)
+    expected = calibrate(folder, "wordsim", "pcm", recipe, times=TIMES, chips=2, staircase=staircase)
+    setup = {
+        "model": {"include": None, "exclude": None},
+        "task": {"name": "wordsim", "options": {}},
+        "pattern": None,
+        "device": "cpu",
+        "hardware": presets.pcm().to_dict(),
+        "recipe": recipe.to_dict(),
+        "wait": 3600.0,
+        "staircase": staircase,
+    }
+    loaded = load_model(folder)
+    worker = Worker(lambda fingerprint: loaded)
+    setup["model"]["fingerprint"] = loaded.fingerprint
+    found = {}
+    for seed, seconds in ((1, (86400.0,)), (0, (86400.0, 3600.0)), (1, (3600.0,))):
+        for scored in worker.run(Unit("one", setup, seed, seconds)):
+            assert not isinstance(scored, Failed), scored.trace
+            for arm, metrics in scored.scores.items():
+                found[arm, seed, scored.seconds] = metrics["spearman"]
+    arms = [arm for arm in dict.fromkeys(m.arm for m in expected.measurements) if arm.startswith(("after", "calib"))]
+    assert len(arms) == (len(recipe.steps) if staircase else 1)
+    assert found == {(m.arm, m.chip, m.fitted): m.value for m in expected.measurements if m.arm in arms}
