@@ -15,6 +15,7 @@ EVERY["steps"] = [name for *_, name in EVERY["steps"] if name != "TokenProtectio
 TIMES = ("1h", "1d")
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("staircase", [True, False])
 def test_every_step(folder, staircase):
     recipe = Recipe.from_dict(EVERY)
