@@ -24,7 +24,7 @@ _STYLES = {
 }
 _SPARE = [{"color": "#009E73", "marker": "^"}, {"color": "#CC79A7", "marker": "v"}, {"color": "#E69F00", "marker": "D"}]
 _MARKERS = "osD^v"
-_EARLIEST = 20.0  # s: where 0 s is drawn on a logarithmic axis, being t_0 after the last pulse
+EARLIEST = 20.0  # s: where 0 s is drawn on a logarithmic axis, being t_0 after the last pulse
 
 
 def accuracy_over_time(results: Sequence[Emulation]) -> Figure:
@@ -73,7 +73,7 @@ def staircase(result: Calibration) -> Figure:
     last = f"+ {result.setup['recipe']['steps'][-1]['step']}"
     labels = [last if arm == "calibrated" else arm.replace("after ", "+ ") for arm in arms]
     axes.set_xticks(range(len(arms)), labels, rotation=25, ha="right")
-    _vertical(axes, result.primary, min(lows, default=0.0))
+    vertical(axes, result.primary, min(lows, default=0.0))
     axes.set_title(_title(result))
     axes.grid(alpha=0.3, axis="y")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
@@ -93,23 +93,23 @@ def _panel(axes: Axes, result: Emulation) -> None:
         if not points:
             axes.axhline(next(row.mean for row in rows if row.arm == arm), label=arm, **style)
             continue
-        x = [max(seconds, _EARLIEST) for seconds, _ in points]
+        x = [max(seconds, EARLIEST) for seconds, _ in points]
         axes.plot(x, [row.mean for _, row in points], label=arm, markersize=5, **style)
         low, high = [row.low for _, row in points], [row.high for _, row in points]
         axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
     ticks = {row.seconds for row in rows if row.seconds is not None and row.fitted is None}
     axes.set_xscale("log")
     places = sorted(ticks)
-    axes.set_xticks([max(t, _EARLIEST) for t in places], [format_seconds(t) for t in places])
+    axes.set_xticks([max(t, EARLIEST) for t in places], [format_seconds(t) for t in places])
     axes.xaxis.minorticks_off()
     axes.set_xlabel("time since programming")
-    _vertical(axes, result.primary, min(row.low if row.low == row.low else row.mean for row in rows))
+    vertical(axes, result.primary, min(row.low if row.low == row.low else row.mean for row in rows))
     axes.set_title(_title(result))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="lower left" if metric(result.primary).higher_is_better else "upper left")
 
 
-def _vertical(axes: Axes, name: str, lowest: float) -> None:
+def vertical(axes: Axes, name: str, lowest: float) -> None:
     """The axis of a metric: from 0 where that is its scale, logarithmic where means are geometric."""
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 

@@ -10,8 +10,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from calibration.metrics import metric
-from calibration.plots import _EARLIEST as EARLIEST
-from calibration.plots import _vertical as vertical
+from calibration.plots import EARLIEST, vertical
 from calibration.studies import tradeoffs
 from calibration.studies.results import FINAL, StoredAxis, Study, level, plain
 from crossbar import InputError, format_seconds

@@ -11,7 +11,8 @@ EVERY = {
     "name": "every",
     "steps": sorted((kind().stage, place, name) for place, (name, kind) in enumerate(_STEPS.items())),
 }
-EVERY["steps"] = [name for *_, name in EVERY["steps"] if name != "TokenProtection"]  # which needs a memory
+short = {"Finetune": {"step": "Finetune", "steps": 1}}
+EVERY["steps"] = [short.get(name, name) for *_, name in EVERY["steps"] if name != "TokenProtection"]  # needs a memory
 TIMES = ("1h", "1d")
 
 
