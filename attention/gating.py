@@ -38,12 +38,14 @@ class Passed:
         valued: of them, those whose value event was delivered too: those that reach the output.
         timing: of the head's own memory; heads work at the same time.
         counts: of its delivered events, for a head of one dimension; 0 unless a ledger was open.
+        queries: that were sent, which is all but padding.
     """
 
     scored: Pattern
     valued: Pattern
     timing: Timing
     counts: Counts
+    queries: int
 
 
 @dataclass(frozen=True)
@@ -84,7 +86,7 @@ class Gates:
             layer,
             counts,
             head_dim=q.shape[3],
-            queries=q.shape[:3].numel(),
+            queries=sum(heads * part.queries for part, heads in self.parts),
             columns=columns,
             pairs=hardware.tile.pairs if hardware else 1,
             dac=dac,
@@ -125,8 +127,9 @@ def gate(
 ) -> Gates:
     """Send the events of a pattern's pairs to the memory and see which arrive.
 
-    Keys stand in order, ``platform.rows`` to a tile; padding has no place. Every query head of every sequence has tiles
-    of its own, so that streams of different heads never meet.
+    Keys stand in order, ``platform.rows`` to a tile; padding has no place, and sends nothing where queries and keys are
+    the same tokens. Every query head of every sequence has tiles of its own, so that streams of different heads never
+    meet.
 
     Args:
         controller: with the platform.
@@ -176,7 +179,8 @@ def _passed(
     counted: bool,
 ) -> Passed:
     csr = pattern.rows(n_queries, n_keys, offset)
-    wanted = csr if real is None else _only(csr, real.tensor[csr.indices])
+    sent = real.tensor[offset:] if real is not None and offset + n_queries == n_keys else None
+    wanted = csr if real is None else _only(csr, _real(csr, real.tensor, sent))
     placement = Placement.sequential(n_keys, controller.platform.rows)
     # A part is made, timed and counted while it is in cache; a later event may drive out one of an earlier part.
     whole = 2 * len(wanted.indices) if controller.platform.full == "drop_old" else 0
@@ -192,14 +196,21 @@ def _passed(
         if counted:
             counts += tally(events, head_dim=1)
     timing = simulation.result()
+    queries = n_queries if sent is None else int(sent.sum())
     if not timing.dropped:
-        return Passed(pattern, pattern, timing, counts)
+        return Passed(pattern, pattern, timing, counts, queries)
     kept = torch.cat(scored)
     heard, felt = (_pattern(_only(wanted, x), pattern, n_keys, offset) for x in (kept, kept & torch.cat(reached)))
-    return Passed(heard, felt, timing, counts)
+    return Passed(heard, felt, timing, counts, queries)
 
 
 _kept = lru_cache(maxsize=16)(_passed)
+
+
+def _real(csr: CSR, keys: Tensor, queries: Tensor | None) -> Tensor:
+    """Which entries of rows have a real key, and a real query where these are told apart."""
+    kept = keys[csr.indices]
+    return kept if queries is None else kept & repeat(queries, csr.indptr.diff())
 
 
 def _only(csr: CSR, kept: Tensor) -> CSR:

@@ -66,7 +66,7 @@ def by_hand(q, k, v, controller, pattern, mask):
     for b in range(len(q)):
         events = controller.events(pattern.rows(N), Placement.sequential(N, 16))
         if mask is not None:
-            events = events.where(mask[b][Placement.sequential(N, 16).tokens(events)])
+            events = events.where(mask[b][Placement.sequential(N, 16).tokens(events)] & mask[b][events.query.long()])
         arrived = controller.simulate(events).depart != DROPPED
         token = Placement.sequential(N, 16).tokens(events)
         pairs = {

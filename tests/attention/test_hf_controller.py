@@ -53,11 +53,13 @@ def test_generation_token_by_token():
     assert torch.equal(gated.generate(ids, **options), plain.generate(ids, **options))
 
 
-def test_events_are_booked_beside_the_same_counts():
+@pytest.mark.parametrize("mask", [None, padding()], ids=["full", "padded"])
+@pytest.mark.parametrize("name", ["bert", "llama"])
+def test_events_are_booked_beside_the_same_counts(name, mask):
     with Ledger() as plain:
-        run(attached(llama), tokens())
+        run(attached(MODELS[name]), tokens(), mask)
     with Ledger() as gated:
-        run(attached(llama, controller=Controller(platforms.ideal())), tokens())
+        run(attached(MODELS[name], controller=Controller(platforms.ideal())), tokens(), mask)
     for name, counts in plain.to_dict().items():
         added = {"events": 2 * counts["attended_pairs"], "events_dropped": 0, "hops_x": 0, "hops_y": 0, "barriers": 0}
         assert gated.to_dict()[name] == {**counts, **added}
