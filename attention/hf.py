@@ -9,7 +9,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections import Counter
-from collections.abc import Callable
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, cast
 
@@ -20,7 +19,7 @@ from attention.controller import Controller
 from attention.counts import book_attention, count
 from attention.gated import gated_attention
 from attention.gating import require_rows
-from attention.hf_windows import masks_only_a_window, own_window, within
+from attention.hf_masks import own_window, padding_mask, within
 from attention.kernel.token_rows import require_supported
 from attention.memory.description import Memory
 from attention.memory.layout import causal_reach
@@ -140,7 +139,7 @@ def attach(
     if gate is None:
         _own_config(model)
     AttentionInterface.register(_INTERFACE, _attend)
-    AttentionMaskInterface.register(_INTERFACE, _padding_mask)
+    AttentionMaskInterface.register(_INTERFACE, padding_mask)
     if model._can_set_attn_implementation():
         model.set_attn_implementation(_INTERFACE)
     if model.config._attn_implementation != _INTERFACE:
@@ -359,37 +358,6 @@ def _from_memory(
         query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, hardware=memory.hardware,
         layer=gate.name, seed=drawn, controller=gate.controller,
     )  # fmt: skip
-
-
-def _padding_mask(
-    batch_size: int,
-    q_length: int,
-    kv_length: int,
-    q_offset: int = 0,
-    kv_offset: int = 0,
-    mask_function: Callable[..., Any] | None = None,
-    attention_mask: Tensor | None = None,
-    **kwargs: Any,
-) -> Tensor | None:
-    """Padding alone, ``[B, 1, 1, N_k]``, since the pattern brings causality; None where nothing is padded."""
-    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
-
-    plain = mask_function in (None, causal_mask_function, bidirectional_mask_function)
-    if mask_function is not None and not plain and not masks_only_a_window(mask_function):
-        raise InputError(
-            "the model masks attention by a rule of its own (chunks, packed documents or a window on both sides), "
-            "which a pattern would override: run it without a pattern"
-        )
-    if int(kv_offset) != 0 or (kv_length != q_length and int(q_offset) + q_length != kv_length):
-        raise InputError(
-            f"a cache of {kv_length} keys with {int(q_offset)} tokens before {q_length} queries does not grow token by "
-            "token: use transformers' DynamicCache, without a config where the model has sliding windows"
-        )
-    if attention_mask is None or bool(attention_mask.all()):
-        return None
-    if attention_mask.shape != (batch_size, kv_length):
-        raise InputError(f"padding mask {list(attention_mask.shape)} does not fit: give [{batch_size}, {kv_length}]")
-    return attention_mask[:, None, None, :]
 
 
 def _book(name: str, pattern: Pattern, query: Tensor, key: Tensor, padding: Tensor | None, offset: int) -> None:

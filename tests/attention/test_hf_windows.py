@@ -5,7 +5,7 @@ import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from attention import Memory, attach, detach, memory_cache
-from attention.hf_windows import masks_only_a_window
+from attention.hf_masks import masks_only_a_window
 from crossbar import Ledger, presets
 from crossbar.errors import InputError
 from tests.attention.hf_models import cached, seeded, tokens

@@ -1,4 +1,4 @@
-"""Sliding windows that transformers models bring themselves, on all their layers or on some."""
+"""Masks that transformers models bring themselves: padding, and sliding windows on all their layers or on some."""
 
 from __future__ import annotations
 
@@ -6,10 +6,11 @@ import inspect
 from collections.abc import Callable
 from typing import Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attention.patterns.base import Pattern
 from attention.patterns.windows import LocalWindow
+from crossbar.errors import InputError
 
 
 def within(pattern: Pattern, window: int | None) -> Pattern:
@@ -26,6 +27,37 @@ def own_window(module: nn.Module) -> int | None:
         config = own.get("config")
         window = getattr(config, "sliding_window", None) if getattr(config, "use_sliding_window", True) else None
     return window if isinstance(window, int) else None
+
+
+def padding_mask(
+    batch_size: int,
+    q_length: int,
+    kv_length: int,
+    q_offset: int = 0,
+    kv_offset: int = 0,
+    mask_function: Callable[..., Any] | None = None,
+    attention_mask: Tensor | None = None,
+    **kwargs: Any,
+) -> Tensor | None:
+    """Padding alone, ``[B, 1, 1, N_k]``, since the pattern brings causality; None where nothing is padded."""
+    from transformers.masking_utils import bidirectional_mask_function, causal_mask_function
+
+    plain = mask_function in (None, causal_mask_function, bidirectional_mask_function)
+    if mask_function is not None and not plain and not masks_only_a_window(mask_function):
+        raise InputError(
+            "the model masks attention by a rule of its own (chunks, packed documents or a window on both sides), "
+            "which a pattern would override: run it without a pattern"
+        )
+    if int(kv_offset) != 0 or (kv_length != q_length and int(q_offset) + q_length != kv_length):
+        raise InputError(
+            f"a cache of {kv_length} keys with {int(q_offset)} tokens before {q_length} queries does not grow token by "
+            "token: use transformers' DynamicCache, without a config where the model has sliding windows"
+        )
+    if attention_mask is None or bool(attention_mask.all()):
+        return None
+    if attention_mask.shape != (batch_size, kv_length):
+        raise InputError(f"padding mask {list(attention_mask.shape)} does not fit: give [{batch_size}, {kv_length}]")
+    return attention_mask[:, None, None, :]
 
 
 def masks_only_a_window(mask_function: Callable[..., Any]) -> bool:
