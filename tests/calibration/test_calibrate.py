@@ -239,7 +239,7 @@ def test_minilm_loses_and_regains(minilm):
     result = calibrate(minilm, task, recipe=PLAIN, times=["1d"], chips=1, staircase=False)
     assert result.values("digital") == [plain]
     assert result.values("analog")[0] < 0.94 * plain  # 0.916 when this was written
-    assert result.values("calibrated")[0] > 0.85 * plain  # 0.903
+    assert result.values("calibrated")[0] > 0.9 * plain
 
 
 def test_one_scale_for_a_whole_layer_collapses(minilm):
