@@ -11,8 +11,7 @@ import time
 import pandas as pd
 import pytest
 
-from calibration import Study, calibrate, emulate, study
-from calibration import recipe as recipes
+from calibration import Recipe, Study, calibrate, emulate, study
 from calibration.studies.engine import Lost
 from calibration.studies.store import Store
 from calibration.studies.worker import Failed, Scored
@@ -60,11 +59,12 @@ def test_every_cell_is_done(done):
 @pytest.mark.parametrize("bits", [4, 8])
 def test_cells_are_what_the_other_jobs_find(done, folder, bits):
     hardware = Hardware.from_dict({"adc": {"bits": bits}, "dac": {"range": "per_token"}})
+    recipe = Recipe.from_dict(tiny.TWO)
     options = {"pattern": "window(2) | sinks(1)", "times": ["1h", "1d"], "chips": 2}
-    expected = calibrate(folder, "wordsim", "pcm" if bits == 8 else hardware, "fast", **options)
+    expected = calibrate(folder, "wordsim", "pcm" if bits == 8 else hardware, recipe, **options)
     setting = done.settings.query(f"`hardware.adc.bits` == {bits} and pattern != 'dense'")
-    for recipe, arms in (("none", ["analog"]), ("fast", recipes.get("fast").arms)):
-        (place,) = setting[setting["recipe"] == recipe]["setting"]
+    for name, arms in (("none", ["analog"]), ("two", recipe.arms)):
+        (place,) = setting[setting["recipe"] == name]["setting"]
         own = done.scores[done.scores["setting"] == place]
         for arm in arms:
             found = own[own["arm"] == arm].sort_values(["seed", "seconds"])
@@ -139,7 +139,7 @@ def test_stopped_at_any_cell(done, folder, tmp_path, inline):
         return event
 
     engines, stops = inline(stop), 0
-    grid = {"pattern": ["dense"], "recipe": [None, "fast"], "time": ["1h", "1d"], "seed": "0..1"}
+    grid = {"pattern": ["dense"], "recipe": [None, tiny.TWO], "time": ["1h", "1d"], "seed": "0..1"}
     while True:
         try:
             study(tiny.config(folder, staircase=True, grid=grid), store=store)
@@ -148,7 +148,7 @@ def test_stopped_at_any_cell(done, folder, tmp_path, inline):
             stops += 1
     assert stops == 4  # two cells are kept between stops
     assert all(engine.closed for engine in engines)
-    assert len(tiny.scores(store)) == 2 + 4 + 4 * 4
+    assert len(tiny.scores(store)) == 2 + 4 + 4 * 2
     assert set(tiny.scores(store)) < set(tiny.scores(done.store))
 
 
@@ -179,9 +179,9 @@ def test_export(done, tmp_path, kind):
     done.export(path)
     frame = pd.read_csv(path, keep_default_na=False) if kind == "csv" else pd.read_parquet(path)
     assert list(frame) == ["hardware.adc.bits", "pattern", "recipe", "time", "seed", "arm", "metric", "value"]
-    assert len(frame) == 2 * 2 * 2 * 2 * (1 + 4)
+    assert len(frame) == 2 * 2 * 2 * 2 * (1 + 2)
     assert sorted(frame["value"]) == sorted(done.scores["value"])
-    assert set(frame["recipe"]) == {"none", "fast"}
+    assert set(frame["recipe"]) == {"none", "two"}
     assert os.listdir(tmp_path) == [path.name]
 
 

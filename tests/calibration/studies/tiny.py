@@ -11,6 +11,8 @@ from calibration.studies.results import Study
 from calibration.studies.store import Store
 from calibration.studies.worker import Scored
 
+TWO = {"name": "two", "steps": ["InputRanges", "DriftCompensation"]}
+
 
 def config(folder, **changes):
     values = {
@@ -20,7 +22,7 @@ def config(folder, **changes):
         "grid": {
             "hardware.adc.bits": [4, 8],
             "pattern": ["dense", "window(2) | sinks(1)"],
-            "recipe": [None, "fast"],
+            "recipe": [None, TWO],
             "time": ["1h", "1d"],
             "seed": "0..1",
         },
