@@ -147,7 +147,8 @@ def _over_time(panel: Axes, study: Study, table: pd.DataFrame, axis: StoredAxis)
         _say_empty(panel)
         return
     _time_axis(panel, study, rows)
-    panel.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
+    columns = 2 if max(map(len, panel.get_legend_handles_labels()[1])) < 32 else 1  # longer names would be cut off
+    panel.legend(frameon=False, ncols=columns, loc="upper center", bbox_to_anchor=(0.45, -0.16))
 
 
 def _say_empty(panel: Axes) -> None:
