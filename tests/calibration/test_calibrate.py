@@ -236,10 +236,10 @@ def test_refusals(net, task, options, message):
 def test_minilm_loses_and_regains(minilm):
     task = tasks.get("wordsim", minilm.tokenizer)
     plain = task.metrics(minilm.model)["spearman"]
-    result = calibrate(minilm, task, recipe=PLAIN, times=["1d"], chips=1, staircase=False)
+    result = calibrate(minilm, task, times=["1d"], chips=1, staircase=False)
     assert result.values("digital") == [plain]
     assert result.values("analog")[0] < 0.94 * plain  # 0.916 when this was written
-    assert result.values("calibrated")[0] > 0.9 * plain
+    assert result.values("calibrated")[0] > 0.95 * plain  # 0.987
 
 
 def test_one_scale_for_a_whole_layer_collapses(minilm):
