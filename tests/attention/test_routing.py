@@ -102,6 +102,12 @@ def test_decoding_equals_prefill(text):
         torch.testing.assert_close(step[:, :, 0], whole[:, :, i], rtol=0, atol=1e-12)
 
 
+@pytest.mark.parametrize("text", ["routing(3, 4)", "causal(routing(3, 4) | window(3))"])
+def test_gradients_with_the_choice_held(text):
+    inputs = [x.requires_grad_() for x in draw(14)]
+    assert torch.autograd.gradcheck(lambda *x: gated_attention(*x, parse(text)), inputs)
+
+
 def test_work_follows_the_clusters():
     q, k, _ = draw(2048, heads=1)
     chosen = parse("causal(routing(16, 32))").select(q, k)
