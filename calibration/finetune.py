@@ -10,7 +10,7 @@ from typing import Literal, get_args
 from torch import Tensor, nn
 
 from calibration.embedding import Batch
-from calibration.finetuning import Trained, train
+from calibration.finetune_loop import Trained, train
 from calibration.progress import Progress
 from calibration.step import Fitted, Stage
 from crossbar import analog_layers
@@ -31,7 +31,7 @@ class Finetune:
     that return vectors the mean squared error as a part of the teacher's mean square. No labels are needed. Gradients
     go straight through converters and cells. AdamW with gradients clipped at norm 1; the rate rises over the first
     tenth of the steps and falls to 0 in a line. Every draw is keyed by the step, so the same options give the same
-    curve, in one process or several (`calibration.finetuning`), stopped and resumed or not.
+    curve, in one process or several (`calibration.finetune_loop`), stopped and resumed or not.
 
     Attributes:
         train: ``adapters``: a digital low-rank adapter beside each layer, at each age of a chip (it starts from the one

@@ -9,7 +9,7 @@ import pytest
 import torch
 from torch import nn
 
-import calibration.finetuning as finetuning
+import calibration.finetune_loop as finetuning
 from calibration import Finetune, Recipe, calibrate, load_bundle
 from calibration.distillation import distance
 from calibration.finetune import losses
