@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention.controller import Controller
 from attention.gating import gate, require_rows
+from attention.inputs import require_tensors
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_counts import book_reads, book_writes
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
@@ -28,7 +29,6 @@ from crossbar.hardware import Hardware
 from crossbar.streams import seed as derived_seed
 
 Impl = Literal["auto", "blocks", "flex", "reference"]
-_DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 @overload
@@ -130,7 +130,7 @@ def gated_attention(
         InputError: for shapes, dtypes, devices or options that do not fit together, and for a causal pattern that
             depends on the length of the sequence where ``offset`` is not 0.
     """
-    _validate_tensors(q, k, v, mask)
+    require_tensors(q, k, v, mask)
     _validate(pattern, scale, dropout, offset, hardware, controller, seconds, seed, impl)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
     pattern.require_decodable(offset)
@@ -331,32 +331,6 @@ def _allowed(pattern: Pattern, q: Tensor, k: Tensor, offset: int) -> Tensor:
             for b in range(pattern.n_sequences or 1)
         ]
     )
-
-
-def _validate_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
-    if not q.dim() == k.dim() == v.dim() == 4:
-        raise InputError(f"attention cannot take {shapes}: give four dimensions [B, H, N, D] each")
-    if 0 in (*q.shape, *k.shape):
-        raise InputError(f"attention cannot take {shapes}: give at least one sequence, head, token and dimension")
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise InputError(f"attention cannot take {shapes}: give one B and D to all, and k and v the same shape")
-    if q.shape[1] % k.shape[1]:
-        raise InputError(f"attention cannot take {shapes}: give q a whole multiple of the heads of k and v")
-    if not (q.dtype == k.dtype == v.dtype and q.dtype in _DTYPES):
-        raise InputError(
-            f"attention cannot take q {q.dtype}, k {k.dtype}, v {v.dtype}: "
-            f"give all one of {', '.join(str(d).removeprefix('torch.') for d in _DTYPES)}"
-        )
-    if not q.device == k.device == v.device:
-        raise InputError(f"attention cannot take q on {q.device}, k on {k.device}, v on {v.device}: put all on one")
-    if mask is not None and (mask.dtype != torch.bool or mask.shape != (k.shape[0], k.shape[2])):
-        raise InputError(
-            f"padding mask {mask.dtype} {list(mask.shape)} does not fit: "
-            f"give bool [{k.shape[0]}, {k.shape[2]}] ([B, N_keys]), True for a real key"
-        )
-    if mask is not None and mask.device != q.device:
-        raise InputError(f"padding mask is on {mask.device} and q on {q.device}: put both on one device")
 
 
 def _validate(
