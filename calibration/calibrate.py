@@ -13,9 +13,9 @@ from torch import nn
 from attention import Memory, Pattern
 from calibration import fingerprint, populations
 from calibration import recipe as recipes
-from calibration.bundle_files import require_new
-from calibration.bundle_writer import require_no_memory
-from calibration.deployment import Deployment, FittedStep
+from calibration.bundles.deployment import Deployment, FittedStep
+from calibration.bundles.files import require_new
+from calibration.bundles.writer import require_no_memory
 from calibration.emulate import score_uncalibrated
 from calibration.experiment import TIMES, Experiment, parse_times, require_chips
 from calibration.journal import Journal
@@ -25,7 +25,7 @@ from calibration.populations import Shared
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.results import Calibration
-from calibration.step import Stage, uncalibrate
+from calibration.steps.protocol import Stage, uncalibrate
 from calibration.tasks import Task
 from crossbar import Hardware, InputError, age, to_seconds
 

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any, NoReturn
 
 from jsonargparse import ArgumentParser, Namespace
 
-from calibration import energy_command
+from calibration.energy import command as energy_command
 from calibration.studies import commands as study_commands
 from crossbar import InputError
 from crossbar.files import write_whole
@@ -56,7 +56,7 @@ def _emulate(options: Namespace) -> int:
 
 
 def _calibrate(options: Namespace) -> int:
-    from calibration import bundle_files
+    from calibration.bundles.files import require_new
     from calibration.calibrate import calibrate
 
     names = ("recipe", "wait", "staircase", "population")
@@ -64,7 +64,7 @@ def _calibrate(options: Namespace) -> int:
     bundle = options.out is not None and Path(options.out).suffix != ".json"
     if bundle:
         extra |= {"out": options.out, "notify": lambda told: print(f"ohmformer: {told}", file=sys.stderr)}
-        bundle_files.require_new(Path(options.out))
+        require_new(Path(options.out))
         options.out = None  # what _run would write the JSON to
     try:
         return _run(
@@ -78,7 +78,7 @@ def _calibrate(options: Namespace) -> int:
 def _energy(options: Namespace) -> int:
     from rich.console import Console
 
-    from calibration import energy_command, energy_plots
+    from calibration.energy import plots as energy_plots
 
     _require_writable(options.out)
     pictures = ((options.plot, energy_plots.breakdown), (options.pareto, energy_plots.pareto))
@@ -125,34 +125,35 @@ def _inspect(options: Namespace) -> int:
 def _inspect_bundle(options: Namespace) -> int:
     from rich.console import Console
 
-    from calibration import bundle_inspection, console
+    from calibration import console
+    from calibration.bundles import inspection
 
-    values = bundle_inspection.inspect_bundle(options.bundle)
+    values = inspection.inspect_bundle(options.bundle)
     if options.json:
         print(json.dumps(values, indent=2))
     else:
-        Console().print(console.bundle_table(bundle_inspection.rows(values)))
+        Console().print(console.bundle_table(inspection.rows(values)))
     return 0
 
 
 def _refit(options: Namespace) -> int:
-    from calibration import bundle_files
-    from calibration.bundle import load_bundle
+    from calibration.bundles.bundle import load_bundle
+    from calibration.bundles.files import require_new
 
-    bundle_files.require_new(Path(options.out))
+    require_new(Path(options.out))
     load_bundle(options.bundle).refit(options.time).save(options.out)
     return 0
 
 
 def _export(options: Namespace) -> int:
-    from calibration import bundle_files
-    from calibration.bundle import load_bundle
+    from calibration.bundles.bundle import load_bundle
+    from calibration.bundles.files import require_new
     from calibration.studies.results import Study
 
     if Path(options.source).is_file():
         Study(options.source).export(options.out)
         return 0
-    bundle_files.require_new(Path(options.out))
+    require_new(Path(options.out))
     for missed in load_bundle(options.source).export(options.out, options.weights):
         print(f"not exported: {missed}")
     return 0

@@ -12,9 +12,9 @@ from pathlib import Path
 
 import torch
 
-from calibration.cache import cache_folder
-from calibration.packages import DEMO
-from calibration.smollm2 import INSTALL
+from calibration.models.cache import cache_folder
+from calibration.models.packages import DEMO
+from calibration.models.smollm2 import INSTALL
 from crossbar.errors import InputError
 
 # Pairs that were seen to work, by Python's minor version: (aihwkit, torch, torchvision).

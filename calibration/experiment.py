@@ -17,7 +17,7 @@ from calibration.journal import Counts, Fit, Journal, Scored
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Measurement
-from calibration.step import Fitted, LongStep, Step
+from calibration.steps.protocol import Fitted, LongStep, Step
 from calibration.tasks import Task
 from crossbar import (
     ConversionReport,

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from attention.hf import attached_pattern
-from calibration.outputs import device_of
+from calibration.models.outputs import device_of
 from crossbar.chip import bypassed
 from crossbar.digital import digital_weight, is_linear
 from crossbar.errors import InputError

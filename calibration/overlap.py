@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from calibration.embedding import Batch
+from calibration.models.embedding import Batch
 from crossbar.errors import InputError
 
 if TYPE_CHECKING:

@@ -6,7 +6,7 @@ from functools import partial
 
 from calibration.experiment import Experiment
 from calibration.recipe import Recipe
-from calibration.step import Fitted, PopulationStep, Stage, uncalibrate
+from calibration.steps.protocol import Fitted, PopulationStep, Stage, uncalibrate
 from crossbar import InputError, age
 from crossbar.errors import require_whole
 

@@ -9,16 +9,16 @@ from pathlib import Path
 from types import UnionType
 from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
-from calibration.adc_ranges import AdcRanges
-from calibration.affine import AffineCorrection
-from calibration.compensation import DriftCompensation
-from calibration.finetune import Finetune
-from calibration.lowrank import LowRankAdapter
-from calibration.norm_recalibration import NormRecalibration
-from calibration.protection import TokenProtection
-from calibration.ranges import InputRanges
-from calibration.reprogram import ReprogramWorst
-from calibration.step import Stage, Step
+from calibration.steps.adc_ranges import AdcRanges
+from calibration.steps.affine import AffineCorrection
+from calibration.steps.compensation import DriftCompensation
+from calibration.steps.finetune import Finetune
+from calibration.steps.lowrank import LowRankAdapter
+from calibration.steps.norm_recalibration import NormRecalibration
+from calibration.steps.protection import TokenProtection
+from calibration.steps.protocol import Stage, Step
+from calibration.steps.ranges import InputRanges
+from calibration.steps.reprogram import ReprogramWorst
 from crossbar.errors import InputError
 
 _KINDS = (

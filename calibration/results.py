@@ -14,7 +14,7 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from calibration.deployment import Deployment
+    from calibration.bundles.deployment import Deployment
     from calibration.staircase import Stair
 
 
@@ -174,7 +174,7 @@ class Calibration(Emulation):
             InputError: for a folder that exists already or cannot be written, and a chip or a time that was not
                 calibrated.
         """
-        from calibration.bundle_writer import save_bundle
+        from calibration.bundles.writer import save_bundle
 
         save_bundle(self, Path(path), chip, self.deployment.last_time() if fitted is None else to_seconds(fitted))
 

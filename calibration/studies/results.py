@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.recipe import step_from_dict
-from calibration.step import Stage
+from calibration.steps.protocol import Stage
 from calibration.studies.store import Progressed, Store
 from crossbar import InputError, format_seconds
 

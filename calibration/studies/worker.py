@@ -17,7 +17,7 @@ from calibration.experiment import Experiment
 from calibration.models import Loaded
 from calibration.overlap import require_disjoint
 from calibration.recipe import Recipe
-from calibration.step import Stage, Step, uncalibrate
+from calibration.steps.protocol import Stage, Step, uncalibrate
 from crossbar import Hardware, Ledger, age, reset_reads
 
 Scores = dict[str, dict[str, float]]

@@ -5,9 +5,9 @@ from __future__ import annotations
 import inspect
 from typing import TYPE_CHECKING, Any, Protocol
 
-from calibration.embedding import Batch
 from calibration.models import Loaded, load_model
-from calibration.outputs import Output
+from calibration.models.embedding import Batch
+from calibration.models.outputs import Output
 from calibration.tasks.code_search import CodeSearch
 from calibration.tasks.lee import Lee
 from calibration.tasks.perplexity import Perplexity

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from calibration.embedding import Batch, embed, tokenise
-from calibration.outputs import Output
+from calibration.models.embedding import Batch, embed, tokenise
+from calibration.models.outputs import Output
 from calibration.overlap import all_marks, marks
 from calibration.tasks import scores
 from calibration.tasks.protocol import Split

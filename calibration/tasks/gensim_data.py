@@ -2,7 +2,7 @@
 
 from pathlib import Path
 
-from calibration.packages import package_folder
+from calibration.models.packages import package_folder
 from crossbar.errors import InputError
 
 

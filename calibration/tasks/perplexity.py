@@ -9,9 +9,9 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from calibration.embedding import Batch, evaluating
 from calibration.metrics import exponential
-from calibration.outputs import Output, device_of, next_token_scores
+from calibration.models.embedding import Batch, evaluating
+from calibration.models.outputs import Output, device_of, next_token_scores
 from calibration.tasks.protocol import Split
 from calibration.tasks.wikipedia import articles, plain
 from crossbar.errors import InputError
@@ -72,7 +72,7 @@ class Perplexity:
         }
 
     def batches(self, split: Split) -> Iterable[Batch]:
-        """Windows of the articles to calibrate on, one at a time (`calibration.observe.Instants`), or to score."""
+        """Windows of the articles, to calibrate on one at a time (`calibration.steps.observe.Instants`) or to score."""
         windows = self._windows[split]
         size = 1 if split == "calibration" else max(1, _BATCH // windows.shape[1])
         return [{"input_ids": part} for part in windows.split(size)]

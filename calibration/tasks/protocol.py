@@ -5,7 +5,7 @@ from typing import Literal, Protocol
 
 from torch import nn
 
-from calibration.embedding import Batch
+from calibration.models.embedding import Batch
 
 Split = Literal["calibration", "evaluation"]
 

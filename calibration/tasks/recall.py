@@ -10,8 +10,8 @@ import torch
 from torch import Tensor, nn
 
 from attention import Pattern
-from calibration.embedding import Batch
-from calibration.outputs import Output, device_of, next_token_scores
+from calibration.models.embedding import Batch
+from calibration.models.outputs import Output, device_of, next_token_scores
 from calibration.tasks.protocol import Split
 from crossbar.errors import InputError, require_whole
 from crossbar.streams import Key, uniform

@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, ClassVar
 import torch
 from torch import nn
 
-from calibration.embedding import Batch, embed, tokenise
-from calibration.outputs import Output
+from calibration.models.embedding import Batch, embed, tokenise
+from calibration.models.outputs import Output
 from calibration.tasks.gensim_data import read_lines
 from calibration.tasks.protocol import Split
 from calibration.tasks.scores import correlation

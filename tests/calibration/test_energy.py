@@ -7,8 +7,8 @@ import torch
 
 from attention import Memory, parse
 from calibration.energy import DECODE, PREFILL, default_book, energy
-from calibration.energy_command import tables
-from calibration.energy_plots import breakdown, pareto
+from calibration.energy.command import tables
+from calibration.energy.plots import breakdown, pareto
 from crossbar import InputError, PriceBook, presets
 from crossbar.prices import DEFAULT
 from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS
@@ -154,10 +154,10 @@ def test_writes_have_the_price_of_the_memory_s_cells():
 
 
 def test_the_command_writes_what_it_is_asked_for(capsys, tmp_path, monkeypatch):
-    from calibration import energy_command
+    from calibration.energy import command
 
     found = energy(language_model(), Words(), "ideal", ["dense"], recipe=None)
-    monkeypatch.setattr(energy_command, "study_of", lambda options: found)  # loading a model is tested elsewhere
+    monkeypatch.setattr(command, "study_of", lambda options: found)  # loading a model is tested elsewhere
     paths = {name: tmp_path / f"{name}.png" for name in ("plot", "pareto")}
     options = [f"--{name}={path}" for name, path in paths.items()]
     code, out, _ = run(capsys, "energy", *options, f"--out={tmp_path / 'energy.json'}")

@@ -11,7 +11,7 @@ import torch
 from safetensors.torch import load_file
 
 from calibration import DriftCompensation, InputRanges, Recipe, calibrate
-from tests.calibration.bundles import names
+from tests.calibration.bundles.copies import names
 from tests.calibration.command import SCRIPT
 
 PLAIN = Recipe("plain", (InputRanges(), DriftCompensation()))
@@ -102,13 +102,13 @@ def test_stopped_while_fitting(net, task, tmp_path, whole, monkeypatch):
 
 
 def test_stopped_while_the_bundle_is_written(net, task, tmp_path, whole, monkeypatch):
-    from calibration import bundle_writer
+    from calibration.bundles import writer
 
     def stop(*_):
         raise KeyboardInterrupt
 
     with monkeypatch.context() as patched:
-        patched.setattr(bundle_writer, "seal", stop)
+        patched.setattr(writer, "seal", stop)
         with pytest.raises(KeyboardInterrupt):
             calibrate(net, task, **OPTIONS, out=tmp_path / "bundle")
     assert not (tmp_path / "bundle").exists()

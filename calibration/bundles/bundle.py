@@ -1,0 +1,218 @@
+"""The deployment bundle: one calibrated chip as a folder, verified and read back to the same bits."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from glob import escape
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from torch import nn
+
+from attention import Pattern, attach, parse
+from calibration.bundles import model_folders, writer
+from calibration.bundles.files import Files
+from calibration.recipe import step_from_dict, step_to_dict
+from calibration.steps.compensation import DriftCompensation
+from crossbar import Hardware, InputError, age, analog_layers, convert, load_state, reset_reads, to_seconds
+
+if TYPE_CHECKING:
+    from transformers import PreTrainedTokenizerBase
+
+    from calibration.bundles.export import Weights
+
+
+@dataclass(frozen=True)
+class Bundle:
+    """A deployment bundle that is ready to run.
+
+    Attributes:
+        model: programmed, calibrated and aged as it was saved; scores and logits repeat bit for bit.
+        tokenizer: the model's own; None where it came without one.
+        hardware: the tiles.
+        pattern: who attends to whom; None: the model's own attention.
+        files: of the folder it was read from, verified.
+        description: what ``bundle.json`` says: model, task, chip, and when it was calibrated and read.
+    """
+
+    model: nn.Module
+    tokenizer: PreTrainedTokenizerBase | None
+    hardware: Hardware
+    pattern: Pattern | None
+    files: Files
+    description: Mapping[str, Any]
+
+    @property
+    def seconds(self) -> float:
+        """How old the chip is, in seconds since programming."""
+        return next(iter(analog_layers(self.model).values())).seconds
+
+    @property
+    def report(self) -> dict[str, Any]:
+        """What the calibration found, as `Calibration.to_dict` gave it."""
+        return self.files.json(writer.REPORT)
+
+    def refit(self, time: str | float, step: DriftCompensation | None = None) -> Bundle:
+        """Compensate drift anew at a later time, from read-outs of the chip alone, without data.
+
+        Args:
+            time: age of the chip since programming, such as ``"30d"``, at which the refit bundle then is. Score it
+                later: at one instant a fit knows a snapshot of the 1/f noise.
+            step: how; None: the recipe's own drift compensation, or the default one.
+
+        Returns:
+            The bundle at that age, with the gains in this one's ``model``.
+
+        Raises:
+            InputError: for a time before the chip's present age.
+        """
+        seconds = to_seconds(time)
+        if seconds < self.seconds:
+            raise InputError(
+                f"time {time!r} lies before the bundle's own age of {self.seconds:g} s: give that time or a later one"
+            )
+        step = self._own_step() if step is None else step
+        age(self.model, seconds)
+        step.apply(self.model, step.fit(self.model, []))
+        reset_reads(self.model)
+        done = [*self.description["refits"], {"seconds": seconds, "step": step_to_dict(step)}]
+        return replace(self, description={**self.description, "seconds": seconds, "refits": done})
+
+    def save(self, path: str | Path) -> None:
+        """Write the bundle with its model as it is now, to a folder that does not exist yet.
+
+        Raises:
+            InputError: for a folder that exists already or cannot be written.
+        """
+        writer.save_refitted(self.files, Path(path), self.model, {**self.description, "seconds": self.seconds})
+
+    def export(self, path: str | Path, weights: Weights = "effective") -> tuple[str, ...]:
+        """Write the model as a plain transformers folder, which knows nothing of tiles.
+
+        Args:
+            path: a folder that does not exist yet.
+            weights: ``effective``: those that the tiles stand for at this age, calibrated scales, gains, adapters and
+                norms folded in, so that the folder computes what the chip would with ideal converters and no noise of
+                reads. ``digital``: the original ones, as they were before conversion.
+
+        Returns:
+            What the folder cannot hold, a phrase each; ``ohmformer_export.json`` in the folder says the same.
+
+        Raises:
+            InputError: for a model of a class of one's own, and a folder that exists already or cannot be written.
+        """
+        from calibration.bundles.export import export_transformers
+
+        return export_transformers(self, Path(path), weights)
+
+    def to_aihwkit(self) -> tuple[nn.Module, tuple[str, ...]]:
+        """The model with every analog layer computed by aihwkit, and what that does not honour, a phrase each.
+
+        The tiles hold the cells of this age as numbers, with the same converters and output noise
+        (`crossbar.to_aihwkit`).
+        """
+        from crossbar.to_aihwkit import to_aihwkit
+
+        return to_aihwkit(self.model)
+
+    def _own_step(self) -> DriftCompensation:
+        """The last drift compensation of the recipe."""
+        steps = self.files.field(writer.RECIPE, "steps", list)
+        own = [step for step in steps if isinstance(step, dict) and step.get("step") == DriftCompensation.__name__]
+        step = step_from_dict(own[-1]) if own else DriftCompensation()
+        assert isinstance(step, DriftCompensation)
+        return step
+
+
+def load_bundle(
+    path: str | Path,
+    *,
+    model: nn.Module | None = None,
+    hardware: Hardware | None = None,
+    pattern: Pattern | None = None,
+) -> Bundle:
+    """Verify a bundle and make it run: the same chip at the same age, with the same read noise to come.
+
+    Every file is compared with the SHA-256 and size in the manifest before anything in it is used, and nothing is
+    unpickled.
+
+    Args:
+        path: what `Calibration.save` or ``ohmformer calibrate --out`` wrote.
+        model: for a bundle of a model class of your own: another one of that class, which takes the weights over.
+        hardware: for a device of your own, which the bundle can only describe: what it was calibrated on.
+        pattern: for a pattern made of tensors or functions, which has no text: the pattern itself.
+
+    Raises:
+        InputError: for a folder that is not a bundle or not whole, for one of another schema, and where ``model``,
+            ``hardware`` or ``pattern`` is needed or does not fit.
+    """
+    folder = Path(path)
+    files = Files.verified(folder)
+    for name in files.entries:
+        if name.endswith(".json"):
+            files.json(name)  # those of transformers too, which reads them less strictly
+    description = files.json(writer.DESCRIPTION)
+    layers = files.field(writer.DESCRIPTION, "layers", list, description)
+    if hardware is None:
+        hardware = _hardware(files)
+    if pattern is None and description.get("pattern") is not None:
+        pattern = _pattern(files, files.field(writer.DESCRIPTION, "pattern", str, description))
+    saved = files.field(writer.DESCRIPTION, "model", dict, description)
+    digital, tokenizer = model_folders.load(folder / writer.MODEL, saved, model)
+    if pattern is not None:
+        attach(digital, pattern)
+        _compare_routing(files, pattern)
+    report = convert(digital, hardware, include=[escape(str(name)) for name in layers])
+    if [layer.name for layer in report.analog] != layers:
+        files.refuse(writer.DESCRIPTION, "its layers are not those that would become analog")
+    if writer.RECALIBRATED in files.entries:
+        _take_over(files, digital)
+    load_state(digital, files.path(writer.STATE))
+    reset_reads(digital)
+    return Bundle(digital, tokenizer, hardware, pattern, files, description)
+
+
+def _hardware(files: Files) -> Hardware:
+    try:
+        return Hardware.from_dict(files.json(writer.HARDWARE))
+    except InputError as error:
+        raise InputError(
+            f"bundle {str(files.folder)!r}: its hardware cannot be made from {writer.HARDWARE} ({error}); for a device "
+            "of your own, give load_bundle(path, hardware=...)"
+        ) from None
+    except TypeError as error:
+        files.refuse(writer.HARDWARE, str(error))
+
+
+def _pattern(files: Files, text: str) -> Pattern:
+    try:
+        return parse(text)
+    except InputError as error:
+        raise InputError(
+            f"bundle {str(files.folder)!r}: its pattern cannot be made from text ({error}), then give "
+            "load_bundle(path, pattern=...)"
+        ) from None
+
+
+def _compare_routing(files: Files, pattern: Pattern) -> None:
+    """Refuse a pattern that opens other rows than the bundle's tables."""
+    if writer.ROUTING not in files.entries:
+        return
+    saved = files.tensors(writer.ROUTING)
+    tokens = max((len(table) - 1 for name, table in saved.items() if name.endswith("indptr")), default=0)
+    for causal in (False, True):
+        tables = writer.routing_tables(pattern, tokens, causal) if tokens and pattern.is_static else {}
+        if tables.keys() == saved.keys() and all(torch.equal(saved[name], tables[name]) for name in saved):
+            return
+    files.refuse(writer.ROUTING, f"the pattern {pattern} opens other rows")
+
+
+def _take_over(files: Files, model: nn.Module) -> None:
+    parts = writer.named_parts(model)
+    for name, tensor in files.tensors(writer.RECALIBRATED).items():
+        if name not in parts or parts[name].shape != tensor.shape or parts[name].dtype != tensor.dtype:
+            files.refuse(writer.RECALIBRATED, f"the model has no {name!r} of this kind")
+        with torch.no_grad():
+            parts[name].copy_(tensor)

@@ -1,0 +1,88 @@
+"""A bundle's model for other software: a plain transformers folder."""
+
+from __future__ import annotations
+
+import copy
+import shutil
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, Literal, get_args
+
+import torch
+from torch import Tensor, nn
+
+from attention import detach
+from calibration.bundles import model_folders, writer
+from calibration.bundles.files import digest, new_folder, write_json
+from crossbar import AnalogLinear, InputError, analog_layers
+from crossbar.digital import raw_weight
+
+if TYPE_CHECKING:
+    from calibration.bundles.bundle import Bundle
+
+Weights = Literal["effective", "digital"]
+NOTE = "ohmformer_export.json"
+
+
+def export_transformers(bundle: Bundle, path: Path, weights: Weights = "effective") -> tuple[str, ...]:
+    """Write a folder that ``from_pretrained`` reads, and say what it cannot hold: see `Bundle.export`."""
+    if weights not in get_args(Weights):
+        raise InputError(f"weights {weights!r} are not known: choose {' or '.join(get_args(Weights))}")
+    if bundle.description["model"]["class"] is None:
+        raise InputError("the bundle holds a model of a class of your own, which transformers does not read")
+    missed = []
+    if bundle.pattern is not None:
+        missed.append(f"the attention pattern {bundle.pattern} (the folder has the model's own attention)")
+    with new_folder(path) as folder:
+        if weights == "digital":
+            _copy_digital(bundle, folder)
+        else:
+            model, lost = effective(bundle.model)
+            missed += lost
+            model_folders.save(model, bundle.tokenizer, folder / writer.MODEL)
+            for file in (folder / writer.MODEL).iterdir():
+                file.rename(folder / file.name)
+            (folder / writer.MODEL).rmdir()
+        told = {
+            "weights": weights,
+            "chip": bundle.description["chip"],
+            "seconds": bundle.seconds,
+            "not exported": missed,
+        }
+        write_json(folder / NOTE, told)
+    return tuple(missed)
+
+
+def effective(model: nn.Module) -> tuple[nn.Module, list[str]]:
+    """A digital copy of a converted model with the weights that its tiles stand for now, and what it cannot hold."""
+    layers = analog_layers(model)
+    replaced: dict[int, Any] = {id(layer): _digital(layer) for layer in layers.values()}
+    plain: nn.Module = copy.deepcopy(model, replaced)
+    detach(plain)
+    lost = [name for name, layer in layers.items() if layer.output_offset is not None and not _has_bias(layer)]
+    missed = [f"the output offsets of {len(lost)} layers without a bias, the first is {lost[0]}"] if lost else []
+    return plain, ["converters, and the noise of reads", *missed]
+
+
+@torch.no_grad()
+def _digital(layer: AnalogLinear) -> nn.Module:
+    linear = copy.deepcopy(layer.digital)
+    raw_weight(linear).copy_(layer.effective_weight())
+    if _has_bias(layer) and layer.output_offset is not None:
+        bias = linear.bias
+        assert isinstance(bias, Tensor)
+        bias.add_(layer.output_offset)
+    return linear
+
+
+def _has_bias(layer: AnalogLinear) -> bool:
+    return isinstance(layer.digital.bias, Tensor)
+
+
+def _copy_digital(bundle: Bundle, folder: Path) -> None:
+    prefix = f"{writer.MODEL}/"
+    for name, entry in bundle.files.entries.items():
+        if name.startswith(prefix):
+            place = folder / name.removeprefix(prefix)
+            shutil.copyfile(bundle.files.folder / name, place)
+            if digest(place) != entry.sha256:
+                raise InputError(f"bundle {str(bundle.files.folder)!r}: file {name!r} changed since it was loaded")

@@ -1,0 +1,142 @@
+"""A calibrated chip to a bundle, the folder that deployment takes."""
+
+from __future__ import annotations
+
+import shutil
+from importlib import metadata
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import save_file
+from torch import Tensor, nn
+
+from attention import Pattern
+from calibration.bundles import model_folders
+from calibration.bundles.files import Files, new_folder, seal, write_json
+from crossbar import AnalogLinear, InputError, analog_layers, save_state
+
+if TYPE_CHECKING:
+    from calibration.experiment import Experiment
+    from calibration.results import Calibration
+
+DESCRIPTION, HARDWARE, RECIPE, REPORT = "bundle.json", "hardware.json", "recipe.json", "report.json"
+MODEL, TILES = "model", "tiles"
+STATE, RECALIBRATED, ROUTING = "state.safetensors", "recalibrated.safetensors", "routing.safetensors"
+_VERSIONS = ("ohmformer", "torch", "transformers", "aihwkit")
+
+
+def save_bundle(result: Calibration, path: Path, chip: int, fitted: float) -> None:
+    """Write chip ``chip`` as it was scored after being calibrated ``fitted`` seconds after programming.
+
+    Raises:
+        InputError: as `Calibration.save`.
+    """
+    require_no_memory(result.setup["memory"])
+    deployment = result.deployment
+    experiment, steps = deployment.experiment, result.setup["recipe"]["steps"]
+    deployment.restore(chip, fitted)
+    with new_folder(path) as folder:
+        saved = model_folders.save(experiment.digital, experiment.tokenizer, folder / MODEL)
+        (folder / TILES).mkdir()
+        for name, layer in analog_layers(experiment.analog).items():
+            g_plus, g_minus = layer.target_conductances()
+            save_file({"G_plus": g_plus.contiguous(), "G_minus": g_minus.contiguous()}, folder / tile_file(name))
+        save_state(experiment.analog, folder / STATE)
+        changed = _changed(experiment)
+        if changed:
+            save_file(changed, folder / RECALIBRATED)
+        tables = routing(experiment)
+        if tables:
+            save_file(tables, folder / ROUTING)
+        write_json(folder / HARDWARE, experiment.hardware.to_dict())
+        write_json(folder / RECIPE, {"name": result.setup["recipe"]["name"], "steps": steps})
+        write_json(folder / REPORT, result.to_dict())
+        description = {
+            "model": {"name": result.setup["model"], "fingerprint": result.setup["model_fingerprint"], **saved},
+            "task": result.setup["task"],
+            "pattern": result.setup["pattern"],
+            "layers": [layer.name for layer in experiment.conversion.analog],
+            "chip": chip,
+            "fitted": fitted,
+            "seconds": fitted + deployment.wait,
+            "refits": [],
+            "versions": {name: metadata.version(name) for name in _VERSIONS},
+        }
+        write_json(folder / DESCRIPTION, description)
+        seal(folder)
+
+
+def require_no_memory(memory: object) -> None:
+    """Refuse to bundle a model with keys and values in analog memory."""
+    if memory is not None:
+        raise InputError(
+            "a bundle holds no analog memory for keys and values: save a calibration without one, and attach the "
+            "memory to the model that load_bundle gives"
+        )
+
+
+def save_refitted(files: Files, path: Path, model: nn.Module, description: dict[str, Any]) -> None:
+    """Write a bundle like another one, with the state that its model is in now.
+
+    Raises:
+        InputError: as `Calibration.save`, and for a file of the other bundle that was changed since it was loaded.
+    """
+    with new_folder(path) as folder:
+        for name in files.entries:
+            (folder / name).parent.mkdir(parents=True, exist_ok=True)
+            if name not in (STATE, DESCRIPTION):
+                shutil.copyfile(files.folder / name, folder / name)
+        save_state(model, folder / STATE)
+        write_json(folder / DESCRIPTION, description)
+        for name, entry in seal(folder).entries.items():
+            if name not in (STATE, DESCRIPTION) and entry != files.entries[name]:
+                raise InputError(f"bundle {str(files.folder)!r}: file {name!r} changed since it was loaded: load again")
+
+
+def tile_file(layer: str) -> str:
+    """The file with a layer's target conductances."""
+    return f"{TILES}/{layer}.safetensors"
+
+
+def routing(experiment: Experiment) -> dict[str, Tensor]:
+    """Who attends to whom, as compressed rows for the longest sequence of the task; none where data decide it."""
+    pattern = experiment.pattern
+    if pattern is None or not pattern.is_static:
+        return {}
+    lengths = [batch["input_ids"].shape[-1] for batch in experiment.task.batches("evaluation") if "input_ids" in batch]
+    return routing_tables(pattern, max(lengths), _is_causal(experiment.digital)) if lengths else {}
+
+
+def routing_tables(pattern: Pattern, tokens: int, causal: bool) -> dict[str, Tensor]:
+    """Compressed rows (`attention.CSR`) of a static pattern, a table for each head that it tells apart."""
+    whole = (pattern.causal() if causal else pattern).at(tokens)
+    tables = {}
+    for head in range(whole.n_heads or 1):
+        rows = whole.head(head).rows(tokens)
+        tables[f"head.{head}.indptr"], tables[f"head.{head}.indices"] = rows.indptr, rows.indices.to(torch.int32)
+    return tables
+
+
+def _is_causal(model: nn.Module) -> bool:
+    return any(vars(module).get("is_causal", False) for module in model.modules())
+
+
+def named_parts(model: nn.Module) -> dict[str, Tensor]:
+    """Parameters and buffers by the names that they have in the digital model."""
+    inside = {f"{name}.digital.": f"{name}." for name, m in model.named_modules() if isinstance(m, AnalogLinear)}
+    parts = {}
+    for name, tensor in model.state_dict().items():
+        owner, _, last = name.rpartition(".")
+        parts[inside.get(f"{owner}.", f"{owner}." if owner else "") + last] = tensor
+    return parts
+
+
+def _changed(experiment: Experiment) -> dict[str, Tensor]:
+    """What recalibration made of parameters that stay digital, such as gains of norms."""
+    digital, analog = named_parts(experiment.digital), named_parts(experiment.analog)
+    return {
+        name: tensor.detach().clone().contiguous()
+        for name, tensor in analog.items()
+        if name in digital and not torch.equal(tensor, digital[name])
+    }

@@ -1,0 +1,5 @@
+"""Where the picojoules go: the study, its command and its pictures."""
+
+from calibration.energy.study import DECODE, PREFILL, Arm, EnergyStudy, Work, default_book, energy
+
+__all__ = ["DECODE", "PREFILL", "Arm", "EnergyStudy", "Work", "default_book", "energy"]

@@ -1,0 +1,323 @@
+"""Where the picojoules go: what a model takes on analog hardware under several patterns, beside its accuracy."""
+
+from __future__ import annotations
+
+import copy
+import inspect
+from collections.abc import Sequence
+from dataclasses import dataclass, field
+from pathlib import Path
+from typing import Any, cast
+
+import torch
+from torch import Tensor, nn
+
+from attention import Memory, Pattern, attach, parse, renew_memory
+from attention.hf import memory_of
+from calibration import models, tasks
+from calibration import recipe as recipes
+from calibration.experiment import as_memory
+from calibration.models import Loaded
+from calibration.models.outputs import device_of, is_generative
+from calibration.progress import Progress
+from calibration.recipe import Recipe
+from calibration.steps.protocol import Stage
+from calibration.tasks import Task
+from crossbar import (
+    Baseline,
+    EnergyReport,
+    Hardware,
+    InputError,
+    Ledger,
+    PriceBook,
+    analog_layers,
+    bypassed,
+    convert,
+    digital_baselines,
+    presets,
+    price,
+    program,
+    reset_reads,
+    to_seconds,
+)
+from crossbar import age as set_age
+from crossbar.digital import is_linear, raw_weight
+from crossbar.prices import DEFAULT
+
+PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
+
+PREFILL, DECODE = "prefill", "decode"
+
+
+@dataclass(frozen=True)
+class Work:
+    """What was counted in one phase under one pattern.
+
+    Attributes:
+        phase: ``prefill``, whole sequences at once, or ``decode``, one token after a whole sequence.
+        tokens: that the counts are of.
+        ledger: counts.
+        macs: multiply-adds of linear layers and attended pairs, wherever they are computed.
+        numbers: weights, keys and values that a digital machine would read for them.
+    """
+
+    phase: str
+    tokens: int
+    ledger: Ledger
+    macs: int
+    numbers: int
+
+    def baselines(self) -> list[Baseline]:
+        """The same work on digital machines, at the same batch and context."""
+        return digital_baselines(macs=self.macs, numbers=self.numbers)
+
+
+@dataclass(frozen=True)
+class Arm:
+    """One pattern: its accuracy in digital and on one analog chip, and its work.
+
+    ``rows``: token rows of each head in analog memory, after as many tokens each is written again; None: no such
+    memory, or one that is written anew with each call.
+    """
+
+    pattern: str
+    digital: float
+    analog: float
+    work: tuple[Work, ...]
+    rows: int | None = None
+
+
+@dataclass(frozen=True)
+class EnergyStudy:
+    """Energy of a model under several patterns, by a price book.
+
+    Attributes:
+        setup: model, task, hardware, chip, as plain values.
+        metric: what ``digital`` and ``analog`` of an arm are.
+        arms: a pattern each.
+        book: prices.
+        linear: names of the analog layers.
+        uncounted: digital layers whose work is not counted, by name: their kind.
+    """
+
+    setup: dict[str, Any]
+    metric: str
+    arms: tuple[Arm, ...]
+    book: PriceBook
+    linear: frozenset[str]
+    uncounted: dict[str, str] = field(default_factory=dict)
+
+    def report(self, arm: Arm, work: Work) -> EnergyReport:
+        """The priced counts of one phase."""
+        return price(work.ledger, self.book, tokens=work.tokens)
+
+    def part_of(self, layer: str, work: Work) -> str:
+        """``linear``, ``attention`` or ``digital``: what kind of work a layer is."""
+        if layer in self.linear:
+            return "linear"
+        return "attention" if any(c.name == "attended_pairs" for c in work.ledger.by_layer[layer]) else "digital"
+
+    def by_part(self, arm: Arm, work: Work) -> dict[tuple[str, str], float]:
+        """Picojoules a token by (part, component), of components that take any."""
+        found: dict[tuple[str, str], float] = {}
+        for line in self.report(arm, work).lines:
+            key = (self.part_of(line.layer, work), line.component)
+            found[key] = found.get(key, 0.0) + line.pj / work.tokens
+        return found
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values; energies in pJ."""
+        rows = []
+        for arm in self.arms:
+            for work in arm.work:
+                report = self.report(arm, work)
+                parts = {f"{part}: {name}": pj for (part, name), pj in self.by_part(arm, work).items()}
+                values = report.to_dict()
+                del values["by_layer"]
+                rows.append(
+                    {
+                        "pattern": arm.pattern,
+                        "phase": work.phase,
+                        f"digital {self.metric}": arm.digital,
+                        f"analog {self.metric}": arm.analog,
+                        "memory_rows": arm.rows,
+                        **values,
+                        "pj_per_token_by_part": parts,
+                        "counts": work.ledger.totals(),
+                        "macs": work.macs,
+                        "baselines": [row._asdict() for row in work.baselines()],
+                    }
+                )
+        return {"setup": self.setup, "rows": rows, "uncounted": self.uncounted}
+
+
+def energy(
+    model: str | Path | nn.Module | Loaded = "smollm2",
+    task: str | Task = "perplexity",
+    hardware: str | Hardware = "pcm",
+    patterns: Sequence[str | Pattern] = PATTERNS,
+    *,
+    memory: str | Hardware | Memory | None = None,
+    recipe: str | Recipe | None = "fast",
+    age: str | float = "1h",
+    book: str | PriceBook | None = None,
+    chip: int = 0,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    progress: Progress | None = None,
+) -> EnergyStudy:
+    """Score a model under each pattern on one analog chip, and price everything that is counted meanwhile.
+
+    Linear layers are on tiles. Keys and values are counted as rows of analog tiles of 256 x 256 and computed in
+    digital, unless ``memory`` has them: then they are written and read there, and their writes are counted too. Norms,
+    activation functions, embeddings, softmax and layers that stay digital are counted in any case. A language model
+    also decodes one token after the first sequence of the task.
+
+    Args:
+        model: a name, a folder, a `Loaded`, or a module (with a task that is not a name).
+        task: scored whole under each pattern.
+        hardware: of the linear layers; a preset's name, a YAML file, or a description.
+        patterns: who attends to whom, texts or patterns.
+        memory: of the analog model's keys and values: a preset's name, a YAML file, hardware or an `attention.Memory`.
+        recipe: calibration of the chip, fitted at ``age`` with the first pattern; None: none.
+        age: of the chip when it is calibrated and scored.
+        book: prices: see `crossbar.PriceBook.get`; None: `default_book` of the memory.
+        chip: seed of the chip.
+        include, exclude: layers to convert, as for `crossbar.convert`.
+        progress: called before each scoring.
+
+    Raises:
+        InputError: for unknown names and what `crossbar.convert` and `attention.attach` refuse.
+    """
+    hardware = presets.get(hardware) if isinstance(hardware, str) else hardware
+    recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
+    memory = as_memory(memory)
+    book = default_book(memory) if book is None else book
+    book = PriceBook.get(book) if isinstance(book, str) else book
+    chosen = [parse(pattern) if isinstance(pattern, str) else pattern for pattern in patterns]
+    if not chosen:
+        raise InputError("no pattern to price: give one or more")
+    loaded = models.load_model(model, progress) if isinstance(model, str | Path) else model
+    network = loaded.model if isinstance(loaded, Loaded) else loaded
+    if isinstance(task, str):
+        if not isinstance(loaded, Loaded):
+            raise InputError(f"task {task!r} needs a tokenizer: give a task of your own with a bare module")
+        tasks.require(task, loaded)
+        task = tasks.get(task, loaded.tokenizer)
+    analog = copy.deepcopy(network).eval()
+    attach(analog, chosen[0], memory)
+    renew_memory(analog, chip)
+    conversion = convert(analog, hardware, include, exclude)
+    _make_chip(analog, task, recipe, chip, to_seconds(age))
+    arms: list[Arm] = []
+    uncounted: dict[str, str] = {}
+    for k, pattern in enumerate(chosen):
+        for place, name in enumerate(("digital", "analog", "decoding")):
+            if progress is not None:
+                progress(3 * k + place, 3 * len(chosen), f"{name}, {pattern}")
+            if name == "digital":
+                attach(analog, pattern)
+                with bypassed(analog):
+                    digital = task.metrics(analog)[task.primary]
+            elif name == "analog":
+                attach(analog, pattern, memory)
+                renew_memory(analog, chip)
+                reset_reads(analog)
+                held = memory_of(analog)
+                rows = None if held is None else held.capacity
+                with Ledger(analog) as ledger:
+                    scored = task.metrics(analog)[task.primary]
+                uncounted |= ledger.uncounted
+                work = [_prefill(analog, task, ledger)]
+            elif is_generative(analog):
+                work.append(_decode(analog, _first_sequence(task)))
+        arms.append(Arm(str(pattern), digital, scored, tuple(work), rows))
+    setup = {
+        "model": loaded.name if isinstance(loaded, Loaded) else type(network).__name__,
+        "task": task.name,
+        "hardware": hardware.to_dict(),
+        "memory": None if memory is None else memory.to_dict(),
+        "chip": chip,
+        "recipe": None if recipe is None else recipe.to_dict(),
+        "age": to_seconds(age),
+        "book": book.name,
+        "analog_parameters": conversion.analog_parameters,
+        "parameters": conversion.parameters,
+    }
+    return EnergyStudy(setup, task.primary, tuple(arms), book, frozenset(analog_layers(analog)), uncounted)
+
+
+def default_book(memory: Memory | None) -> str:
+    """The books of commands, with writes of the memory's kind of cell."""
+    kind = None if memory is None else memory.hardware.device.kind
+    if kind == "gain_cell":
+        return f"gain_cell + {DEFAULT}"
+    return DEFAULT.replace("nvsim_reram", "nvsim_pcm") if kind in ("pcm", "hermes") else DEFAULT
+
+
+def _make_chip(model: nn.Module, task: Task, recipe: Recipe | None, chip: int, seconds: float) -> None:
+    """Program, age and calibrate, each step of the recipe at its stage."""
+    batches = list(task.batches("calibration")) if recipe is not None else []
+    steps = recipe.steps if recipe is not None else ()
+
+    def fit(stage: Stage) -> None:
+        for step in steps:
+            if step.stage is stage:
+                step.apply(model, step.fit(model, batches))
+
+    fit(Stage.BEFORE_PROGRAMMING)
+    program(model, chip)
+    fit(Stage.PROGRAMMED)
+    set_age(model, seconds)
+    fit(Stage.IN_USE)
+
+
+def _prefill(model: nn.Module, task: Task, ledger: Ledger) -> Work:
+    sizes = [batch["input_ids"].shape for batch in task.batches("evaluation")]
+    tokens = sum(size.numel() for size in sizes)
+    weights, pairs = _linear_weights(model), ledger.totals().get("attended_pairs", 0)
+    macs = weights * tokens + 2 * _head_dim(model) * pairs
+    return Work(PREFILL, tokens, ledger, macs, len(sizes) * weights + _kv_numbers(model) * tokens)
+
+
+@torch.inference_mode()
+def _decode(model: nn.Module, ids: Tensor) -> Work:
+    """One token after ``ids`` [1, N]; what is before it comes from the digital layers, on which no count depends."""
+    known = inspect.signature(model.forward).parameters
+    keyword = "cache" if "cache" in known else "past_key_values"  # transformers renamed it in 5.24
+    ids = ids.to(device_of(model))
+    with bypassed(model):
+        past = model(input_ids=ids, use_cache=True)
+    cache = {keyword: past[keyword if keyword in past else "past_key_values"]}
+    with Ledger(model) as ledger:
+        model(input_ids=past.logits[:, -1:].argmax(-1), use_cache=True, **cache)
+    weights, pairs = _linear_weights(model), ledger.totals().get("attended_pairs", 0)
+    heads = _config(model).num_attention_heads * _config(model).num_hidden_layers
+    macs = weights + 2 * _head_dim(model) * pairs
+    return Work(DECODE, 1, ledger, macs, weights + _kv_numbers(model) * pairs // heads)
+
+
+def _first_sequence(task: Task) -> Tensor:
+    batch: Tensor = next(iter(task.batches("evaluation")))["input_ids"]
+    return batch[:1]
+
+
+def _linear_weights(model: nn.Module) -> int:
+    """Weights of every linear layer, each multiplied with every token."""
+    return sum(raw_weight(module).numel() for module in model.modules() if is_linear(module))
+
+
+def _kv_numbers(model: nn.Module) -> int:
+    """Keys and values of one token in all layers, numbers."""
+    config = _config(model)
+    kv_heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads  # encoders share none
+    return 2 * int(config.num_hidden_layers) * int(kv_heads) * _head_dim(model)
+
+
+def _head_dim(model: nn.Module) -> int:
+    config = _config(model)
+    return int(getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads)
+
+
+def _config(model: nn.Module) -> Any:
+    return cast(Any, model).config

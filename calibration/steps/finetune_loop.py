@@ -1,0 +1,326 @@
+"""The training loop of `calibration.Finetune`: distillation through tiles, resumable, in one process or several.
+
+Under ``torchrun`` each process of the default group takes its share of each step's batches, and DistributedDataParallel
+averages their gradients. A batch's noise is keyed by its place in the whole training, not by the process, so the loss
+curve is that of one process within rounding.
+"""
+
+from __future__ import annotations
+
+import json
+import time
+from collections.abc import Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
+from functools import partial
+from pathlib import Path
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+import torch.distributed as dist
+from safetensors import SafetensorError, safe_open
+from safetensors.torch import save_file
+from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
+
+from calibration.models.embedding import Batch
+from calibration.models.outputs import device_of, is_generative
+from calibration.progress import Progress
+from calibration.steps.distillation import distance
+from calibration.steps.observe import digital
+from crossbar import AnalogLinear, analog_layers, clip_weights, replayed_reads
+from crossbar.errors import InputError
+from crossbar.files import write_whole
+from crossbar.streams import normal, uniform
+
+if TYPE_CHECKING:
+    from calibration.steps.finetune import Finetune
+
+_READS = 2**20  # reads that a batch may take of a layer: where the next batch's draws start
+_KEEP = 60.0  # seconds between two states on disk
+_RANGES = ("input_range", "adc_range")
+
+
+class Trained(NamedTuple):
+    """What training found.
+
+    Attributes:
+        values: trained tensors by their names in the model.
+        losses: of each step, [steps] float64.
+    """
+
+    values: dict[str, Tensor]
+    losses: Tensor
+
+
+def train(
+    model: nn.Module, batches: list[Batch], options: Finetune, file: Path | None, progress: Progress | None
+) -> Trained:
+    """Train a converted model; it is left as it was.
+
+    Args:
+        model: converted, and for a chip's own adapters programmed and aged.
+        batches: keyword inputs of the model.
+        options: how.
+        file: where the state is kept every minute, and found again; None: nowhere.
+        progress: told of each step.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    if not batches:
+        raise InputError("Finetune got no batches: give calibration data")
+    if options.accumulate % world:
+        raise InputError(
+            f"Finetune accumulate = {options.accumulate} does not divide among {world} processes: give a multiple"
+        )
+    with _prepared(model, options) as parameters:
+        run = _Run(model, batches, options, parameters, rank, world)
+        if file is not None and file.is_file():
+            run.load(file)
+        began, first, kept = time.monotonic(), len(run.losses), time.monotonic()
+        for step in range(first, options.steps):
+            if progress is not None and rank == 0:
+                progress(step, options.steps, _described(run.losses, step - first, options.steps - step, began))
+            run.step(step)
+            if file is not None and rank == 0 and (time.monotonic() - kept > _KEEP or step + 1 == options.steps):
+                run.save(file)
+                kept = time.monotonic()
+        values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        return Trained(values, torch.tensor(run.losses, dtype=torch.float64))
+
+
+class _Run:
+    """A training: the optimizer, and the losses of the steps that were taken."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: list[Batch],
+        options: Finetune,
+        parameters: dict[str, nn.Parameter],
+        rank: int,
+        world: int,
+    ) -> None:
+        self._model, self._batches, self._options, self._parameters = model, batches, options, parameters
+        self._rank, self._world = rank, world
+        self._layers = analog_layers(model)
+        self._ages = {name: layer.seconds for name, layer in self._layers.items()}
+        self._device = device_of(model)
+        # The teacher's parameters, where training changes them.
+        self._teacher = {
+            name: parameter.detach().clone() for name, parameter in parameters.items() if options.train == "weights"
+        }
+        self._run: nn.Module = model
+        if world > 1:
+            self._run = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+        groups = [
+            {"params": [parameter], "part": float(parameter.detach().abs().mean()) if _is_range(name) else 1.0}
+            for name, parameter in parameters.items()
+        ]
+        self._optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.losses: list[float] = []
+
+    def step(self, step: int) -> None:
+        """One step of the optimizer."""
+        options, total = self._options, torch.zeros((), dtype=torch.float64)
+        self._visit(step)
+        own = range(self._rank, options.accumulate, self._world)
+        for place in own:
+            index = step * options.accumulate + place
+            inputs = {name: x.to(self._device) for name, x in self._batch(index).items()}
+            call = {**inputs, "use_cache": False} if is_generative(self._model) else inputs
+            with torch.no_grad(), digital(self._model):
+                wanted = torch.func.functional_call(self._model, self._teacher, kwargs=call)
+            for layer in self._layers.values():
+                layer.reads = index * _READS
+            with self._unsynchronised(last=place == own[-1]):
+                loss = distance(self._run(**call), wanted, inputs.get("attention_mask"))
+                (loss * (self._world / options.accumulate)).backward()
+            total += loss.detach().double().cpu()
+        if self._world > 1:
+            dist.all_reduce(total)
+        mean = float(total) / options.accumulate
+        if not torch.isfinite(total):
+            raise InputError(f"Finetune has a loss of {mean} at step {step}: give a lower rate")
+        self._move(step)
+        self.losses.append(mean)
+
+    def _move(self, step: int) -> None:
+        options = self._options
+        nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
+        warm = min(1.0, (step + 1) / max(1, options.steps // 10))
+        for group in self._optimizer.param_groups:
+            group["lr"] = options.rate * group["part"] * warm * (1 - step / options.steps)
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            for name, parameter in self._parameters.items():
+                if _is_range(name):
+                    parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
+        if options.train == "weights" and options.clip is not None:
+            clip_weights(self._model, options.clip)
+
+    def save(self, file: Path) -> None:
+        """Write parameters, optimizer and losses."""
+        tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for name, parameter in self._parameters.items():
+            state = self._optimizer.state[parameter]
+            tensors |= {f"{name}|value": parameter.detach().clone()}
+            tensors |= {f"{name}|{key}": state[key].clone() for key in ("exp_avg", "exp_avg_sq")}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        write_whole(file, lambda partial: save_file(tensors, partial, {"options": self._identity()}))
+
+    def load(self, file: Path) -> None:
+        """Go on from what `save` wrote."""
+        try:
+            with safe_open(file, framework="pt") as kept:
+                same = (kept.metadata() or {}).get("options") == self._identity()
+                tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - not a dict
+        except SafetensorError:
+            file.unlink()  # a power failure may leave an empty file
+            return
+        if not same:
+            raise InputError(f"{str(file)!r} holds another training: remove it, or give another file")
+        self.losses = tensors["losses"].tolist()
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(tensors[f"{name}|value"])
+            state = {key: tensors[f"{name}|{key}"].to(parameter) for key in ("exp_avg", "exp_avg_sq")}
+            self._optimizer.state[parameter] = {"step": torch.tensor(float(len(self.losses))), **state}
+
+    def _identity(self) -> str:
+        shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
+        sums = [[float(x.double().sum()) for x in batch.values()] for batch in self._batches]
+        return json.dumps([repr(self._options), shapes, sums, list(self._ages.values())])
+
+    def _batch(self, index: int) -> Batch:
+        """Each epoch meets all batches in an order of its own."""
+        epoch, place = divmod(index, len(self._batches))
+        order = uniform((len(self._batches),), (self._options.seed, "finetune order", epoch)).argsort()
+        return self._batches[int(order[place])]
+
+    def _visit(self, step: int) -> None:
+        """Go to the instant of a step: a chip's 1/f noise must not be learned from one snapshot."""
+        options = self._options
+        if options.chip == "any":
+            return
+        instant = step // max(1, options.steps // options.instants) % options.instants
+        for name, layer in self._layers.items():
+            seconds = max(self._ages[name] - instant * options.spacing, 0.0)
+            if layer.seed is not None and layer.seconds != seconds:
+                layer.age(seconds)
+
+    def _unsynchronised(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self._run, nn.parallel.DistributedDataParallel) and not last:
+            averaged_later: AbstractContextManager[Any] = self._run.no_sync()
+            return averaged_later
+        return nullcontext()
+
+
+@contextmanager
+def _prepared(model: nn.Module, options: Finetune) -> Iterator[dict[str, nn.Parameter]]:
+    """The parameters to train, by name; afterwards the model is as it was."""
+    layers = analog_layers(model)
+    modes = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    before = {name: _Before.of(layer) for name, layer in layers.items()}
+    original = {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters() if options.train == "weights"
+    }
+    try:
+        for module in modes:
+            module.training = False
+        for parameter in wanted:
+            parameter.requires_grad_(options.train == "weights")
+        for name, layer in layers.items():
+            layer.training = options.chip == "any"
+            if options.train == "weights":
+                layer.seconds = float(options.age)
+            else:
+                _add_adapter(layer, name, options)
+            if options.ranges:
+                layer.learn_ranges()
+            if layer.input_range is not None and options.train == "adapters":
+                layer.input_range.requires_grad_(False)  # it belongs to what was written, not to a chip's age
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        with _checkpointed(model) if options.checkpoint else nullcontext():
+            yield parameters
+    finally:
+        for name, value in original.items():
+            model.get_parameter(name).data.copy_(value)
+        for name, layer in layers.items():
+            before[name].put_back(layer)
+        for module, training in modes.items():
+            module.training = training
+        for parameter, grad in wanted.items():
+            parameter.requires_grad_(grad)
+            parameter.grad = None
+
+
+class _Before(NamedTuple):
+    """What of a layer training changes."""
+
+    input_range: Tensor | None
+    adc_range: Tensor | None
+    adapter_down: Tensor | None
+    adapter_up: Tensor | None
+    seconds: float
+    reads: int
+
+    @classmethod
+    def of(cls, layer: AnalogLinear) -> _Before:
+        found = layer.input_range, layer.adc_range, layer.adapter_down, layer.adapter_up
+        return cls(*found, layer.seconds, layer.reads)
+
+    def put_back(self, layer: AnalogLinear) -> None:
+        layer.fix_ranges()
+        for name in _RANGES:
+            setattr(layer, name, getattr(self, name))
+        layer.set_adapter(self.adapter_down, self.adapter_up)
+        if layer.seed is not None and layer.seconds != self.seconds:
+            layer.age(self.seconds)
+        layer.seconds, layer.reads = self.seconds, self.reads
+
+
+def _add_adapter(layer: AnalogLinear, name: str, options: Finetune) -> None:
+    down, up = layer.adapter_down, layer.adapter_up
+    if down is None or up is None:
+        rank = min(options.rank, layer.in_features, layer.out_features)
+        drawn = normal((layer.in_features, rank), (options.seed, name, "adapter"), layer.scales.device)
+        down = drawn.to(layer.scales.dtype) / layer.in_features**0.5
+        up = down.new_zeros(rank, layer.out_features)
+    layer.set_adapter(nn.Parameter(down.detach().clone()), nn.Parameter(up.detach().clone()))
+
+
+@contextmanager
+def _checkpointed(model: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing of the blocks of the longest list of blocks with analog layers, such as a decoder's."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = max(([block for block in blocks if _is_analog(block)] for blocks in lists), key=len, default=[])
+    try:
+        for block in blocks:
+            again = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=replayed_reads(block),
+            )
+            block.forward = again
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def _is_analog(block: nn.Module) -> bool:
+    return any(isinstance(module, AnalogLinear) for module in block.modules())
+
+
+def _is_range(name: str) -> bool:
+    return name.rpartition(".")[2] in _RANGES
+
+
+def _described(losses: list[float], taken: int, left: int, began: float) -> str:
+    if not taken:
+        return "finetuning"
+    seconds = (time.monotonic() - began) / taken * left
+    rest = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"finetuning, loss {losses[-1]:.4g}, {rest} left"

@@ -1,0 +1,323 @@
+"""Finetuning: what it minimises, that it repeats, resumes and divides among processes, and that gradients are right."""
+
+import os
+import subprocess
+import sys
+from pathlib import Path
+
+import pytest
+import torch
+from torch import nn
+
+import calibration.steps.finetune_loop as finetuning
+from calibration import Finetune, Recipe, calibrate, load_bundle
+from calibration.recipe import get
+from calibration.steps.distillation import distance
+from calibration.steps.finetune import losses
+from calibration.steps.protocol import Stage
+from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, convert, presets, program
+from crossbar.devices import Ideal
+
+ROUGH = Hardware(presets.pcm().device, tile=Tile(16, 16), output_noise=0.02)
+SHORT = Finetune(steps=6, accumulate=2, rank=4)
+
+
+class Blocks(nn.Module):
+    """Blocks in a list, as decoders have them."""
+
+    def __init__(self):
+        super().__init__()
+        self.blocks = nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
+        self.out = nn.Linear(24, 8)
+
+    def forward(self, x, attention_mask=None):
+        for block in self.blocks:
+            x = x + torch.tanh(block(x))
+        return self.out(x)
+
+
+def batches(count=3, dtype=torch.float32):
+    draw = torch.Generator().manual_seed(5)
+    return [{"x": torch.randn(2, 6, 24, generator=draw).to(dtype)} for _ in range(count)]
+
+
+def chip(hardware=ROUGH, dtype=torch.float32, seed=1, when="1d"):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        model = Blocks().eval().to(dtype)
+    convert(model, hardware)
+    if seed is not None:
+        program(model, seed)
+        age(model, when)
+    return model
+
+
+def error(model):
+    """Of the model's outputs on other inputs, as a part of the digital ones."""
+    x = torch.randn(50, 24, generator=torch.Generator().manual_seed(9))
+    with torch.no_grad():
+        digital = x
+        for block in model.blocks:
+            digital = digital + torch.tanh(block.digital(digital))
+        digital = model.out.digital(digital)
+        return float((model(x) - digital).norm() / digital.norm())
+
+
+def state(model):
+    """Everything a training may touch."""
+    layers = analog_layers(model).values()
+    tensors = [p.detach().clone() for p in model.parameters()]
+    tensors += [t.clone() for layer in layers for t in (layer.input_range, layer.adc_range) if t is not None]
+    return tensors, [(layer.seconds, layer.reads, layer.training, layer.adapter_up) for layer in layers]
+
+
+@pytest.mark.parametrize("options", [
+    Finetune(steps=60, rate=5e-3, rank=8),
+    Finetune(steps=60, rate=5e-3, rank=8, chip="any"),
+    Finetune(train="weights", chip="any", steps=60, rate=2e-3, clip=2.5),
+], ids=["own chip", "any chip", "weights"])  # fmt: skip
+def test_finetuning_brings_outputs_nearer_and_leaves_the_model_as_it_was(options):
+    model = chip(seed=None if options.train == "weights" else 1)
+    before = state(model)
+    fitted = options.fit(model, batches(8))
+    after = state(model)
+    assert all(torch.equal(a, b) for a, b in zip(before[0], after[0], strict=True))
+    assert before[1] == after[1]
+    curve = losses(fitted)
+    assert curve.shape == (60,)
+    assert curve[-10:].mean() < 0.9 * curve[:5].mean()
+    if options.train == "weights":
+        options.apply(model, fitted)
+        assert options.stage is Stage.BEFORE_PROGRAMMING
+        changed = {name for name in fitted if name.startswith("weight of ")}
+        assert len(changed) == len(list(model.parameters()))
+        assert "blocks.0.adc_range" in fitted
+    else:
+        assert options.stage is Stage.IN_USE
+        found = error(model)
+        options.apply(model, fitted)
+        assert error(model) < (0.9 if options.chip == "own" else 0.97) * found
+
+
+def test_weights_that_were_trained_are_what_is_programmed():
+    options = Finetune(train="weights", chip="any", steps=5, ranges=False)
+    model = chip(presets.ideal(), seed=None)
+    fitted = options.fit(model, batches())
+    options.apply(model, fitted)
+    program(model, 0)
+    for name, layer in analog_layers(model).items():
+        torch.testing.assert_close(layer.effective_weight(), fitted[f"weight of {name}.digital.weight"])
+
+
+def test_the_same_options_give_the_same_curve_with_and_without_checkpointing():
+    first, again, kept = (Finetune(steps=4, checkpoint=c).fit(chip(), batches()) for c in (True, True, False))
+    assert first.keys() == again.keys() == kept.keys()
+    for name, value in first.items():
+        assert torch.equal(value, again[name])
+        torch.testing.assert_close(value, kept[name])
+
+
+class StoppedError(Exception):
+    pass
+
+
+@pytest.mark.parametrize("last", [1, 4])
+@pytest.mark.parametrize(
+    "options", [SHORT, Finetune(train="weights", chip="any", steps=6)], ids=["adapters", "weights"]
+)
+def test_a_stopped_training_goes_on_to_the_same_curve(options, last, tmp_path, monkeypatch):
+    def model():
+        return chip(seed=None if options.train == "weights" else 1)
+
+    def stop(step, total, text):
+        if step == last:
+            raise StoppedError
+
+    monkeypatch.setattr(finetuning, "_KEEP", -1.0)  # keeps every step
+    whole = options.fit(model(), batches())
+    file = tmp_path / "state.safetensors"
+    with pytest.raises(StoppedError):
+        options.fit_long(model(), batches(), file, stop)
+    seen = []
+    resumed = options.fit_long(model(), batches(), file, lambda *at: seen.append(at))
+    assert [at[0] for at in seen] == list(range(last, 6))
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
+    assert "loss" in seen[-1][2]
+    assert "left" in seen[-1][2]
+    with pytest.raises(InputError, match="holds another training"):
+        Finetune(steps=9).fit_long(chip(), batches(), file, None)
+
+
+def test_a_killed_process_resumes_to_the_same_curve(tmp_path):
+    """A process that is killed between two states on disk loses only the steps since."""
+    file = tmp_path / "state.safetensors"
+    whole = losses(SHORT.fit(chip(), batches()))
+    killed = run_script("killed", file)
+    assert killed.returncode == -9
+    assert file.is_file()
+    resumed = losses(SHORT.fit_long(chip(), batches(), file, None))
+    assert torch.equal(resumed, whole)
+
+
+def test_two_processes_take_the_same_steps_as_one(tmp_path):
+    one = losses(SHORT.fit(chip(), batches()))
+    done = run_script(
+        "ddp", tmp_path / "losses.pt", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"
+    )
+    assert done.returncode == 0, done.stderr
+    two = torch.tensor([float(x) for x in (tmp_path / "losses.pt").read_text().split()], dtype=torch.float64)
+    torch.testing.assert_close(two, one, rtol=1e-5, atol=0)
+
+
+def run_script(name, path, *launcher):
+    root = Path(__file__).resolve().parents[3]
+    return subprocess.run(
+        [sys.executable, *launcher, __file__, name, str(path)],
+        cwd=root, capture_output=True, text=True, check=False, timeout=240,
+        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
+    )  # fmt: skip
+
+
+def main(name, path):
+    """What `run_script` runs in processes of its own."""
+    if name == "killed":
+        finetuning._KEEP = -1.0
+
+        def kill(step, total, text):
+            if step == 3:
+                os.kill(os.getpid(), 9)
+
+        SHORT.fit_long(chip(), batches(), Path(path), kill)
+    torch.distributed.init_process_group("gloo")
+    curve = losses(SHORT.fit(chip(), batches()))
+    if torch.distributed.get_rank() == 0:
+        Path(path).write_text(" ".join(repr(float(x)) for x in curve))
+    torch.distributed.destroy_process_group()
+
+
+QUIET = Hardware(Ideal(), tile=Tile(16, 16), dac=None, adc=None, output_noise=0.02)
+
+
+@pytest.mark.parametrize("part", ["adapter_down", "adapter_up", "bias"])
+@pytest.mark.parametrize("training", [False, True])
+def test_gradients_of_every_part_with_noise_frozen(part, training):
+    """Through all layers, in float64, without converters, whose steps have no derivative."""
+    model = chip(QUIET, torch.float64)
+    draw = torch.Generator().manual_seed(2)
+    layers = analog_layers(model)
+    for layer in layers.values():
+        down, up = (torch.randn(24, 3, generator=draw), torch.randn(3, layer.out_features, generator=draw))
+        layer.set_adapter(nn.Parameter(down.double() / 5), nn.Parameter(up.double() / 5))
+        layer.training = training
+    inputs = batches(1, torch.float64)[0]
+    parameters = [getattr(layer.digital if part == "bias" else layer, part) for layer in layers.values()]
+
+    def loss(*values):
+        names = [f"{name}.{'digital.' if part == 'bias' else ''}{part}" for name in layers]
+        for layer in layers.values():
+            layer.reads = 0
+        out = torch.func.functional_call(model, dict(zip(names, values, strict=True)), kwargs=inputs)
+        return distance(out, torch.ones_like(out))
+
+    values = [p.detach()[..., :4].clone() for p in parameters]  # a part of each, to be quick
+    whole = [p.detach() for p in parameters]
+
+    def of_parts(*some):
+        return loss(*(torch.cat([s, w[..., 4:]], -1) for s, w in zip(some, whole, strict=True)))
+
+    assert torch.autograd.gradcheck(of_parts, [v.requires_grad_() for v in values])
+
+
+def test_learned_ranges_have_the_gradient_of_what_they_clip():
+    """Where converters are fine enough for the steps not to matter, the range's derivative is that of clipping."""
+    fine = Converter(bits=16)
+    model = chip(Hardware(Ideal(), tile=Tile(16, 16), dac=fine, adc=None, output_noise=0.02), torch.float64)
+    layer = model.blocks[0]
+    layer.input_range = torch.tensor(1.1, dtype=torch.float64)
+    (learned,) = layer.learn_ranges()
+    x = batches(1, torch.float64)[0]["x"]
+
+    def loss():
+        layer.reads = 0
+        return layer(x).square().mean()
+
+    (gradient,) = torch.autograd.grad(loss(), learned)
+    step = 0.02  # many converter steps
+    with torch.no_grad():
+        learned += step
+        above = loss()
+        learned -= 2 * step
+        numeric = (above - loss()) / (2 * step)
+    torch.testing.assert_close(gradient, numeric, rtol=0.05, atol=0)
+
+
+def test_a_recipe_trains_each_chip_and_a_bundle_keeps_it(net, task, tmp_path):
+    recipe = Recipe("trained", (Finetune(steps=20, rate=5e-3, rank=4),))
+    told = []
+    result = calibrate(
+        net,
+        task,
+        ROUGH,
+        recipe,
+        times=["1d"],
+        chips=2,
+        out=tmp_path / "bundle",
+        progress=lambda *at: told.append(at[2]),
+    )
+    assert all(
+        after > before for after, before in zip(result.values("calibrated"), result.values("analog"), strict=True)
+    )
+    assert any("finetuning, loss" in text for text in told)
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
+    bundle = load_bundle(tmp_path / "bundle", model=net)
+    x = task.evaluation
+    result.deployment.restore(0, 86400.0)
+    with torch.no_grad():
+        assert torch.equal(bundle.model(x), result.deployment.experiment.analog(x))
+
+
+def test_the_recipe_thorough_is_fast_and_training():
+    steps = [type(step).__name__ for step in get("thorough").steps]
+    assert steps[: len(get("fast").steps)] == [type(step).__name__ for step in get("fast").steps]
+    assert steps[-2:] == ["LowRankAdapter", "Finetune"]
+
+
+class Output:
+    def __init__(self, logits):
+        self.logits = logits
+
+
+def test_the_distance_is_the_divergence_and_the_relative_error():
+    draw = torch.Generator().manual_seed(0)
+    a, b = (torch.randn(2, 3, 5, generator=draw, dtype=torch.float64) for _ in range(2))
+    mask = torch.tensor([[1, 1, 0], [1, 0, 0]])
+    p = b.softmax(-1)
+    wanted = (p * (p.log() - a.softmax(-1).log())).sum(-1)
+    torch.testing.assert_close(distance(Output(a), Output(b)), wanted.mean())
+    torch.testing.assert_close(distance(Output(a), Output(b), mask), wanted[mask.bool()].mean())
+    torch.testing.assert_close(distance(a, b), (a - b).square().mean() / b.square().mean())
+    with pytest.raises(InputError, match="cannot compare outputs of type tuple"):
+        distance((a,), (b,))
+
+
+@pytest.mark.parametrize(
+    ("make", "named"),
+    [
+        (lambda: Finetune(train="all"), "train = 'all'"),
+        (lambda: Finetune(chip="my"), "chip = 'my'"),
+        (lambda: Finetune(steps=0), "Finetune steps = 0"),
+        (lambda: Finetune(rate=0.0), "Finetune rate"),
+        (lambda: Finetune(clip=-1.0), "Finetune clip"),
+        (lambda: Finetune(train="weights"), "cannot train weights for one chip"),
+        (lambda: Finetune(age=-1.0, train="weights", chip="any"), "Finetune age"),
+        (lambda: SHORT.fit(chip(), []), "no batches"),
+        (lambda: Finetune(rate=1e30, steps=9).fit(chip(), batches()), "give a lower rate"),
+    ],
+)
+def test_bad_input_is_named(make, named):
+    with pytest.raises(InputError, match=named):
+        make()
+
+
+if __name__ == "__main__":
+    main(*sys.argv[1:])
