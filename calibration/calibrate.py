@@ -25,7 +25,7 @@ from calibration.populations import Shared
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.results import Calibration
-from calibration.steps.protocol import Stage, uncalibrate
+from calibration.steps.protocol import Stage
 from calibration.tasks import Task
 from crossbar import Hardware, InputError, age, to_seconds
 
@@ -141,14 +141,14 @@ class _Climb:
     def before_programming(self) -> None:
         """Fit and apply what changes the cells' targets."""
         for index, step in self.recipe.steps_at(Stage.BEFORE_PROGRAMMING).items():
-            step.apply(self.experiment.analog, self.experiment.fit(step, f"{index}"))
+            self.experiment.write(step, self.experiment.fit(step, f"{index}"))
 
     def chip(self, chip: int, shared: Shared | None) -> dict[tuple[int, float], list[FittedStep]]:
         """Program a chip, fit it at each time, or take over what is ``shared``, and score it; what was applied."""
         experiment, first = self.experiment, chip == 0
         analog = experiment.analog
         experiment.new_chip(chip)
-        experiment.later(partial(uncalibrate, analog))
+        experiment.later(experiment.uncalibrate)
         written = self.recipe.steps_at(Stage.BEFORE_PROGRAMMING)
         if written:
             self._score_all(max(written), chip)
@@ -161,7 +161,7 @@ class _Climb:
             self._score_all(index, chip)
         fits = {}
         for time in self.seconds:
-            experiment.later(partial(uncalibrate, analog))
+            experiment.later(experiment.uncalibrate)
             fits[chip, time] = list(programmed)
             for index, step in self.recipe.steps_at(Stage.IN_USE).items():
                 experiment.later(partial(age, analog, time))

@@ -9,7 +9,7 @@ from glob import escape
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
-from torch import nn
+from torch import Tensor, nn
 
 from attention import Memory, Pattern, attach, parse, renew_memory
 from calibration import models, tasks
@@ -17,13 +17,14 @@ from calibration.journal import Counts, Fit, Journal, Scored
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Measurement
-from calibration.steps.protocol import Fitted, LongStep, Step
+from calibration.steps.protocol import Fitted, LongStep, Step, uncalibrate
 from calibration.tasks import Task
 from crossbar import (
     ConversionReport,
     Hardware,
     InputError,
     Ledger,
+    analog_layers,
     convert,
     new_chip,
     presets,
@@ -54,6 +55,7 @@ class Experiment:
         counts: of one evaluation, once an arm was scored.
         tokenizer: the model's own, where it came with one.
         journal: keeps what was found, if it has a folder.
+        adc_ranges: of layers that got theirs before programming.
     """
 
     digital: nn.Module
@@ -70,6 +72,7 @@ class Experiment:
     counts: dict[str, dict[str, int]] = field(default_factory=dict)
     tokenizer: PreTrainedTokenizerBase | None = None
     journal: Journal = field(default_factory=Journal)
+    adc_ranges: dict[str, Tensor] = field(default_factory=dict)
     _done: int = 0
     _pending: list[Callable[[], object]] = field(default_factory=list)
 
@@ -141,6 +144,16 @@ class Experiment:
         for change in self._pending:
             change()
         self._pending.clear()
+
+    def write(self, step: Step, fitted: Fitted) -> None:
+        """Apply a step that comes before programming, and keep what of it is not in the cells."""
+        step.apply(self.analog, fitted)
+        layers = analog_layers(self.analog)
+        self.adc_ranges = {name: layer.adc_range for name, layer in layers.items() if layer.adc_range is not None}
+
+    def uncalibrate(self) -> None:
+        """Take from the analog copy what steps in use put into it."""
+        uncalibrate(self.analog, self.adc_ranges)
 
     def score_digital(self) -> None:
         """Arm ``digital`` (with the pattern) and, where there is a pattern, ``digital dense`` (the plain model)."""

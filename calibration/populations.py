@@ -6,7 +6,7 @@ from functools import partial
 
 from calibration.experiment import Experiment
 from calibration.recipe import Recipe
-from calibration.steps.protocol import Fitted, PopulationStep, Stage, uncalibrate
+from calibration.steps.protocol import Fitted, PopulationStep, Stage
 from crossbar import InputError, age
 from crossbar.errors import require_whole
 
@@ -45,7 +45,7 @@ def fit(experiment: Experiment, recipe: Recipe, times: list[float], population: 
             fits = []
             for seed in range(_FIRST_SEED, _FIRST_SEED + population):
                 experiment.new_chip(seed)
-                experiment.later(partial(uncalibrate, experiment.analog))
+                experiment.later(experiment.uncalibrate)
                 experiment.later(partial(age, experiment.analog, time))
                 for earlier, fitted in shared[time].items():
                     experiment.later(partial(steps[earlier].apply, experiment.analog, fitted))
@@ -53,5 +53,5 @@ def fit(experiment: Experiment, recipe: Recipe, times: list[float], population: 
                 fits.append(experiment.fit(step, f"{index} population chip {seed} at {time!r}", count=count))
             assert isinstance(step, PopulationStep)
             shared[time][index] = step.combine(fits)
-    experiment.later(partial(uncalibrate, experiment.analog))
+    experiment.later(experiment.uncalibrate)
     return shared

@@ -6,7 +6,7 @@ from dataclasses import dataclass
 from typing import NamedTuple
 
 from calibration.experiment import Experiment
-from calibration.steps.protocol import Fitted, Step, uncalibrate
+from calibration.steps.protocol import Fitted, Step
 from crossbar import InputError, age, format_seconds, new_chip, program, reset_reads
 
 
@@ -51,7 +51,7 @@ class Deployment:
             )
         model = self.experiment.analog
         new_chip(model)
-        uncalibrate(model)
+        self.experiment.uncalibrate()
         program(model, chip)
         for step, values, seconds in self.fits[chip, fitted]:
             age(model, seconds)

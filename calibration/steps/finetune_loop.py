@@ -38,6 +38,7 @@ if TYPE_CHECKING:
 _READS = 2**20  # reads that a batch may take of a layer: where the next batch's draws start
 _KEEP = 60.0  # seconds between two states on disk
 _RANGES = ("input_range", "adc_range")
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW calls them
 
 
 class Trained(NamedTuple):
@@ -110,7 +111,10 @@ class _Run:
         }
         self._run: nn.Module = model
         if world > 1:
-            self._run = nn.parallel.DistributedDataParallel(model, broadcast_buffers=False)
+            unused = options.train == "weights"  # there may be some that the outputs do not depend on
+            self._run = nn.parallel.DistributedDataParallel(
+                model, broadcast_buffers=False, find_unused_parameters=unused
+            )
         groups = [
             {"params": [parameter], "part": float(parameter.detach().abs().mean()) if _is_range(name) else 1.0}
             for name, parameter in parameters.items()
@@ -162,9 +166,10 @@ class _Run:
         """Write parameters, optimizer and losses."""
         tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         for name, parameter in self._parameters.items():
-            state = self._optimizer.state[parameter]
             tensors |= {f"{name}|value": parameter.detach().clone()}
-            tensors |= {f"{name}|{key}": state[key].clone() for key in ("exp_avg", "exp_avg_sq")}
+            # None for what the outputs do not depend on, such as an encoder's pooler.
+            state = self._optimizer.state.get(parameter, {})
+            tensors |= {f"{name}|{key}": state[key].clone() for key in _MOMENTS if key in state}
         file.parent.mkdir(parents=True, exist_ok=True)
         write_whole(file, lambda partial: save_file(tensors, partial, {"options": self._identity()}))
 
@@ -182,8 +187,9 @@ class _Run:
         self.losses = tensors["losses"].tolist()
         for name, parameter in self._parameters.items():
             parameter.data.copy_(tensors[f"{name}|value"])
-            state = {key: tensors[f"{name}|{key}"].to(parameter) for key in ("exp_avg", "exp_avg_sq")}
-            self._optimizer.state[parameter] = {"step": torch.tensor(float(len(self.losses))), **state}
+            state = {key: tensors[f"{name}|{key}"].to(parameter) for key in _MOMENTS if f"{name}|{key}" in tensors}
+            if state:
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(len(self.losses))), **state}
 
     def _identity(self) -> str:
         shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
@@ -232,7 +238,8 @@ def _prepared(model: nn.Module, options: Finetune) -> Iterator[dict[str, nn.Para
         for name, layer in layers.items():
             layer.training = options.chip == "any"
             if options.train == "weights":
-                layer.seconds = float(options.age)
+                # Of no chip, so that draws do not depend on which one was programmed before.
+                layer.seed, layer.seconds = None, float(options.age)
             else:
                 _add_adapter(layer, name, options)
             if options.ranges:
@@ -261,19 +268,21 @@ class _Before(NamedTuple):
     adc_range: Tensor | None
     adapter_down: Tensor | None
     adapter_up: Tensor | None
+    seed: int | None
     seconds: float
     reads: int
 
     @classmethod
     def of(cls, layer: AnalogLinear) -> _Before:
         found = layer.input_range, layer.adc_range, layer.adapter_down, layer.adapter_up
-        return cls(*found, layer.seconds, layer.reads)
+        return cls(*found, layer.seed, layer.seconds, layer.reads)
 
     def put_back(self, layer: AnalogLinear) -> None:
         layer.fix_ranges()
         for name in _RANGES:
             setattr(layer, name, getattr(self, name))
         layer.set_adapter(self.adapter_down, self.adapter_up)
+        layer.seed = self.seed
         if layer.seed is not None and layer.seconds != self.seconds:
             layer.age(self.seconds)
         layer.seconds, layer.reads = self.seconds, self.reads

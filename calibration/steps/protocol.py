@@ -2,9 +2,10 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Mapping, Sequence
 from enum import IntEnum
 from pathlib import Path
+from types import MappingProxyType
 from typing import Protocol, runtime_checkable
 
 import torch
@@ -67,9 +68,14 @@ def mean(fits: Sequence[Fitted]) -> Fitted:
     return {name: torch.stack([fitted[name] for fitted in fits]).mean(0) for name in fits[0]}
 
 
-def uncalibrate(model: nn.Module) -> None:
-    """Take away all that steps of the stage `Stage.IN_USE` put into a model: gains, corrections, ADC ranges, norms."""
+def uncalibrate(model: nn.Module, adc_ranges: Mapping[str, Tensor] = MappingProxyType({})) -> None:
+    """Take away all that steps of the stage `Stage.IN_USE` put into a model: gains, corrections, ADC ranges, norms.
+
+    Args:
+        model: a converted model.
+        adc_ranges: those that layers had before they were programmed, by name.
+    """
     reset_gains(model)
-    for layer in analog_layers(model).values():
-        layer.set_adc_range(None)
+    for name, layer in analog_layers(model).items():
+        layer.set_adc_range(adc_ranges.get(name))
     restore_norms(model)

@@ -17,7 +17,7 @@ from calibration.experiment import Experiment
 from calibration.models import Loaded
 from calibration.overlap import require_disjoint
 from calibration.recipe import Recipe
-from calibration.steps.protocol import Stage, Step, uncalibrate
+from calibration.steps.protocol import Fitted, Stage, Step
 from crossbar import Hardware, Ledger, age, reset_reads
 
 Scores = dict[str, dict[str, float]]
@@ -124,7 +124,7 @@ class _Setup:
             require_disjoint(self._task)
             self._staircase, self._wait = values["staircase"], values["wait"]
             for step in self._steps(Stage.BEFORE_PROGRAMMING):
-                self._fit(step)
+                self._experiment.write(step, self._found(step))
 
     def score(self, seed: int | None, seconds: float | None) -> Scores:
         """Scores by arm, of a chip at a time or of the digital model."""
@@ -151,13 +151,13 @@ class _Setup:
         if self._steps(Stage.PROGRAMMED):  # which change the cells
             self._chip = None
         self._program(seed)
-        uncalibrate(analog)
+        self._experiment.uncalibrate()
         arms, last = recipe.arms, len(recipe.steps) - 1
         for index in range(max(len(self._steps(Stage.BEFORE_PROGRAMMING)) - 1, 0), last + 1):
             step = recipe.steps[index]
             if step.stage is not Stage.BEFORE_PROGRAMMING:
                 age(analog, seconds if step.stage is Stage.IN_USE else 0.0)
-                self._fit(step)
+                step.apply(analog, self._found(step))
             if self._staircase or index == last:
                 age(analog, seconds + self._wait)
                 self._measure(arms[index], seed, seconds + self._wait, fitted=seconds)
@@ -171,11 +171,11 @@ class _Setup:
     def _steps(self, stage: Stage) -> list[Step]:
         return [] if self._recipe is None else [step for step in self._recipe.steps if step.stage is stage]
 
-    def _fit(self, step: Step) -> None:
+    def _found(self, step: Step) -> Fitted:
         analog = self._experiment.analog
         reset_reads(analog)
         renew_memory(analog)
-        step.apply(analog, step.fit(analog, self._task.batches("calibration")))
+        return step.fit(analog, self._task.batches("calibration"))
 
     def _measure(self, arm: str, seed: int, seconds: float, fitted: float | None = None) -> None:
         """Score the chip as it is; the first time, count what that takes, digital layers too."""

@@ -1,8 +1,13 @@
 """Finetuning: what it minimises, that it repeats, resumes and divides among processes, and that gradients are right."""
 
+import copy
 import os
+import random
+import signal
 import subprocess
 import sys
+import time
+from dataclasses import replace
 from pathlib import Path
 
 import pytest
@@ -10,7 +15,7 @@ import torch
 from torch import nn
 
 import calibration.steps.finetune_loop as finetuning
-from calibration import Finetune, Recipe, calibrate, load_bundle
+from calibration import AdcRanges, Finetune, Recipe, calibrate, load_bundle
 from calibration.recipe import get
 from calibration.steps.distillation import distance
 from calibration.steps.finetune import losses
@@ -19,7 +24,11 @@ from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, 
 from crossbar.devices import Ideal
 
 ROUGH = Hardware(presets.pcm().device, tile=Tile(16, 16), output_noise=0.02)
-SHORT = Finetune(steps=6, accumulate=2, rank=4)
+SHORT = {
+    "adapters": Finetune(steps=6, accumulate=2, rank=4),
+    "weights": Finetune(train="weights", chip="any", steps=6, accumulate=2),
+}
+LONG = {name: replace(options, steps=100) for name, options in SHORT.items()}
 
 
 class Blocks(nn.Module):
@@ -29,6 +38,7 @@ class Blocks(nn.Module):
         super().__init__()
         self.blocks = nn.ModuleList(nn.Linear(24, 24) for _ in range(3))
         self.out = nn.Linear(24, 8)
+        self.unused = nn.LayerNorm(8)  # as an encoder's pooler is where its tokens are read
 
     def forward(self, x, attention_mask=None):
         for block in self.blocks:
@@ -50,6 +60,10 @@ def chip(hardware=ROUGH, dtype=torch.float32, seed=1, when="1d"):
         program(model, seed)
         age(model, when)
     return model
+
+
+def unprogrammed_or_chip(options):
+    return chip(seed=None if options.train == "weights" else 1)
 
 
 def error(model):
@@ -77,7 +91,7 @@ def state(model):
     Finetune(train="weights", chip="any", steps=60, rate=2e-3, clip=2.5),
 ], ids=["own chip", "any chip", "weights"])  # fmt: skip
 def test_finetuning_brings_outputs_nearer_and_leaves_the_model_as_it_was(options):
-    model = chip(seed=None if options.train == "weights" else 1)
+    model = unprogrammed_or_chip(options)
     before = state(model)
     fitted = options.fit(model, batches(8))
     after = state(model)
@@ -122,24 +136,19 @@ class StoppedError(Exception):
 
 
 @pytest.mark.parametrize("last", [1, 4])
-@pytest.mark.parametrize(
-    "options", [SHORT, Finetune(train="weights", chip="any", steps=6)], ids=["adapters", "weights"]
-)
+@pytest.mark.parametrize("options", SHORT.values(), ids=SHORT)
 def test_a_stopped_training_goes_on_to_the_same_curve(options, last, tmp_path, monkeypatch):
-    def model():
-        return chip(seed=None if options.train == "weights" else 1)
-
     def stop(step, total, text):
         if step == last:
             raise StoppedError
 
     monkeypatch.setattr(finetuning, "_KEEP", -1.0)  # keeps every step
-    whole = options.fit(model(), batches())
+    whole = options.fit(unprogrammed_or_chip(options), batches())
     file = tmp_path / "state.safetensors"
     with pytest.raises(StoppedError):
-        options.fit_long(model(), batches(), file, stop)
+        options.fit_long(unprogrammed_or_chip(options), batches(), file, stop)
     seen = []
-    resumed = options.fit_long(model(), batches(), file, lambda *at: seen.append(at))
+    resumed = options.fit_long(unprogrammed_or_chip(options), batches(), file, lambda *at: seen.append(at))
     assert [at[0] for at in seen] == list(range(last, 6))
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items())
     assert "loss" in seen[-1][2]
@@ -148,50 +157,65 @@ def test_a_stopped_training_goes_on_to_the_same_curve(options, last, tmp_path, m
         Finetune(steps=9).fit_long(chip(), batches(), file, None)
 
 
-def test_a_killed_process_resumes_to_the_same_curve(tmp_path):
-    """A process that is killed between two states on disk loses only the steps since."""
-    file = tmp_path / "state.safetensors"
-    whole = losses(SHORT.fit(chip(), batches()))
-    killed = run_script("killed", file)
-    assert killed.returncode == -9
-    assert file.is_file()
-    resumed = losses(SHORT.fit_long(chip(), batches(), file, None))
-    assert torch.equal(resumed, whole)
+@pytest.mark.slow
+@pytest.mark.parametrize("name", LONG)
+@pytest.mark.parametrize("again", range(2))
+def test_a_process_killed_at_a_random_instant_resumes_to_the_same_curve(name, again, tmp_path):
+    """Killed from outside at whatever it was doing, such as writing its state, which it does after each step."""
+    options, file, draw = LONG[name], tmp_path / "state.safetensors", random.Random(time.time_ns())
+    step, part = draw.randrange(1, options.steps // 2), draw.random()
+    instant = f"killed after {part:.3f} of step {step}"
+    whole = options.fit(unprogrammed_or_chip(options), batches())
+    with subprocess.Popen(command("killed", file, name), stdout=subprocess.PIPE, text=True, **SETTING) as process:
+        for line in process.stdout:
+            done, seconds = line.split()
+            if int(done) == step:
+                time.sleep(part * float(seconds))
+                process.kill()
+    assert process.returncode == -signal.SIGKILL, instant
+    seen = []
+    resumed = options.fit_long(unprogrammed_or_chip(options), batches(), file, lambda *at: seen.append(at[0]))
+    assert step <= seen[0] < options.steps, instant
+    assert seen == list(range(seen[0], options.steps)), instant
+    assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), instant
 
 
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
-    one = losses(SHORT.fit(chip(), batches()))
-    done = run_script(
-        "ddp", tmp_path / "losses.pt", "-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2"
-    )
+    one = torch.stack([losses(options.fit(unprogrammed_or_chip(options), batches())) for options in SHORT.values()])
+    launcher = ("-m", "torch.distributed.run", "--standalone", "--nproc_per_node=2")
+    two = command("ddp", tmp_path / "losses.txt", launcher=launcher)
+    done = subprocess.run(two, capture_output=True, text=True, check=False, timeout=240, **SETTING)
     assert done.returncode == 0, done.stderr
-    two = torch.tensor([float(x) for x in (tmp_path / "losses.pt").read_text().split()], dtype=torch.float64)
-    torch.testing.assert_close(two, one, rtol=1e-5, atol=0)
+    two = torch.tensor([float(x) for x in (tmp_path / "losses.txt").read_text().split()], dtype=torch.float64)
+    torch.testing.assert_close(two.view(2, -1), one, rtol=1e-5, atol=0)
 
 
-def run_script(name, path, *launcher):
-    root = Path(__file__).resolve().parents[3]
-    return subprocess.run(
-        [sys.executable, *launcher, __file__, name, str(path)],
-        cwd=root, capture_output=True, text=True, check=False, timeout=240,
-        env={**os.environ, "PYTHONPATH": str(root), "OMP_NUM_THREADS": "1"},
-    )  # fmt: skip
+ROOT = Path(__file__).resolve().parents[3]
+SETTING = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT), "OMP_NUM_THREADS": "1"}}
 
 
-def main(name, path):
-    """What `run_script` runs in processes of its own."""
-    if name == "killed":
-        finetuning._KEEP = -1.0
+def command(script, path, *arguments, launcher=()):
+    """The command that runs a part of `main` in a process of its own."""
+    return [sys.executable, *launcher, __file__, script, str(path), *arguments]
 
-        def kill(step, total, text):
-            if step == 3:
-                os.kill(os.getpid(), 9)
 
-        SHORT.fit_long(chip(), batches(), Path(path), kill)
+def main(script, path, name=""):
+    """What `command` runs; a training that will be killed says when a step begins, and how long the last one took."""
+    if script == "killed":
+        finetuning._KEEP = -1.0  # keeps every step
+        began = [time.monotonic()]
+
+        def tell(step, total, text):
+            began.append(time.monotonic())
+            sys.stdout.write(f"{step} {began[-1] - began[-2]}\n")
+            sys.stdout.flush()
+
+        LONG[name].fit_long(unprogrammed_or_chip(LONG[name]), batches(), Path(path), tell)
+        return
     torch.distributed.init_process_group("gloo")
-    curve = losses(SHORT.fit(chip(), batches()))
+    curves = torch.cat([losses(options.fit(unprogrammed_or_chip(options), batches())) for options in SHORT.values()])
     if torch.distributed.get_rank() == 0:
-        Path(path).write_text(" ".join(repr(float(x)) for x in curve))
+        Path(path).write_text(" ".join(map(repr, curves.tolist())))
     torch.distributed.destroy_process_group()
 
 
@@ -276,6 +300,24 @@ def test_a_recipe_trains_each_chip_and_a_bundle_keeps_it(net, task, tmp_path):
         assert torch.equal(bundle.model(x), result.deployment.experiment.analog(x))
 
 
+def test_ranges_learned_with_the_weights_are_every_chips(net, task):
+    """Whatever was fitted on a chip before, and whichever chips were scored before training."""
+    options = Finetune(train="weights", chip="any", steps=5, rate=5e-3)
+    result = calibrate(net, task, ROUGH, Recipe("both", (options, AdcRanges())), times=["1h", "1d"], chips=2)
+    model = copy.deepcopy(net)
+    convert(model, ROUGH)
+    learned = options.fit(model, task.batches("calibration"))
+    chips = result.deployment.experiment
+    chips.uncalibrate()
+    for name, layer in analog_layers(chips.analog).items():
+        assert torch.equal(layer.adc_range, learned[f"{name}.adc_range"])
+    weights_alone = calibrate(net, task, ROUGH, Recipe("weights", (options,)), times=["1h", "1d"], chips=2)
+    assert weights_alone.values("calibrated") == result.values("after Finetune")
+    weights_alone.deployment.restore(1, 86400.0)
+    for name, layer in analog_layers(weights_alone.deployment.experiment.analog).items():
+        assert torch.equal(layer.adc_range, learned[f"{name}.adc_range"])
+
+
 def test_the_recipe_thorough_is_fast_and_training():
     steps = [type(step).__name__ for step in get("thorough").steps]
     assert steps[: len(get("fast").steps)] == [type(step).__name__ for step in get("fast").steps]
@@ -310,7 +352,7 @@ def test_the_distance_is_the_divergence_and_the_relative_error():
         (lambda: Finetune(clip=-1.0), "Finetune clip"),
         (lambda: Finetune(train="weights"), "cannot train weights for one chip"),
         (lambda: Finetune(age=-1.0, train="weights", chip="any"), "Finetune age"),
-        (lambda: SHORT.fit(chip(), []), "no batches"),
+        (lambda: SHORT["adapters"].fit(chip(), []), "no batches"),
         (lambda: Finetune(rate=1e30, steps=9).fit(chip(), batches()), "give a lower rate"),
     ],
 )
