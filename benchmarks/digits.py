@@ -73,7 +73,7 @@ def build(*, patch: int = 7, width: int = 64, layers: int = 4, heads: int = 4, s
         return ViTForImageClassification(config).eval()
 
 
-def train(model: nn.Module, digits: Digits, *, steps: int = 1600, rate: float = 1e-3) -> None:
+def train(model: nn.Module, digits: Digits, *, steps: int = 2000, rate: float = 2e-3) -> None:
     """Train in digital, in place: cross-entropy, AdamW, the rate up over a tenth of the steps and down on a cosine."""
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, weight_decay=0.05)
     began = time.monotonic()
