@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import ClassVar, Protocol
 
@@ -232,8 +233,8 @@ def routings(pattern: Pattern) -> list[Routing]:
     return list(dict.fromkeys(found for part in parts for found in routings(part)))
 
 
-def bound(pattern: Pattern, centroids: Centroids) -> Pattern:
-    """The pattern with these centroids in each of its `Routing` parts."""
+def rerouted(pattern: Pattern, change: Callable[[Routing], Pattern]) -> Pattern:
+    """The pattern with another in the place of each of its `Routing` parts."""
     if isinstance(pattern, Routing):
-        return Routing(pattern.clusters, pattern.top, pattern.seed, centroids, is_causal=pattern.is_causal)
-    return pattern.each(lambda part: bound(part, centroids)) if isinstance(pattern, Compound) else pattern
+        return change(pattern)
+    return pattern.each(lambda part: rerouted(part, change)) if isinstance(pattern, Compound) else pattern
