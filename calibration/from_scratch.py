@@ -19,6 +19,7 @@ from crossbar.errors import InputError, require_number, require_whole
 from crossbar.streams import seed as derived_seed
 
 _DECAY = 0.95  # of routing centroids: training takes hundreds of steps, in which Roy's 0.999 would hardly move them
+_WAIT = 150  # steps of dense attention before routing, on at most 256 tokens: the curriculum's stages before the last
 
 
 class Scores(NamedTuple):
@@ -30,7 +31,8 @@ class Scores(NamedTuple):
 class SmallTransformer(nn.Module):
     """A causal transformer of a few layers, each with sparse attention (`attention.gated_attention`) and an MLP.
 
-    Where the pattern has `attention.Routing` in it, each layer learns centroids of its own (`attention.Router`).
+    Where the pattern has `attention.Routing` in it, each layer learns centroids of its own (`attention.Router`), after 150
+    steps of training in which it attends everywhere.
 
     The first layer turns queries and keys by their positions (Su 2021), so that it can look at near tokens; the others
     compare content alone. Nothing depends on the length of a sequence. `BLANK` is embedded as zeros, and stays so.
@@ -42,7 +44,7 @@ class SmallTransformer(nn.Module):
         heads: attention heads.
         layers: layers.
         seed: key of the initial weights.
-        learn_routing: give each layer a router; if not, the pattern's random centroids stay.
+        learn_routing: let centroids learn; if not, random directions stay, and route after as many steps.
 
     Raises:
         InputError: for heads that do not divide the width into even parts.
@@ -86,7 +88,9 @@ class _Layer(nn.Module):
     def __init__(self, width: int, heads: int, pattern: Pattern, *, turned: bool, learned: bool) -> None:
         super().__init__()
         self.heads, self.pattern, self.turned = heads, pattern, turned
-        self.router = Router(pattern, heads, width // heads, decay=_DECAY) if learned and routings(pattern) else None
+        self.router = None
+        if routings(pattern):
+            self.router = Router(pattern, heads, width // heads, decay=_DECAY if learned else 1.0, wait=_WAIT)
         self.norms = nn.ModuleList(nn.LayerNorm(width) for _ in range(2))
         self.qkv, self.out = nn.Linear(width, 3 * width), nn.Linear(width, width)
         self.mlp = nn.Sequential(nn.Linear(width, 2 * width), nn.GELU(), nn.Linear(2 * width, width))

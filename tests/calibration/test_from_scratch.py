@@ -90,6 +90,20 @@ def test_the_model_goes_onto_analog_tiles_and_the_task_scores_it_there():
     assert len(result.conversion.analog) == 9  # 4 a layer, and the one that reads out
 
 
+@pytest.mark.parametrize("learned", [True, False])
+def test_routing_starts_after_steps_of_dense_attention(learned):
+    text = "routing(2, 8) | window(4)"
+    model = SmallTransformer(TINY.vocabulary, parse(text), width=32, learn_routing=learned)
+    routers = [layer.router for layer in model.layers]
+    directions = [router.centroids.clone() for router in routers]
+    train(model, (Stage(TINY, 2, routers[0].wait, 2.0),))
+    assert not any(bool(router.started) for router in routers)
+    train(model, (Stage(TINY, 2, 1, 2.0),))
+    assert all(bool(router.started) for router in routers)
+    moved = [not torch.equal(a, router.centroids) for a, router in zip(directions, routers, strict=True)]
+    assert moved == [learned, learned]
+
+
 def test_the_curriculum_ends_in_the_task():
     task = Recall()
     assert [stage.task.n for stage in curriculum(task)] == [64, 128, 256, 512]
@@ -107,13 +121,25 @@ def test_refusals():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "text", ["dense", "window(256)", "strided(16)", "fixed(16, 2)", "topk(16)", "blocktopk(16, 4)"]
+    "text", ["dense", "window(256)", "strided(16)", "fixed(16, 2)", "topk(16)", "blocktopk(16, 4)", "hierarchical(32, 4)"]
 )
 def test_512_tokens_are_learned_through_patterns_that_cover(text):
     task = Recall()
     training, accuracy, _ = learn(text, task, curriculum(task))
     assert accuracy >= (0.99 if text == "dense" else 0.95)
     assert training.finished
+
+
+@pytest.mark.slow
+def test_512_tokens_are_learned_through_learned_routing_and_less_through_random_routing():
+    task, fresh = Recall(), Recall(seed=1)
+    text = "routing(8, 64) | window(16)"
+    training, accuracy, model = learn(text, task, curriculum(task))
+    assert training.finished
+    assert accuracy >= 0.95
+    assert fresh.metrics(model)["accuracy"] >= 0.95
+    _, by_random, _ = learn(text, task, curriculum(task), learn_routing=False)
+    assert by_random < accuracy - 0.02
 
 
 @pytest.mark.slow
