@@ -25,8 +25,12 @@ class Router(nn.Module):
     """The centroids of one attention layer's `Routing`, learned from its queries and keys (Roy, TACL 9, 2021).
 
     In training mode each call moves the centroids towards the mean of the L2-normalised queries and keys nearest to
-    them, by an exponential average, brought to length 1; the first call starts them at random tokens and takes 10 steps of k-means. No
-    gradient flows through the choice: `loss` draws tokens towards their centroids instead. Add it to what is minimised.
+    them, by an exponential average that is brought to length 1; the first call starts them at random tokens and takes
+    10 steps of k-means. No gradient flows through the choice: `loss` draws tokens towards their centroids instead. Add
+    it to what is minimised.
+
+    Where queries and keys are learned from nothing, clusters of them mean nothing at first, and what routing keeps
+    apart is never learned. So let the first ``wait`` calls attend everywhere, best on short sequences.
 
     ```
     router = Router(parse("routing(8, 32) | window(16)").causal(), heads=4, size=64)

@@ -19,7 +19,7 @@ from crossbar.errors import InputError, require_number, require_whole
 from crossbar.streams import seed as derived_seed
 
 _DECAY = 0.95  # of routing centroids: training takes hundreds of steps, in which Roy's 0.999 would hardly move them
-_WAIT = 150  # steps of dense attention before routing, on at most 256 tokens: the curriculum's stages before the last
+_WAIT = 150  # steps of dense attention before routing: a curriculum is then at sequences of half the length or less
 
 
 class Scores(NamedTuple):
@@ -31,8 +31,8 @@ class Scores(NamedTuple):
 class SmallTransformer(nn.Module):
     """A causal transformer of a few layers, each with sparse attention (`attention.gated_attention`) and an MLP.
 
-    Where the pattern has `attention.Routing` in it, each layer learns centroids of its own (`attention.Router`), after 150
-    steps of training in which it attends everywhere.
+    Where the pattern has `attention.Routing` in it, each layer learns centroids of its own (`attention.Router`), after
+    150 steps of training in which it attends everywhere.
 
     The first layer turns queries and keys by their positions (Su 2021), so that it can look at near tokens; the others
     compare content alone. Nothing depends on the length of a sequence. `BLANK` is embedded as zeros, and stays so.

@@ -121,7 +121,8 @@ def test_refusals():
 
 @pytest.mark.slow
 @pytest.mark.parametrize(
-    "text", ["dense", "window(256)", "strided(16)", "fixed(16, 2)", "topk(16)", "blocktopk(16, 4)", "hierarchical(32, 4)"]
+    "text",
+    ["dense", "window(256)", "strided(16)", "fixed(16, 2)", "topk(16)", "blocktopk(16, 4)", "hierarchical(32, 4)"],
 )
 def test_512_tokens_are_learned_through_patterns_that_cover(text):
     task = Recall()
