@@ -18,6 +18,7 @@ from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Fitted, Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
+from calibration.steps.weight_ranges import WeightRanges
 from calibration.studies.results import Study
 from calibration.study import study
 from calibration.tasks import Task
@@ -42,6 +43,7 @@ __all__ = [
     "Study",
     "Task",
     "TokenProtection",
+    "WeightRanges",
     "calibrate",
     "emulate",
     "inspect_bundle",

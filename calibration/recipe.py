@@ -19,10 +19,12 @@ from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
+from calibration.steps.weight_ranges import WeightRanges
 from crossbar.errors import InputError
 
 _KINDS = (
     InputRanges,
+    WeightRanges,
     TokenProtection,
     ReprogramWorst,
     DriftCompensation,
@@ -196,7 +198,13 @@ def get(name: str) -> Recipe:
     """
     if Path(name).suffix in (".yaml", ".yml"):
         return Recipe.from_yaml(name)
-    fast: tuple[Step, ...] = (InputRanges(), DriftCompensation(), AdcRanges(), AffineCorrection())
+    fast: tuple[Step, ...] = (
+        InputRanges(),
+        WeightRanges(),
+        DriftCompensation(),
+        AdcRanges(),
+        AffineCorrection(),
+    )
     recipes = {"fast": fast, "thorough": (*fast, LowRankAdapter(), Finetune())}
     if name not in recipes:
         raise InputError(f"recipe {name!r} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")

@@ -31,6 +31,7 @@ class ProgrammedCells(Corrected):
     scales: Tensor
     column_gain: Tensor
     line_scale: Tensor | None
+    weight_range: Tensor | None
     fault_map: Tensor | None
     _digits: Tensor | None
     _bytes: Tensor | None
@@ -50,7 +51,16 @@ class ProgrammedCells(Corrected):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
         self.register_buffer("column_gain", self._unit_gain(), persistent=False)
-        for buffer in ("line_scale", "fault_map", "_digits", "_bytes", "_steps", "_offset", "_variance"):
+        for buffer in (
+            "line_scale",
+            "weight_range",
+            "fault_map",
+            "_digits",
+            "_bytes",
+            "_steps",
+            "_offset",
+            "_variance",
+        ):
             self.register_buffer(buffer, None, persistent=False)
 
     def program(self, seed: int) -> None:
@@ -218,7 +228,13 @@ class ProgrammedCells(Corrected):
 
     def _rescale(self) -> None:
         """Find the scales of the digital weights as they are now."""
-        self.scales = mapping.column_scales(self._scaled_weight(), self.hardware.tile, self.name)
+        self.scales = self._found_scales(self._scaled_weight())
+
+    def _found_scales(self, weight: Tensor) -> Tensor:
+        """Scales ``[T, O]`` of scaled weights ``[O, I]``: the calibrated range, or each column's largest weight."""
+        if self.weight_range is not None:
+            return self.weight_range.clone()
+        return mapping.column_scales(weight, self.hardware.tile, self.name)
 
     def _scaled_weight(self) -> Tensor:
         weight = self.target_weight()

@@ -40,6 +40,8 @@ class AnalogLinear(ProgrammedCells):
         column_gain: calibrated correction of ``scales``, ``[T, O]`` with ``T = slices x T_in``; 1 until calibration.
         line_scale: calibrated digital scale of each word line, ``[I]``; None until calibration. Inputs are divided by
             it before the DAC, and weights multiplied by it before they are mapped.
+        weight_range: calibrated weight that a cell at g_max stands for, ``[T_in, O]``, in the units of mapped weights
+            (after ``line_scale``); larger ones are clipped. None until calibration: each column's largest.
         input_range: calibrated or learned DAC range, 0-d, activation units; None until calibration.
         adc_range: calibrated or learned ADC range, 0-d or ``[T, O]``, unit outputs; None until calibration.
         output_gain, output_offset: digital correction of what the tiles deliver, each ``[O]``, the offset in units of
@@ -140,11 +142,34 @@ class AnalogLinear(ProgrammedCells):
                 raise InputError(f"{self.name} got a bad line scale: give {self.in_features} finite numbers above 0")
             scale = scale.to(self.scales)
         weight = self.target_weight() if scale is None else self.target_weight() * scale
-        self.scales = mapping.column_scales(weight, self.hardware.tile, self.name)
-        self.line_scale = scale
-        self.column_gain = self._unit_gain()
+        mapping.column_scales(weight, self.hardware.tile, self.name)  # refuses what overflows
+        self.line_scale, self.weight_range = scale, None
         self.fix_ranges()
-        self.input_range = self.adc_range = None
+        self.input_range = None
+        self._map_anew()
+
+    @torch.inference_mode(False)
+    def set_weight_range(self, weight_range: Tensor | None) -> None:
+        """Map the weights anew with the weight that a cell at g_max stands for, ``[T_in, O]``; larger ones are clipped.
+
+        It is in the units of the mapped weights, which ``line_scale`` multiplied; None: each column's largest one. The
+        cells must be written again.
+
+        Raises:
+            InputError: for a range of another shape or one that is not finite and above 0.
+        """
+        if weight_range is not None:
+            shape = self.scales.shape
+            if weight_range.shape != shape or not (weight_range.isfinite() & (weight_range > 0)).all():
+                raise InputError(f"{self.name} got a bad weight range: give {list(shape)} finite numbers above 0")
+            weight_range = weight_range.to(self.scales)
+        self.weight_range = weight_range
+        self._map_anew()
+
+    def _map_anew(self) -> None:
+        """Drop the chip, and what was calibrated for the weights as they were mapped."""
+        self.column_gain = self._unit_gain()
+        self.set_adc_range(None)
         self.drop_corrections()
         self.set_state({}, None, 0.0)
 
@@ -251,7 +276,7 @@ class AnalogLinear(ProgrammedCells):
         weight = raw_weight(self.digital).to(self.scales.dtype)
         if self.line_scale is not None:
             weight = weight * self.line_scale
-        scales = mapping.column_scales(weight, hardware.tile, self.name)
+        scales = self._found_scales(weight)
         targets = self._mapped(weight, scales)
         draws = ReadNoise((self.seed or 0, self.name, "training", self.seconds, self.reads), scales.device)
         cells = injection.written(targets, hardware, self.seconds, draws)

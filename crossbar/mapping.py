@@ -7,6 +7,7 @@ at the chip: ``[T_out, T_in, R, C]``, where uneven edges hold absent cells (NaN)
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 
 import torch
 import torch.nn.functional as F
@@ -38,7 +39,7 @@ def column_scales(weight: Tensor, tile: Tile, layer: str = "layer") -> Tensor:
         InputError: if a weight is NaN or infinite.
     """
     out_features, in_features = weight.shape
-    t_out, t_in = tile_grid(in_features, out_features, tile)
+    _, t_in = tile_grid(in_features, out_features, tile)
     rows = F.pad(weight.detach().abs().t(), (0, 0, 0, t_in * tile.rows - in_features))  # [T_in R, O]
     scales = rows.view(t_in, tile.rows, out_features).amax(1)
     if not torch.isfinite(scales).all():
@@ -46,11 +47,18 @@ def column_scales(weight: Tensor, tile: Tile, layer: str = "layer") -> Tensor:
         raise InputError(
             f"{layer} has {bad} weights that are NaN or infinite out of {weight.numel()}: repair the model first"
         )
-    if tile.scale != "tile_column":
-        columns = F.pad(scales, (0, t_out * tile.cols - out_features)).view(t_in, t_out, tile.cols)
-        shared = columns.amax((0, 1, 2), keepdim=True) if tile.scale == "layer" else columns.amax(2, keepdim=True)
-        scales = shared.expand_as(columns).reshape(t_in, -1)[:, :out_features]
+    scales = over_shared(scales, tile, torch.amax)
     return torch.where(scales > _SILENT, scales, 1.0)
+
+
+def over_shared(columns: Tensor, tile: Tile, reduce: Callable[..., Tensor]) -> Tensor:
+    """``reduce`` (such as `torch.amax`) of values of 0 or more ``[T_in, O]`` over the columns that share a scale."""
+    if tile.scale == "tile_column":
+        return columns
+    t_in, out_features = columns.shape
+    tiles = F.pad(columns, (0, -out_features % tile.cols)).view(t_in, -1, tile.cols)
+    shared = reduce(tiles, (0, 1, 2) if tile.scale == "layer" else (2,), keepdim=True)
+    return shared.expand_as(tiles).reshape(t_in, -1)[:, :out_features]
 
 
 def target_conductances(weight: Tensor, scales: Tensor, tile: Tile, g_max: float, g_min: float = 0.0) -> Tensor:

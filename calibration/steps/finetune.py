@@ -115,9 +115,7 @@ class Finetune:
             model.get_parameter(name).data.copy_(value)
         for name, layer in layers.items():
             if weights:
-                calibrated = layer.input_range
-                layer.set_line_scale(layer.line_scale)  # maps the weights anew
-                layer.input_range = calibrated
+                layer.set_weight_range(layer.weight_range)  # maps the weights anew
             if f"{name}.adapter_down" in fitted:
                 layer.set_adapter(fitted[f"{name}.adapter_down"], fitted[f"{name}.adapter_up"])
             for field in ("input_range", "adc_range"):
