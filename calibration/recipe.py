@@ -190,22 +190,18 @@ def _described(hint: Any) -> str:
 def get(name: str) -> Recipe:
     """The recipe of this name, or that of a YAML file if the name ends in ``.yaml`` or ``.yml``.
 
-    ``fast`` needs no gradients and takes minutes at most. ``thorough`` then trains adapters and ranges on each chip
-    (`Finetune`), which for a language model takes an hour.
+    ``quick`` fits what is written, and reads out each chip at each time: seconds. ``fast`` then reads real inputs, for
+    converter ranges and output corrections, and takes minutes at most. ``thorough`` then trains adapters and ranges on
+    each chip (`Finetune`), which for a language model takes an hour.
 
     Raises:
         InputError: for an unknown name, or what `Recipe.from_yaml` refuses.
     """
     if Path(name).suffix in (".yaml", ".yml"):
         return Recipe.from_yaml(name)
-    fast: tuple[Step, ...] = (
-        InputRanges(),
-        WeightRanges(),
-        DriftCompensation(),
-        AdcRanges(),
-        AffineCorrection(),
-    )
-    recipes = {"fast": fast, "thorough": (*fast, LowRankAdapter(), Finetune())}
+    quick: tuple[Step, ...] = (InputRanges(), WeightRanges(), DriftCompensation())
+    fast = (*quick, AdcRanges(), AffineCorrection())
+    recipes = {"quick": quick, "fast": fast, "thorough": (*fast, LowRankAdapter(), Finetune())}
     if name not in recipes:
         raise InputError(f"recipe {name!r} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
     return Recipe(name, recipes[name])

@@ -11,12 +11,9 @@ from pathlib import Path
 from rich.console import Console
 
 import calibration
-from calibration import DriftCompensation, InputRanges, Recipe, console, plots, tasks
+from calibration import console, plots, tasks
 
 PATTERN = "window(64) | sinks(4)"
-
-# The two quick steps of the recipe `fast`, whose others take minutes for all chips and times here.
-RECIPE = Recipe("quick", (InputRanges(), DriftCompensation()))
 
 
 def main() -> None:
@@ -36,7 +33,7 @@ def main() -> None:
                     model,
                     task,
                     hardware="pcm",
-                    recipe=RECIPE,
+                    recipe="quick",
                     pattern=PATTERN,
                     times=["0s", "1h", "1d", "30d", "1y"],
                     chips=8 if full else 3,

@@ -214,7 +214,7 @@ def test_static_ranges_with_an_adc_less_chip(net, task):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"recipe": "slow"}, "recipe 'slow' is unknown: choose fast"),
+        ({"recipe": "slow"}, "recipe 'slow' is unknown: choose quick, fast"),
         ({"chips": 0}, "chips = 0 is not allowed"),
         ({"times": []}, r"times \[\] are not usable"),
         ({"times": ["1 week"]}, "time '1 week' is not understood"),

@@ -47,7 +47,7 @@ def test_a_bad_option_is_one_sentence(capsys, tmp_path, monkeypatch, job, comman
 @pytest.mark.parametrize(
     ("arguments", "words"),
     [
-        (["--recipe", "slow"], ["recipe 'slow' is unknown: choose fast"]),
+        (["--recipe", "slow"], ["recipe 'slow' is unknown: choose quick, fast"]),
         (["--wait", "0s"], ["a wait of 0 s would score the very noise"]),
         (["--wait", "later"], ["time 'later' is not understood"]),
         (["--staircase", "perhaps"], ["staircase"]),

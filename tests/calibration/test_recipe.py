@@ -7,7 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from calibration import AdcRanges, AffineCorrection, DriftCompensation, InputRanges, Recipe, Stage, recipe
+from calibration import AdcRanges, AffineCorrection, DriftCompensation, InputRanges, Recipe, Stage, WeightRanges, recipe
 from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
 
 STEPS = {
@@ -158,14 +158,16 @@ def test_a_model_that_was_not_converted_is_refused(step, batches):
 # Recipes
 
 
-def test_fast():
+def test_quick_and_fast():
     fast = recipe.get("fast")
-    assert fast == Recipe("fast", (InputRanges(), DriftCompensation(), AdcRanges(), AffineCorrection()))
-    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING, *[Stage.IN_USE] * 3]
+    steps = InputRanges(), WeightRanges(), DriftCompensation(), AdcRanges(), AffineCorrection()
+    assert fast == Recipe("fast", steps)
+    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING] * 2 + [Stage.IN_USE] * 3
+    assert recipe.get("quick") == Recipe("quick", steps[:3])
 
 
 def test_refusals():
-    with pytest.raises(InputError, match="recipe 'best' is unknown: choose fast"):
+    with pytest.raises(InputError, match="recipe 'best' is unknown: choose quick, fast"):
         recipe.get("best")
     with pytest.raises(InputError, match="recipe 'empty' has no steps"):
         Recipe("empty", ())
