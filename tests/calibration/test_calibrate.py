@@ -70,7 +70,7 @@ def test_the_order_of_programming_fitting_and_scoring(net, task):
 def test_every_calibrated_score_is_later_than_its_fit(net, task):
     result = calibrate(net, task, times=["0s", "1h"], wait="2h", chips=2)
     fitted = [m for m in result.measurements if m.fitted is not None]
-    steps = ("InputRanges", "DriftCompensation", "AdcRanges")
+    steps = ("WeightRanges", "DriftCompensation", "AdcRanges")
     assert {m.arm for m in fitted} == {*(f"after {step}" for step in steps), "calibrated"}
     assert len(fitted) == 4 * 2 * 2 * 2  # arms, chips, times, metrics
     assert {m.seconds - m.fitted for m in fitted} == {2 * HOUR}
@@ -89,7 +89,7 @@ def test_a_wait_of_zero_is_refused(net, task, wait):
 
 def test_each_step_and_the_whole_recipe_help(net, task):
     result = calibrate(net, task, times=["1d"], chips=8)
-    uncalibrated, ranges, calibrated = (result.values(arm) for arm in ("analog", "after InputRanges", "calibrated"))
+    uncalibrated, ranges, calibrated = (result.values(arm) for arm in ("analog", "after WeightRanges", "calibrated"))
     assert all(c > u for c, u in zip(calibrated, uncalibrated, strict=True))
     assert all(c > r for c, r in zip(calibrated, ranges, strict=True))
     lost, left = 1 - statistics.mean(uncalibrated), 1 - statistics.mean(calibrated)

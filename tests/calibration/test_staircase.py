@@ -61,7 +61,7 @@ def test_nothing_lost_is_not_a_share():
 
 def test_a_calibration_has_its_stairs_everywhere(net, task):
     found = calibrate(net, task, times=["1h", "1d"], chips=2)
-    arms = ["analog", *(f"after {name}" for name in ("InputRanges", "DriftCompensation", "AdcRanges")), "calibrated"]
+    arms = ["analog", *(f"after {name}" for name in ("WeightRanges", "DriftCompensation", "AdcRanges")), "calibrated"]
     for metric in ("closeness", "signs"):
         for seconds in (3600.0, 86400.0):
             own = [stair for stair in found.stairs() if (stair.metric, stair.seconds) == (metric, seconds)]
