@@ -7,12 +7,12 @@ from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
+from calibration.energy.study import PATTERNS
+
 if TYPE_CHECKING:
     from rich.table import Table
 
     from calibration.energy import EnergyStudy
-
-_PATTERNS = ["dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)"]
 
 
 def add_options(parser: ArgumentParser) -> None:
@@ -22,7 +22,7 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--window-length", type=int | None, default=2048, help="perplexity: tokens in a window (default 2048)"
     )
-    parser.add_argument("--patterns", type=list[str], default=_PATTERNS, help="attention patterns to compare")
+    parser.add_argument("--patterns", type=list[str], default=list(PATTERNS), help="attention patterns to compare")
     parser.add_argument(
         "--memory", type=str | None, default=None, help="keys and values: gain_cell, pcm, or a YAML file of hardware"
     )
