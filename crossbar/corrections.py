@@ -31,13 +31,13 @@ class Corrected(nn.Module):
 
     def drop_corrections(self) -> None:
         """Take output correction and adapter away, trained ones too."""
-        for name in CORRECTIONS:
-            self._parameters.pop(name, None)
-            self.register_buffer(name, None, persistent=False)
+        self._put(**dict.fromkeys(CORRECTIONS))
 
     @torch.inference_mode(False)
     def set_output_correction(self, gain: Tensor | None, offset: Tensor | None) -> None:
         """Correct what the tiles deliver by a gain and an offset, each ``[O]``; None: without it.
+
+        Given as parameters, they are trained with the model.
 
         Raises:
             InputError: for another shape, or numbers that are not finite.
@@ -45,7 +45,7 @@ class Corrected(nn.Module):
         for tensor in (gain, offset):
             if tensor is not None:
                 self._require("output correction", tensor, (self.out_features,))
-        self.output_gain, self.output_offset = gain, offset
+        self._put(output_gain=gain, output_offset=offset)
 
     @torch.inference_mode(False)
     def set_adapter(self, down: Tensor | None, up: Tensor | None) -> None:
@@ -62,10 +62,7 @@ class Corrected(nn.Module):
             rank = down.shape[-1] if down.dim() else 0
             self._require("adapter down", down, (self.in_features, rank))
             self._require("adapter up", up, (rank, self.out_features))
-        for name in ("adapter_down", "adapter_up"):
-            self._parameters.pop(name, None)
-            self.register_buffer(name, None, persistent=False)
-        self.adapter_down, self.adapter_up = down, up
+        self._put(adapter_down=down, adapter_up=up)
 
     def corrected_weight(self, weight: Tensor) -> Tensor:
         """The weight ``[I, O]`` that inputs meet when the tiles stand for ``weight``."""
@@ -87,6 +84,13 @@ class Corrected(nn.Module):
             y = torch.addmm(y, x @ self.adapter_down, self.adapter_up)
             book(self.name, "digital_macs", len(x) * (self.adapter_down.numel() + self.adapter_up.numel()))
         return y
+
+    def _put(self, **corrections: Tensor | None) -> None:
+        """Set corrections in the place of plain or trained ones."""
+        for name, value in corrections.items():
+            self._parameters.pop(name, None)
+            self.register_buffer(name, None, persistent=False)
+            setattr(self, name, value)
 
     def _require(self, what: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
         if tensor.shape != shape or not tensor.isfinite().all():

@@ -14,6 +14,7 @@ from calibration.progress import Progress
 from calibration.steps.finetune_loop import Trained, train
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import analog_layers
+from crossbar.corrections import CORRECTIONS
 from crossbar.errors import InputError, require_number, require_whole
 
 Train = Literal["adapters", "weights"]
@@ -118,6 +119,7 @@ class Finetune:
                 layer.set_weight_range(layer.weight_range)  # maps the weights anew
             if f"{name}.adapter_down" in fitted:
                 layer.set_adapter(fitted[f"{name}.adapter_down"], fitted[f"{name}.adapter_up"])
+                layer.set_output_correction(fitted[f"{name}.output_gain"], fitted[f"{name}.output_offset"])
             for field in ("input_range", "adc_range"):
                 if f"{name}.{field}" in fitted:
                     layer.fix_ranges()
@@ -126,7 +128,7 @@ class Finetune:
     def _fitted(self, trained: Trained) -> Fitted:
         fitted: Fitted = {"losses": trained.losses}
         for name, value in trained.values.items():
-            learned = name.rpartition(".")[2] in ("adapter_down", "adapter_up", "input_range", "adc_range")
+            learned = name.rpartition(".")[2] in ("input_range", "adc_range", *CORRECTIONS)
             fitted[name if learned else f"{_WEIGHT}{name}"] = value
         return fitted
 

@@ -7,6 +7,7 @@ curve is that of one process within rounding.
 
 from __future__ import annotations
 
+import gc
 import json
 import time
 from collections.abc import Iterator
@@ -26,8 +27,9 @@ from calibration.models.embedding import Batch
 from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
 from calibration.steps.distillation import distance
-from calibration.steps.observe import digital
+from calibration.steps.observe import digital, observe
 from crossbar import AnalogLinear, analog_layers, clip_weights, replayed_reads
+from crossbar.corrections import CORRECTIONS
 from crossbar.errors import InputError
 from crossbar.files import write_whole
 from crossbar.streams import normal, uniform
@@ -72,8 +74,8 @@ def train(
         raise InputError(
             f"Finetune accumulate = {options.accumulate} does not divide among {world} processes: give a multiple"
         )
-    with _prepared(model, options) as parameters:
-        run = _Run(model, batches, options, parameters, rank, world)
+    with _prepared(model, batches, options) as (parameters, parts):
+        run = _Run(model, batches, options, parameters, parts, rank, world)
         if file is not None and file.is_file():
             run.load(file)
         began, first, kept = time.monotonic(), len(run.losses), time.monotonic()
@@ -85,7 +87,13 @@ def train(
                 run.save(file)
                 kept = time.monotonic()
         values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        return Trained(values, torch.tensor(run.losses, dtype=torch.float64))
+        losses = torch.tensor(run.losses, dtype=torch.float64)
+        if world > 1:
+            # DistributedDataParallel is in a reference cycle and keeps the process group's threads: left to the end of
+            # the interpreter, they may abort it.
+            del run
+            gc.collect()
+    return Trained(values, losses)
 
 
 class _Run:
@@ -97,10 +105,12 @@ class _Run:
         batches: list[Batch],
         options: Finetune,
         parameters: dict[str, nn.Parameter],
+        parts: dict[str, Tensor],
         rank: int,
         world: int,
     ) -> None:
-        self._model, self._batches, self._options, self._parameters = model, batches, options, parameters
+        self._model, self._batches, self._options = model, batches, options
+        self._parameters, self._parts = parameters, parts
         self._rank, self._world = rank, world
         self._layers = analog_layers(model)
         self._ages = {name: layer.seconds for name, layer in self._layers.items()}
@@ -115,11 +125,7 @@ class _Run:
             self._run = nn.parallel.DistributedDataParallel(
                 model, broadcast_buffers=False, find_unused_parameters=unused
             )
-        groups = [
-            {"params": [parameter], "part": float(parameter.detach().abs().mean()) if _is_range(name) else 1.0}
-            for name, parameter in parameters.items()
-        ]
-        self._optimizer = torch.optim.AdamW(groups, lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self._optimizer = torch.optim.AdamW(parameters.values(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0)
         self.losses: list[float] = []
 
     def step(self, step: int) -> None:
@@ -152,11 +158,14 @@ class _Run:
         nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
         warm = min(1.0, (step + 1) / max(1, options.steps // 10))
         for group in self._optimizer.param_groups:
-            group["lr"] = options.rate * group["part"] * warm * (1 - step / options.steps)
+            group["lr"] = options.rate * warm * (1 - step / options.steps)
+        before = {name: self._parameters[name].detach().clone() for name in self._parts}
         self._optimizer.step()
         self._optimizer.zero_grad()
         with torch.no_grad():
-            for name, parameter in self._parameters.items():
+            for name, part in self._parts.items():
+                parameter = self._parameters[name]
+                parameter.copy_(torch.lerp(before[name], parameter, part))
                 if _is_range(name):
                     parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
         if options.train == "weights" and options.clip is not None:
@@ -221,9 +230,13 @@ class _Run:
 
 
 @contextmanager
-def _prepared(model: nn.Module, options: Finetune) -> Iterator[dict[str, nn.Parameter]]:
-    """The parameters to train, by name; afterwards the model is as it was."""
+def _prepared(
+    model: nn.Module, batches: list[Batch], options: Finetune
+) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, Tensor]]]:
+    """The parameters to train, by name, and what to multiply the rate by; afterwards the model is as it was."""
     layers = analog_layers(model)
+    parts: dict[str, Tensor] = {}
+    sizes = _sizes(model, batches[: options.accumulate]) if options.train == "adapters" else {}
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     before = {name: _Before.of(layer) for name, layer in layers.items()}
@@ -240,15 +253,16 @@ def _prepared(model: nn.Module, options: Finetune) -> Iterator[dict[str, nn.Para
             if options.train == "weights":
                 # Of no chip, so that draws do not depend on which one was programmed before.
                 layer.seed, layer.seconds = None, float(options.age)
-            else:
-                _add_adapter(layer, name, options)
+            elif name in sizes:
+                parts |= _add_corrections(layer, name, sizes[name], options)
             if options.ranges:
                 layer.learn_ranges()
             if layer.input_range is not None and options.train == "adapters":
                 layer.input_range.requires_grad_(False)  # it belongs to what was written, not to a chip's age
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        parts |= {name: p.detach().abs().mean() for name, p in parameters.items() if _is_range(name)}
         with _checkpointed(model) if options.checkpoint else nullcontext():
-            yield parameters
+            yield parameters, parts
     finally:
         for name, value in original.items():
             model.get_parameter(name).data.copy_(value)
@@ -266,6 +280,8 @@ class _Before(NamedTuple):
 
     input_range: Tensor | None
     adc_range: Tensor | None
+    output_gain: Tensor | None
+    output_offset: Tensor | None
     adapter_down: Tensor | None
     adapter_up: Tensor | None
     seed: int | None
@@ -274,13 +290,14 @@ class _Before(NamedTuple):
 
     @classmethod
     def of(cls, layer: AnalogLinear) -> _Before:
-        found = layer.input_range, layer.adc_range, layer.adapter_down, layer.adapter_up
-        return cls(*found, layer.seed, layer.seconds, layer.reads)
+        names = ("input_range", "adc_range", *CORRECTIONS, "seed", "seconds", "reads")
+        return cls(*(getattr(layer, name) for name in names))
 
     def put_back(self, layer: AnalogLinear) -> None:
         layer.fix_ranges()
         for name in _RANGES:
             setattr(layer, name, getattr(self, name))
+        layer.set_output_correction(self.output_gain, self.output_offset)
         layer.set_adapter(self.adapter_down, self.adapter_up)
         layer.seed = self.seed
         if layer.seed is not None and layer.seconds != self.seconds:
@@ -288,14 +305,57 @@ class _Before(NamedTuple):
         layer.seconds, layer.reads = self.seconds, self.reads
 
 
-def _add_adapter(layer: AnalogLinear, name: str, options: Finetune) -> None:
+class _Sizes(NamedTuple):
+    """Mean sizes of what a layer gets and gives: inputs ``[I]``, outputs ``[O]``, values within its adapter ``[r]``."""
+
+    inputs: Tensor
+    outputs: Tensor
+    middle: Tensor
+
+
+def _sizes(model: nn.Module, batches: list[Batch]) -> dict[str, _Sizes]:
+    """Of the layers that the batches reach. Means of magnitudes, in which few massive activations weigh less."""
+    layers = analog_layers(model)
+    seen: dict[str, list[_Sizes]] = {}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        down = layers[name].adapter_down
+        middle = x.new_zeros(0) if down is None else (x @ down).abs().mean(0)
+        seen.setdefault(name, []).append(_Sizes(x.abs().mean(0), y.abs().mean(0), middle))
+
+    with digital(model):
+        observe(model, batches, layers, see)
+    return {
+        name: _Sizes(*(_floored(torch.stack(x).mean(0)) for x in zip(*some, strict=True)))
+        for name, some in seen.items()
+    }
+
+
+def _floored(size: Tensor) -> Tensor:
+    """Without zeros, by which steps are divided."""
+    return size.clamp(min=torch.finfo(size.dtype).tiny + 1e-3 * float(size.sum()) / max(1, size.numel()))
+
+
+def _add_corrections(layer: AnalogLinear, name: str, sizes: _Sizes, options: Finetune) -> dict[str, Tensor]:
+    """Make adapter, gain and offset of a layer parameters; parts of the rate that make steps relative to sizes."""
     down, up = layer.adapter_down, layer.adapter_up
     if down is None or up is None:
         rank = min(options.rank, layer.in_features, layer.out_features)
         drawn = normal((layer.in_features, rank), (options.seed, name, "adapter"), layer.scales.device)
-        down = drawn.to(layer.scales.dtype) / layer.in_features**0.5
+        down = drawn.to(layer.scales.dtype) / layer.in_features**0.5 / sizes.inputs.unsqueeze(1)
         up = down.new_zeros(rank, layer.out_features)
-    layer.set_adapter(nn.Parameter(down.detach().clone()), nn.Parameter(up.detach().clone()))
+    else:
+        down, up = down / sizes.middle, up * sizes.middle.unsqueeze(1)
+    gain = torch.ones_like(sizes.outputs) if layer.output_gain is None else layer.output_gain
+    offset = torch.zeros_like(sizes.outputs) if layer.output_offset is None else layer.output_offset
+    layer.set_adapter(*(nn.Parameter(value.detach().clone()) for value in (down, up)))
+    layer.set_output_correction(*(nn.Parameter(value.detach().clone()) for value in (gain, offset)))
+    return {
+        f"{name}.adapter_down": 1 / (layer.in_features**0.5 * sizes.inputs.unsqueeze(1)),
+        f"{name}.adapter_up": sizes.outputs,
+        f"{name}.output_gain": gain.new_ones(()),
+        f"{name}.output_offset": sizes.outputs,
+    }
 
 
 @contextmanager
