@@ -19,6 +19,7 @@ from calibration.progress import Progress
 from calibration.results import Measurement
 from calibration.steps.protocol import Fitted, LongStep, Step, uncalibrate
 from calibration.tasks import Task
+from calibration.tasks.protocol import training_batches
 from crossbar import (
     ConversionReport,
     Hardware,
@@ -200,12 +201,12 @@ class Experiment:
             self.catch_up()
             reset_reads(self.analog)
             renew_memory(self.analog)
-            batches = self.task.batches("calibration")
             with Ledger() as ledger:
                 if isinstance(step, LongStep):
-                    tensors = step.fit_long(self.analog, batches, self.journal.state(f"fit {key}"), self._part)
+                    batches, file = training_batches(self.task), self.journal.state(f"fit {key}")
+                    tensors = step.fit_long(self.analog, batches, file, self._part)
                 else:
-                    tensors = step.fit(self.analog, batches)
+                    tensors = step.fit(self.analog, self.task.batches("calibration"))
             return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
 
         fit = self.journal.fit(f"fit {key}", run)

@@ -4,23 +4,20 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterable, Iterator
-from typing import TYPE_CHECKING
 
 import torch
 from torch import Tensor
 
 from calibration.models.embedding import Batch
+from calibration.tasks.protocol import Task, TrainingTask
 from crossbar.errors import InputError
-
-if TYPE_CHECKING:
-    from calibration.tasks import Task
 
 _RUN = 64
 """Tokens in a row that two texts must share to overlap; shorter texts must be equal."""
 
 
 def require_disjoint(task: Task) -> None:
-    """Refuse a task with evaluation data in its calibration split.
+    """Refuse a task with evaluation data in what it calibrates or trains on.
 
     Token sequences overlap if they share 64 tokens in a row, or are equal; other inputs if a sample of one split is
     equal to a sample of the other. Padded positions do not count.
@@ -29,12 +26,16 @@ def require_disjoint(task: Task) -> None:
         InputError: with where the first overlap is.
     """
     scored = all_marks(task.batches("evaluation"))
-    for index, sample in enumerate(_samples(task.batches("calibration"))):
-        if not scored.isdisjoint(marks(sample)):
-            raise InputError(
-                f"sample {index} of task {task.name!r} for calibration is in its evaluation data too, so scores would "
-                "know what was fitted: give splits that do not overlap"
-            )
+    fitted = {"calibration": task.batches("calibration")}
+    if isinstance(task, TrainingTask):
+        fitted["training"] = task.training_batches()
+    for purpose, batches in fitted.items():
+        for index, sample in enumerate(_samples(batches)):
+            if not scored.isdisjoint(marks(sample)):
+                raise InputError(
+                    f"sample {index} of task {task.name!r} for {purpose} is in its evaluation data too, so scores "
+                    "would know what was fitted: give splits that do not overlap"
+                )
 
 
 def marks(sample: Tensor) -> set[bytes]:

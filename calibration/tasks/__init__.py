@@ -11,14 +11,14 @@ from calibration.models.outputs import Output
 from calibration.tasks.code_search import CodeSearch
 from calibration.tasks.lee import Lee
 from calibration.tasks.perplexity import Perplexity
-from calibration.tasks.protocol import Split, Task
+from calibration.tasks.protocol import Split, Task, TrainingTask
 from calibration.tasks.wordsim import WordSim
 from crossbar.errors import InputError
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "CodeSearch", "Lee", "Perplexity", "Split", "Task", "WordSim", "get", "require"]
+__all__ = ["Batch", "CodeSearch", "Lee", "Perplexity", "Split", "Task", "TrainingTask", "WordSim", "get", "require"]
 
 
 class _Constructor(Protocol):

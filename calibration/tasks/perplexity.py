@@ -19,7 +19,7 @@ from crossbar.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_EVALUATION, _CALIBRATION = slice(20, 40), slice(40, 60)
+_EVALUATION, _CALIBRATION, _MORE = slice(20, 40), slice(40, 60), slice(60, None)
 _CHARACTERS = 4000
 _BATCH = 2048  # tokens: scores of 49,152 words for each take 0.4 GB
 
@@ -29,15 +29,16 @@ class Perplexity:
 
     The exponential of the mean loss (nats a token) over windows; the first token of a window is not predicted.
     Articles 20 to 39 of gensim's extract are scored and articles 40 to 59 calibrate, each cleaned by
-    `calibration.tasks.wikipedia.plain`, cut at 4,000 characters and joined by a blank line; of each text the first
-    tokens are used, without special tokens. Nothing is drawn at random. SmolLM2, digital: 21.12 in 16
-    windows of 512 tokens, 18.62 in 4 of 2,048.
+    `calibration.tasks.wikipedia.plain`, cut at 4,000 characters and joined by a blank line; articles 60 to 105 follow
+    in full for what needs more, such as training. Of each text the first tokens are used, without special tokens.
+    Nothing is drawn at random. SmolLM2, digital: 21.12 in 16 windows of 512 tokens, 18.62 in 4 of 2,048.
 
     Args:
         tokenizer: the model's own.
         windows: how many are scored.
         window_length: tokens in a window, of both splits.
         calibration_windows: how many calibrate; None: as many as are scored.
+        training_windows: how many steps that train take, such as `calibration.Finetune`; None: those that calibrate.
 
     Raises:
         InputError: when gensim, which carries the text, is not installed, or for an impossible value.
@@ -54,28 +55,35 @@ class Perplexity:
         windows: int = 16,
         window_length: int = 512,
         calibration_windows: int | None = None,
+        training_windows: int | None = None,
     ) -> None:
         if calibration_windows is None:
             calibration_windows = windows
+        if training_windows is None:
+            training_windows = calibration_windows
         limit = tokenizer.model_max_length
         if not 2 <= window_length <= limit:
             raise InputError(
                 f"window_length {window_length} is not usable: give 2 to {limit} tokens, which is what the model reads"
             )
-        bodies = articles()
-        self._windows = {
-            split: _windows(bodies[chosen], tokenizer, name, count, window_length)
-            for split, chosen, name, count in (
-                ("evaluation", _EVALUATION, "windows", windows),
-                ("calibration", _CALIBRATION, "calibration_windows", calibration_windows),
-            )
-        }
+        bodies = [plain(body) for body in articles()]
+        cut = [body[:_CHARACTERS] for body in bodies]
+        self._scored = _windows(cut[_EVALUATION], tokenizer, "windows", windows, window_length)
+        fitted = [*cut[_CALIBRATION], *bodies[_MORE]]
+        options = {"calibration_windows": calibration_windows, "training_windows": training_windows}
+        self._calibration, self._training = (
+            _windows(fitted, tokenizer, option, count, window_length) for option, count in options.items()
+        )
 
     def batches(self, split: Split) -> Iterable[Batch]:
         """Windows of the articles, to calibrate on one at a time (`calibration.steps.observe.Instants`) or to score."""
-        windows = self._windows[split]
-        size = 1 if split == "calibration" else max(1, _BATCH // windows.shape[1])
-        return [{"input_ids": part} for part in windows.split(size)]
+        if split == "calibration":
+            return _batches(self._calibration, 1)
+        return _batches(self._scored, max(1, _BATCH // self._scored.shape[1]))
+
+    def training_batches(self) -> Iterable[Batch]:
+        """Windows of the articles that calibrate, and of more of them, to train on one at a time."""
+        return _batches(self._training, 1)
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
         """``perplexity``, 1 or more; infinite for a model whose scores are not finite.
@@ -96,12 +104,15 @@ class Perplexity:
 
 def _windows(bodies: list[str], tokenizer: PreTrainedTokenizerBase, option: str, count: int, length: int) -> Tensor:
     """The first ``count * length`` tokens of the articles, ``[count, length]`` int64."""
-    text = "\n\n".join(plain(body)[:_CHARACTERS] for body in bodies)
     # Not verbose: it would warn that the text is longer than the model reads.
-    ids = torch.tensor(tokenizer(text, add_special_tokens=False, verbose=False)["input_ids"])
+    ids = torch.tensor(tokenizer("\n\n".join(bodies), add_special_tokens=False, verbose=False)["input_ids"])
     if not 1 <= count <= len(ids) // length:
         raise InputError(
             f"{option} {count} is not usable: give 1 to {len(ids) // length}, as many as the text has of "
             f"{length} tokens"
         )
     return ids[: count * length].view(count, length)
+
+
+def _batches(windows: Tensor, size: int) -> list[Batch]:
+    return [{"input_ids": part} for part in windows.split(size)]

@@ -1,7 +1,7 @@
 """What a task is."""
 
 from collections.abc import Iterable
-from typing import Literal, Protocol
+from typing import Literal, Protocol, runtime_checkable
 
 from torch import nn
 
@@ -33,3 +33,16 @@ class Task(Protocol):
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
         """Score ``model`` on the evaluation split."""
+
+
+@runtime_checkable
+class TrainingTask(Protocol):
+    """A `Task` with more data for steps that train than for those that read all of it at each time of each chip."""
+
+    def training_batches(self) -> Iterable[Batch]:
+        """Keyword inputs for the model, as ``batches`` gives them; nothing of it is in the evaluation split."""
+
+
+def training_batches(task: Task) -> Iterable[Batch]:
+    """What to train on: calibration data, unless the task has data for training."""
+    return task.training_batches() if isinstance(task, TrainingTask) else task.batches("calibration")

@@ -67,6 +67,24 @@ def test_the_order_of_programming_fitting_and_scoring(net, task):
     assert log == digital + uncalibrated + fitted
 
 
+def test_steps_that_train_get_the_training_data(net, task):
+    """Others the calibration data, three batches here."""
+    log = []
+
+    @dataclass(frozen=True)
+    class Long(Spy):
+        def fit_long(self, model, batches, file, progress):
+            return self.fit(model, batches)
+
+    class Trains(type(task)):
+        def training_batches(self):
+            return [{"x": torch.randn(2, 6, 24)}] * 7
+
+    recipe = Recipe("spies", (Spy(log), Long(log)))
+    calibrate(net, Trains(net), recipe=recipe, times=["1h"], chips=1, staircase=False)
+    assert [entry[3] for entry in log if entry[0] == "fit"] == [3, 7]
+
+
 def test_every_calibrated_score_is_later_than_its_fit(net, task):
     result = calibrate(net, task, times=["0s", "1h"], wait="2h", chips=2)
     fitted = [m for m in result.measurements if m.fitted is not None]

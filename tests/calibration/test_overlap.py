@@ -45,6 +45,16 @@ def test_64_tokens_in_a_row_at_other_places(shared, overlaps):
         require_disjoint(task)
 
 
+def test_what_is_trained_on_counts_too():
+    class Trains(Mine):
+        def training_batches(self):
+            return [ids([5, 5, 5]), ids([7, 8, 9])]
+
+    require_disjoint(Trains([ids([1, 2, 3])], [ids([4, 4, 4])]))
+    with pytest.raises(InputError, match="sample 1 of task 'mine' for training is in its evaluation data too"):
+        require_disjoint(Trains([ids([1, 2, 3])], [ids([7, 8, 9])]))
+
+
 def test_samples_that_are_not_tokens():
     draw = torch.Generator().manual_seed(0)
     scored, fitted = (torch.randn(3, 4, 5, generator=draw) for _ in range(2))

@@ -42,9 +42,23 @@ def test_windows_are_the_first_tokens_of_their_articles(letters, task, cut):
 
 
 def test_no_article_is_in_both_splits(cut):
-    evaluation, calibration = set(cut[20:40]), set(cut[40:60])
-    assert len(evaluation) == len(calibration) == 20
-    assert not evaluation & calibration
+    bodies = [plain(body) for body in articles()]
+    evaluation, fitted = set(cut[20:40]), set(cut[40:60]) | set(bodies[60:])
+    assert len(evaluation) == 20
+    assert len(fitted) == 66
+    assert not evaluation & fitted
+
+
+def test_training_goes_on_where_calibration_ends(letters, cut):
+    calibrating = len(letters("\n\n".join(cut[40:60]))["input_ids"]) // 512
+    task = tasks.get("perplexity", letters, windows=2, calibration_windows=3, training_windows=calibrating + 5)
+    trained = torch.cat([batch["input_ids"] for batch in task.training_batches()])
+    expected = letters("\n\n".join([*cut[40:60], *(plain(body) for body in articles()[60:])]))["input_ids"]
+    assert trained.shape == (calibrating + 5, 512)
+    assert trained.flatten().tolist() == expected[: trained.numel()]
+    assert torch.equal(windows(task, "calibration"), trained[:3])
+    task = tasks.get("perplexity", letters, windows=2, calibration_windows=3)
+    assert torch.equal(windows(task, "calibration"), torch.cat([b["input_ids"] for b in task.training_batches()]))
 
 
 def test_batches_of_whole_windows_of_at_most_2048_tokens(letters):
@@ -77,7 +91,7 @@ def test_two_constructions_are_equal(letters, task):
         ({"windows": 10**6}, "windows 1000000 is not usable: give 1 to [0-9]+, as many as the text has of 512 tokens"),
         ({"calibration_windows": 0}, "calibration_windows 0 is not usable"),
         ({"window_length": 1}, "window_length 1 is not usable: give 2 to"),
-        ({"pairs": 3}, "no option 'pairs': choose from windows, window_length, calibration_windows"),
+        ({"pairs": 3}, "no option 'pairs': choose from windows, window_length, calibration_windows, training_windows"),
     ],
 )
 def test_impossible_sizes(letters, options, message):
