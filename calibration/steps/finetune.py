@@ -35,15 +35,16 @@ class Finetune:
     curve, in one process or several (`calibration.steps.finetune_loop`), stopped and resumed or not.
 
     Attributes:
-        train: ``adapters``: a digital low-rank adapter beside each layer, at each age of a chip (it starts from the one
-            that is there, as `LowRankAdapter` leaves it); ``weights``: all parameters, once, before chips are
-            programmed.
+        train: ``adapters``: a digital low-rank adapter beside each layer and a gain and an offset of each output, at
+            each age of a chip (from what is there, as `LowRankAdapter` and `AffineCorrection` leave it); ``weights``:
+            all parameters, once, before chips are programmed.
         chip: whose errors are trained with. ``own``: the cells of the chip at hand, read anew at each step, at several
             instants before its age; ``any``: errors drawn anew at each step from the device's statistics, so that any
             chip is served. Weights are trained for any.
         steps: of the optimizer.
         accumulate: batches of the calibration data whose gradients make a step.
-        rate: highest learning rate; ranges move by it as a part of themselves.
+        rate: highest learning rate. Of weights it is AdamW's; adapters, gains, offsets and ranges move by it as a part
+            of the size that they have, or that the digital layer's inputs and outputs give them.
         rank: of adapters that are not there yet.
         ranges: also learn the ranges of the ADCs, and with ``weights`` those of the DACs where they are static.
         clip: weights beyond so many deviations from 0 are clipped after each step (Joshi 2020 takes 2.5); None: not.
@@ -62,7 +63,7 @@ class Finetune:
     chip: Chip = "own"
     steps: int = 100
     accumulate: int = 1
-    rate: float = 1e-3
+    rate: float = 5e-4
     rank: int = 16
     ranges: bool = True
     clip: float | None = None

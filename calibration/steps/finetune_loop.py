@@ -155,6 +155,10 @@ class _Run:
 
     def _move(self, step: int) -> None:
         options = self._options
+        for name, part in self._parts.items():
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                gradient.mul_(part)
         nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
         warm = min(1.0, (step + 1) / max(1, options.steps // 10))
         for group in self._optimizer.param_groups:

@@ -131,6 +131,26 @@ def test_the_same_options_give_the_same_curve_with_and_without_checkpointing():
         torch.testing.assert_close(value, kept[name])
 
 
+def test_steps_are_relative_to_the_size_of_activations():
+    """A layer whose outputs are 128 times larger, before one with weights as much smaller, learns the same."""
+    curves = []
+    for factor in (1, 128):
+        with torch.random.fork_rng():
+            torch.manual_seed(0)
+            model = nn.Sequential(nn.Linear(24, 24), nn.Linear(24, 8)).eval()
+        with torch.no_grad():
+            model[0].weight *= factor
+            model[0].bias *= factor
+            model[1].weight /= factor
+        convert(model, ROUGH)
+        program(model, 1)
+        age(model, "1d")
+        inputs = [{"input": batch["x"]} for batch in batches()]
+        curves.append(losses(Finetune(steps=12, rate=1e-2, rank=4).fit(model, inputs)))
+    assert curves[0][-3:].mean() < 0.9 * curves[0][:3].mean()
+    torch.testing.assert_close(curves[1], curves[0], rtol=1e-3, atol=0)
+
+
 class StoppedError(Exception):
     pass
 
