@@ -41,7 +41,7 @@ def converted(hardware, scale="tile_column"):
     return model
 
 
-def searched(model, batches, seconds):
+def searched(model, batches, seconds, clipping):
     """The best share of each column's largest weight, one weight after another."""
     layer = analog_layers(model)["linear"]
     x = torch.cat([batch["x"][batch["attention_mask"].bool()] for batch in batches]).double()
@@ -60,17 +60,19 @@ def searched(model, batches, seconds):
                 for row in rows:
                     size = abs(float(weight[output, row]))
                     level = round(min(size / scale, 1.0) * 64)
-                    cost += float(power[row]) * (max(size - scale, 0.0) ** 2 + scale**2 * float(errors.squared[level]))
+                    error = clipping * max(size - scale, 0.0) ** 2 + scale**2 * float(errors.squared[level])
+                    cost += float(power[row]) * error
                 costs[step / 20] = cost
             best[tile, output] = min(costs, key=costs.get)
     return best
 
 
-def test_the_range_is_the_best_of_an_exhaustive_search(batches):
+@pytest.mark.parametrize("clipping", [0.5, 1.0])
+def test_the_range_is_the_best_of_an_exhaustive_search(batches, clipping):
     model = converted(presets.pcm())
     layer = analog_layers(model)["linear"]
-    share = WeightRanges(YEAR).fit(model, batches)["linear"] / layer.scales
-    expected = searched(model, batches, YEAR)
+    share = WeightRanges(YEAR, clipping).fit(model, batches)["linear"] / layer.scales
+    expected = searched(model, batches, YEAR, clipping)
     agree = (share.double() - expected).abs() < 1e-5
     assert agree.double().mean() > 0.9  # a weight between two levels may round either way
     assert (share.double() - expected).abs().max() < 0.051
@@ -81,7 +83,7 @@ def test_older_cells_ask_for_smaller_ranges_and_ideal_ones_for_none(batches):
     mean = {}
     for seconds in (0.0, 86400.0, YEAR):
         model = converted(presets.pcm())
-        fitted = WeightRanges(seconds).fit(model, batches)["linear"]
+        fitted = WeightRanges(seconds, clipping=1.0).fit(model, batches)["linear"]
         mean[seconds] = float((fitted / analog_layers(model)["linear"].scales).mean())
     assert mean[0.0] > mean[86400.0] > mean[YEAR]
     model = converted(presets.ideal())
@@ -108,7 +110,7 @@ def test_aged_chips_err_less():
         model[0].weight.copy_(weight)
         convert(model, presets.pcm())
         if clipped:
-            step = WeightRanges(YEAR)
+            step = WeightRanges(YEAR, clipping=1.0)
             step.apply(model, step.fit(model, [{"input": x}]))
         wanted, squares = x @ weight.t(), []
         for seed in range(8):
@@ -122,6 +124,17 @@ def test_aged_chips_err_less():
     assert error[True] < 0.9 * error[False]
 
 
+def test_less_is_clipped_where_clipping_counts_more(batches):
+    mean = {}
+    for clipping in (0.0, 0.5, 1.0, 1e6):
+        model = converted(presets.pcm())
+        fitted = WeightRanges(YEAR, clipping).fit(model, batches)["linear"]
+        mean[clipping] = float((fitted / analog_layers(model)["linear"].scales).mean())
+    assert mean[0.0] == pytest.approx(0.3)
+    assert mean[0.0] < mean[0.5] < mean[1.0] < mean[1e6]
+    assert mean[1e6] == pytest.approx(1.0)
+
+
 def test_a_static_input_range_stays(batches):
     model = converted(presets.pcm())
     for step in (InputRanges("abs_max"), WeightRanges(YEAR)):
@@ -132,5 +145,7 @@ def test_a_static_input_range_stays(batches):
 def test_bad_ages_are_refused():
     with pytest.raises(InputError, match=r"WeightRanges seconds = -1\.0 is not allowed"):
         WeightRanges(-1.0)
+    with pytest.raises(InputError, match=r"WeightRanges clipping = -1\.0 is not allowed"):
+        WeightRanges(clipping=-1.0)
     with pytest.raises(InputError, match="WeightRanges"):
         Recipe.from_dict({"name": "wrong", "steps": [{"step": "WeightRanges", "seconds": "a year"}]})
