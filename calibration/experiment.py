@@ -19,7 +19,7 @@ from calibration.progress import Progress
 from calibration.results import Measurement
 from calibration.steps.protocol import Fitted, LongStep, Step, uncalibrate
 from calibration.tasks import Task
-from calibration.tasks.protocol import training_batches
+from calibration.tasks.protocol import fitted_on
 from crossbar import (
     ConversionReport,
     Hardware,
@@ -201,12 +201,13 @@ class Experiment:
             self.catch_up()
             reset_reads(self.analog)
             renew_memory(self.analog)
+            data = fitted_on(self.task)
             with Ledger() as ledger:
                 if isinstance(step, LongStep):
-                    batches, file = training_batches(self.task), self.journal.state(f"fit {key}")
+                    batches, file = data.get("training", data["calibration"]), self.journal.state(f"fit {key}")
                     tensors = step.fit_long(self.analog, batches, file, self._part)
                 else:
-                    tensors = step.fit(self.analog, self.task.batches("calibration"))
+                    tensors = step.fit(self.analog, data["calibration"])
             return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
 
         fit = self.journal.fit(f"fit {key}", run)

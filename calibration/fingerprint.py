@@ -12,7 +12,8 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from calibration.tasks import Task, TrainingTask
+from calibration.tasks import Task
+from calibration.tasks.protocol import fitted_on
 
 _PACKAGES = ("crossbar", "attention", "calibration")
 _LIBRARIES = ("torch", "numpy", "scipy", "transformers", "aihwkit")
@@ -41,9 +42,7 @@ def of_model(model: nn.Module) -> str:
 
 def of_task(task: Task) -> str:
     """SHA-256 (hex) of a task: its name and what it feeds a model. How a class of your own scores is not seen."""
-    batches = {split: task.batches(split) for split in ("calibration", "evaluation")}
-    if isinstance(task, TrainingTask):
-        batches["training"] = task.training_batches()
+    batches = {**fitted_on(task), "evaluation": task.batches("evaluation")}
     splits = {name: [of_tensors(batch) for batch in some] for name, some in batches.items()}
     return of_values([type(task).__qualname__, task.name, task.primary, splits])
 

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from calibration.models.embedding import Batch
-from calibration.tasks.protocol import Task, TrainingTask
+from calibration.tasks.protocol import Task, fitted_on
 from crossbar.errors import InputError
 
 _RUN = 64
@@ -26,10 +26,7 @@ def require_disjoint(task: Task) -> None:
         InputError: with where the first overlap is.
     """
     scored = all_marks(task.batches("evaluation"))
-    fitted = {"calibration": task.batches("calibration")}
-    if isinstance(task, TrainingTask):
-        fitted["training"] = task.training_batches()
-    for purpose, batches in fitted.items():
+    for purpose, batches in fitted_on(task).items():
         for index, sample in enumerate(_samples(batches)):
             if not scored.isdisjoint(marks(sample)):
                 raise InputError(

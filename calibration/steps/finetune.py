@@ -42,7 +42,7 @@ class Finetune:
             instants before its age; ``any``: errors drawn anew at each step from the device's statistics, so that any
             chip is served. Weights are trained for any.
         steps: of the optimizer.
-        accumulate: batches of the calibration data whose gradients make a step.
+        accumulate: batches of the data whose gradients make a step.
         rate: highest learning rate. Of weights it is AdamW's; adapters, gains, offsets and ranges move by it as a part
             of the size that they have, or that the digital layer's inputs and outputs give them.
         rank: of adapters that are not there yet.

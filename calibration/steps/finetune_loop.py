@@ -294,7 +294,7 @@ class _Before(NamedTuple):
 
     @classmethod
     def of(cls, layer: AnalogLinear) -> _Before:
-        names = ("input_range", "adc_range", *CORRECTIONS, "seed", "seconds", "reads")
+        names = (*_RANGES, *CORRECTIONS, "seed", "seconds", "reads")
         return cls(*(getattr(layer, name) for name in names))
 
     def put_back(self, layer: AnalogLinear) -> None:

@@ -68,12 +68,10 @@ class Perplexity:
             )
         bodies = [plain(body) for body in articles()]
         cut = [body[:_CHARACTERS] for body in bodies]
-        self._scored = _windows(cut[_EVALUATION], tokenizer, "windows", windows, window_length)
-        fitted = [*cut[_CALIBRATION], *bodies[_MORE]]
-        options = {"calibration_windows": calibration_windows, "training_windows": training_windows}
-        self._calibration, self._training = (
-            _windows(fitted, tokenizer, option, count, window_length) for option, count in options.items()
-        )
+        fitted = _tokens([*cut[_CALIBRATION], *bodies[_MORE]], tokenizer)
+        self._scored = _windows(_tokens(cut[_EVALUATION], tokenizer), "windows", windows, window_length)
+        self._calibration = _windows(fitted, "calibration_windows", calibration_windows, window_length)
+        self._training = _windows(fitted, "training_windows", training_windows, window_length)
 
     def batches(self, split: Split) -> Iterable[Batch]:
         """Windows of the articles, to calibrate on one at a time (`calibration.steps.observe.Instants`) or to score."""
@@ -102,10 +100,14 @@ class Perplexity:
         return {"perplexity": exponential(float(mean.nan_to_num(nan=torch.inf)))}
 
 
-def _windows(bodies: list[str], tokenizer: PreTrainedTokenizerBase, option: str, count: int, length: int) -> Tensor:
-    """The first ``count * length`` tokens of the articles, ``[count, length]`` int64."""
+def _tokens(bodies: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
+    """The articles as one text, ``[tokens]`` int64."""
     # Not verbose: it would warn that the text is longer than the model reads.
-    ids = torch.tensor(tokenizer("\n\n".join(bodies), add_special_tokens=False, verbose=False)["input_ids"])
+    return torch.tensor(tokenizer("\n\n".join(bodies), add_special_tokens=False, verbose=False)["input_ids"])
+
+
+def _windows(ids: Tensor, option: str, count: int, length: int) -> Tensor:
+    """The first ``count * length`` tokens, ``[count, length]`` int64."""
     if not 1 <= count <= len(ids) // length:
         raise InputError(
             f"{option} {count} is not usable: give 1 to {len(ids) // length}, as many as the text has of "

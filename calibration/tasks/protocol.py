@@ -43,6 +43,9 @@ class TrainingTask(Protocol):
         """Keyword inputs for the model, as ``batches`` gives them; nothing of it is in the evaluation split."""
 
 
-def training_batches(task: Task) -> Iterable[Batch]:
-    """What to train on: calibration data, unless the task has data for training."""
-    return task.training_batches() if isinstance(task, TrainingTask) else task.batches("calibration")
+def fitted_on(task: Task) -> dict[str, Iterable[Batch]]:
+    """``calibration`` data, and ``training`` data where the task has some."""
+    fitted = {"calibration": task.batches("calibration")}
+    if isinstance(task, TrainingTask):
+        fitted["training"] = task.training_batches()
+    return fitted

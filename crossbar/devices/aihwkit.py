@@ -152,7 +152,7 @@ def _to_cpu(cells: Tensor) -> Tensor:
 @contextmanager
 def _foreign(seed: int) -> Iterator[None]:
     """Room for code that draws from global generators, in one thread, since the last bit of ``pow`` depends on them."""
-    threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002
+    threads, python, numpy = torch.get_num_threads(), random.getstate(), np.random.get_state()  # noqa: NPY002 - as below
     try:
         with torch.random.fork_rng(devices=()), torch.no_grad(), np.errstate(all="ignore"):
             torch.set_num_threads(1)
@@ -163,7 +163,7 @@ def _foreign(seed: int) -> Iterator[None]:
     finally:
         torch.set_num_threads(threads)
         random.setstate(python)
-        np.random.set_state(numpy)  # noqa: NPY002
+        np.random.set_state(numpy)  # noqa: NPY002 - as above
 
 
 def _undefined() -> tuple[type[Exception], ...]:

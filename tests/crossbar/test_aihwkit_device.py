@@ -36,7 +36,7 @@ class Cooling(BaseNoiseModel):
     """A user's own: the two abstract methods alone, with numpy's and Python's global generators, undefined at 0 s."""
 
     def apply_programming_noise_to_conductance(self, g_target):
-        noise = np.random.standard_normal(tuple(g_target.shape)) + random.gauss(0.0, 0.1)  # noqa: NPY002
+        noise = np.random.standard_normal(tuple(g_target.shape)) + random.gauss(0.0, 0.1)  # noqa: NPY002 - as users do
         return g_target + torch.from_numpy(0.1 * noise).to(g_target)
 
     def apply_drift_noise_to_conductance(self, g_prog, drift_noise_param, t_inference):
@@ -153,10 +153,10 @@ def test_global_generators_neither_matter_nor_move(model, times):
             torch.manual_seed(seed)
             np.random.seed(seed)  # noqa: NPY002 - what is tested
             random.seed(seed)
-            before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002
+            before = torch.get_rng_state(), np.random.get_state()[1].copy(), random.getstate()  # noqa: NPY002 - the point
             state = device.write(target, 5)
             found.append([state["programmed"], device.read(state, times[1], 6)])
-            after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002
+            after = torch.get_rng_state(), np.random.get_state()[1], random.getstate()  # noqa: NPY002 - the point
         assert torch.equal(before[0], after[0])
         assert np.array_equal(before[1], after[1])
         assert before[2] == after[2]

@@ -276,7 +276,7 @@ def test_refuses_the_state_of_other_hardware(saved, part):
 def test_refuses_state_of_another_shape(saved, name):
     _, path = saved
     with safe_open(path, framework="pt") as file:
-        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118
+        metadata, tensors = file.metadata(), {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - no dict
     tensors[name] = tensors[name][..., 1:].contiguous()
     save_file(tensors, path, metadata)
     other = model()

@@ -72,7 +72,7 @@ def test_global_generators_neither_matter_nor_move(draw):
         before_torch, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - the point
         a = draw((1001,), ("global",))
         assert torch.equal(torch.get_rng_state(), before_torch)
-        assert np.array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002
+        assert np.array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002 - the point
         torch.manual_seed(2)
         assert torch.equal(draw((1001,), ("global",)), a)
 
