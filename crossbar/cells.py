@@ -32,6 +32,7 @@ class ProgrammedCells(Corrected):
     column_gain: Tensor
     line_scale: Tensor | None
     weight_range: Tensor | None
+    weight_correction: Tensor | None
     fault_map: Tensor | None
     _digits: Tensor | None
     _bytes: Tensor | None
@@ -54,6 +55,7 @@ class ProgrammedCells(Corrected):
         for buffer in (
             "line_scale",
             "weight_range",
+            "weight_correction",
             "fault_map",
             "_digits",
             "_bytes",
@@ -205,6 +207,11 @@ class ProgrammedCells(Corrected):
         """The digital weight ``[O, I]`` that the cells stand for."""
         return digital_weight(self.digital).to(self.scales.dtype)
 
+    def scaled_weight(self) -> Tensor:
+        """The digital weight ``[O, I]`` as word lines see it: times ``line_scale``."""
+        weight = self.target_weight()
+        return weight if self.line_scale is None else weight * self.line_scale
+
     def reset_reads(self) -> None:
         """Start the read-noise stream again."""
         self.reads = 0
@@ -228,7 +235,7 @@ class ProgrammedCells(Corrected):
 
     def _rescale(self) -> None:
         """Find the scales of the digital weights as they are now."""
-        self.scales = self._found_scales(self._scaled_weight())
+        self.scales = self._found_scales(self._written(self.scaled_weight()))
 
     def _found_scales(self, weight: Tensor) -> Tensor:
         """Scales ``[T, O]`` of scaled weights ``[O, I]``: the calibrated range, or each column's largest weight."""
@@ -236,15 +243,15 @@ class ProgrammedCells(Corrected):
             return self.weight_range.clone()
         return mapping.column_scales(weight, self.hardware.tile, self.name)
 
-    def _scaled_weight(self) -> Tensor:
-        weight = self.target_weight()
-        return weight if self.line_scale is None else weight * self.line_scale
+    def _written(self, weight: Tensor) -> Tensor:
+        """What is mapped for scaled weights ``[O, I]``."""
+        return weight if self.weight_correction is None else weight + self.weight_correction
 
     def _unit_gain(self) -> Tensor:
         return self.scales.new_ones(self.hardware.tile.slices * self.scales.shape[0], self.out_features)
 
     def _targets(self) -> Tensor:
-        return self._mapped(self._scaled_weight(), self.scales)
+        return self._mapped(self._written(self.scaled_weight()), self.scales)
 
     def _mapped(self, weight: Tensor, scales: Tensor) -> Tensor:
         device = self.hardware.device

@@ -42,6 +42,8 @@ class AnalogLinear(ProgrammedCells):
             it before the DAC, and weights multiplied by it before they are mapped.
         weight_range: calibrated weight that a cell at g_max stands for, ``[T_in, O]``, in the units of mapped weights
             (after ``line_scale``); larger ones are clipped. None until calibration: each column's largest.
+        weight_correction: calibrated addition to the weights that are mapped, ``[O, I]``, in the same units; None until
+            calibration.
         input_range: calibrated or learned DAC range, 0-d, activation units; None until calibration.
         adc_range: calibrated or learned ADC range, 0-d or ``[T, O]``, unit outputs; None until calibration.
         output_gain, output_offset: digital correction of what the tiles deliver, each ``[O]``, the offset in units of
@@ -143,10 +145,10 @@ class AnalogLinear(ProgrammedCells):
             scale = scale.to(self.scales)
         weight = self.target_weight() if scale is None else self.target_weight() * scale
         mapping.column_scales(weight, self.hardware.tile, self.name)  # refuses what overflows
-        self.line_scale, self.weight_range = scale, None
+        self.line_scale, self.weight_range, self.weight_correction = scale, None, None
         self.fix_ranges()
         self.input_range = None
-        self._map_anew()
+        self.map_anew()
 
     @torch.inference_mode(False)
     def set_weight_range(self, weight_range: Tensor | None) -> None:
@@ -163,11 +165,29 @@ class AnalogLinear(ProgrammedCells):
             if weight_range.shape != shape or not (weight_range.isfinite() & (weight_range > 0)).all():
                 raise InputError(f"{self.name} got a bad weight range: give {list(shape)} finite numbers above 0")
             weight_range = weight_range.to(self.scales)
-        self.weight_range = weight_range
-        self._map_anew()
+        self.weight_range, self.weight_correction = weight_range, None
+        self.map_anew()
 
-    def _map_anew(self) -> None:
-        """Drop the chip, and what was calibrated for the weights as they were mapped."""
+    @torch.inference_mode(False)
+    def set_weight_correction(self, correction: Tensor | None) -> None:
+        """Map the weights anew with something added to them, ``[O, I]``; the cells must be written again.
+
+        It is in the units of the mapped weights, like ``weight_range``, which it was found for: a new range drops it.
+
+        Raises:
+            InputError: for a correction of another shape or one that is not finite.
+        """
+        if correction is not None:
+            shape = self.out_features, self.in_features
+            if correction.shape != shape or not correction.isfinite().all():
+                raise InputError(f"{self.name} got a bad weight correction: give {list(shape)} finite numbers")
+            correction = correction.to(self.scales)
+        self.weight_correction = correction
+        self.map_anew()
+
+    @torch.inference_mode(False)
+    def map_anew(self) -> None:
+        """Map the digital weights as they are now; drops the chip, and what was calibrated for those before."""
         self.column_gain = self._unit_gain()
         self.set_adc_range(None)
         self.drop_corrections()
@@ -276,6 +296,7 @@ class AnalogLinear(ProgrammedCells):
         weight = raw_weight(self.digital).to(self.scales.dtype)
         if self.line_scale is not None:
             weight = weight * self.line_scale
+        weight = self._written(weight)
         scales = self._found_scales(weight)
         targets = self._mapped(weight, scales)
         draws = ReadNoise((self.seed or 0, self.name, "training", self.seconds, self.reads), scales.device)

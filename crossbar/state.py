@@ -19,7 +19,15 @@ from crossbar.files import write_whole
 from crossbar.linear import AnalogLinear
 
 _VERSION = 1
-_OPTIONAL = ("input_range", "line_scale", "weight_range", "adc_range", "fault_map", *CORRECTIONS)
+_OPTIONAL = (
+    "input_range",
+    "line_scale",
+    "weight_range",
+    "weight_correction",
+    "adc_range",
+    "fault_map",
+    *CORRECTIONS,
+)
 
 
 def save_state(model: nn.Module, path: str | Path) -> None:
@@ -129,6 +137,7 @@ def _shape(layer: AnalogLinear, key: str, found: Tensor, rank: int) -> list[int]
         "input_range": (),
         "line_scale": (layer.in_features,),
         "weight_range": layer.scales.shape,
+        "weight_correction": (layer.out_features, layer.in_features),
         "adc_range": layer.column_gain.shape if found.dim() else (),
         "output_gain": (layer.out_features,),
         "output_offset": (layer.out_features,),

@@ -117,7 +117,7 @@ class Finetune:
             model.get_parameter(name).data.copy_(value)
         for name, layer in layers.items():
             if weights:
-                layer.set_weight_range(layer.weight_range)  # maps the weights anew
+                layer.map_anew()
             if f"{name}.adapter_down" in fitted:
                 layer.set_adapter(fitted[f"{name}.adapter_down"], fitted[f"{name}.adapter_up"])
                 layer.set_output_correction(fitted[f"{name}.output_gain"], fitted[f"{name}.output_offset"])

@@ -1,4 +1,4 @@
-"""Weight ranges: what a cell at g_max stands for, by hand; and the errors of weights that cells keep."""
+"""Weight ranges: what a cell at g_max stands for, by hand; corrections of what is mapped; errors that cells keep."""
 
 import dataclasses
 import math
@@ -59,11 +59,13 @@ def test_a_saved_chip_is_programmed_again_with_its_range(tmp_path):
 
     first, second = chip(), chip()
     first[0].set_weight_range(0.5 * first[0].scales)
+    first[0].set_weight_correction(0.01 * inputs(7, 10, seed=4))
     program(first, 1)
     save_state(first, tmp_path / "chip.safetensors")
     load_state(second, tmp_path / "chip.safetensors")
     program(second, 1)
     assert torch.equal(second[0].weight_range, first[0].weight_range)
+    assert torch.equal(second[0].weight_correction, first[0].weight_correction)
     assert torch.equal(second[0].effective_weight(), first[0].effective_weight())
 
 
@@ -73,6 +75,44 @@ def test_bad_ranges_are_refused(bad):
     with pytest.raises(InputError, match=r"bad weight range: give \[1, 7\] finite numbers above 0"):
         layer.set_weight_range(bad)
     assert layer.weight_range is None
+
+
+def test_a_correction_is_added_to_what_is_mapped_and_the_digital_layer_stays():
+    layer = AnalogLinear.from_digital(digital(), dataclasses.replace(presets.ideal(), tile=Tile(3, 4)))
+    weight, scale = layer.target_weight().clone(), inputs(10, seed=3).abs() + 0.5
+    layer.set_line_scale(scale)
+    layer.set_weight_range(0.5 * layer.scales)
+    correction = 0.1 * inputs(7, 10, seed=4)
+    layer.set_weight_correction(correction)
+    bound = layer.weight_range.repeat_interleave(3, 0)[:10].t()
+    expected = (weight * scale + correction).clamp(-bound, bound) / scale
+    torch.testing.assert_close(layer.effective_weight(), expected)
+    layer.program(3)
+    torch.testing.assert_close(layer.effective_weight(), expected)
+    x = inputs(5, 10, seed=6)
+    torch.testing.assert_close(layer(x), x @ expected.t() + layer.digital.bias)
+    layer.train()
+    torch.testing.assert_close(layer(x), x @ expected.t() + layer.digital.bias)
+    assert torch.equal(layer.target_weight(), weight)
+
+
+@pytest.mark.parametrize("change", ["set_line_scale", "set_weight_range", "set_weight_correction"])
+def test_a_correction_leaves_with_what_it_was_found_for(change):
+    layer = programmed(Hardware())
+    layer.set_weight_correction(torch.ones(7, 10))
+    layer.program(3)
+    getattr(layer, change)(None)
+    assert layer.weight_correction is None
+    assert (layer.seed, layer.state()) == (None, {})
+    torch.testing.assert_close(layer.effective_weight(), layer.target_weight())
+
+
+@pytest.mark.parametrize("bad", [torch.ones(10), torch.ones(10, 7), torch.full((7, 10), math.inf)])
+def test_bad_corrections_are_refused(bad):
+    layer = programmed(Hardware())
+    with pytest.raises(InputError, match=r"bad weight correction: give \[7, 10\] finite numbers"):
+        layer.set_weight_correction(bad)
+    assert layer.weight_correction is None
 
 
 def test_ideal_cells_keep_every_weight():
