@@ -50,6 +50,8 @@ class Finetune:
         clip: weights beyond so many deviations from 0 are clipped after each step (Joshi 2020 takes 2.5); None: not.
             Outliers carry pretrained transformers: without enough training clipping does harm.
         age: with ``weights``: seconds since programming, at which errors are drawn.
+        compensated: with ``weights``: the errors are those that are left when the mean drift of that age is
+            compensated (`crossbar.weight_errors`), for recipes that go on with `DriftCompensation`.
         instants: with ``own``: how many, spread over the steps.
         spacing: seconds between them.
         checkpoint: compute the activations of each block again in the backward pass instead of keeping them.
@@ -68,6 +70,7 @@ class Finetune:
     ranges: bool = True
     clip: float | None = None
     age: float = 86400.0
+    compensated: bool = True
     instants: int = 8
     spacing: float = 60.0
     checkpoint: bool = True

@@ -20,8 +20,9 @@ from calibration.recipe import get
 from calibration.steps.distillation import distance
 from calibration.steps.finetune import losses
 from calibration.steps.protocol import Stage
-from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, convert, presets, program
+from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, bypassed, convert, presets, program
 from crossbar.devices import Ideal
+from crossbar.weight_errors import weight_errors
 
 ROUGH = Hardware(presets.pcm().device, tile=Tile(16, 16), output_noise=0.02)
 SHORT = {
@@ -79,16 +80,17 @@ def error(model):
 
 def state(model):
     """Everything a training may touch."""
-    layers = analog_layers(model).values()
+    layers = list(analog_layers(model).values())
     tensors = [p.detach().clone() for p in model.parameters()]
     tensors += [t.clone() for layer in layers for t in (layer.input_range, layer.adc_range) if t is not None]
+    tensors += [layer.column_gain.clone() for layer in layers]
     return tensors, [(layer.seconds, layer.reads, layer.training, layer.adapter_up) for layer in layers]
 
 
 @pytest.mark.parametrize("options", [
     Finetune(steps=60, rate=5e-3, rank=8),
     Finetune(steps=60, rate=5e-3, rank=8, chip="any"),
-    Finetune(train="weights", chip="any", steps=60, rate=2e-3, clip=2.5),
+    Finetune(train="weights", chip="any", steps=60, rate=2e-3, clip=2.5, compensated=False),
 ], ids=["own chip", "any chip", "weights"])  # fmt: skip
 def test_finetuning_brings_outputs_nearer_and_leaves_the_model_as_it_was(options):
     model = unprogrammed_or_chip(options)
@@ -121,6 +123,26 @@ def test_weights_that_were_trained_are_what_is_programmed():
     program(model, 0)
     for name, layer in analog_layers(model).items():
         torch.testing.assert_close(layer.effective_weight(), fitted[f"weight of {name}.digital.weight"])
+
+
+def test_weights_are_trained_with_the_errors_of_compensated_chips():
+    """The loss of the first steps is that of chips of that age whose mean drift is taken back, or is not."""
+    year = 365 * 86400.0
+    hardware, given = replace(ROUGH, adc=None), batches(4)
+    for compensated in (True, False):
+        options = Finetune("weights", "any", steps=24, rate=1e-12, age=year, compensated=compensated)
+        curve = losses(options.fit(chip(hardware, seed=None), given))
+        distances = []
+        for seed in range(24):
+            model = chip(hardware, seed=seed, when=year)
+            for layer in analog_layers(model).values():
+                layer.column_gain *= weight_errors(hardware, year).gain if compensated else 1.0
+            x = given[seed % 4]
+            with torch.no_grad(), bypassed(model):
+                wanted = model(**x)
+            with torch.no_grad():
+                distances.append(float(distance(model(**x), wanted, None)))
+        assert float(curve.mean()) == pytest.approx(sum(distances) / 24, rel=0.1)
 
 
 def test_the_same_options_give_the_same_curve_with_and_without_checkpointing():
