@@ -145,7 +145,7 @@ def test_minilm(minilm, tmp_path):
 
 
 def test_target_conductances_stand_for_the_weights(calibrated, bundle):
-    """By hand: (G+ - G-) / g_max times the column's scale is the weight times the line's scale, corrected and clipped."""
+    """By hand: (G+ - G-) / g_max times the column's scale is the line's times the weight, corrected and clipped."""
     state = load_file(bundle / "state.safetensors")
     weights = load_file(bundle / "model" / "model.safetensors")
     name = "encoder.layer.1.output.dense"
