@@ -2,6 +2,7 @@
 
     python benchmarks/training_compensation.py vit      # a vision transformer on 5,000 digits of MNIST
     python benchmarks/training_compensation.py minilm   # MiniLM on code search
+    python benchmarks/training_compensation.py minilm --programming 2.5   # cells written less exactly than PCM's are
 
 Training is hardware-aware finetuning of all weights before programming (`Finetune`), with errors drawn from the
 device's statistics as they are right after programming, so it knows nothing of drift. Compensation is a gain for each
@@ -13,7 +14,9 @@ is held against the published one where that is the same way round at both ends.
 """
 
 import copy
+from argparse import Namespace
 from collections.abc import Iterable, Iterator
+from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
@@ -31,7 +34,9 @@ from calibration.fingerprint import of_values
 from calibration.journal import Fit, Journal, Scored
 from calibration.metrics import interval
 from calibration.tasks import Batch
-from crossbar import age, convert, format_seconds, presets, program, reset_gains, reset_reads, to_seconds
+from calibration.tasks.protocol import fitted_on
+from crossbar import Hardware, age, convert, format_seconds, presets, program, reset_gains, reset_reads, to_seconds
+from crossbar.devices import PCM
 
 PUBLISHED = {  # arm: accuracy in %, at once and after a year
     "training and compensation": (84.74, 81.13),
@@ -60,7 +65,7 @@ class Subject(NamedTuple):
     batch: int
 
 
-def vision_transformer(journal: Journal, steps: int | None, rate: float | None) -> Subject:
+def vision_transformer(journal: Journal, options: Namespace) -> Subject:
     """A ViT that was trained on 4,000 digits, scored on 1,000 others."""
     task, model = digits.Digits(), digits.build()
 
@@ -69,14 +74,14 @@ def vision_transformer(journal: Journal, steps: int | None, rate: float | None) 
         return {"tensors": dict(model.state_dict()), "counts": {}}
 
     model.load_state_dict(journal.fit("digital", trained)["tensors"])
-    return Subject(model, task, _finetune(steps or 400, rate or 5e-4), 100)
+    return Subject(model, task, _finetune(options.steps or 400, options.rate or 5e-4), 100)
 
 
-def minilm(journal: Journal, steps: int | None, rate: float | None) -> Subject:
+def minilm(journal: Journal, options: Namespace) -> Subject:
     """MiniLM as it is published, scored on 250 functions of the standard library."""
     loaded = load_model("minilm")
-    task = tasks.CodeSearch(loaded.tokenizer, pairs=250)
-    return Subject(loaded.model, task, _finetune(steps or 100, rate or 5e-5), 8)
+    task = tasks.CodeSearch(loaded.tokenizer, pairs=250, training_pairs=options.training_pairs)
+    return Subject(loaded.model, task, _finetune(options.steps or 100, options.rate or 5e-5), 8)
 
 
 def _finetune(steps: int, rate: float) -> Finetune:
@@ -91,8 +96,10 @@ def main() -> None:
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--steps", type=int, help="of hardware-aware training (vit: 400, minilm: 100)")
     parser.add_argument("--rate", type=float, help="of hardware-aware training (vit: 5e-4, minilm: 5e-5)")
+    parser.add_argument("--training-pairs", type=int, default=128, help="minilm: functions that it is trained on")
     parser.add_argument("--times", nargs="+", default=["1s", "1h", "1d", "30d", "1y"])
     parser.add_argument("--chips", type=int, default=8)
+    parser.add_argument("--programming", type=float, default=1.0, help="programming errors, as a multiple of PCM's")
     parser.add_argument("--keep", type=Path, help="a folder for results, from which the same call goes on")
     options = paired.use(parser)
     paired.print_setting()
@@ -100,14 +107,15 @@ def main() -> None:
     journal = Journal()
     if options.keep is not None:
         options.keep.mkdir(parents=True, exist_ok=True)
-        named = of_values([options.subject, options.steps, options.rate])[:12]
-        journal = Journal(options.keep / f"{options.subject}-{named}")
-    subject = SUBJECTS[options.subject](journal, options.steps, options.rate)
+        chosen = [options.steps, options.rate, options.programming, options.training_pairs]
+        journal = Journal(options.keep / f"{options.subject}-{of_values(chosen)[:12]}")
+    subject = SUBJECTS[options.subject](journal, options)
+    hardware = replace(presets.pcm(), device=PCM(prog_noise_scale=options.programming))
     digital = subject.task.metrics(subject.model)[subject.task.primary]
     print(f"{subject.task.primary} of the digital model: {digital:.1%}", flush=True)
     scores: Scores = {arm: {time: [] for time in times} for arm in PUBLISHED}
     for training in (True, False):
-        for arm, time, value in measured(subject, journal, training, times, options.chips):
+        for arm, time, value in measured(subject, hardware, journal, training, times, options.chips):
             scores[arm][time].append(value)
     console = Console(width=150)
     console.print(table(f"{subject.task.primary}, mean of {options.chips} chips with 95% interval", scores))
@@ -116,19 +124,20 @@ def main() -> None:
 
 
 def measured(
-    subject: Subject, journal: Journal, training: bool, times: list[float], chips: int
+    subject: Subject, hardware: Hardware, journal: Journal, training: bool, times: list[float], chips: int
 ) -> Iterator[tuple[str, float, float]]:
     """Scores ``(arm, seconds, score)`` of every chip, with weights as they are or trained for chips."""
     model = copy.deepcopy(subject.model)
-    conversion = convert(model, presets.pcm())
-    batches = list(cut(subject.task.batches("calibration"), subject.batch))
+    conversion = convert(model, hardware)
+    data = {split: list(cut(batches, subject.batch)) for split, batches in fitted_on(subject.task).items()}
+    batches = data["calibration"]
     balance, finetune, compensation = InputRanges(), subject.finetune, DriftCompensation()
     balance.apply(model, balance.fit(model, batches))
     if training:
         print(conversion, flush=True)
-        fitted = journal.fit("trained", partial(_trained, finetune, model, batches, journal.state("trained")))[
-            "tensors"
-        ]
+        fitted = journal.fit(
+            "trained", partial(_trained, finetune, model, data.get("training", batches), journal.state("trained"))
+        )["tensors"]
         finetune.apply(model, fitted)
         first, last = (float(part.mean()) for part in (fitted["losses"][:10], fitted["losses"][-10:]))
         print(f"hardware-aware training: {finetune.steps} steps, loss {first:.4g} to {last:.4g}", flush=True)

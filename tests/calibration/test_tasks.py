@@ -23,8 +23,11 @@ def minilm():
 
 
 def texts_of(task, split, tokenizer):
-    rows = [row for batch in task.batches(split) for row in batch["input_ids"]]
-    return [tokenizer.decode(row, skip_special_tokens=True) for row in rows]
+    return decoded(task.batches(split), tokenizer)
+
+
+def decoded(batches, tokenizer):
+    return [tokenizer.decode(row, skip_special_tokens=True) for batch in batches for row in batch["input_ids"]]
 
 
 @pytest.mark.parametrize(
@@ -109,6 +112,20 @@ def test_the_whole_pool_can_be_used_and_stays_disjoint(minilm):
         tasks.get("code-search", minilm.tokenizer, pairs=101, calibration_pairs=size - 100)
 
 
+def test_steps_that_train_get_the_functions_that_calibrate_and_more(minilm):
+    options = {"pairs": 50, "calibration_pairs": 20}
+    task = tasks.get("code-search", minilm.tokenizer, **options, training_pairs=60)
+    trained = decoded(task.training_batches(), minilm.tokenizer)
+    assert len(trained) == 120
+    assert set(texts_of(task, "calibration", minilm.tokenizer)) < set(trained)
+    assert not set(texts_of(task, "evaluation", minilm.tokenizer)) & set(trained)
+    unsaid = tasks.get("code-search", minilm.tokenizer, **options)
+    assert decoded(unsaid.training_batches(), minilm.tokenizer) == texts_of(unsaid, "calibration", minilm.tokenizer)
+    size = len(described_functions())
+    with pytest.raises(InputError, match=rf"{size - 49} training pairs are not usable: .* at most the {size} d"):
+        tasks.get("code-search", minilm.tokenizer, **options, training_pairs=size - 49)
+
+
 def test_another_seed_selects_other_functions(minilm):
     first, second = (
         set(texts_of(tasks.get("code-search", minilm.tokenizer, pairs=50, seed=seed), "evaluation", minilm.tokenizer))
@@ -160,7 +177,7 @@ def test_an_unknown_task_is_refused_with_a_list(minilm):
 
 
 def test_an_unknown_option_is_refused_with_a_list(minilm):
-    with pytest.raises(InputError, match="no option 'pair': choose from pairs, calibration_pairs, seed, max_length"):
+    with pytest.raises(InputError, match="no option 'pair': choose from pairs, calibration_pairs, training_pairs"):
         tasks.get("code-search", minilm.tokenizer, pair=50)
     with pytest.raises(InputError, match="no option 'pairs': choose from none"):
         tasks.get("wordsim", minilm.tokenizer, pairs=50)
