@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
+from numbers import Real
 
 from crossbar.errors import InputError, require_number, require_whole
 
@@ -52,7 +53,8 @@ class Saturating:
         require_number("saturating gain", self.gain, above=0)
         if self.levels is not None:
             require_whole("saturating levels", self.levels, least=2)
-        if not self.low < self.high:
+        numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in (self.low, self.high))
+        if not numbers or not self.low < self.high:
             raise InputError(f"saturating low = {self.low!r} is not below high = {self.high!r}: give a range of scores")
 
 

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Callable, Mapping, Sequence
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
@@ -18,7 +18,7 @@ from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Measurement
 from calibration.steps.protocol import Fitted, LongStep, Step, uncalibrate
-from calibration.tasks import Task
+from calibration.tasks import Batch, Task
 from calibration.tasks.protocol import fitted_on
 from crossbar import (
     ConversionReport,
@@ -201,13 +201,12 @@ class Experiment:
             self.catch_up()
             reset_reads(self.analog)
             renew_memory(self.analog)
-            data = fitted_on(self.task)
+            batches = data_for(step, self.task)
             with Ledger() as ledger:
                 if isinstance(step, LongStep):
-                    batches, file = data.get("training", data["calibration"]), self.journal.state(f"fit {key}")
-                    tensors = step.fit_long(self.analog, batches, file, self._part)
+                    tensors = step.fit_long(self.analog, batches, self.journal.state(f"fit {key}"), self._part)
                 else:
-                    tensors = step.fit(self.analog, data["calibration"])
+                    tensors = step.fit(self.analog, batches)
             return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
 
         fit = self.journal.fit(f"fit {key}", run)
@@ -255,6 +254,12 @@ class Experiment:
             own = self.counts.setdefault(part, {})
             for name, number in totals.items():
                 own[name] = own.get(name, 0) + number
+
+
+def data_for(step: Step, task: Task) -> Iterable[Batch]:
+    """What a step is fitted on: calibration data, or training data where it trains and the task has some."""
+    data = fitted_on(task)
+    return data.get("training", data["calibration"]) if isinstance(step, LongStep) else data["calibration"]
 
 
 def _totals(ledger: Ledger, chosen: Callable[[str], bool] = lambda layer: True) -> dict[str, int]:

@@ -6,7 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from pathlib import Path
-from typing import Any, Literal, TypeVar, get_args
+from typing import Any, Literal, get_args
 
 from crossbar.devices import PCM, AnyDevice, Ideal
 from crossbar.devices.aihwkit import AihwkitDevice
@@ -15,8 +15,7 @@ from crossbar.devices.hermes import Hermes
 from crossbar.devices.measured import Measured
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.errors import InputError, require_number, require_whole
-
-_T = TypeVar("_T")
+from crossbar.plain_values import build, mapping
 
 _MOST_WEIGHT_BITS = 20  # of all slices: whole numbers up to here are exact in float32, rounding included
 
@@ -258,19 +257,19 @@ class Hardware:
         >>> Hardware.from_dict({"device": "pcm", "adc": {"bits": 6}, "dac": None}).adc.bits
         6
         """
-        parts = dict(_mapping("hardware", values))
+        parts = dict(mapping("hardware", values))
         if "device" in parts:
             given = parts["device"]
-            device = dict({"kind": given} if isinstance(given, str) else _mapping("hardware.device", given))
+            device = dict({"kind": given} if isinstance(given, str) else mapping("hardware.device", given))
             kind = device.pop("kind", None)
             _require_choice("hardware field device.kind", kind, tuple(_DEVICES))
-            parts["device"] = _build(_DEVICES[kind], "hardware.device", device)
+            parts["device"] = build(_DEVICES[kind], "hardware.device", device)
         default = cls()
         for name, part in _PARTS.items():
             if name in parts and (parts[name] is not None or name == "tile"):
-                given = dict(_mapping(f"hardware.{name}", parts[name]))
-                parts[name] = _build(part, f"hardware.{name}", given, getattr(default, name))
-        return _build(cls, "hardware", parts)
+                given = dict(mapping(f"hardware.{name}", parts[name]))
+                parts[name] = build(part, f"hardware.{name}", given, getattr(default, name))
+        return build(cls, "hardware", parts)
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hardware:
@@ -300,24 +299,6 @@ _PARTS: dict[str, type[Any]] = {
     "verify": WriteVerify,
     "faults": Faults,
 }
-
-
-def _mapping(name: str, values: Any) -> Mapping[str, Any]:
-    if not isinstance(values, Mapping):
-        raise InputError(f"{name} = {values!r} is not allowed: give a mapping of field names to values")
-    return values
-
-
-def _build(part: type[_T], name: str, values: Any, default: _T | None = None) -> _T:
-    """``part`` with the given fields; the others are those of ``default``, or the class's own."""
-    allowed = [f.name for f in dataclasses.fields(part)]  # type: ignore[arg-type]  # all parts are dataclasses
-    for key in _mapping(name, values):
-        if key not in allowed:
-            raise InputError(f"{name} has no field {key!r}: allowed are {', '.join(allowed)}")
-    try:
-        return part(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]  # as above
-    except InputError as error:
-        raise InputError(f"in {name}: {error}") from None
 
 
 def _require_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

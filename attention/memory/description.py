@@ -2,17 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from dataclasses import asdict, dataclass, field, fields
 from typing import Any, Literal, get_args
 
-from attention.activation import Activation, Softmax
+from attention.activation import Activation, Saturating, Softmax
 from attention.memory.cells import Scale
 from attention.memory.layout import Order
+from crossbar import presets
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.hardware import Hardware
+from crossbar.plain_values import build, mapping
 
 Eviction = Literal["refuse", "ring"]
+
+_ACTIVATIONS: dict[str, type[Softmax | Saturating]] = {kind.__name__: kind for kind in (Softmax, Saturating)}
 
 
 @dataclass(frozen=True)
@@ -79,12 +83,44 @@ class Memory:
     seed: int = 0
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values."""
+        """Plain values; `from_dict` takes them back, but for a clock of one's own."""
         parts = {f.name: getattr(self, f.name) for f in fields(self) if f.name not in ("hardware", "clock")}
         for name in ("protected", "activation"):
             parts[name] = None if parts[name] is None else asdict(parts[name])
         parts["activation"]["kind"] = type(self.activation).__name__
         return {"hardware": self.hardware.to_dict(), "clock": "token" if self.clock is None else "wall", **parts}
+
+    @classmethod
+    def from_dict(cls, values: Mapping[str, Any]) -> Memory:
+        """A memory from nested plain values; a missing field keeps its default, and a text is hardware by its name.
+
+        Raises:
+            InputError: for an unknown field, with its dotted name and what is allowed, for a value out of range, and
+                for a wall clock, which only Python can give.
+
+        >>> Memory.from_dict({"hardware": "gain_cell", "capacity": 64, "protected": {"sinks": 2}}).protected.recent
+        16
+        """
+        parts = dict(mapping("memory", values))
+        if "hardware" not in parts:
+            raise InputError("memory has no hardware: give a preset such as 'gain_cell', or a mapping of its fields")
+        if parts.pop("clock", "token") != "token":
+            raise InputError(
+                "memory clock = 'wall' is not allowed here: give token_seconds, or build a Memory in Python"
+            )
+        given = parts["hardware"]
+        parts["hardware"] = presets.get(given) if isinstance(given, str) else Hardware.from_dict(given)
+        if parts.get("protected") is not None:
+            parts["protected"] = build(Protected, "memory.protected", parts["protected"])
+        if "activation" in parts:
+            activation = dict(mapping("memory.activation", parts["activation"]))
+            kind = activation.pop("kind", Softmax.__name__)
+            if kind not in _ACTIVATIONS:
+                raise InputError(
+                    f"memory.activation.kind = {kind!r} is not allowed: choose {' or '.join(_ACTIVATIONS)}"
+                )
+            parts["activation"] = build(_ACTIVATIONS[kind], "memory.activation", activation)
+        return build(cls, "memory", parts)
 
     def __post_init__(self) -> None:
         if not isinstance(self.hardware, Hardware):

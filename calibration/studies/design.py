@@ -280,7 +280,7 @@ def _draw(name: str, spread: Any, count: int, seed: int) -> list[Any]:
 def _check_fields(fields: list[str]) -> None:
     """Refuse fields that cannot exist."""
     for field in fields:
-        put(copy.deepcopy({**DEFAULTS, "pattern": {"text": ""}}), field, None)
+        put(copy.deepcopy({**DEFAULTS, "pattern": {"text": ""}, "memory": "ideal"}), field, None)
 
 
 def _require_distinct(design: Design) -> None:

@@ -16,8 +16,8 @@ from calibration.studies.worker import Failed, Unit, Worker
 def estimate(plan: Plan, cells: Iterable[Cell], rates: Mapping[str, float], workers: int) -> float:
     """Seconds that cells will take, from what cells of their kind took, or from timing two chips in this process.
 
-    Setups are of one kind when model, task and recipe are the same. What is timed: making a setup ready, programming a
-    chip, and a score. Workers also take some seconds each to start, which are left out.
+    Setups are of one kind when model, task, memory and recipe are the same. What is timed: making a setup ready,
+    programming a chip, and a score. Workers also take some seconds each to start, which are left out.
 
     Args:
         plan: where the cells are from.
@@ -45,7 +45,8 @@ def estimate(plan: Plan, cells: Iterable[Cell], rates: Mapping[str, float], work
 
 def _kind(setup: dict[str, Any]) -> str:
     digital = setup["hardware"] is None
-    return str((setup["model"]["fingerprint"], setup["task"], setup["recipe"], setup.get("staircase"), digital))
+    same = ("task", "memory", "recipe", "staircase")
+    return str((setup["model"]["fingerprint"], *map(setup.get, same), digital))
 
 
 def _seconds(plan: Plan, cells: list[Cell]) -> float:

@@ -8,25 +8,26 @@ from dataclasses import dataclass
 from string import Formatter
 from typing import Any
 
-from attention import Pattern, parse
+from attention import Memory, Pattern, parse
 from calibration import recipe as recipes
 from calibration.recipe import Recipe
 from crossbar import Hardware, InputError, presets, to_seconds
 from crossbar.errors import require_whole
 
-SECTIONS = ("model", "task", "hardware", "pattern", "recipe", "wait", "time", "seed", "device")
+SECTIONS = ("model", "task", "hardware", "pattern", "memory", "recipe", "wait", "time", "seed", "device")
 DEFAULTS: dict[str, Any] = {
     "model": "minilm",
     "task": "wordsim",
     "hardware": "pcm",
     "pattern": None,
+    "memory": None,
     "recipe": None,
     "wait": "1h",
     "time": "1d",
     "seed": 0,
     "device": "cpu",
 }
-_NAMED = {"model": "name", "task": "name", "pattern": "text", "recipe": "name"}
+_NAMED = {"model": "name", "task": "name", "pattern": "text", "memory": "hardware", "recipe": "name"}
 _DEVICES = ("cpu", "cuda")
 
 
@@ -41,6 +42,7 @@ class Job:
         options: of the task's class.
         hardware: the tiles.
         pattern: who attends to whom.
+        memory: where keys and values are; None: in digital.
         recipe: None leaves the chip as it was programmed.
         wait: seconds between fitting and scoring.
         seconds: since programming; with a recipe, when it is fitted.
@@ -55,6 +57,7 @@ class Job:
     options: dict[str, Any]
     hardware: Hardware
     pattern: Pattern | None
+    memory: Memory | None
     recipe: Recipe | None
     wait: float
     seconds: float
@@ -71,8 +74,8 @@ def put(values: dict[str, Any], field: str, value: Any) -> None:
     head, *rest = field.split(".")
     if head not in SECTIONS or not all(rest) or (rest and head in ("wait", "time", "seed", "device")):
         raise InputError(
-            f"field {field!r} does not exist: give {', '.join(SECTIONS)}, or a part of the first five, such as "
-            "'hardware.adc.bits', 'task.pairs' or 'recipe.DriftCompensation.reads'"
+            f"field {field!r} does not exist: give {', '.join(SECTIONS)}, or a part of the first six, such as "
+            "'hardware.adc.bits', 'task.pairs', 'memory.token_seconds' or 'recipe.DriftCompensation.reads'"
         )
     if not rest:
         values[head] = copy.deepcopy(value)
@@ -81,11 +84,15 @@ def put(values: dict[str, Any], field: str, value: Any) -> None:
         values[head] = _hardware(values[head]).to_dict()
     elif head in _NAMED and isinstance(values[head], str):
         values[head] = {_NAMED[head]: values[head]}
-    if values[head] is None:
+    here = values[head]
+    if here is None:
         if head == "recipe":  # nothing to fit, so nothing to vary
             return
         raise InputError(f"field {field!r} has nothing to belong to: give {head!r} too")
-    here = values[head]
+    if not isinstance(here, dict):
+        raise InputError(f"field {field!r} does not exist: {head!r} is {here!r}, which has no parts")
+    if head == "memory" and rest[0] == "hardware" and len(rest) > 1 and isinstance(here.get("hardware"), str):
+        here["hardware"] = _hardware(here["hardware"]).to_dict()
     for part in rest[:-1]:
         if here.get(part) is None:
             here[part] = {}
@@ -100,7 +107,10 @@ def put(values: dict[str, Any], field: str, value: Any) -> None:
 def look_up(values: Mapping[str, Any], field: str) -> Any:
     """The value of a field among a job's values, None where it is not given."""
     head, *rest = field.split(".")
-    here: Any = _hardware(values[head]).to_dict() if head == "hardware" and rest else values[head]
+    here: Any = values[head]
+    if rest and head in ("hardware", "memory"):  # whose fields have values where none is given
+        whole = _hardware(here) if head == "hardware" else _memory(here)
+        here = None if whole is None else whole.to_dict()
     for part in rest:
         here = here.get(part) if isinstance(here, Mapping) else None
     return here
@@ -130,6 +140,7 @@ def resolve(values: Mapping[str, Any]) -> Job:
         options=task,
         hardware=_hardware(values["hardware"]),
         pattern=_pattern(values["pattern"]),
+        memory=_memory(values["memory"]),
         recipe=_recipe(values["recipe"]),
         wait=wait,
         seconds=to_seconds(values["time"]),
@@ -170,6 +181,11 @@ def _pattern(value: Any) -> Pattern | None:
         name = min(names ^ set(values))
         raise InputError(f"pattern {text!r} and its fields differ in {name!r}: each {{placeholder}} needs a value")
     return parse(text.format_map(values))
+
+
+def _memory(value: Any) -> Memory | None:
+    """A memory of hardware by name, or of its fields."""
+    return None if value is None else Memory.from_dict({"hardware": value} if isinstance(value, str) else value)
 
 
 def _recipe(value: Any) -> Recipe | None:

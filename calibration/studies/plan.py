@@ -148,9 +148,15 @@ class _Resolver:
             "device": job.device,
             "code": fingerprint.of_code(),
         }
-        digital = self._enter({**common, "hardware": None, "recipe": None})
+        digital = self._enter({**common, "hardware": None, "memory": None, "recipe": None})
         layers = {"include": job.include, "exclude": job.exclude}
-        analog = {**common, "model": {**common["model"], **layers}, "hardware": job.hardware.to_dict(), "recipe": None}
+        analog = {
+            **common,
+            "model": {**common["model"], **layers},
+            "hardware": job.hardware.to_dict(),
+            "memory": None if job.memory is None else job.memory.to_dict(),
+            "recipe": None,
+        }
         if job.recipe is not None:
             analog |= {"recipe": job.recipe.to_dict(), "wait": job.wait, "staircase": self._plan.design.staircase}
         return self._enter(analog), digital
@@ -178,13 +184,13 @@ class _Resolver:
         return self._tasks[key]
 
     def _check(self, job: Job, model: str) -> None:
-        """Refuse layers that do not exist, and a pattern that the model cannot be gated by."""
-        layers, gate = str((model, job.include, job.exclude)), str((model, job.pattern))
+        """Refuse layers that do not exist, and a pattern or a memory that the model cannot have."""
+        layers, gate = str((model, job.include, job.exclude)), str((model, job.pattern, job.memory))
         network = self._plan.loaded[model].model
         if layers not in self._checked:
             convert(copy.deepcopy(network), presets.ideal(), job.include, job.exclude)
-        if gate not in self._checked and job.pattern is not None:
-            attach(copy.deepcopy(network), job.pattern)
+        if gate not in self._checked and (job.pattern is not None or job.memory is not None):
+            attach(copy.deepcopy(network), job.pattern or "dense", job.memory)
         self._checked |= {layers, gate}
 
 

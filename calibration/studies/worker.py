@@ -11,9 +11,9 @@ from typing import Any
 
 import torch
 
-from attention import renew_memory
+from attention import Memory, renew_memory
 from calibration import tasks
-from calibration.experiment import Experiment
+from calibration.experiment import Experiment, data_for
 from calibration.models import Loaded
 from calibration.overlap import require_disjoint
 from calibration.recipe import Recipe
@@ -117,7 +117,8 @@ class _Setup:
         network = loaded.model.to(values["device"])
         hardware = "ideal" if values["hardware"] is None else Hardware.from_dict(values["hardware"])
         layers = values["model"].get("include"), values["model"].get("exclude")
-        self._experiment = Experiment.prepare(network, self._task, hardware, values["pattern"], *layers)
+        memory = None if values["memory"] is None else Memory.from_dict(values["memory"])
+        self._experiment = Experiment.prepare(network, self._task, hardware, values["pattern"], *layers, memory=memory)
         self._recipe = None if values["recipe"] is None else Recipe.from_dict(values["recipe"])
         self._chip: int | None = None
         if self._recipe is not None:
@@ -175,7 +176,7 @@ class _Setup:
         analog = self._experiment.analog
         reset_reads(analog)
         renew_memory(analog)
-        return step.fit(analog, self._task.batches("calibration"))
+        return step.fit(analog, data_for(step, self._task))
 
     def _measure(self, arm: str, seed: int, seconds: float, fitted: float | None = None) -> None:
         """Score the chip as it is; the first time, count what that takes, digital layers too."""

@@ -68,7 +68,10 @@ class Perplexity:
             )
         bodies = [plain(body) for body in articles()]
         cut = [body[:_CHARACTERS] for body in bodies]
-        fitted = _tokens([*cut[_CALIBRATION], *bodies[_MORE]], tokenizer)
+        fitted = _tokens(cut[_CALIBRATION], tokenizer)
+        if max(calibration_windows, training_windows) * window_length >= len(fitted):
+            # Only then, for the many articles that follow take seconds; they change the last token at most.
+            fitted = _tokens([*cut[_CALIBRATION], *bodies[_MORE]], tokenizer)
         self._scored = _windows(_tokens(cut[_EVALUATION], tokenizer), "windows", windows, window_length)
         self._calibration = _windows(fitted, "calibration_windows", calibration_windows, window_length)
         self._training = _windows(fitted, "training_windows", training_windows, window_length)

@@ -124,7 +124,10 @@ def test_files_that_are_not_plain_yaml(tmp_path, text):
         design.read(tmp_path / "other.yaml")
 
 
-@pytest.mark.parametrize(("name", "points"), [("robustness", 3 * 3 * 3 * 2 * 5 * 5 + 50), ("robustness-short", 108)])
+@pytest.mark.parametrize(
+    ("name", "points"),
+    [("robustness", 3 * 3 * 3 * 2 * 5 * 5 + 50), ("robustness-short", 108), ("memory", (6 + 4 + 3) * 5)],
+)
 def test_example_studies_are_read(name, points):
     path = Path(__file__).resolve().parents[3] / "examples" / "studies" / f"{name}.yaml"
     assert design.read(path).points == points

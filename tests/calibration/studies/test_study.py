@@ -17,7 +17,6 @@ from calibration.studies.store import Store
 from calibration.studies.worker import Failed, Scored
 from crossbar import Hardware, InputError
 from tests.calibration.studies import tiny
-from tests.calibration.studies.inline import Inline
 
 JOB = importlib.import_module("calibration.study")  # whose name in the package is the function
 CELLS = 2 * 2 * 2 * 2 * 2 + 2
@@ -27,23 +26,6 @@ CELLS = 2 * 2 * 2 * 2 * 2 + 2
 def done(folder, tmp_path_factory):
     """The tiny study, computed by two processes."""
     return study(tiny.config(folder, staircase=True), store=tmp_path_factory.mktemp("done") / "s.sqlite", workers=2)
-
-
-@pytest.fixture
-def inline(monkeypatch):
-    """Put the study's work into this process, with an event changed on its way."""
-
-    def use(upset=lambda event: event):
-        engines = []
-
-        def make(name, workers, plan):
-            engines.append(Inline(plan, upset))
-            return engines[-1]
-
-        monkeypatch.setattr(JOB, "make_engine", make)
-        return engines
-
-    return use
 
 
 def small(folder):
