@@ -21,6 +21,7 @@ from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
 from calibration.steps.weight_ranges import WeightRanges
 from crossbar.errors import InputError
+from crossbar.plain_values import read_yaml
 
 _KINDS = (
     InputRanges,
@@ -97,39 +98,9 @@ class Recipe:
         """A recipe from a YAML file with ``name`` and ``steps``.
 
         Raises:
-            InputError: for a missing file, text that is not YAML, or what `from_dict` refuses.
+            InputError: for what `crossbar.plain_values.read_yaml` or `from_dict` refuses.
         """
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"recipe file {str(path)!r} does not exist: give the path of a YAML file")
-        try:
-            text = path.read_text(encoding="utf-8")
-            _refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader), path)
-            return cls.from_dict(yaml.safe_load(text))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"recipe file {str(path)!r} is not YAML: {reason}") from None
-
-
-def _refuse_repeated(node: Any, path: Path) -> None:
-    """Refuse a mapping with the same key twice, of which YAML's loader would keep the last without a word."""
-    import yaml
-
-    if isinstance(node, yaml.SequenceNode):
-        for child in node.value:
-            _refuse_repeated(child, path)
-    elif isinstance(node, yaml.MappingNode):
-        seen = set()
-        for key, child in node.value:
-            if key.value in seen:
-                raise InputError(
-                    f"recipe file {str(path)!r} has {key.value!r} again in line {key.start_mark.line + 1}: give it once"
-                )
-            if isinstance(key, yaml.ScalarNode):
-                seen.add(key.value)
-            _refuse_repeated(child, path)
+        return cls.from_dict(read_yaml("recipe", path))
 
 
 def step_to_dict(step: Step) -> dict[str, Any]:

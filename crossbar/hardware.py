@@ -15,7 +15,7 @@ from crossbar.devices.hermes import Hermes
 from crossbar.devices.measured import Measured
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.errors import InputError, require_number, require_whole
-from crossbar.plain_values import build, mapping
+from crossbar.plain_values import build, mapping, read_yaml
 
 _MOST_WEIGHT_BITS = 20  # of all slices: whole numbers up to here are exact in float32, rounding included
 
@@ -276,19 +276,9 @@ class Hardware:
         """Hardware from a YAML file with the fields of this class.
 
         Raises:
-            InputError: for a missing file, text that is not YAML, or what `from_dict` refuses.
+            InputError: for what `crossbar.plain_values.read_yaml` or `from_dict` refuses.
         """
-        import yaml
-
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"hardware file {str(path)!r} does not exist: give the path of a YAML file")
-        try:
-            values = yaml.safe_load(path.read_text(encoding="utf-8"))
-        except (yaml.YAMLError, UnicodeDecodeError) as error:
-            reason = " ".join(str(error).split())
-            raise InputError(f"hardware file {str(path)!r} is not YAML: {reason}") from None
-        return cls.from_dict(values)
+        return cls.from_dict(read_yaml("hardware", path))
 
 
 _PARTS: dict[str, type[Any]] = {

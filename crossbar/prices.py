@@ -25,6 +25,7 @@ from typing import Any, Literal, get_args
 from crossbar.energy import EnergyReport, Line, component_of
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.ledger import COUNTERS, OUTCOMES, WHOLES, Counter, Ledger
+from crossbar.plain_values import load_yaml
 
 Evidence = Literal["measured", "simulated", "derived", "assumed"]
 Scope = Literal["per-term", "all-in"]
@@ -251,12 +252,7 @@ def _folder() -> Any:
 
 
 def _from_text(text: str, where: str) -> PriceBook:
-    import yaml
-
-    try:
-        values = yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"price book {where!r} is not YAML: {' '.join(str(error).split())}") from None
+    values = load_yaml(f"price book {where!r}", text)
     fields = _checked(values, PriceBook, where)
     if not isinstance(fields.get("name"), str) or not isinstance(fields.get("prices"), list):
         raise InputError(f"price book {where!r} lacks its name or its list of prices: give both")

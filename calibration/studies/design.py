@@ -16,6 +16,7 @@ from typing import Any, NamedTuple
 from calibration.studies.fields import DEFAULTS, SECTIONS, look_up, put
 from crossbar import InputError, to_seconds
 from crossbar.errors import require_whole
+from crossbar.plain_values import read_yaml
 from crossbar.streams import uniform
 
 MOST_CELLS = 1_000_000
@@ -176,15 +177,7 @@ def read(config: str | Path | Mapping[str, Any]) -> Design:
 
 
 def _load(path: str | Path) -> dict[str, Any]:
-    import yaml
-
-    path = Path(path)
-    if not path.is_file():
-        raise InputError(f"study file {str(path)!r} does not exist: give the path of a YAML file")
-    try:
-        values = yaml.safe_load(path.read_text(encoding="utf-8"))
-    except (yaml.YAMLError, UnicodeDecodeError) as error:
-        raise InputError(f"study file {str(path)!r} is not YAML: {' '.join(str(error).split())}") from None
+    values = read_yaml("study", path)
     if not isinstance(values, dict):
         raise InputError(f"study file {str(path)!r} holds no mapping: write keys such as 'model: minilm' and 'grid:'")
     try:

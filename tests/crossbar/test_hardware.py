@@ -112,6 +112,7 @@ def test_from_yaml(tmp_path):
         (b"a: [1", r"is not YAML"),
         (b"\xff\xfe\x00", r"is not YAML"),
         (b"!!python/object/apply:os.getcwd []", r"is not YAML"),
+        (b"adc:\n  bits: 6\n  bits: 8", r"hardware file '.*bad\.yml' has 'bits' again in line 3: give it once"),
         (b"1: 2", r"hardware has no field 1: allowed are device, tile, dac, adc, output_noise"),
     ],
 )

@@ -190,6 +190,7 @@ def test_a_book_from_a_file(tmp_path):
     ("text", "named"),
     [
         ("name: [", "is not YAML"),
+        ("name: mine\nname: yours\nprices: []", "has 'name' again in line 2"),
         ("name: mine", "lacks its name or its list"),
         ("name: mine\nprices: []\ncolour: red", "no field 'colour'"),
         ("name: mine\nprices: [{counter: cell_macs}]", "without counter or value"),
