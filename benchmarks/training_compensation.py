@@ -2,7 +2,7 @@
 
     python benchmarks/training_compensation.py vit      # a vision transformer on 5,000 digits of MNIST
     python benchmarks/training_compensation.py minilm   # MiniLM on code search
-    python benchmarks/training_compensation.py minilm --programming 2.5   # cells written less exactly than PCM's are
+    python benchmarks/training_compensation.py minilm --programming 3   # cells written less exactly than PCM's are
 
 Training is hardware-aware finetuning of all weights before programming (`Finetune`), with errors drawn from the
 device's statistics as they are right after programming, so it knows nothing of drift. Compensation is a gain for each
@@ -81,7 +81,7 @@ def minilm(journal: Journal, options: Namespace) -> Subject:
     """MiniLM as it is published, scored on 250 functions of the standard library."""
     loaded = load_model("minilm")
     task = tasks.CodeSearch(loaded.tokenizer, pairs=250, training_pairs=options.training_pairs)
-    return Subject(loaded.model, task, _finetune(options.steps or 100, options.rate or 5e-5), 8)
+    return Subject(loaded.model, task, _finetune(options.steps or 475, options.rate or 1e-4), 8)
 
 
 def _finetune(steps: int, rate: float) -> Finetune:
@@ -94,9 +94,9 @@ SUBJECTS = {"vit": vision_transformer, "minilm": minilm}
 def main() -> None:
     parser = paired.option_parser(__doc__, rounds=1)
     parser.add_argument("subject", choices=SUBJECTS)
-    parser.add_argument("--steps", type=int, help="of hardware-aware training (vit: 400, minilm: 100)")
-    parser.add_argument("--rate", type=float, help="of hardware-aware training (vit: 5e-4, minilm: 5e-5)")
-    parser.add_argument("--training-pairs", type=int, default=128, help="minilm: functions that it is trained on")
+    parser.add_argument("--steps", type=int, help="of hardware-aware training (vit: 400, minilm: 475)")
+    parser.add_argument("--rate", type=float, help="of hardware-aware training (vit: 5e-4, minilm: 1e-4)")
+    parser.add_argument("--training-pairs", type=int, default=1900, help="minilm: functions that it is trained on")
     parser.add_argument("--times", nargs="+", default=["1s", "1h", "1d", "30d", "1y"])
     parser.add_argument("--chips", type=int, default=8)
     parser.add_argument("--programming", type=float, default=1.0, help="programming errors, as a multiple of PCM's")

@@ -175,6 +175,8 @@ def _doctor(options: Namespace) -> int:
 
 _MODEL_OPTIONS = {"model": "minilm", "hardware": "pcm", "include": None, "exclude": None}
 """Options that choose what becomes analog, and their defaults."""
+_SIZES = ("pairs", "windows", "window_length", "training_pairs", "training_windows")
+"""Options that the task gets."""
 _PICTURES = (".png", ".svg", ".pdf")
 _COMMANDS = {
     "emulate": _emulate,
@@ -212,7 +214,7 @@ def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
     }
     model = models.load_model(options.model, progress)
     tasks.require(options.task, model)
-    sizes = {name: options[name] for name in ("pairs", "windows", "window_length") if options[name] is not None}
+    sizes = {name: options[name] for name in _SIZES if options.get(name) is not None}
     return {"model": model, "task": tasks.get(options.task, model.tokenizer, **sizes), **job}
 
 
@@ -278,6 +280,18 @@ def _parser() -> _Parser:
     calibrate = _subcommand("Score a model on analog chips before and after each step of a calibration recipe.")
     _add_job_options(calibrate)
     calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit: fast, thorough, or a YAML file")
+    calibrate.add_argument(
+        "--training-pairs",
+        type=int | None,
+        default=None,
+        help="code-search: functions that steps train on (default 128)",
+    )
+    calibrate.add_argument(
+        "--training-windows",
+        type=int | None,
+        default=None,
+        help="perplexity: windows that steps train on (default: those that calibrate)",
+    )
     calibrate.add_argument("--wait", type=str, default="1h", help="time between fitting and scoring")
     calibrate.add_argument(
         "--population", type=int | None, default=None, help="fit on this many other chips, not on each chip itself"

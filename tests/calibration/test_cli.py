@@ -185,7 +185,7 @@ JOB += ["--windows", "--window-length", "--chips", "--out", "--plot", "--config"
     [
         ([], ["emulate", "calibrate", "study", "report", "inspect", "refit", "export", "doctor"]),
         (["emulate"], JOB),
-        (["calibrate"], [*JOB, "--recipe", "--wait", "--staircase"]),
+        (["calibrate"], [*JOB, "--recipe", "--wait", "--staircase", "--training-pairs", "--training-windows"]),
         (["inspect"], ["bundle", "--model", "--hardware", "--include", "--exclude", "--json", "--config"]),
         (["refit"], ["bundle", "--time", "--out", "--config"]),
         (["study"], ["study", "--store", "--engine", "--workers", "--dry-run", "--retry", "--config"]),

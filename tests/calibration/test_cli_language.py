@@ -27,6 +27,19 @@ def test_json_is_what_the_job_returns(capsys, job, llama_folder, command):
     assert found.to_dict()["interval"].endswith("of logarithms")
 
 
+def test_steps_train_on_more_windows_when_asked(capsys, tmp_path, job, llama_folder):
+    recipe = calibration.Recipe("short", (calibration.Finetune(steps=3, rate=1e-3, checkpoint=False),))
+    path = tmp_path / "recipe.yaml"
+    path.write_text(json.dumps(recipe.to_dict()), encoding="utf-8")
+    options = ["--hardware", "pcm", "--recipe", path, "--staircase", "false", "--training-windows", "3", "--json"]
+    code, out, _ = run(capsys, "calibrate", *job, *options)
+    assert code == 0
+    model = calibration.load_model(llama_folder)
+    task = tasks.get("perplexity", model.tokenizer, windows=2, window_length=32, training_windows=3)
+    found = calibration.calibrate(model, task, "pcm", recipe, times=["1h"], chips=2, staircase=False)
+    assert json.loads(out) == found.to_dict()
+
+
 def test_tables_say_that_lower_is_better(capsys, monkeypatch, job):
     monkeypatch.setenv("COLUMNS", "160")
     code, out, err = run(capsys, "emulate", *job)

@@ -114,7 +114,9 @@ def test_refused_in_one_sentence(config, words):
         assert word in str(refusal.value)
 
 
-@pytest.mark.parametrize("text", ["grid: [", "- 1\n- 2", "seed: 0\nseed: 1", "grid: {seed: !!python/object:os.system {}}"])
+@pytest.mark.parametrize(
+    "text", ["grid: [", "- 1\n- 2", "seed: 0\nseed: 1", "grid: {seed: !!python/object:os.system {}}"]
+)
 def test_files_that_are_not_plain_yaml(tmp_path, text):
     path = tmp_path / "study.yaml"
     path.write_text(text)
