@@ -104,9 +104,10 @@ class Memory:
         parts = dict(mapping("memory", values))
         if "hardware" not in parts:
             raise InputError("memory has no hardware: give a preset such as 'gain_cell', or a mapping of its fields")
-        if parts.pop("clock", "token") != "token":
+        clock = parts.pop("clock", "token")
+        if clock != "token":
             raise InputError(
-                "memory clock = 'wall' is not allowed here: give token_seconds, or build a Memory in Python"
+                f"memory clock = {clock!r} is not allowed here: give token_seconds, or build a Memory in Python"
             )
         given = parts["hardware"]
         parts["hardware"] = presets.get(given) if isinstance(given, str) else Hardware.from_dict(given)
@@ -115,7 +116,7 @@ class Memory:
         if "activation" in parts:
             activation = dict(mapping("memory.activation", parts["activation"]))
             kind = activation.pop("kind", Softmax.__name__)
-            if kind not in _ACTIVATIONS:
+            if kind not in tuple(_ACTIVATIONS):  # a list, say, has no hash
                 raise InputError(
                     f"memory.activation.kind = {kind!r} is not allowed: choose {' or '.join(_ACTIVATIONS)}"
                 )

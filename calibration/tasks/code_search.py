@@ -31,8 +31,8 @@ class CodeSearch:
     Real text that every Python installation has: functions of the standard library without their ``def`` line and
     docstring (`described_functions` states the filters), in an order drawn from ``seed``. The first ``pairs`` are
     scored, and the last ``calibration_pairs`` that share no text with them calibrate (`calibration.overlap`); steps
-    that train may have more of these. Another Python version has other functions, so
-    numbers compare within one interpreter. MiniLM, digital, Python 3.11.7: recall@1 0.440 at 500 pairs, 0.660 at 150.
+    that train may have more of these. Another Python version has other functions, so numbers compare within one
+    interpreter. MiniLM, digital, Python 3.11.7: recall@1 0.440 at 500 pairs, 0.660 at 150.
 
     Args:
         tokenizer: the model's own.

@@ -56,6 +56,7 @@ def test_a_memory_or_none_of_several_kinds(llama_folder, tmp_path, inline):
         ({"memory": {**KEPT, "protected": {"recent": 0}}}, "in memory.protected: protected recent = 0"),
         ({"memory": {**KEPT, "activation": {"kind": "ReLU"}}}, "choose Softmax or Saturating"),
         ({"memory": {**KEPT, "activation": {"kind": "Saturating", "low": "a"}}}, "saturating low = 'a'"),
+        ({"memory": {**KEPT, "activation": {"kind": ["Softmax"]}}}, "memory.activation.kind = ['Softmax']"),
         ({"memory": {"hardware": {"device": "tape"}}}, "device.kind = 'tape'"),
         ({"grid": {"memory.capacity": [4]}}, "field 'memory.capacity' has nothing to belong to: give 'memory' too"),
         ({"memory": 3, "grid": {"memory.capacity": [4]}}, "memory = 3 is not allowed: give a mapping"),
