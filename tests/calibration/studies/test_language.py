@@ -1,5 +1,7 @@
 """Studies of a language model: keys and values in analog memory, and more text for steps that train."""
 
+from dataclasses import replace
+
 import pytest
 
 from attention import Memory
@@ -25,15 +27,16 @@ def test_memory_is_a_field(llama_folder, tmp_path, inline):
     found = study(config(llama_folder, memory="pcm", grid=grid), store=tmp_path / "s.sqlite")
     assert found.failures() == []
     assert [axis.reference for axis in found.axes if axis.name.startswith("memory")] == [8, 0.0]
-    settings = found.settings.query("`memory.hardware.adc.bits` == 8").set_index("memory.token_seconds")["setting"]
     values = {}
-    for seconds, setting in settings.items():
-        own = found.scores[found.scores["setting"] == setting].sort_values("seed")
-        values[seconds] = own["value"].tolist()
-        memory = Memory(presets.pcm(), token_seconds=seconds)
+    for row in found.settings.to_dict("records"):
+        bits, seconds = row["memory.hardware.adc.bits"], row["memory.token_seconds"]
+        own = found.scores[found.scores["setting"] == row["setting"]].sort_values("seed")
+        values[bits, seconds] = own["value"].tolist()
+        pcm = presets.pcm()
+        memory = Memory(replace(pcm, adc=replace(pcm.adc, bits=bits)), token_seconds=seconds)
         expected = emulate(*language(llama_folder), "ideal", memory=memory, times=["1d"], chips=2)
-        assert values[seconds] == expected.values("analog")
-    assert values[0.0] != values[60.0]
+        assert values[bits, seconds] == expected.values("analog")
+    assert len(set(map(tuple, values.values()))) == 4  # each field has an effect
 
 
 def test_a_memory_or_none_of_several_kinds(llama_folder, tmp_path, inline):
