@@ -14,7 +14,8 @@ SCALARS: tuple[Any, ...] = (
 """Values that stand where they should not."""
 
 SNIPPETS = (
-    b"\x00", b"\xff\xfe", b"{", b"}", b"[", b"]", b":", b"- ", b"\t", b"&a [*a]", b"*b", b"<<: ", b"!!python/object:os.x ",
+    b"\x00", b"\xff\xfe", b"{", b"}", b"[", b"]", b":", b"- ", b"\t", b"&a [*a]", b"*b", b"<<: ",
+    b"!!python/object:os.x ",
     b"0x_", b"9" * 5000, b"1e999", b"nan", b"'", b'"', b"\n\n", b"..", b"[" * 500, b"SELECT", b"\xf0\x9f\x92\xa9",
 )  # fmt: skip
 """Bytes that parsers stumble over."""
