@@ -18,6 +18,7 @@ from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from crossbar.errors import InputError
+from crossbar.plain_values import load_json
 
 FORMAT = "ohmformer bundle"
 SCHEMA = 1
@@ -25,7 +26,8 @@ MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 """The manifest's own hash, in the format of ``sha256sum -c``: a change to the manifest itself is seen too."""
 
-_LARGEST_JSON = 64 << 20  # bytes
+_LARGEST_MANIFEST = 16 << 20  # bytes
+_AGAIN = "make the bundle again"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
 
@@ -163,29 +165,14 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def parse_json(text: bytes, what: str) -> dict[str, Any]:
-    """The object that JSON text holds, without duplicate keys or numbers that JSON has not.
+    """The object that JSON text holds (`crossbar.plain_values.load_json`); ``what`` names it.
 
     Raises:
-        InputError: for anything else; ``what`` names it.
+        InputError: for anything else.
     """
-
-    def once(pairs: list[tuple[str, Any]]) -> dict[str, Any]:
-        values = dict(pairs)
-        if len(values) != len(pairs):
-            raise ValueError("a key comes twice")
-        return values
-
-    def foreign(name: str) -> NoReturn:
-        raise ValueError(f"{name} is not a number in JSON")
-
-    if len(text) > _LARGEST_JSON:
-        raise InputError(f"{what} has {len(text)} bytes, more than the {_LARGEST_JSON} that are read: make it again")
-    try:
-        values = json.loads(text.decode("utf-8"), object_pairs_hook=once, parse_constant=foreign)
-    except (ValueError, RecursionError) as error:
-        raise InputError(f"{what} is not JSON ({error}): make the bundle again") from None
+    values = load_json(what, text, _AGAIN)
     if not isinstance(values, dict):
-        raise InputError(f"{what} is not an object of names and values: make the bundle again")
+        raise InputError(f"{what} is not an object of names and values: {_AGAIN}")
     return values
 
 
@@ -239,7 +226,7 @@ def _sealed_manifest(folder: Path) -> bytes:
         path = folder / name
         if path.is_symlink() or not path.is_file():
             raise InputError(f"folder {str(folder)!r} is not a bundle, it has no {name}: copy the whole bundle again")
-        if path.stat().st_size > _LARGEST_JSON:
+        if path.stat().st_size > _LARGEST_MANIFEST:
             raise InputError(f"bundle {str(folder)!r}: {name} is larger than any that is written: make it again")
     text = (folder / MANIFEST).read_bytes()
     if (folder / SEAL).read_bytes() != _seal_of(text).encode("ascii"):
