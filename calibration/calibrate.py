@@ -53,7 +53,8 @@ def calibrate(
 
     Steps that change the cells are fitted once, on the task's calibration data, before programming. The others are
     fitted on each chip at each time ``t`` and scored at ``t + wait``: at one instant they would fit a snapshot of the
-    1/f noise. Comparisons are paired, since all arms use the same seeds (`calibration.staircase`).
+    1/f noise. The uncalibrated chips are scored at ``t + wait`` too. Comparisons are paired, since all arms use the
+    same seeds and instants (`calibration.staircase`).
 
     Args:
         model: as in `emulate`.
@@ -63,7 +64,7 @@ def calibrate(
         pattern: as in `emulate`.
         memory: as in `emulate`.
         times: since programming, at which steps are fitted.
-        wait: between fitting and scoring.
+        wait: from each of the times to that at which all chips are scored.
         chips: number of programmed chips, seeds 0, 1, ...
         staircase: also score the converters alone (``quantised``), and after each step but the last.
         population: fit the steps that follow programming on this many other chips, for all chips at once, instead of
@@ -101,7 +102,7 @@ def calibrate(
     experiment.score_digital()
     if staircase:
         experiment.score_quantised()
-    score_uncalibrated(experiment, seconds, chips)
+    score_uncalibrated(experiment, [time + delay for time in seconds], chips)
     climb = _Climb(experiment, recipe, seconds, delay, staircase)
     climb.before_programming()
     shared = None if population is None else populations.fit(experiment, recipe, seconds, population)

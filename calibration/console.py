@@ -48,7 +48,7 @@ def accuracy_table(result: Emulation) -> Table:
     """Rows: times; columns: arms; cells: mean of each metric and half its 95% interval."""
     rows = [row for row in result.rows() if not row.arm.startswith("after ")]  # these are in the staircase
     arms = list(dict.fromkeys(row.arm for row in rows))
-    waits = {row.seconds - row.fitted for row in rows if row.seconds is not None and row.fitted is not None}
+    fits = result.fits()
     chips = result.setup["chips"]
     names = list(dict.fromkeys(row.metric for row in rows))
     linear = [name for name in names if not metric(name).logarithmic]
@@ -59,16 +59,20 @@ def accuracy_table(result: Emulation) -> Table:
         if not metric(name).higher_is_better:
             notes.append(f"lower {name} is better")
     notes.append("digital arms do not age")
-    if waits:
-        notes.append(f"calibrated arms: fitted at the time shown, scored {format_seconds(min(waits))} later")
+    if fits:
+        wait = min(scored - fitted for scored, fitted in fits.items())
+        notes.append(f"chips: all scored {format_seconds(wait)} after the time shown, at which calibration was fitted")
     title = f"{result.setup['model']}: {result.setup['task']}"
     view = Table(title=title, caption="; ".join(notes), title_justify="left")
     view.add_column("metric")
     view.add_column("time", justify="right")
     for arm in arms:
         view.add_column(arm, justify="right")
-    # A fitted arm stands in the row of the time at which it was fitted.
-    cells = {(row.metric, row.arm, row.seconds if row.fitted is None else row.fitted): _cell(row) for row in rows}
+    # Arms that were scored at one instant stand in one row, that of the time at which steps were fitted.
+    cells = {}
+    for row in rows:
+        when = row.fitted if row.fitted is not None or row.seconds is None else fits.get(row.seconds, row.seconds)
+        cells[row.metric, row.arm, when] = _cell(row)
     times = sorted({time for _, _, time in cells if time is not None})
     for name in names:
         for time in times:

@@ -56,7 +56,8 @@ def staircase(result: Calibration) -> Figure:
     for place, seconds in enumerate(times):
         colour = colormaps["viridis"](0.9 * place / max(len(times) - 1, 1))
         members = [stair for stair in stairs if stair.seconds == seconds]
-        shift = 0.3 * (place / max(len(times) - 1, 1) - 0.5)  # side by side, so that intervals can be told apart
+        # Side by side, so that intervals can be told apart.
+        shift = 0.3 * (place / (len(times) - 1) - 0.5) if len(times) > 1 else 0.0
         means = [stair.value.mean for stair in members]
         bars = [[s.value.mean - s.value.low, s.value.high - s.value.mean] if s.n > 1 else [0.0, 0.0] for s in members]
         axes.errorbar(
@@ -97,12 +98,16 @@ def _panel(axes: Axes, result: Emulation) -> None:
         axes.plot(x, [row.mean for _, row in points], label=arm, markersize=5, **style)
         low, high = [row.low for _, row in points], [row.high for _, row in points]
         axes.fill_between(x, low, high, color=style["color"], alpha=0.2, linewidth=0)
-    ticks = {row.seconds for row in rows if row.seconds is not None and row.fitted is None}
+    places = sorted({row.seconds for row in rows if row.seconds is not None and row.fitted is None})
     axes.set_xscale("log")
-    places = sorted(ticks)
-    axes.set_xticks([max(t, EARLIEST) for t in places], [format_seconds(t) for t in places])
+    # A calibration's chips are scored a wait after round times, of which the labels are.
+    fits = result.fits()
+    waits = {format_seconds(time - fits[time]) if time in fits else "" for time in places}
+    wait = waits.pop() if len(waits) == 1 else ""
+    labels = [format_seconds(fits[time] if wait else time) for time in places]
+    axes.set_xticks([max(time, EARLIEST) for time in places], labels)
     axes.xaxis.minorticks_off()
-    axes.set_xlabel("time since programming")
+    axes.set_xlabel("time since programming" + (f" + {wait}" if wait else ""))
     vertical(axes, result.primary, min(row.low if row.low == row.low else row.mean for row in rows))
     axes.set_title(_title(result))
     axes.grid(alpha=0.3)

@@ -110,6 +110,10 @@ class Emulation:
             if m.arm == arm and m.metric == (metric or self.primary) and (fitted is None or m.fitted == fitted)
         ]
 
+    def fits(self) -> dict[float, float]:
+        """When steps were fitted, by when chips were scored, both in s since programming; empty without calibration."""
+        return {m.seconds: m.fitted for m in self.measurements if m.seconds is not None and m.fitted is not None}
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values: what ``--json`` prints."""
         logarithmic = metric(self.primary).logarithmic
@@ -135,7 +139,8 @@ class Calibration(Emulation):
     """What `calibration.calibrate` found: an `Emulation` with the arms of the recipe.
 
     Arms: ``quantised`` (converters alone), ``analog`` (uncalibrated), ``after <step>`` for each step but the last, and
-    ``calibrated``.
+    ``calibrated``. Those of chips are all scored at the same instants, the wait after the times at which steps were
+    fitted.
 
     Attributes:
         deployment: the calibrated chips.

@@ -23,7 +23,7 @@ class Stair(NamedTuple):
 
     Attributes:
         arm: what was scored.
-        seconds: the time since programming that it belongs to: at which it was fitted, or scored if it was not.
+        seconds: the time since programming at which steps were fitted; all arms were scored at one later instant.
         metric: name of the metric.
         value: mean and interval, as in `Emulation.rows`.
         gain: difference from the arm before; more is better, and of a logarithmic metric the difference of logarithms.
@@ -47,10 +47,12 @@ class Stair(NamedTuple):
 def stairs(result: Emulation) -> list[Stair]:
     """The arms of chips in the order in which they were scored, for each metric and time."""
     digital = {m.metric: m.value for m in result.measurements if m.arm == "digital"}
+    fits = result.fits()
     groups: dict[tuple[str, float, str], list[Measurement]] = {}
     for m in result.measurements:
         if m.chip is not None and m.seconds is not None:
-            groups.setdefault((m.metric, m.seconds if m.fitted is None else m.fitted, m.arm), []).append(m)
+            when = fits.get(m.seconds, m.seconds) if m.fitted is None else m.fitted
+            groups.setdefault((m.metric, when, m.arm), []).append(m)
     found = []
     arms = list(dict.fromkeys(arm for _, _, arm in groups))
     for name, seconds in dict.fromkeys((name, seconds) for name, seconds, _ in groups):

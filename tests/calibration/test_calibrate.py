@@ -62,7 +62,7 @@ def test_the_order_of_programming_fitting_and_scoring(net, task):
     fitted = []
     for chip in (0, 1):
         for time in (HOUR, DAY):
-            uncalibrated.append(("score", chip, time))
+            uncalibrated.append(("score", chip, time + 300))
             fitted += [("fit", chip, time, 3), ("apply", chip, time), ("score", chip, time + 300)]
     assert log == digital + uncalibrated + fitted
 
@@ -115,8 +115,9 @@ def test_each_step_and_the_whole_recipe_help(net, task):
 
 
 def test_the_uncalibrated_arm_is_what_emulate_finds(net, task):
-    options = {"times": ["0s", "1d"], "chips": 2}
-    calibrated, emulated = calibrate(net, task, **options), emulate(net, task, **options)
+    """At the time at which calibrated chips are scored."""
+    calibrated = calibrate(net, task, times=["0s", "1d"], wait="2h", chips=2)
+    emulated = emulate(net, task, times=["2h", "26h"], chips=2)
     of = [m for m in calibrated.measurements if m.arm in ("digital", "analog")]
     assert of == list(emulated.measurements)
     assert calibrated.counts["linear"] == emulated.counts["linear"]

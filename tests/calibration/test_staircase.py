@@ -1,31 +1,29 @@
 """What each step gains, paired chip by chip, by hand."""
 
+import io
 import json
 import math
 import statistics
 
 import pytest
+from rich.console import Console
 
-from calibration import calibrate
-from calibration.console import staircase_table
+from calibration import calibrate, emulate
+from calibration.console import accuracy_table, staircase_table
+from calibration.plots import accuracy_over_time
 from calibration.results import Emulation, Measurement
 from calibration.staircase import stairs
-from crossbar import ConversionReport
+from crossbar import ConversionReport, to_seconds
 
 T = 12.706204736  # Student's t, 95%, one degree of freedom
 
 
 def result(metric, digital, **arms):
-    """Two chips at 1 h: values by arm, the first of them not calibrated."""
+    """Two chips fitted at 1 h and scored a minute later: values by arm, the first of them not calibrated."""
     found = [Measurement("digital", metric, digital), Measurement("quantised", metric, digital)]
     for index, (arm, values) in enumerate(arms.items()):
         fitted = None if index == 0 else 3600.0
-        found += [
-            Measurement(arm, metric, value, chip, 3600.0 + (fitted is not None) * 60, fitted)
-            if fitted
-            else Measurement(arm, metric, value, chip, 3600.0)
-            for chip, value in enumerate(values)
-        ]
+        found += [Measurement(arm, metric, value, chip, 3660.0, fitted) for chip, value in enumerate(values)]
     return Emulation({"chips": 2}, metric, tuple(found), ConversionReport(()), {})
 
 
@@ -75,6 +73,46 @@ def test_a_calibration_has_its_stairs_everywhere(net, task):
     assert table.row_count == len(found.stairs())
     axes = found.plot().axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["digital", "quantised", "1 h", "1 d"]
+
+
+@pytest.mark.parametrize("times", [["1d"], ["0s", "1h"]])
+def test_all_chips_of_a_row_are_scored_at_one_instant(net, task, times):
+    """Also where the time of one row is that at which another is scored."""
+    result = calibrate(net, task, times=times, chips=2)
+    seconds = [to_seconds(time) for time in times]
+    scored = {arm: {m.seconds for m in result.measurements if m.arm == arm} for arm in ("analog", "calibrated")}
+    assert scored["analog"] == scored["calibrated"] == {time + 3600 for time in seconds}
+    uncalibrated = emulate(net, task, times=[time + 3600 for time in seconds], chips=2)
+    at = {(m.chip, m.seconds): m.value for m in uncalibrated.measurements if m.metric == "closeness"}
+    (digital,) = result.values("digital")
+    for time in seconds:
+        analog, *_, last = [s for s in result.stairs() if (s.metric, s.seconds) == ("closeness", time)]
+        first = [at[chip, time + 3600] for chip in (0, 1)]
+        assert analog.value.mean == statistics.mean(first)
+        lost, left = digital - analog.value.mean, digital - last.value.mean
+        assert last.recovered.mean == pytest.approx(1 - left / lost)
+    terminal = Console(file=io.StringIO(), width=200)
+    terminal.print(accuracy_table(result))
+    text = terminal.file.getvalue()
+    for time, row in zip(times, [line for line in text.splitlines() if "closeness" in line], strict=True):
+        half = T * abs(at[0, to_seconds(time) + 3600] - at[1, to_seconds(time) + 3600]) / 2
+        mean = (at[0, to_seconds(time) + 3600] + at[1, to_seconds(time) + 3600]) / 2
+        assert f"│ {mean:.3f} ± {half:.3f} │" in row
+    assert "all scored 1 h after the time shown" in " ".join(text.split())
+
+
+def test_one_time_stands_on_its_ticks(net, task):
+    (axes,) = calibrate(net, task, times=["1d"], chips=2).plot().axes
+    assert list(axes.containers[0].lines[0].get_xdata()) == list(axes.get_xticks())
+
+
+def test_accuracy_over_time_of_a_calibration_names_the_wait(net, task):
+    (axes,) = accuracy_over_time([calibrate(net, task, times=["0s", "1d"], chips=2)]).axes
+    assert axes.get_xlabel() == "time since programming + 1 h"
+    assert [tick.get_text() for tick in axes.get_xticklabels()] == ["0 s", "1 d"]
+    assert list(axes.get_xticks()) == [3600.0, 90000.0]
+    drawn = {line.get_label(): list(line.get_xdata()) for line in axes.lines}
+    assert drawn["analog"] == drawn["calibrated"] == [3600.0, 90000.0]
 
 
 def test_quantised_has_converters_and_nothing_else(net, task):
