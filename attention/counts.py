@@ -87,6 +87,7 @@ def book_attention(
     conversions = counts.score_conversions + counts.value_conversions
     book(layer, "column_activations", counts.score_sense_lines)
     book(layer, "row_activations", counts.value_row_drives)
+    book(layer, "query_drives", counts.query_drives)
     book(layer, "dac_conversions", counts.query_drives + counts.value_row_drives, dac)
     book(layer, "adc_conversions", conversions, adc)
     book(layer, "cell_macs", 2 * attended * head_dim * pairs)

@@ -12,7 +12,7 @@ from attention.controller import Controller
 from attention.gating import gate, require_rows
 from attention.inputs import require_tensors
 from attention.kernel.analog import attend_analog
-from attention.kernel.analog_counts import book_reads, book_writes
+from attention.kernel.analog_counts import book_reads, book_writes, real_queries
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
 from attention.kernel.flex import attend_flex
 from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
@@ -298,7 +298,9 @@ def _analog(
     n_keys, tile = keys.digits.shape[2], hardware.tile.rows
     plan = (schedule if work.fixed else make)(work.pattern, q.shape[2], n_keys, work.offset, q.device, tile)
     if work.counted:
-        book_reads(layer, q, keys.digits, plan, work.options.mask, hardware)
+        mask = work.options.mask
+        asking = real_queries(mask, q.shape[2], n_keys, work.offset)
+        book_reads(layer, q, keys.digits, plan, mask, hardware, asking=asking)
     return attend_analog(q, keys, values, plan, work.options, hardware, (work.options.seed, layer, *place))
 
 

@@ -114,8 +114,8 @@ def attach(
             move as tokens are evicted.
 
     Raises:
-        InputError: for a model of another kind, for hardware that cannot hold keys and values, and for a controller
-            that does not fit.
+        InputError: for a model of another kind, for hardware that cannot hold keys and values, for a pattern that
+            chooses by keys where there is a memory, and for a controller that does not fit.
     """
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
@@ -213,6 +213,11 @@ def renew_memory(model: nn.Module, seed: int | None = None, **changes: Any) -> N
 def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Store:
     memory = Memory(memory) if isinstance(memory, Hardware) else memory
     require_supported(memory.hardware)
+    if not pattern.is_static:
+        raise InputError(
+            f"pattern {str(pattern)!r} cannot read a memory: give one that does not choose by digital keys, or no "
+            "memory"
+        )
     found = {
         vars(module)["layer_idx"]: (name, own_window(module))
         for name, module in model.named_modules()

@@ -61,7 +61,7 @@ def neurobench_workload(model: nn.Module, batches: Iterable[Mapping[str, Tensor]
             first = next(iter(inputs.values())) if isinstance(inputs, Mapping) else inputs
             samples += len(first)
             if heads:
-                attended += ledger.totals().get("attended_pairs", 0)
+                attended += ledger.pairs
                 dense_pairs += heads * len(first) * first.shape[1] ** 2
     finally:
         for hook in hooks:

@@ -16,20 +16,26 @@ if TYPE_CHECKING:
 _active: ContextVar[tuple[Ledger, ...]] = ContextVar("active_ledgers", default=())
 
 COUNTERS = (
-    "row_activations", "column_activations", "dac_conversions", "adc_conversions", "cell_macs", "tile_reads",
-    "attended_pairs", "row_writes", "write_pulses", "events", "events_dropped", "hops_x", "hops_y", "barriers",
-    "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions", "sram_bytes", "dram_bytes",
-    "expired_row_reads", "lost_pairs",
+    "row_activations", "query_drives", "column_activations", "dac_conversions", "adc_conversions", "cell_macs",
+    "tile_reads", "attended_pairs", "digital_pairs", "row_writes", "write_pulses", "events", "events_dropped",
+    "hops_x", "hops_y", "barriers", "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions",
+    "sram_bytes", "dram_bytes", "expired_row_reads", "lost_pairs",
 )  # fmt: skip
 """Every counter that this project books.
 
-``tile_reads`` are products of one tile with one vector, ``write_pulses`` writes of one cell where programming verifies,
-``hops_x`` and ``hops_y`` steps of one event from tile to tile, ``synaptic_events`` spikes times the synapses that each
-meets, ``special_functions`` exponentials, roots, reciprocals and activation functions of one number.
+``row_activations`` are word lines driven by a layer's inputs and V-tile rows driven by attention weights,
+``query_drives`` K-tile lines driven by queries. ``tile_reads`` are products of one tile with one vector.
+``attended_pairs`` are those of a query and a key in analog rows, ``digital_pairs`` those with a key in a digital
+buffer. ``write_pulses`` are writes of one cell, ``hops_x`` and ``hops_y`` steps of one event from tile to tile,
+``synaptic_events`` spikes times the synapses that each meets, ``special_functions`` exponentials, roots, reciprocals
+and activation functions of one number.
 """
 
-WHOLES = ("tile_reads", "attended_pairs")
-"""Counters that all-in prices take instead of the terms, which are counted beside them."""
+PAIRS = ("attended_pairs", "digital_pairs")
+"""Counters of pairs of a query and a key, wherever they are computed."""
+
+WHOLES = ("tile_reads", *PAIRS)
+"""Counters of whole products, whose terms are counted beside them: an all-in price may take the place of the terms."""
 
 OUTCOMES = ("events_dropped", "expired_row_reads", "lost_pairs")
 """Counters that say what became of work that is counted elsewhere, or was not done: they take nothing of their own."""
@@ -98,6 +104,12 @@ class Ledger:
             for counter, count in counts.items():
                 totals[counter.name] += count
         return dict(totals)
+
+    @property
+    def pairs(self) -> int:
+        """Pairs of a query and a key that attention computed, on analog rows and in digital buffers."""
+        totals = self.totals()
+        return sum(totals.get(name, 0) for name in PAIRS)
 
     def per_token(self, tokens: int) -> dict[str, dict[str, float]]:
         """Counts by layer as `to_dict` gives them, for each of ``tokens`` tokens on average.

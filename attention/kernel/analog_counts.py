@@ -1,4 +1,4 @@
-"""What analog attention costs in events, counted from its schedule and booked in open ledgers (gating.md)."""
+"""What analog attention costs in events, counted from its schedule and booked in open ledgers (docs/energy.md)."""
 
 from __future__ import annotations
 
@@ -14,23 +14,54 @@ from crossbar.ledger import book, counting
 
 
 def book_writes(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware) -> None:
-    """Book that a key and a value row are written for each real token of k [B, H_kv, N, D], in each of its tiles."""
-    if counting():
-        tokens = k.shape[0] * k.shape[2] if padding is None else int(padding.sum())
-        book(layer, "row_writes", 2 * k.shape[1] * tokens * _across(k.shape[3], hardware))
+    """Book a row of K and one of V for each real token of k [B, H_kv, n, D], in each of its tiles: one pulse a cell.
 
-
-def book_reads(layer: str, q: Tensor, k: Tensor, work: Schedule, padding: Tensor | None, hardware: Hardware) -> None:
-    """Book both stages for queries [B, H, N_queries, D] on keys [B, H_kv, N_keys, D]; see `read_counts`."""
+    How many pulses write-and-verify takes is not counted: then rows alone are booked.
+    """
     if not counting():
         return
-    counts = read_counts(q, k, work, padding, hardware)
+    batch, heads, n, size = k.shape
+    rows = 2 * heads * (batch * n if padding is None else int(padding.sum()))
+    book(layer, "row_writes", rows * _across(size, hardware))
+    if hardware.verify is None:
+        book(layer, "write_pulses", rows * size * hardware.tile.signs * hardware.tile.pairs)
+
+
+def real_queries(padding: Tensor | None, queries: int, keys: int, offset: int) -> Tensor | None:
+    """Which queries are no padding, bool [B, N_queries]; None: all, or they are not the last of the keys' tokens.
+
+    Args:
+        padding: bool [B, N_keys], True for a real token; None: all are.
+        queries, keys: how many.
+        offset: position of the first query.
+    """
+    return None if padding is None or offset + queries != keys else padding[:, offset:]
+
+
+def book_reads(
+    layer: str,
+    q: Tensor,
+    k: Tensor,
+    work: Schedule,
+    padding: Tensor | None,
+    hardware: Hardware,
+    *,
+    asking: Tensor | None,
+    normalised: bool = True,
+) -> None:
+    """Book both stages for queries [B, H, N_queries, D] on keys [B, H_kv, N_keys, D]; see `read_counts`.
+
+    ``normalised``: also the reciprocal that the softmax takes for each query.
+    """
+    if not counting():
+        return
+    counts = read_counts(q, k, work, padding, hardware, asking)
     dac, adc = (part.bits if part else None for part in (hardware.dac, hardware.adc))
     book_attention(
         layer,
         counts,
         head_dim=q.shape[3],
-        queries=q.shape[:3].numel(),
+        queries=askers(q, asking) if normalised else 0,
         columns=hardware.tile.cols,
         pairs=hardware.tile.pairs,
         dac=dac,
@@ -38,17 +69,28 @@ def book_reads(layer: str, q: Tensor, k: Tensor, work: Schedule, padding: Tensor
     )
 
 
-def read_counts(q: Tensor, k: Tensor, work: Schedule, padding: Tensor | None, hardware: Hardware) -> Counts:
+def askers(q: Tensor, asking: Tensor | None) -> int:
+    """Queries of all heads and sequences that are no padding."""
+    return q.shape[:3].numel() if asking is None else q.shape[1] * int(asking.sum())
+
+
+def read_counts(
+    q: Tensor, k: Tensor, work: Schedule, padding: Tensor | None, hardware: Hardware, asking: Tensor | None = None
+) -> Counts:
     """Line drives and conversions of all heads, equal to `attention.counts.tally` of the events of attended pairs.
 
-    Arguments as `attention.kernel.analog.attend_analog`; ``work`` is cut at the tiles' bounds.
+    Arguments as `attention.kernel.analog.attend_analog`; ``work`` is cut at the tiles' bounds, ``padding`` bool
+    [B, N_keys] and ``asking`` bool [B, N_queries] are True for real tokens; None: all are.
     """
     pairs = touched = 0
     for group in work.groups:
         step = Step(group, 0, len(group.queries), 0, group.queries.shape[1])
         mask, real = step.mask(), None
         if padding is not None:
-            real = padding[:, None].index_select(2, step.keys.flatten()).unflatten(2, step.keys.shape)[:, 0, :, None]
+            real = padding.index_select(1, step.keys.flatten()).unflatten(1, step.keys.shape)[:, :, None]
+        if asking is not None:
+            own = asking.index_select(1, step.queries.flatten()).unflatten(1, step.queries.shape)[..., None]
+            real = own if real is None else real & own
         blocks, rows, _ = group.shape
         for low, high in pairwise(group.bounds):
             if mask is None and real is None:

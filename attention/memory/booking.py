@@ -1,42 +1,55 @@
-"""What tokens that are written and read cost, booked in open ledgers (gating.md)."""
+"""What tokens that are written and read cost, booked in open ledgers (docs/memory.md)."""
 
 from __future__ import annotations
 
 from torch import Tensor
 
-from attention.kernel.analog_counts import book_reads, read_counts
+from attention.kernel.analog_counts import book_reads, book_writes, read_counts
 from attention.kernel.schedule import Schedule
 from crossbar.hardware import Hardware
 from crossbar.ledger import book, counting
+from crossbar.remainder import BYTES
 
 
 def book_rows(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware, digital: bool) -> None:
-    """Book a row of K and one of V for each real token of k [B, H_kv, n, D], in each of its tiles: one pulse a cell.
+    """Book that a key and a value are written for each real token of k [B, H_kv, n, D].
 
     Args:
         layer: whose memory it is.
         k: keys; values are as many.
         padding: bool [B, n], True for a real token.
         hardware: geometry.
-        digital: whether the tokens go into a digital buffer.
+        digital: whether the tokens go into a digital buffer, whose numbers have 16 bits, or into rows of cells.
     """
-    if not counting():
-        return
-    batch, heads, n, size = k.shape
-    rows = 2 * heads * (batch * n if padding is None else int(padding.sum()))
-    if digital:
-        book(layer, "sram_bytes", rows * size * k.element_size())
-        return
-    book(layer, "row_writes", rows * -(-size // hardware.tile.cols))
-    book(layer, "write_pulses", rows * size * hardware.tile.signs * hardware.tile.pairs)
+    if not digital:
+        book_writes(layer, k, padding, hardware)
+    elif counting():
+        batch, heads, n, size = k.shape
+        tokens = batch * n if padding is None else int(padding.sum())
+        book(layer, "sram_bytes", 2 * heads * tokens * size * BYTES)
 
 
 def book_attention(
-    layer: str, q: Tensor, k: Tensor, work: Schedule, padding: Tensor | None, hardware: Hardware, digital: bool
+    layer: str,
+    q: Tensor,
+    k: Tensor,
+    work: Schedule,
+    padding: Tensor | None,
+    hardware: Hardware,
+    digital: bool,
+    asking: Tensor | None,
 ) -> None:
-    """Book both stages on analog rows, or what a digital buffer multiplies and reads; arguments as `book_reads`."""
+    """Book both stages on analog rows, or what a digital buffer reads and multiplies; arguments as `book_reads`.
+
+    A pair in digital reads a key and a value, takes D multiply-adds with each, and has the same share in the softmax as
+    a pair on analog rows. The softmax is over both together, so its reciprocal of each query is booked elsewhere.
+    """
     if not digital:
-        book_reads(layer, q, k, work, padding, hardware)
+        book_reads(layer, q, k, work, padding, hardware, asking=asking, normalised=False)
     elif counting():
-        pairs = read_counts(q, k, work, padding, hardware).score_conversions
-        book(layer, "digital_macs", 2 * pairs * q.shape[3])
+        size = q.shape[3]
+        pairs = read_counts(q, k, work, padding, hardware, asking).value_row_drives // -(-size // hardware.tile.cols)
+        book(layer, "digital_pairs", pairs)
+        book(layer, "digital_macs", pairs * (2 * size + 1))
+        book(layer, "special_functions", pairs)
+        book(layer, "sram_bytes", pairs * 2 * size * BYTES)

@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention.activation import Saturating
 from attention.kernel.analog import attend_analog
+from attention.kernel.analog_counts import askers
 from attention.kernel.blocks import Options, merge, shared_heads
 from attention.memory.booking import book_attention, book_rows
 from attention.memory.cells import Rows, TokenCells
@@ -213,6 +214,9 @@ class AnalogMemory:
 
     def _guarded(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Tensor, Tensor]:
         """Attention on the memory, of which the protected tokens are read from where they are kept better."""
+        if counting():  # one reciprocal a query, wherever its pairs are
+            asking = None if options.mask is None else options.mask[:, -q.shape[2] :]
+            book(self.name, "special_functions", askers(q, asking))
         pattern, lost = present(pattern, q.shape[2], self.tokens, self._first, self.layout)
         self._lost += lost
         if lost and counting():
@@ -249,7 +253,9 @@ class AnalogMemory:
             return torch.zeros_like(q), q.new_full(
                 q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32)
             )
+        asking = None
         if options.mask is not None:
+            asking = options.mask[:, -q.shape[2] :]  # queries are those of the last tokens
             options = options._replace(mask=options.mask.index_select(1, opened.positions))
         stored, index = self._stored(opened)
         self._note_expired(stored[0], index)
@@ -264,7 +270,7 @@ class AnalogMemory:
             assert self.keys.fixed is not None
             channels = self.keys.fixed if heads is None else self.keys.fixed.index_select(1, shared)
             q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
-        book_attention(self.name, q, keys.digits, opened.work, options.mask, self.hardware, self.digital)
+        book_attention(self.name, q, keys.digits, opened.work, options.mask, self.hardware, self.digital, asking)
         key = (*self._key, "read", self.now, self.reads, *(heads[:1] if heads else ()))
         output, lse = attend_analog(q, keys, values, opened.work, options, self.hardware, key)
         assert lse is not None

@@ -42,11 +42,15 @@ from crossbar import (
 )
 from crossbar import age as set_age
 from crossbar.digital import is_linear, raw_weight
+from crossbar.ledger import PAIRS
 from crossbar.prices import DEFAULT
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
 
 PREFILL, DECODE = "prefill", "decode"
+
+
+_OF_ATTENTION = (*PAIRS, "row_writes")  # a memory may hold its rows for a digital buffer that is read instead
 
 
 @dataclass(frozen=True)
@@ -115,7 +119,7 @@ class EnergyStudy:
         """``linear``, ``attention`` or ``digital``: what kind of work a layer is."""
         if layer in self.linear:
             return "linear"
-        return "attention" if any(c.name == "attended_pairs" for c in work.ledger.by_layer[layer]) else "digital"
+        return "attention" if any(c.name in _OF_ATTENTION for c in work.ledger.by_layer[layer]) else "digital"
 
     def by_part(self, arm: Arm, work: Work) -> dict[tuple[str, str], float]:
         """Picojoules a token by (part, component), of components that take any."""
@@ -275,7 +279,7 @@ def _make_chip(model: nn.Module, task: Task, recipe: Recipe | None, chip: int, s
 def _prefill(model: nn.Module, task: Task, ledger: Ledger) -> Work:
     sizes = [batch["input_ids"].shape for batch in task.batches("evaluation")]
     tokens = sum(size.numel() for size in sizes)
-    weights, pairs = _linear_weights(model), ledger.totals().get("attended_pairs", 0)
+    weights, pairs = _linear_weights(model), ledger.pairs
     macs = weights * tokens + 2 * _head_dim(model) * pairs
     return Work(PREFILL, tokens, ledger, macs, len(sizes) * weights + _kv_numbers(model) * tokens)
 
@@ -291,7 +295,7 @@ def _decode(model: nn.Module, ids: Tensor) -> Work:
     cache = {keyword: past[keyword if keyword in past else "past_key_values"]}
     with Ledger(model) as ledger:
         model(input_ids=past.logits[:, -1:].argmax(-1), use_cache=True, **cache)
-    weights, pairs = _linear_weights(model), ledger.totals().get("attended_pairs", 0)
+    weights, pairs = _linear_weights(model), ledger.pairs
     heads = _config(model).num_attention_heads * _config(model).num_hidden_layers
     macs = weights + 2 * _head_dim(model) * pairs
     return Work(DECODE, 1, ledger, macs, weights + _kv_numbers(model) * pairs // heads)

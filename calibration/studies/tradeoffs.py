@@ -10,6 +10,7 @@ from calibration.metrics import metric
 from calibration.studies.results import FINAL, Study
 from calibration.studies.worker import Counts
 from crossbar import Ledger, price
+from crossbar.ledger import PAIRS
 from crossbar.prices import DEFAULT, PriceBook
 
 if TYPE_CHECKING:
@@ -62,8 +63,8 @@ def energy(counts: Counts, book: PriceBook) -> float:
 
 
 def density(own: Counts, dense: Counts) -> float:
-    """Attended pairs over those of dense attention; NaN where they were not counted."""
-    pairs = [sum(number for name, _, number in counts if name == "attended_pairs") for counts in (own, dense)]
+    """Pairs over those of dense attention; NaN where they were not counted."""
+    pairs = [sum(number for name, _, number in counts if name in PAIRS) for counts in (own, dense)]
     return pairs[0] / pairs[1] if all(pairs) else np.nan
 
 

@@ -243,13 +243,16 @@ def test_a_ledger_counts_writes_and_reads():
     pattern = (LocalWindow(20) | Sinks(3)).causal()
     with Ledger() as ledger:
         gated_attention(q, k, v, pattern, mask=mask, hardware=hardware, layer="a")
-    # Queries of padding still attend the real keys that the pattern gives them.
-    attended = pattern.to_dense(N)[None] & mask[:, None]
+    # Padding has no row and asks nothing.
+    attended = pattern.to_dense(N)[None] & mask[:, None] & mask[:, :, None]
     tiles = sum(int(attended[..., low : low + 16].any(-1).sum()) for low in range(0, N, 16))
     pairs = int(attended.sum())
     counts = ledger.to_dict()["a"]
     assert counts["row_writes"] == 2 * 2 * (N + 60) * 3
     assert counts["column_activations"] == counts["row_activations"] == 4 * 3 * pairs
+    assert counts["write_pulses"] == 2 * 2 * (N + 60) * 10 * 2
+    assert counts["query_drives"] == 4 * 10 * tiles
+    assert counts["special_functions"] == 4 * (pairs + N + 60)
     assert counts["adc_conversions_8bit"] == 4 * (3 * pairs + 10 * tiles)
     assert counts["dac_conversions_8bit"] == 4 * (10 * tiles + 3 * pairs)
     assert counts["cell_macs"] == 4 * 2 * 10 * pairs

@@ -8,7 +8,7 @@ from torch.utils.checkpoint import checkpoint
 from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
 
 from attention import Memory, Protected, attach, detach, gated_attention, memory_cache, parse, renew_memory
-from attention.hf import memory_of
+from attention.hf import attached_pattern, memory_of
 from crossbar import Ledger, presets
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware, Tile
@@ -221,10 +221,15 @@ def test_what_does_not_fit_is_refused():
         model(input_ids=ids)
 
 
-def test_patterns_that_choose_by_digital_keys_are_refused():
-    model, ids = llama(), tokens()
-    attach(model, "topk(4)", IDEAL)
-    with pytest.raises(InputError, match="does not choose by digital keys"), torch.no_grad():
-        model(input_ids=ids)
+@pytest.mark.parametrize("build", [llama, bert])
+@pytest.mark.parametrize("pattern", ["topk(4)", "blocktopk(4, 2) | sinks(1)", "routing(2, 4) | window(4)"])
+def test_patterns_that_choose_by_digital_keys_are_refused_before_anything_runs(build, pattern):
+    model = build()
+    with pytest.raises(InputError, match="cannot read a memory: give one that does not choose by digital keys"):
+        attach(model, pattern, IDEAL)
+    assert attached_pattern(model) is None
+
+
+def test_keys_at_hand_can_be_chosen_from():
     q = torch.zeros(1, 2, 4, 4)
     gated_attention(q, q, q, parse("topk(2)"), hardware=IDEAL)  # where keys are at hand

@@ -4,8 +4,8 @@ import pytest
 import torch
 
 from attention import AnalogMemory, LocalWindow, Memory, Protected, Sinks, gated_attention
-from crossbar import Ledger, presets
-from tests.attention.memory.cases import IDEAL, STEPS, WINDOW, B, D, H, N, draw, run
+from crossbar import Ledger, presets, price
+from tests.attention.memory.cases import IDEAL, KV, STEPS, WINDOW, B, D, H, N, draw, run
 
 
 @pytest.mark.parametrize("protected", [Protected(3, 4), Protected(0, 9), Protected(2, 5, by="pairs", copies=3)])
@@ -31,8 +31,30 @@ def test_protected_tokens_are_read_from_the_better_memory():
             near = (LocalWindow(6) | Sinks(3)).causal() & WINDOW
             pairs, whole = (B * H * int(p.rows(N).indptr[-1]) for p in (near, WINDOW))
             counts = {layer: {c.name: n for c, n in found.items()} for layer, found in ledger.by_layer.items()}
-            assert counts["memory.protected"]["digital_macs"] == 2 * D * pairs
-            assert counts["memory"]["row_activations"] == whole - pairs
+            assert counts["memory.protected"] == {
+                "digital_pairs": pairs,
+                "digital_macs": (2 * D + 1) * pairs,  # both products, and the softmax's difference and sum
+                "special_functions": pairs,
+                "sram_bytes": 2 * 2 * D * B * KV * N + 2 * 2 * D * pairs,  # a key and a value of 16 bits: written, read
+            }
+            assert counts["memory"]["row_activations"] == counts["memory"]["attended_pairs"] == whole - pairs
+            assert counts["memory"]["special_functions"] == whole - pairs + B * H * N  # one reciprocal a query
     assert error["all"] < 1e-6
     assert error["digital"] < 0.8 * error["none"]
     assert error["pairs"] < 0.9 * error["none"]
+
+
+def test_a_layer_whose_rows_are_all_protected_takes_what_a_digital_buffer_takes():
+    """One head of 3 numbers and 2 tokens: 3 pairs, none of which opens a row."""
+    q = k = v = torch.ones(1, 1, 2, 3)
+    pattern = (LocalWindow(40) | Sinks(2)).causal()
+    memory = AnalogMemory(Memory(presets.reram(), capacity=42, sinks=2, protected=Protected(sinks=2, recent=40)))
+    with Ledger() as ledger:
+        run(memory, q, k, v, pattern, [1, 1])
+    assert ledger.pairs == ledger.totals()["digital_pairs"] == 3
+    report = price(ledger, "isaac + horowitz + nvsim_reram")
+    assert report.unpriced == {}
+    own = {name: energy.pj for name, energy in report.by_layer().items()}
+    assert own["memory"] == pytest.approx(2 * 2 * 3 * 2 * 0.6 + 2 * 7.5)  # pulses of both rows' cells; reciprocals
+    digital, moved = 3 * (2 * 3 + 1) * 1.5 + 3 * 7.5, (2 + 3) * 2 * 3 * 2 * 2.70
+    assert own["memory.protected"] == pytest.approx(digital + moved)
