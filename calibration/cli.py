@@ -9,8 +9,9 @@ from collections.abc import Sequence
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
-from jsonargparse import ArgumentParser, Namespace
+from jsonargparse import Namespace
 
+from calibration.configuration import BoundedParser
 from calibration.energy import command as energy_command
 from calibration.studies import commands as study_commands
 from crossbar import InputError
@@ -25,7 +26,7 @@ if TYPE_CHECKING:
 _EPILOG = "Options can also come from a YAML file with the same names: --config file.yaml"
 
 
-class _Parser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is not typed for mypy here
+class _Parser(BoundedParser):
     """A parser whose errors are one sentence."""
 
     def error(self, message: str, ex: Exception | None = None) -> NoReturn:

@@ -3,6 +3,8 @@
 import math
 from numbers import Real
 
+_LONGEST = 200  # characters of a value in a message
+
 
 class InputError(ValueError):
     """A value given by the user is not usable.
@@ -10,6 +12,15 @@ class InputError(ValueError):
     The message is one sentence that names the value, what is allowed, and what to do. Commands print it and exit with
     code 2; anything else that escapes is a defect of ours and keeps its traceback.
     """
+
+
+def shown(value: object, most: int = _LONGEST) -> str:
+    """A value for a message: its `repr`, cut after ``most`` characters; a number of 5,000 digits has none."""
+    try:
+        text = repr(value)
+    except (ValueError, RecursionError):
+        return f"a {type(value).__name__} too large to print"
+    return text if len(text) <= most else f"{text[:most]}…"
 
 
 def require_number(what: str, value: object, *, above: float | None = None) -> None:

@@ -8,7 +8,9 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any, NoReturn, TypeVar
 
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
+from crossbar.yaml_values import MOST_BYTES
+from crossbar.yaml_values import load_yaml as load_yaml
 
 _T = TypeVar("_T")
 
@@ -21,7 +23,7 @@ _LONGEST_JSON = 40  # digits of a whole number: tokenizers write 10^30 for "no l
 def mapping(name: str, values: Any) -> Mapping[str, Any]:
     """The values, refused by their dotted name where they are no mapping."""
     if not isinstance(values, Mapping):
-        raise InputError(f"{name} = {values!r} is not allowed: give a mapping of field names to values")
+        raise InputError(f"{name} = {shown(values)} is not allowed: give a mapping of field names to values")
     return values
 
 
@@ -40,11 +42,40 @@ def build(part: type[_T], name: str, values: Any, default: _T | None = None) -> 
     allowed = [f.name for f in dataclasses.fields(part)]  # type: ignore[arg-type]  # all parts are dataclasses
     for key in mapping(name, values):
         if key not in allowed:
-            raise InputError(f"{name} has no field {key!r}: allowed are {', '.join(allowed)}")
+            raise InputError(f"{name} has no field {shown(key)}: allowed are {', '.join(allowed)}")
     try:
         return part(**values) if default is None else dataclasses.replace(default, **values)  # type: ignore[type-var]  # as above
     except InputError as error:
         raise InputError(f"in {name}: {error}") from None
+
+
+def read_text(what: str, path: str | Path, kind: str = "YAML") -> str:
+    """The text of a file in UTF-8, of at most a mebibyte.
+
+    Args:
+        what: it describes, for errors, such as ``hardware``.
+        path: of the file.
+        kind: of text that is wanted, for errors.
+
+    Raises:
+        InputError: for a missing file, one that cannot be read or is no text, and a larger one.
+    """
+    where = f"{what} file {shown(str(path), 1000)}"
+    try:
+        if not Path(path).is_file():
+            raise InputError(f"{where} does not exist: give the path of a {kind} file")
+        with open(path, "rb") as file:
+            data = file.read(MOST_BYTES + 1)
+    except (OSError, ValueError) as error:
+        if isinstance(error, InputError):
+            raise
+        raise InputError(f"{where} cannot be read: {getattr(error, 'strerror', None) or error}") from None
+    if len(data) > MOST_BYTES:
+        raise InputError(f"{where} is larger than {MOST_BYTES:,} bytes: give a {kind} file of at most that")
+    try:
+        return data.decode("utf-8-sig")
+    except UnicodeDecodeError as error:
+        raise InputError(f"{where} is not {kind}: byte {error.start + 1} is no UTF-8 ({error.reason})") from None
 
 
 def read_yaml(what: str, path: str | Path) -> Any:
@@ -55,48 +86,13 @@ def read_yaml(what: str, path: str | Path) -> Any:
         path: of the file.
 
     Raises:
-        InputError: for a missing file, and what `load_yaml` refuses.
+        InputError: for what `read_text` and `load_yaml` refuse, and for a file without values.
     """
-    path = Path(path)
-    where = f"{what} file {str(path)!r}"
-    if not path.is_file():
-        raise InputError(f"{where} does not exist: give the path of a YAML file")
-    try:
-        text = path.read_text(encoding="utf-8")
-    except UnicodeDecodeError as error:
-        raise InputError(f"{where} is not YAML: {error}") from None
-    return load_yaml(where, text)
-
-
-def load_yaml(where: str, text: str) -> Any:
-    """The plain values of a YAML text, which comes from ``where``.
-
-    Raises:
-        InputError: for text that is not YAML, and for a key that a mapping has twice: YAML's loader would keep the last
-            without a word.
-    """
-    import yaml
-
-    def refuse_repeated(node: Any) -> None:
-        if isinstance(node, yaml.SequenceNode):
-            for child in node.value:
-                refuse_repeated(child)
-        elif isinstance(node, yaml.MappingNode):
-            seen = set()
-            for key, child in node.value:
-                if isinstance(key, yaml.ScalarNode):
-                    if key.value in seen:
-                        raise InputError(
-                            f"{where} has {key.value!r} again in line {key.start_mark.line + 1}: give it once"
-                        )
-                    seen.add(key.value)
-                refuse_repeated(child)
-
-    try:
-        refuse_repeated(yaml.compose(text, Loader=yaml.SafeLoader))
-        return yaml.safe_load(text)
-    except yaml.YAMLError as error:
-        raise InputError(f"{where} is not YAML: {' '.join(str(error).split())}") from None
+    where = f"{what} file {shown(str(path), 1000)}"
+    values = load_yaml(where, read_text(what, path))
+    if values is None:
+        raise InputError(f"{where} is empty: give a mapping of field names to values")
+    return values
 
 
 def read_json(what: str, path: str | Path) -> Any:

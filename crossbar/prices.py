@@ -25,7 +25,8 @@ from typing import Any, Literal, get_args
 from crossbar.energy import EnergyReport, Line, component_of
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.ledger import COUNTERS, OUTCOMES, WHOLES, Counter, Ledger
-from crossbar.plain_values import load_yaml
+from crossbar.plain_values import read_text
+from crossbar.yaml_values import load_yaml
 
 Evidence = Literal["measured", "simulated", "derived", "assumed"]
 Scope = Literal["per-term", "all-in"]
@@ -152,10 +153,7 @@ class PriceBook:
         Raises:
             InputError: for a missing file, text that is not YAML, unknown fields and impossible values.
         """
-        path = Path(path)
-        if not path.is_file():
-            raise InputError(f"price book {str(path)!r} does not exist: give the path of a YAML file, or {_choices()}")
-        return _from_text(path.read_text(encoding="utf-8", errors="replace"), str(path))
+        return _from_text(read_text("price book", path), str(path))
 
     @classmethod
     def get(cls, name: str) -> PriceBook:

@@ -57,7 +57,7 @@ def test_a_recipe_goes_to_yaml_and_back(tmp_path):
         ("name: a\n", "has the fields name and steps, and this one has name: write both"),
         ("name: a\nsteps: [InputRanges]\nspeed: 3\n", "this one has name, steps, speed"),
         ("- InputRanges\n", "this one has"),
-        ("", "this one has None"),
+        ("", "is empty: give a mapping"),
         ("name: a\nsteps: [InputRanges]\nname: b\n", "has 'name' again in line 3: give it once"),
         ("name: a\nsteps:\n  - step: DriftCompensation\n    reads: 3\n    reads: 4\n", "has 'reads' again in line 5"),
         ("a: b: c\n", "is not YAML"),

@@ -107,13 +107,14 @@ def test_from_yaml(tmp_path):
 @pytest.mark.parametrize(
     ("content", "message"),
     [
-        (b"", r"hardware = None is not allowed: give a mapping of field names to values"),
+        (b"", r"hardware file '.*bad\.yml' is empty: give a mapping of field names to values"),
         (b"- pcm", r"hardware = \['pcm'\] is not allowed: give a mapping"),
         (b"a: [1", r"is not YAML"),
         (b"\xff\xfe\x00", r"is not YAML"),
         (b"!!python/object/apply:os.getcwd []", r"is not YAML"),
         (b"adc:\n  bits: 6\n  bits: 8", r"hardware file '.*bad\.yml' has 'bits' again in line 3: give it once"),
-        (b"1: 2", r"hardware has no field 1: allowed are device, tile, dac, adc, output_noise"),
+        (b"1: 2", r"'1' in line 1 is no name"),
+        (b"'1': 2", r"hardware has no field '1': allowed are device, tile, dac, adc, output_noise"),
     ],
 )
 def test_refuses_bad_files(tmp_path, content, message):
