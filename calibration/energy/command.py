@@ -34,7 +34,8 @@ def add_options(parser: ArgumentParser) -> None:
         help="price books, joined by +, or a YAML file (default isaac + horowitz and the memory's writes)",
     )
     parser.add_argument("--recipe", type=str | None, default="fast", help="calibration of the chip; null for none")
-    parser.add_argument("--age", type=str, default="1h", help="age of the chip when it is calibrated and scored")
+    parser.add_argument("--age", type=str, default="1h", help="age of the chip when it is calibrated")
+    parser.add_argument("--wait", type=str, default="1h", help="between calibrating and scoring (default 1h)")
     parser.add_argument("--chip", type=int, default=0, help="seed of the programmed chip")
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
     parser.add_argument("--plot", type=str | None, default=None, help="write a picture of where the energy goes")
@@ -47,10 +48,12 @@ def study_of(options: Namespace) -> EnergyStudy:
     from calibration import models, tasks
     from calibration.console import progress_bar
     from calibration.energy import default_book, energy
+    from calibration.energy.study import times
     from calibration.experiment import as_memory
     from crossbar import InputError, PriceBook, presets
 
     tasks.require(options.task)
+    times(options.recipe, options.age, options.wait)
     memory = as_memory(options.memory)
     if options.memory_capacity is not None:
         if memory is None:
@@ -64,7 +67,7 @@ def study_of(options: Namespace) -> EnergyStudy:
         tasks.require(options.task, model)
         sizes = {name: options[name] for name in ("windows", "window_length")} if options.task == "perplexity" else {}
         task = tasks.get(options.task, model.tokenizer, **sizes)
-        chosen = {name: options[name] for name in ("chip", "recipe", "age", "include", "exclude")}
+        chosen = {name: options[name] for name in ("chip", "recipe", "age", "wait", "include", "exclude")}
         return energy(model, task, hardware, patterns, book=book, memory=memory, progress=progress, **chosen)
 
 

@@ -19,6 +19,7 @@ from calibration import recipe as recipes
 from calibration.experiment import as_memory
 from calibration.models import Loaded
 from calibration.models.outputs import device_of, is_generative
+from calibration.overlap import require_disjoint
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.steps.protocol import Stage
@@ -164,6 +165,7 @@ def energy(
     memory: str | Hardware | Memory | None = None,
     recipe: str | Recipe | None = "fast",
     age: str | float = "1h",
+    wait: str | float = "1h",
     book: str | PriceBook | None = None,
     chip: int = 0,
     include: str | Sequence[str] | None = None,
@@ -184,15 +186,18 @@ def energy(
         patterns: who attends to whom, texts or patterns.
         memory: of the analog model's keys and values: a preset's name, a YAML file, hardware or an `attention.Memory`.
         recipe: calibration of the chip, fitted at ``age`` with the first pattern; None: none.
-        age: of the chip when it is calibrated and scored.
+        age: of the chip when it is calibrated, or scored where there is no recipe.
+        wait: between calibrating and scoring, as in `calibrate`; without a recipe there is none.
         book: prices: see `crossbar.PriceBook.get`; None: `default_book` of the memory.
         chip: seed of the chip.
         include, exclude: layers to convert, as for `crossbar.convert`.
         progress: called before each scoring.
 
     Raises:
-        InputError: for unknown names and what `crossbar.convert` and `attention.attach` refuse.
+        InputError: for unknown names, what `crossbar.convert` and `attention.attach` refuse, and, with a recipe, a wait
+            of 0 s and a task whose calibration data are in its evaluation data.
     """
+    fitted, delay = times(recipe, age, wait)
     hardware = presets.get(hardware) if isinstance(hardware, str) else hardware
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     memory = as_memory(memory)
@@ -208,11 +213,14 @@ def energy(
             raise InputError(f"task {task!r} needs a tokenizer: give a task of your own with a bare module")
         tasks.require(task, loaded)
         task = tasks.get(task, loaded.tokenizer)
+    if recipe is not None:
+        require_disjoint(task)
     analog = copy.deepcopy(network).eval()
     attach(analog, chosen[0], memory)
     renew_memory(analog, chip)
     conversion = convert(analog, hardware, include, exclude)
-    _make_chip(analog, task, recipe, chip, to_seconds(age))
+    _make_chip(analog, task, recipe, chip, fitted)
+    set_age(analog, fitted + delay)
     arms: list[Arm] = []
     uncounted: dict[str, str] = {}
     for k, pattern in enumerate(chosen):
@@ -243,12 +251,25 @@ def energy(
         "memory": None if memory is None else memory.to_dict(),
         "chip": chip,
         "recipe": None if recipe is None else recipe.to_dict(),
-        "age": to_seconds(age),
+        "age": fitted,
+        "wait": delay,
         "book": book.name,
         "analog_parameters": conversion.analog_parameters,
         "parameters": conversion.parameters,
     }
     return EnergyStudy(setup, task.primary, tuple(arms), book, frozenset(analog_layers(analog)), uncounted)
+
+
+def times(recipe: str | Recipe | None, age: str | float, wait: str | float) -> tuple[float, float]:
+    """Seconds until the chip is calibrated and from then until it is scored.
+
+    Raises:
+        InputError: for impossible times, and with a recipe for a wait of 0 s.
+    """
+    fitted, delay = to_seconds(age), to_seconds(wait)
+    if recipe is not None and delay == 0:
+        raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
+    return fitted, 0.0 if recipe is None else delay
 
 
 def default_book(memory: Memory | None) -> str:

@@ -5,11 +5,11 @@ import json
 import pytest
 import torch
 
-from attention import Memory, parse
+from attention import Memory, Protected, parse
 from calibration.energy import DECODE, PREFILL, default_book, energy
 from calibration.energy.command import tables
 from calibration.energy.plots import breakdown, pareto
-from crossbar import InputError, PriceBook, presets
+from crossbar import InputError, PriceBook, analog_layers, presets
 from crossbar.prices import DEFAULT
 from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS
 from tests.calibration.command import assert_one_sentence, run
@@ -99,6 +99,43 @@ def test_a_recipe_is_fitted_at_the_age_of_the_chip():
     assert calibrated.setup["recipe"]["name"] == "fast"
 
 
+def test_calibration_is_fitted_before_it_is_scored(monkeypatch):
+    ages = []
+    monkeypatch.setattr(Words, "metrics", lambda self, model: ages.append(age_of(model)) or {"score": 0.0})
+    for recipe, seconds in (("fast", 3600 + 1800), (None, 3600)):
+        found = energy(language_model(), Words(), "pcm", ["dense"], recipe=recipe, age="1h", wait="30min")
+        assert ages[-1] == found.setup["age"] + found.setup["wait"] == seconds
+    with pytest.raises(InputError, match="a wait of 0 s would score the very noise"):
+        energy(language_model(), Words(), "pcm", ["dense"], wait=0.0)
+
+
+def age_of(model):
+    return next(iter(analog_layers(model).values())).seconds
+
+
+def test_calibration_text_is_not_in_what_is_scored(monkeypatch):
+    same = Words().batches("evaluation")
+    monkeypatch.setattr(Words, "batches", lambda self, split: same)
+    with pytest.raises(InputError, match="is in its evaluation data too"):
+        energy(language_model(), Words(), "pcm", ["dense"])
+    assert energy(language_model(), Words(), "pcm", ["dense"], recipe=None).arms
+
+
+def test_pairs_of_protected_tokens_are_attentions_work():
+    """All pairs are in a digital buffer; the work is that of the same attention elsewhere."""
+    plain, held = (
+        energy(language_model(), Words(), "ideal", PATTERNS[1:], recipe=None, memory=memory)
+        for memory in ("reram", Memory(presets.reram(), protected=Protected(sinks=2, recent=6)))
+    )
+    for before, after in zip(plain.arms[0].work, held.arms[0].work, strict=True):
+        assert after.ledger.totals()["digital_pairs"] == before.ledger.totals()["attended_pairs"] == after.ledger.pairs
+        assert after.macs == before.macs
+        parts = {name: held.part_of(name, after) for name in after.ledger.by_layer if "self_attn" in name}
+        ours = {name: part for name, part in parts.items() if name.endswith(("self_attn", "protected"))}
+        assert set(ours.values()) == {"attention"}
+        assert len(ours) == 2 * LAYERS  # rows that are written, and the buffer that is read
+
+
 def test_a_book_of_ones_own_prices_it():
     book = PriceBook.get("hermes")
     study = energy(language_model(), Words(), "ideal", ["dense"], recipe=None, book=book)
@@ -180,6 +217,8 @@ def test_the_command_writes_what_it_is_asked_for(capsys, tmp_path, monkeypatch):
         (["--pareto=p.gif"], ["'p.gif'"]),
         (["--memory=gold"], ["'gold'", "gain_cell"]),
         (["--memory-capacity=9"], ["--memory"]),
+        (["--age=soon"], ["'soon'"]),
+        (["--wait=0s"], ["wait of 0 s"]),
     ],
 )
 def test_mistakes_are_one_sentence_before_anything_loads(capsys, options, words):
