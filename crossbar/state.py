@@ -5,18 +5,22 @@ from __future__ import annotations
 import json
 from collections.abc import Mapping
 from pathlib import Path
-from typing import Any
+from typing import Any, TypeVar
 
 import torch
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from crossbar import trajectory
 from crossbar.chip import analog_layers
 from crossbar.corrections import CORRECTIONS
 from crossbar.errors import InputError, require_number, require_whole
+from crossbar.faults import Fault
 from crossbar.files import write_whole
 from crossbar.linear import AnalogLinear
+from crossbar.plain_values import load_json
+from crossbar.tensor_files import opened, shapes, write
+
+_T = TypeVar("_T")
 
 _VERSION = 1
 _OPTIONAL = (
@@ -28,6 +32,7 @@ _OPTIONAL = (
     "fault_map",
     *CORRECTIONS,
 )
+_ABOVE_0 = ("scales", "input_range", "line_scale", "weight_range", "adc_range")
 
 
 def save_state(model: nn.Module, path: str | Path) -> None:
@@ -36,7 +41,8 @@ def save_state(model: nn.Module, path: str | Path) -> None:
     The file appears whole or not at all.
 
     Raises:
-        InputError: for a model without analog layers, one that was not programmed, or a folder that does not exist.
+        InputError: for a model without analog layers, one that was not programmed, a folder that does not exist, and a
+            file that cannot be written.
     """
     path = Path(path)
     if path.is_dir():
@@ -56,7 +62,13 @@ def save_state(model: nn.Module, path: str | Path) -> None:
         }
         tensors.update({f"{name}/{key}": tensor.contiguous() for key, tensor in _tensors(layer).items()})
     metadata = {"format": "ohmformer state", "version": str(_VERSION), "layers": json.dumps(layers)}
-    write_whole(path, lambda partial: save_file(tensors, partial, metadata))
+    try:
+        write_whole(path, lambda partial: write(tensors, partial, metadata))
+    except OSError as error:
+        raise InputError(
+            f"state file {str(path)!r} cannot be written ({error.strerror or error}): make room and access there, or "
+            "give another path"
+        ) from error
 
 
 @torch.inference_mode(False)
@@ -64,41 +76,37 @@ def save_state(model: nn.Module, path: str | Path) -> None:
 def load_state(model: nn.Module, path: str | Path) -> None:
     """Take over what `save_state` wrote, into a model converted in the same way; reads then repeat bit for bit.
 
+    What is loaded is held to what the setters of `AnalogLinear` allow, and cells to conductances that are finite.
+
     Raises:
-        InputError: for a missing or foreign file, and for layers, shapes or hardware that differ. The model is then
-            unchanged.
+        InputError: for a missing or foreign file, for layers, shapes or hardware that differ, and for numbers that no
+            calibration or programming gives. The model is then unchanged.
     """
+    where = f"state file {str(path)!r}"
     if not Path(path).is_file():
-        raise InputError(f"state file {str(path)!r} does not exist: give a file that save_state wrote")
-    try:
-        with safe_open(path, framework="pt", device="cpu") as file:
-            metadata = file.metadata() or {}
-            tensors = {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-    except SafetensorError as error:
-        raise InputError(f"state file {str(path)!r} is not a safetensors file: {error}") from None
-    if metadata.get("format") != "ohmformer state" or metadata.get("version") != str(_VERSION):
-        raise InputError(f"state file {str(path)!r} is not an ohmformer state of version {_VERSION}: write it again")
-    saved = _saved_layers(metadata, path)
+        raise InputError(f"{where} does not exist: give a file that save_state wrote")
     layers = analog_layers(model)
-    if saved.keys() != layers.keys():
-        different = sorted(saved.keys() ^ layers.keys())
-        raise InputError(f"state file {str(path)!r} and the model differ in layer {different[0]!r}")
+    with opened(where, path) as file:
+        saved = _described(where, file.metadata() or {})
+        if saved.keys() != layers.keys():
+            different = sorted(saved.keys() ^ layers.keys())
+            raise InputError(f"{where} and the model differ in layer {different[0]!r}")
+        found = shapes(file)
+        for name, layer in layers.items():
+            _require_shapes(where, layer, name, saved[name], _own(found, name))
+        owned = {f"{name}/{key}" for name in layers for key in _own(found, name)}
+        if found.keys() - owned:
+            raise InputError(f"{where} has {min(found.keys() - owned)!r}, which no layer has: write it again")
+        tensors = {key: file.get_tensor(key) for key in found}
     for name, layer in layers.items():
-        if saved[name]["hardware"] != repr(layer.hardware):
-            raise InputError(f"state file {str(path)!r} needs other hardware in {name}: {saved[name]['hardware']}")
-        own = _own(tensors, name)
-        missing = {"scales", "column_gain", *(f"cells.{cells}" for cells in saved[name]["cells"])} - own.keys()
-        if missing:
-            raise InputError(f"state file {str(path)!r} lacks {sorted(missing)[0]!r} of {name}: write it again")
-        halves = [own.get("adapter_down"), own.get("adapter_up")]
-        if (halves[0] is None) != (halves[1] is None):
-            raise InputError(f"state file {str(path)!r} has half an adapter of {name}: write it again")
-        rank = 0 if halves[0] is None or not halves[0].dim() else halves[0].shape[-1]
-        for key, tensor in own.items():
-            found = f"{tensor.dtype} {list(tensor.shape)}"
-            expected = f"{torch.uint8 if key == 'fault_map' else layer.scales.dtype} {_shape(layer, key, tensor, rank)}"
-            if found != expected:
-                raise InputError(f"state file {str(path)!r} has {key} {found} in {name}, the model {expected}")
+        for key, tensor in _own(tensors, name).items():
+            _require_numbers(where, layer, name, key, tensor)
+        cells = _cells(_own(tensors, name))
+        if not trajectory.is_readable(layer.hardware.device, cells, saved[name]["seconds"]):
+            raise InputError(
+                f"{where} holds cells of {name} that programming never leaves, without a possible conductance at "
+                f"{saved[name]['seconds']:g} s: write it again"
+            )
     for name, layer in layers.items():
         own = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
         layer.fix_ranges()
@@ -106,30 +114,84 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         layer.scales, layer.column_gain = own["scales"], own["column_gain"]
         for key in _OPTIONAL:
             setattr(layer, key, own.get(key))
-        cells = {key.removeprefix("cells."): tensor for key, tensor in own.items() if key.startswith("cells.")}
-        layer.set_state(cells, saved[name]["seed"], saved[name]["seconds"])
+        layer.set_state(_cells(own), saved[name]["seed"], saved[name]["seconds"])
 
 
-def _saved_layers(metadata: Mapping[str, str], path: str | Path) -> dict[str, dict[str, Any]]:
-    """What the file says of each layer: its ``seed``, ``seconds``, ``hardware`` and the names of its ``cells``."""
+def described_layers(path: str | Path) -> dict[str, dict[str, Any]]:
+    """What a state file says of each layer: its ``seed``, ``seconds``, ``hardware`` and the names of its ``cells``.
+
+    Raises:
+        InputError: for a file that is not a state.
+    """
+    where = f"state file {str(path)!r}"
+    with opened(where, path) as file:
+        return _described(where, file.metadata() or {})
+
+
+def _described(where: str, metadata: Mapping[str, str]) -> dict[str, dict[str, Any]]:
+    if metadata.get("format") != "ohmformer state" or metadata.get("version") != str(_VERSION):
+        raise InputError(f"{where} is not an ohmformer state of version {_VERSION}: write it again")
+    layers = load_json(f"{where}: the description of its layers", metadata.get("layers", "").encode(), "write it again")
     try:
-        layers = json.loads(metadata["layers"])
         for name, saved in layers.items():
             require_whole(f"seed of {name}", saved["seed"], least=0)
             require_number(f"seconds of {name}", saved["seconds"])
-            if not all(isinstance(cells, str) for cells in saved["cells"]):
-                raise TypeError(f"cells of {name} are not names")
+            if not isinstance(saved["hardware"], str) or not all(isinstance(cells, str) for cells in saved["cells"]):
+                raise TypeError(f"hardware or cells of {name} are not text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"state file {str(path)!r} does not describe its layers ({error}): write it again") from None
+        raise InputError(f"{where} does not describe its layers ({error}): write it again") from None
     described: dict[str, dict[str, Any]] = layers
     return described
 
 
-def _own(tensors: dict[str, Tensor], layer: str) -> dict[str, Tensor]:
-    return {key.rpartition("/")[2]: t for key, t in tensors.items() if key.rpartition("/")[0] == layer}
+def _require_shapes(
+    where: str, layer: AnalogLinear, name: str, saved: dict[str, Any], found: dict[str, list[int]]
+) -> None:
+    """Refuse tensors that are missing, unknown or of another shape than the layer's, before they are read."""
+    if saved["hardware"] != repr(layer.hardware):
+        raise InputError(f"{where} needs other hardware in {name}: {saved['hardware'][:1000]}")
+    one = layer.scales.new_zeros(1, 1, 1)
+    cells = {f"cells.{key}" for key in trajectory.program(layer.hardware.device, one, (0, name))}
+    needed = {"scales", "column_gain", *cells, *(f"cells.{key}" for key in saved["cells"])}
+    if needed - found.keys():
+        raise InputError(f"{where} lacks {min(needed - found.keys())!r} of {name}: write it again")
+    unknown = found.keys() - cells - {"scales", "column_gain", *_OPTIONAL}
+    if unknown:
+        raise InputError(f"{where} has {min(unknown)!r} of {name}, which its layer has not: write it again")
+    halves = [found.get("adapter_down"), found.get("adapter_up")]
+    if (halves[0] is None) != (halves[1] is None):
+        raise InputError(f"{where} has half an adapter of {name}: write it again")
+    rank = halves[0][-1] if halves[0] else 0
+    for key, shape in found.items():
+        expected = _shape(layer, key, shape, rank)
+        if shape != expected:
+            raise InputError(f"{where} has {key} {shape} in {name}, the model {expected}")
 
 
-def _shape(layer: AnalogLinear, key: str, found: Tensor, rank: int) -> list[int]:
+def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tensor: Tensor) -> None:
+    """Refuse what the setters of `AnalogLinear` would."""
+    expected = torch.uint8 if key == "fault_map" else layer.scales.dtype
+    if tensor.dtype != expected:
+        raise InputError(f"{where} has {key} {tensor.dtype} in {name}, the model {expected}")
+    if key == "fault_map":
+        good, allowed = bool((tensor <= max(Fault)).all()), f"codes from 0 to {max(Fault):d}"
+    elif key in _ABOVE_0:
+        good, allowed = bool((tensor.isfinite() & (tensor > 0)).all()), "finite numbers above 0"
+    else:
+        good, allowed = bool(tensor.isfinite().all()), "finite numbers"
+    if not good:
+        raise InputError(f"{where} has a bad {key} in {name}, which takes {allowed}: write it again")
+
+
+def _cells(own: Mapping[str, Tensor]) -> dict[str, Tensor]:
+    return {key.removeprefix("cells."): tensor for key, tensor in own.items() if key.startswith("cells.")}
+
+
+def _own(parts: Mapping[str, _T], layer: str) -> dict[str, _T]:
+    return {key.rpartition("/")[2]: part for key, part in parts.items() if key.rpartition("/")[0] == layer}
+
+
+def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[int]:
     """What the tensor called ``key`` must look like; an ADC range is one number or one for each column."""
     known = {
         "scales": layer.scales.shape,
@@ -138,7 +200,7 @@ def _shape(layer: AnalogLinear, key: str, found: Tensor, rank: int) -> list[int]
         "line_scale": (layer.in_features,),
         "weight_range": layer.scales.shape,
         "weight_correction": (layer.out_features, layer.in_features),
-        "adc_range": layer.column_gain.shape if found.dim() else (),
+        "adc_range": layer.column_gain.shape if found else (),
         "output_gain": (layer.out_features,),
         "output_offset": (layer.out_features,),
         "adapter_down": (layer.in_features, rank),

@@ -18,6 +18,8 @@ from crossbar.devices import AgesApart, AnyDevice, Device, PowerLawDrift, Redraw
 from crossbar.streams import Key, normal, seed
 
 _PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
+_FURTHEST = 10  # deviations: no normal number is drawn that far out
+_MOST = 1e6  # g_max
 
 
 def program(device: AnyDevice, target: Tensor, key: Key) -> State:
@@ -57,6 +59,26 @@ def conductances(device: AnyDevice, state: State, seconds: float, key: Key, nois
             drifted = drifted.clamp(low, high)
         found[piece] = drifted
     return found.view(like.shape)
+
+
+def is_readable(device: AnyDevice, state: State, seconds: float) -> bool:
+    """Whether programmed cells have a conductance at a time, however the 1/f fluctuation falls.
+
+    NaN is none, and neither is a million times g_max, with which a column's sum would leave float32. Of a
+    `RedrawDevice`, which says so itself when it is read, only the state is looked at.
+    """
+    most = _MOST * device.g_max
+    if isinstance(device, RedrawDevice):
+        return all(bool((part.abs() <= most).all()) for part in state.values())
+    flat = {name: part.reshape(-1) for name, part in state.items()}
+    for piece in _pieces(next(iter(flat.values()))):
+        part = {name: cells[piece] for name, cells in flat.items()}
+        drifted = device.drifted(part, seconds)
+        deviation = device.fluctuation(part, drifted, seconds)
+        furthest = drifted.abs() if deviation is None else drifted.abs().add(deviation.abs(), alpha=_FURTHEST)
+        if not bool((furthest <= most).all()):
+            return False
+    return True
 
 
 def aged(device: Device, state: State, seconds: Tensor, z: Callable[[], Tensor] | None) -> Tensor:

@@ -2,6 +2,9 @@
 
 import dataclasses
 import json
+import math
+import resource
+import struct
 from dataclasses import dataclass
 from typing import ClassVar
 
@@ -25,8 +28,12 @@ from crossbar import (
     reset_reads,
     save_state,
 )
+from tests.limits import files_of_at_most
 
 PCM = dataclasses.replace(presets.pcm(), tile=Tile(4, 3))
+KEPT = ("cells.programmed", "cells.exponent", "scales", "column_gain")
+ABOVE_0 = ("scales", "input_range", "line_scale", "weight_range", "adc_range")
+FINITE = ("column_gain", "weight_correction", "output_gain", "output_offset", "adapter_down", "adapter_up")
 
 
 @dataclass(frozen=True)
@@ -104,6 +111,25 @@ def saved(path):
     return model
 
 
+@pytest.fixture
+def complete(path):
+    """A chip whose first layer has everything that a state can hold, and its file."""
+    model = analog_model()
+    first = model[0]
+    first.set_line_scale(torch.linspace(0.5, 2.0, 10))
+    first.set_weight_range(first.scales * 0.9)
+    first.set_weight_correction(torch.full((7, 10), 0.01))
+    program(model, 5)
+    age(model, "1h")
+    calibrate(model)
+    first.set_adc_range(torch.full_like(first.column_gain, 3.0))
+    first.set_output_correction(torch.linspace(0.9, 1.1, 7), torch.linspace(-1, 1, 7))
+    first.set_adapter(torch.full((10, 2), 0.1), torch.full((2, 7), -0.1))
+    first.set_faults(torch.zeros(2, 10, 7, dtype=torch.uint8))
+    save_state(model, path)
+    return model
+
+
 @pytest.mark.parametrize("programmed_before", [False, True])
 def test_a_reloaded_chip_repeats_every_bit(saved, path, programmed_before):
     other = analog_model()
@@ -162,8 +188,8 @@ def test_a_failed_save_leaves_the_old_file(saved, path, monkeypatch):
         file.write_bytes(b"half")
         raise OSError("disk full")
 
-    monkeypatch.setattr("crossbar.state.save_file", half)
-    with pytest.raises(OSError, match="disk full"):
+    monkeypatch.setattr("crossbar.state.write", half)
+    with pytest.raises(InputError, match=r"state file '.*' cannot be written \(disk full\): make room"):
         save_state(saved, path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
@@ -172,8 +198,7 @@ def test_a_failed_save_leaves_the_old_file(saved, path, monkeypatch):
 def test_digital_weights_are_not_in_the_file(saved, path):
     with safe_open(path, framework="pt") as file:
         names = set(file.keys())
-    each = ("cells.programmed", "cells.exponent", "scales", "column_gain")
-    assert names == {f"{layer}/{name}" for layer in "02" for name in each} | {"0/input_range", "0/line_scale"}
+    assert names == {f"{layer}/{name}" for layer in "02" for name in KEPT} | {"0/input_range", "0/line_scale"}
 
 
 # Refusals, each leaving the model as it was
@@ -255,6 +280,98 @@ def test_refuses_other_layers(saved, path):
 )
 def test_refuses_other_sizes(saved, path, sizes, message):
     refuses_to_load(analog_model(sizes=sizes), path, message)
+
+
+def rewritten(path, change):
+    with safe_open(path, framework="pt") as file:
+        metadata, tensors = file.metadata(), {name: file.get_tensor(name) for name in file.keys()}  # noqa: SIM118 - no dict
+    layers = json.loads(metadata["layers"])
+    change(tensors, layers)
+    save_file(tensors, path, {**metadata, "layers": json.dumps(layers)})
+
+
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("key", ["cells.programmed", "cells.exponent", *FINITE, *ABOVE_0])
+def test_refuses_numbers_that_no_setter_takes(complete, path, key, bad):
+    def change(tensors, _):
+        tensors[f"0/{key}"].view(-1)[-1] = bad
+
+    rewritten(path, change)
+    refuses_to_load(analog_model(), path, rf"has a bad {key} in 0, which takes finite numbers.*: write it again")
+
+
+@pytest.mark.parametrize("bad", [0.0, -1.0])
+@pytest.mark.parametrize("key", ABOVE_0)
+def test_refuses_a_range_that_is_not_above_0(complete, path, key, bad):
+    def change(tensors, _):
+        tensors[f"0/{key}"].view(-1)[0] = bad
+
+    rewritten(path, change)
+    refuses_to_load(analog_model(), path, rf"has a bad {key} in 0, which takes finite numbers above 0")
+
+
+UNREADABLE = r"holds cells of 0 that programming never leaves, without a possible conductance at 3600 s"
+
+
+@pytest.mark.parametrize(
+    ("change", "told"),
+    [
+        (lambda t, _: t["0/cells.exponent"].fill_(-1e30), UNREADABLE),
+        (lambda t, _: t["0/cells.programmed"].fill_(3e38), UNREADABLE),
+        (lambda t, _: t["0/fault_map"].fill_(5), r"has a bad fault_map in 0, which takes codes from 0 to 4"),
+        (lambda t, _: t.update({"0/fault_map": t["0/fault_map"].int()}), r"has fault_map torch.int32 in 0, the model"),
+        (lambda t, _: t.update({"0/scales": t["0/scales"].half()}), r"has scales torch.float16 in 0, the model"),
+        (lambda t, _: t.update({"0/cells.more": torch.ones(2)}), r"has 'cells.more' of 0, which its layer has not"),
+        (lambda t, _: t.update({"0/gain": torch.ones(2)}), r"has 'gain' of 0, which its layer has not"),
+        (lambda t, _: t.update({"1/scales": torch.ones(2)}), r"has '1/scales', which no layer has"),
+        (lambda t, _: t.pop("0/adapter_up"), r"has half an adapter of 0"),
+        (lambda t, _: t.update({"0/adapter_up": torch.ones(())}), r"has adapter_up \[\] in 0, the model \[2, 7\]"),
+        (lambda t, m: m["2"].update(cells=["programmed"]) or t.pop("2/cells.exponent"), r"lacks 'cells.exponent' of 2"),
+        (lambda _, m: m["2"].update(cells=["programmed", "more"]), r"lacks 'cells.more' of 2"),
+        (lambda _, m: m["2"].update(cells=3), r"does not describe its layers"),
+        (lambda _, m: m["2"].pop("hardware"), r"does not describe its layers \('hardware'\)"),
+        (lambda _, m: m["2"].update(seconds=math.inf), r"is not JSON \(Infinity is not a number in JSON\)"),
+        (lambda _, m: m["2"].update(seed=10**400), r"is not JSON \(a number has 401 digits\)"),
+        (lambda _, m: m["2"].update(seed=-1), r"seed of 2 = -1 is not allowed"),
+        (lambda _, m: m["2"].update(hardware="x" * 10_000), r"needs other hardware in 2: x{1000}$"),
+    ],
+)
+def test_refuses_what_saving_never_writes(complete, path, change, told):
+    rewritten(path, change)
+    refuses_to_load(analog_model(), path, told)
+
+
+def test_what_setters_take_comes_back(complete, path):
+    """A column that delivers noise alone is fitted a gain of any sign."""
+    rewritten(path, lambda tensors, _: tensors["0/column_gain"].view(-1)[:2].copy_(torch.tensor([0.0, -1.5])))
+    other = analog_model()
+    load_state(other, path)
+    assert other[0].column_gain.view(-1)[:2].tolist() == [0.0, -1.5]
+    assert all(torch.equal(getattr(other[0], key), getattr(complete[0], key)) for key in ("adc_range", "output_gain"))
+
+
+def test_a_large_file_is_not_read_where_its_shapes_are_wrong(saved, path):
+    names, size = [f"{layer}/{name}" for layer in "02" for name in KEPT], 4 * 10**8
+    header = {"__metadata__": safe_open(path, "pt").metadata()}
+    for k, name in enumerate(names):
+        header[name] = {"dtype": "F32", "shape": [10**8], "data_offsets": [size * k, size * (k + 1)]}
+    text = json.dumps(header).encode()
+    with path.open("wb") as file:
+        file.write(struct.pack("<Q", len(text)) + text)
+        file.truncate(8 + len(text) + size * len(names))
+    before = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss
+    refuses_to_load(analog_model(), path, r"has .* \[100000000\] in 0, the model")
+    assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 100_000  # kB
+
+
+def test_a_full_disk_is_a_sentence_and_leaves_the_old_file(saved, path):
+    before = path.read_bytes()
+    with files_of_at_most(1000), pytest.raises(InputError) as caught:
+        save_state(saved, path)
+    reason = "cannot be written (File too large): make room and access there, or give another path"
+    assert str(caught.value) == f"state file {str(path)!r} {reason}"
+    assert path.read_bytes() == before
+    assert list(path.parent.iterdir()) == [path]
 
 
 @pytest.mark.parametrize(
