@@ -5,7 +5,8 @@ from __future__ import annotations
 import json
 import os
 import sys
-from collections.abc import Sequence
+from collections.abc import Callable, Sequence
+from functools import partial
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NoReturn
 
@@ -15,7 +16,7 @@ from calibration.configuration import BoundedParser
 from calibration.energy import command as energy_command
 from calibration.studies import commands as study_commands
 from crossbar import InputError
-from crossbar.files import write_whole
+from crossbar.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -41,9 +42,18 @@ def main(arguments: Sequence[str] | None = None) -> int:
     parser = _parser()
     options = parser.parse_args(None if arguments is None else list(arguments))
     try:
-        return _COMMANDS[options.command](options[options.command])
+        code = _COMMANDS[options.command](options[options.command])
+        sys.stdout.flush()
+        return code
     except InputError as error:
         print(f"ohmformer: {error}", file=sys.stderr)
+        return 2
+    except BrokenPipeError:  # whoever read what is printed has gone
+        os.dup2(os.open(os.devnull, os.O_WRONLY), sys.stdout.fileno())
+        return 141
+    except OSError as error:  # where no sentence of its own is made
+        where = f"{str(error.filename)!r}: " if error.filename else ""
+        print(f"ohmformer: {where}{error.strerror or error}: look after that, and try again", file=sys.stderr)
         return 2
     except KeyboardInterrupt:
         print("ohmformer: stopped", file=sys.stderr)
@@ -87,15 +97,11 @@ def _energy(options: Namespace) -> int:
         _require_writable(path, _PICTURES)
     study = energy_command.study_of(options)
     text = json.dumps(study.to_dict(), indent=2, allow_nan=False)
-    if options.out is not None:
-        write_whole(Path(options.out), lambda path: path.write_text(text, encoding="utf-8"))
-    for path, draw in pictures:
-        if path is not None:
-            _write_picture(Path(path), draw(study))
     if options.json:
         print(text)
     else:
         Console().print(*energy_command.tables(study), sep="\n")
+    _write(options.out, text, [(path, partial(draw, study)) for path, draw in pictures])
     return 0
 
 
@@ -234,37 +240,34 @@ def _run(title: str, options: Namespace, job: Any) -> int:
     with console.progress_bar(title) as progress:
         result: Emulation = job(progress)
     text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
-    if options.out is not None:
-        write_whole(Path(options.out), lambda path: path.write_text(text, encoding="utf-8"))
-    if options.plot is not None:
-        _write_picture(Path(options.plot), result.plot())
     if options.json:
         print(text)
-        return 0
-    terminal = Console()
-    terminal.print(console.accuracy_table(result))
-    if isinstance(result, Calibration):
-        terminal.print(console.staircase_table(result))
-    terminal.print(console.conversion_table(result.conversion, memory=result.setup["memory"] is not None))
-    terminal.print(console.counts_table(result))
+    else:
+        terminal = Console()
+        terminal.print(console.accuracy_table(result))
+        if isinstance(result, Calibration):
+            terminal.print(console.staircase_table(result))
+        terminal.print(console.conversion_table(result.conversion, memory=result.setup["memory"] is not None))
+        terminal.print(console.counts_table(result))
+    _write(options.out, text, [(options.plot, result.plot)])
     return 0
 
 
 def _require_writable(path: str | None, kinds: tuple[str, ...] = ()) -> None:
     """Refuse a path that nothing could be written to, before anything runs."""
-    if path is None:
-        return
-    if not Path(path).resolve().parent.is_dir():
-        raise InputError(f"folder {str(Path(path).parent)!r} does not exist: make it first, or give another path")
-    if Path(path).is_dir():
-        raise InputError(f"{path!r} is a folder: give the path of a file")
-    if kinds and Path(path).suffix not in kinds:
-        raise InputError(f"picture {path!r} is of no known kind: end its name in {', '.join(kinds)}")
+    if path is not None:
+        require_writable(path, kinds)
 
 
-def _write_picture(path: Path, figure: Figure) -> None:
-    kind = path.suffix.removeprefix(".")
-    write_whole(path, lambda partial: figure.savefig(partial, dpi=150, format=kind))
+def _write(out: str | None, text: str, pictures: Sequence[tuple[str | None, Callable[[], Figure]]]) -> None:
+    """Write the files that were asked for, after what was found stands on the terminal."""
+    sys.stdout.flush()
+    if out is not None:
+        write_whole(Path(out), lambda path: path.write_text(text, encoding="utf-8"))
+    for name, draw in pictures:
+        if name is not None:
+            kind = Path(name).suffix.removeprefix(".")
+            write_whole(Path(name), partial(draw().savefig, dpi=150, format=kind))
 
 
 def _parser() -> _Parser:

@@ -62,13 +62,7 @@ def save_state(model: nn.Module, path: str | Path) -> None:
         }
         tensors.update({f"{name}/{key}": tensor.contiguous() for key, tensor in _tensors(layer).items()})
     metadata = {"format": "ohmformer state", "version": str(_VERSION), "layers": json.dumps(layers)}
-    try:
-        write_whole(path, lambda partial: write(tensors, partial, metadata))
-    except OSError as error:
-        raise InputError(
-            f"state file {str(path)!r} cannot be written ({error.strerror or error}): make room and access there, or "
-            "give another path"
-        ) from error
+    write_whole(path, lambda partial: write(tensors, partial, metadata), "state file")
 
 
 @torch.inference_mode(False)
