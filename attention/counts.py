@@ -1,4 +1,4 @@
-"""How often lines are driven and converted: integers counted from events (gating.md, "What a spike opens")."""
+"""How often lines are driven and converted: integers counted from events (docs/physics.md, "Attention")."""
 
 from __future__ import annotations
 

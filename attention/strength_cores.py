@@ -1,4 +1,4 @@
-"""Learned strengths as TrueNorth's cores can hold them: four numbers a neuron (gating.md, `attention.truenorth`)."""
+"""Learned strengths as TrueNorth's cores can hold them: four numbers a neuron (docs/energy.md, "Machines")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,6 @@
-"""A core of TrueNorth, bit for bit, and strengths fitted to what it can hold (Merolla 2014, gating.md).
+"""A core of TrueNorth, bit for bit, and strengths fitted to what it can hold (Merolla 2014).
+
+In short in docs/energy.md, "Machines".
 
 Each tick, neuron j adds, for every axon i that carries a spike and whose synapse ``w_ij`` is set, its own strength for
 the axon's type, subtracts its leak, and fires and resets at its threshold::

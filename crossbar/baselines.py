@@ -1,4 +1,7 @@
-"""The same work on digital hardware, always by two bounds: arithmetic alone, and memory traffic alone (gating.md)."""
+"""The same work on digital hardware, always by two bounds: arithmetic alone, and memory traffic alone.
+
+What they stand for is in docs/energy.md, "Digital machines".
+"""
 
 from __future__ import annotations
 
@@ -39,8 +42,8 @@ class Baseline(NamedTuple):
 def digital_baselines(*, macs: int, numbers: int) -> list[Baseline]:
     """Both bounds for a workload of ``macs`` multiply-adds that reads ``numbers`` numbers from memory.
 
-    The figures of gating.md are those of one attended pair of one head at D = 64: 128 multiply-adds, and 128 numbers
-    (a key and a value) where nothing is reused.
+    One attended pair of one head at D = 64 takes 128 multiply-adds, and reads 128 numbers (a key and a value) where
+    nothing is reused: the example below.
 
     Args:
         macs: multiply-adds, those of the sparse pattern where there is one.

@@ -1,4 +1,4 @@
-"""What a layer's reads cost in events (gating.md, ledger)."""
+"""What a layer's reads cost in events (docs/energy.md, "The ledger")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""Price books: what each counted thing costs, with its source; and a ledger priced by one (gating.md).
+"""Price books: what each counted thing costs, with its source; and a ledger priced by one (docs/energy.md, "Prices").
 
 A book is a YAML file. The packaged ones are in ``crossbar/price_books``; a user's own has the same fields::
 

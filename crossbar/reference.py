@@ -55,7 +55,7 @@ def multiply(
     g_min: float = 0.0,
     draws: Draws | None = None,
 ) -> Array:
-    """Products of a layer's tiles with input vectors (physics.md: mapping, converters).
+    """Products of a layer's tiles with input vectors (docs/physics.md, "Mapping" and "Converters").
 
     Args:
         x: ``[B, I]``.

@@ -9,7 +9,7 @@ Cells = tuple[list[float], list[float]]
 
 
 def cells(weight: float, tile: Tile, g_max: float, g_min: float = 0.0) -> Cells:
-    """Conductances of one copy of a weight that is scaled into -1 … 1 (physics.md, mapping)."""
+    """Conductances of one copy of a weight that is scaled into -1 … 1 (docs/physics.md, "Mapping")."""
     if tile.encoding == "differential":
         shares = (max(weight, 0.0), max(-weight, 0.0))
     elif tile.encoding == "balanced":

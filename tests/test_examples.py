@@ -71,6 +71,22 @@ def test_every_yaml_file_of_the_pages_is_read_by_a_test():
     assert {path.name for path in ROOT.glob("docs/**/*.yaml")} == {"hardware.example.yaml", "recipe.example.yaml"}
 
 
+def test_pages_and_sections_that_the_code_names_exist():
+    named = set()
+    for folder in ("crossbar", "attention", "calibration", "benchmarks", "examples", "tests"):
+        for file in sorted((ROOT / folder).rglob("*.py")):
+            text = file.read_text(encoding="utf-8")
+            named |= {(file.name, *found) for found in re.findall(r'([\w./]*\w\.md)\b(?:, "([^"]+)")?', text)}
+    missing = [name for name in named if not (ROOT / name[1]).is_file()]
+    titles = {
+        name: re.findall(r"^#+ (.*)$", (ROOT / name).read_text(), re.MULTILINE) for _, name, _ in named - set(missing)
+    }
+    assert not missing
+    assert len(named) > 10
+    for file, page, section in named:
+        assert not section or any(title.startswith(section) for title in titles[page]), (file, page, section)
+
+
 def run_example(name, folder, *arguments, timeout):
     return subprocess.run(
         [sys.executable, ROOT / "examples" / name, *arguments],

@@ -1,4 +1,6 @@
-"""Attention on analog keys and values: both products with converters, device error and noise (physics.md).
+"""Attention on analog keys and values: both products with converters, device error and noise.
+
+The equations are in docs/physics.md, "Attention".
 
 Score stage: the query drives the D columns through its DAC, and each attended token's row is sensed: one conversion a
 pair (in each of ⌈D / columns⌉ tiles), scaled by the token's row and the query's range in digital. Softmax is digital,

@@ -1,4 +1,7 @@
-"""What analog attention costs in events, counted from its schedule and booked in open ledgers (docs/energy.md)."""
+"""What analog attention costs in events, counted from its schedule and booked in open ledgers.
+
+The counts are those of docs/physics.md, "Attention"; the counters those of docs/energy.md, "The ledger".
+"""
 
 from __future__ import annotations
 

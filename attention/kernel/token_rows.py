@@ -1,4 +1,4 @@
-"""Keys and values written into analog memory, one token a row (physics.md, "Analog memory for keys and values")."""
+"""Keys and values written into analog memory, one token a row (docs/physics.md, "Attention")."""
 
 from __future__ import annotations
 

@@ -1,4 +1,4 @@
-"""What tokens that are written and read cost, booked in open ledgers (docs/memory.md)."""
+"""What tokens that are written and read cost, booked in open ledgers (docs/energy.md, "The ledger")."""
 
 from __future__ import annotations
 

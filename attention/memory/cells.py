@@ -1,4 +1,4 @@
-"""Cells that hold keys or values, one token a row: written one by one, each with its own age (physics.md)."""
+"""Cells that hold keys or values, one token a row: written one by one, each with its own age (docs/memory.md)."""
 
 from __future__ import annotations
 

@@ -90,7 +90,7 @@ class Pattern(ABC):
 
     @abstractmethod
     def causal(self) -> Pattern:
-        """The same pattern with every part in its causal mode, which is each family's own definition (patterns.md)."""
+        """The same pattern with every part in its causal form, which each family defines (docs/attention.md)."""
 
     @abstractmethod
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:

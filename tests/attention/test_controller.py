@@ -1,4 +1,4 @@
-"""The exact tests of gating.md; they need no tolerance."""
+"""Events and their counts, exactly: what holds of whole numbers needs no tolerance (docs/energy.md, "Events")."""
 
 import itertools
 

@@ -17,7 +17,7 @@ every_noise = pytest.mark.parametrize("noise", NOISES, ids=["constant", "relativ
 
 
 def column_deviation(layer, x):
-    """``sqrt(Σ_i x_i² σ²(G_io))`` of the columns of each row tile in unit outputs, ``[T_in, B, O]``: physics.md."""
+    """``sqrt(Σ_i x_i² σ²(G_io))`` of the columns of each row tile in unit outputs, ``[T_in, B, O]``."""
     noise, rows = layer.hardware.read_noise, layer.hardware.tile.rows
     g_max = layer.hardware.device.g_max
     variance = torch.zeros(layer.in_features, layer.out_features, dtype=torch.float64)

@@ -217,7 +217,7 @@ def test_ideal_keeps_its_target_for_ever():
     assert torch.equal(trajectory.conductances(Ideal(), state, TIMES["1y"], (0, "ideal")), target)
 
 
-# PCM against its formulas (physics.md)
+# PCM against its formulas (docs/physics.md, "PCM")
 
 
 def by_hand(g, z, seconds, g_max=25.0, t_0=20.0, t_read=250e-9):
@@ -260,7 +260,7 @@ def test_pcm_effects_can_be_turned_off():
     torch.testing.assert_close(twice, 2 * PCM().fluctuation(state, target, 1.0))
 
 
-# Golden values of physics.md, measured there from aihwkit 1.1.0
+# Golden values, measured from aihwkit 1.1.0
 
 
 @pytest.mark.parametrize(

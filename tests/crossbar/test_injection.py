@@ -80,14 +80,15 @@ def test_ideal_cells_hold_their_targets():
 
 @pytest.mark.parametrize(("level", "golden"), [(0.0, 0.154), (0.25, 0.68), (0.5, 0.953), (0.75, 1.08), (1.0, 1.06)])
 def test_the_deviation_follows_the_target(level, golden):
-    # Golden programming errors of PCM (physics.md), given to two or three digits: a Gaussian of one width has none of
-    # this. 4,096 cells give a deviation to 1.1% (2% of the half Gaussian at 0 µS).
+    # Golden programming errors of PCM (test_devices.py), given to two or three digits: a Gaussian of one width has none
+    # of this. 4,096 cells give a deviation to 1.1% (2% of the half Gaussian at 0 µS).
     target, injected, _ = cells_at(devices.PCM(read_noise_scale=0.0), level, 20_000, 0.0)
     assert float((injected - target).std()) == pytest.approx(golden, rel=0.05)
 
 
 def test_drift_moves_the_mean():
-    # physics.md: mean G / G₀ at g = 1 is 0.776 after 1 h and 0.50 after 1 y; spread 1.1 µS of 25 over 4,096 cells.
+    # Measured from aihwkit 1.1.0: mean G / G₀ at g = 1 is 0.776 after 1 h and 0.50 after 1 y; spread 1.1 µS of 25 over
+    # 4,096 cells.
     for seconds, golden in ((3600.0, 0.776), (365 * DAY, 0.50)):
         _, injected, _ = cells_at(devices.PCM(), 1.0, 20_000, seconds)
         assert float(injected.mean()) / 25 == pytest.approx(golden, abs=0.006)

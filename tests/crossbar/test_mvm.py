@@ -27,7 +27,7 @@ dacs = [
 
 
 def full_scales(x, dac, input_range):
-    """DAC range of each vector, ``[B, 1]``, by the words of physics.md."""
+    """DAC range of each vector, ``[B, 1]``, by the words of docs/physics.md, "Converters"."""
     if dac is None:
         return np.ones((len(x), 1))
     if input_range is not None or dac.range == "static":

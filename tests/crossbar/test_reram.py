@@ -15,7 +15,7 @@ N = 20_000
 HOUR, DAY, YEAR = 3600.0, 86400.0, 365 * 86400.0
 of_aihwkit_itself = pytest.mark.filterwarnings("ignore:__array_wrap__ must accept context:DeprecationWarning")
 LEVELS = [0.0, 0.25, 0.5, 0.75, 1.0]
-WAN = [  # physics.md: time, µS ascending in g
+WAN = [  # of Wan 2022, as aihwkit has it: time, σ in µS as a polynomial ascending in g
     (1.0, [0.348, 16.030, -43.853, 45.393, -16.815]),
     (DAY, [0.701, 22.086, -50.773, 47.095, -16.458]),
     (2 * DAY, [0.782, 20.274, -43.507, 37.062, -11.934]),
