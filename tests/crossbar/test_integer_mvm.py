@@ -59,7 +59,7 @@ def test_agrees_with_floating_point(hardware, calibrated):
         each = torch.rand(layer.column_gain.shape, generator=torch.Generator().manual_seed(0)) + 4
         layer.adc_range = each if calibrated == "all adcs" else each[0, 0]
     found, expected = both_ways(layer, inputs(40, 150))
-    # A cell is off by up to 1/65,276 of the largest, so a column by some 3e-4 of a step: one code in some 4,000 falls
+    # A cell is off by up to 1/65,276 of the largest, so a column by some 3e-4 of a step: one code in some 4,500 falls
     # the other way, by one step of its tile. There are 3 or 6 tiles.
     fine = 2e-5 * expected.abs().max()
     wrong = (found - expected).abs() > fine
@@ -73,6 +73,18 @@ def layer_range(layer, x):
     if layer.input_range is not None:
         return layer.input_range
     return {"per_token": x.abs().amax(1, keepdim=True), "max": x.abs().max(), "static": 2.0}[layer.hardware.dac.range]
+
+
+@pytest.mark.parametrize(
+    ("rows", "bits", "share"), [(256, 8, 3.6e-4), (64, 8, 2.2e-4), (256, 16, 0.096), (64, 16, 0.056)]
+)
+def test_how_many_conversions_take_the_next_step(rows, bits, share):
+    """The figures of docs/physics.md, "Approximations": Gaussian weights and inputs on one tile of PCM at 1 h."""
+    hardware = presets.pcm()
+    hardware = dataclasses.replace(hardware, adc=dataclasses.replace(hardware.adc, bits=bits))
+    found, expected = both_ways(programmed(hardware, rows, 256), inputs(2000, rows))
+    other = int(((found - expected).abs() > 1e-6 * expected.abs().max()).sum())
+    assert abs(other - share * found.numel()) < 0.05 * share * found.numel() + 4 * math.sqrt(other)
 
 
 @pytest.mark.parametrize("shape", [(256, 64), (300, 70), (1, 1), (257, 129)])
