@@ -22,6 +22,7 @@ from calibration.steps.weight_ranges import WeightRanges
 from calibration.studies.results import Study
 from calibration.study import study
 from calibration.tasks import Task
+from calibration.threads import strict_products
 
 __all__ = [
     "AdcRanges",
@@ -52,3 +53,5 @@ __all__ = [
     "study",
     "tasks",
 ]
+
+strict_products()

@@ -96,6 +96,35 @@ def multiply(
     x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: ReadNoise | None
 ) -> Tensor:
     """`crossbar.mvm.multiply` for inputs ``[B, I]`` in float32 on the CPU and hardware that `serves`."""
+    out = x.new_empty(len(x), array.scales.shape[1])
+    _convert(x, fixed, array, hardware, input_range, noise, array.scales.detach(), [out] * len(array.scales))
+    return out
+
+
+def read_columns(
+    x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: ReadNoise | None
+) -> Tensor:
+    """`crossbar.mvm.read_columns` for the same, so that read-outs have the same bits with any number of threads."""
+    tiles, outputs = array.scales.shape
+    columns = x.new_zeros(tiles, len(x), outputs)
+    _convert(x, fixed, array, hardware, input_range, noise, torch.ones_like(array.scales), list(columns))
+    return columns
+
+
+def _convert(
+    x: Tensor,
+    fixed: FixedPoint,
+    array: Array,
+    hardware: Hardware,
+    input_range: Tensor | None,
+    noise: ReadNoise | None,
+    scales: Tensor,
+    outs: list[Tensor],
+) -> None:
+    """Add what each tile delivers, times ``scales [T, O]``, to its own one of ``outs``, each ``[B, O]``.
+
+    The first tile's is set to 0 before.
+    """
     from crossbar import kernels, team  # numba takes half a second to load
 
     dac, adc, rows = hardware.dac, hardware.adc, hardware.tile.rows
@@ -103,13 +132,12 @@ def multiply(
     assert adc is not None
     (vectors, lines), (tiles, outputs) = x.shape, array.scales.shape
     row_tiles = -(-lines // rows)
-    out = x.new_empty(vectors, outputs)
     if not vectors:
-        return out
+        return
     span = adc.full_scale if array.adc_range is None else array.adc_range.detach()
     step = torch.as_tensor(span / adc.levels, dtype=x.dtype)  # unit outputs a code stands for
     factors = fixed.steps / (step * dac.levels)
-    scales = array.scales.detach() * step
+    scales = scales * step
     offsets = None if array.offset is None else (array.offset / step).contiguous()
     deviations = variances = power = None
     if noise is not None and (hardware.output_noise > 0 or array.variance is not None):
@@ -144,7 +172,6 @@ def multiply(
                 count,
                 *(sums, factors[tile], None if offsets is None else offsets[tile]),
                 *(None if deviations is None else deviations[tile], None if variances is None else variances[tile]),
-                *(None if power is None else power[piece], scales[tile], full_scale[piece], out[piece]),
+                *(None if power is None else power[piece], scales[tile], full_scale[piece], outs[tile][piece]),
                 *(count, outputs, row_tiles, row_tile, adc.levels, tiles, tile, first, start, key),
             )
-    return out

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
 from typing import Any
 
 import torch
@@ -128,9 +127,8 @@ class AnalogLinear(ProgrammedCells):
 
     def expected_read_out(self, x: Tensor) -> Tensor:
         """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
-        quiet = replace(self.hardware, adc=None, output_noise=0.0)
-        weight, _ = array.digits(self._targets(), quiet, None)
-        return mvm.read_columns(self._vectors(x), array.Array(weight, self.column_gain), quiet, self.input_range)
+        weight, _ = array.digits(self._targets(), self.hardware, None)
+        return mvm.ideal_columns(self._vectors(x), weight, self.hardware, self.input_range)
 
     @torch.inference_mode(False)
     def set_line_scale(self, scale: Tensor | None) -> None:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import replace
 
 import torch
@@ -66,9 +67,34 @@ def read_columns(
 
     Arguments as in `multiply`.
     """
+    if array.fixed is not None and not integer_mvm.differentiates(x, array, input_range):
+        return integer_mvm.read_columns(x, array.fixed(), array, hardware, input_range, noise)
+    # Sums in float64: what their order changes is far below a step of any converter.
+    offset, variance, span = map(_double, (array.offset, array.variance, array.adc_range))
+    wide = replace(array, weight=array.weight.double(), offset=offset, variance=variance, adc_range=span)
     driven = _drive(x, hardware, input_range, noise)
-    y, step = _sense(driven, array, hardware, noise)
-    return y.mul_(step).mul_(driven.full_scale)
+    y, step = _sense(driven._replace(codes=driven.codes.double()), wide, hardware, noise)
+    return y.mul_(step).mul_(driven.full_scale).to(x.dtype)
+
+
+def ideal_columns(x: Tensor, weight: Tensor, hardware: Hardware, input_range: Tensor | None = None) -> Tensor:
+    """What ideal ADCs would deliver of cells without noise, digits ``[S, I, O]``: ``[T, B, O]`` as `read_columns`.
+
+    Codes are whole numbers. Digits are rounded to a step so small that sums are whole numbers below 2^53 of it, which
+    float64 holds exactly: the bits do not depend on the order of a sum, and so not on the number of threads.
+    """
+    driven, rows = _drive(x, hardware, input_range, None), hardware.tile.rows
+    codes, digits = driven.codes.double(), weight.double()
+    step = 1.0
+    if hardware.dac is not None:
+        largest = math.frexp(float(digits.abs().amax()))[1]
+        step = 2.0 ** (largest + (hardware.dac.levels * rows).bit_length() - 53)
+        digits = (digits / step).round_()
+    columns = codes.new_empty(len(weight) * -(-len(digits[0]) // rows), len(codes), weight.shape[2])
+    per_slice = columns.unflatten(0, (len(weight), -1))
+    for index, cells in enumerate(digits):
+        _accumulate(per_slice[index], codes, cells, rows, 1.0, 0.0)
+    return columns.mul_(step * driven.unit).mul_(driven.full_scale).to(x.dtype)
 
 
 def folded(weight: Tensor, scales: Tensor, rows: int) -> Tensor:
@@ -76,6 +102,10 @@ def folded(weight: Tensor, scales: Tensor, rows: int) -> Tensor:
     by_row = scales.unflatten(0, (weight.shape[0], -1)).repeat_interleave(rows, 1)[:, : weight.shape[1]]
     product: Tensor = weight * by_row
     return product.sum(0) if len(weight) > 1 else product[0]
+
+
+def _double(tensor: Tensor | None) -> Tensor | None:
+    return None if tensor is None else tensor.double()
 
 
 def _digital(array: Array, hardware: Hardware, noise: ReadNoise | None) -> bool:

@@ -44,5 +44,6 @@ def weight_errors(hardware: Hardware, seconds: float) -> WeightErrors:
     layer.program(0)
     layer.age(seconds)
     found, wanted = layer.effective_weight().double(), levels.double().unsqueeze(1)
-    gain = float((found * wanted).sum() / found.square().sum())
+    products, squares = (found * wanted).sum(1), found.square().sum(1)  # level by level: the same with any threads
+    gain = float(products.sum() / squares.sum())
     return WeightErrors(gain, (gain * found - wanted).square().mean(1))

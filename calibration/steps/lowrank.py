@@ -14,6 +14,7 @@ from calibration.steps.affine import digital_outputs, require_instants
 from calibration.steps.lines import token_weights
 from calibration.steps.observe import Instants, observe
 from calibration.steps.protocol import Fitted, Stage
+from calibration.threads import one_thread
 from crossbar import analog_layers
 from crossbar.errors import require_number, require_whole
 
@@ -75,7 +76,8 @@ class LowRankAdapter:
         fitted: Fitted = {}
         while moments:
             name, moment = moments.popitem()
-            down, up = moment.adapter(self.rank, self.ridge)
+            with one_thread():
+                down, up = moment.adapter(self.rank, self.ridge)
             if down.shape[1]:
                 fitted |= {
                     f"{name}.adapter_down": down.to(layers[name].scales),
@@ -114,7 +116,7 @@ class _Moments:
 
     def add(self, x: Tensor, error: Tensor) -> None:
         """Take in inputs ``[B, I]`` and errors ``[B, O]``."""
-        sums = (x.t() @ x).double(), (x.t() @ error).double(), error.double().square().sum()
+        sums = (x.t() @ x).double(), (x.t() @ error).double(), error.double().square().sum(0).sum()
         if self._sums is None:
             self._sums = sums
         else:
