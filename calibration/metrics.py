@@ -23,12 +23,15 @@ class Metric:
     logarithmic: bool = False
 
 
-_EXCEPTIONS = {"perplexity": Metric(higher_is_better=False, logarithmic=True)}
+_PERPLEXITY = Metric(higher_is_better=False, logarithmic=True)
 
 
 def metric(name: str) -> Metric:
-    """What a metric of this name means: higher is better on a linear scale, for all but ``perplexity``."""
-    return _EXCEPTIONS.get(name, Metric())
+    """What a metric of this name means: higher is better on a linear scale, for all but perplexities.
+
+    These are called ``perplexity`` or end in ``_perplexity``, such as ``median_perplexity``.
+    """
+    return _PERPLEXITY if name == "perplexity" or name.endswith("_perplexity") else Metric()
 
 
 def interval(values: Sequence[float], logarithmic: bool = False) -> tuple[float, float, float]:

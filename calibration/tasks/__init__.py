@@ -39,7 +39,7 @@ _CONSTRUCTORS: dict[str, _Constructor] = {
 _MODELS: dict[Output, str] = {"embeddings": "minilm", "next tokens": "smollm2"}
 
 
-def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: int) -> Task:
+def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Task:
     """The task of this name, tokenised for a model.
 
     Args:

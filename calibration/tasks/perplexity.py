@@ -1,8 +1,9 @@
-"""Perplexity: how well a language model predicts encyclopedic text."""
+"""Perplexity: how well a language model predicts encyclopedic text, or text of the user's own."""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import statistics
+from collections.abc import Iterable, Sequence
 from typing import TYPE_CHECKING, ClassVar
 
 import torch
@@ -25,9 +26,12 @@ _BATCH = 2048  # tokens: scores of 49,152 words for each take 0.4 GB
 
 
 class Perplexity:
-    """Perplexity on Wikipedia in windows of tokens that know nothing of each other; lower is better.
+    """Perplexity in windows of tokens that know nothing of each other, on Wikipedia unless told; lower is better.
 
-    The exponential of the mean loss (nats a token) over windows; the first token of a window is not predicted.
+    The exponential of the mean loss (nats a token) over windows; the first token of a window is not predicted. Beside
+    it ``median_perplexity``, that of the median window: on a chip a single window that goes wrong can decide the mean
+    (docs/calibration.md).
+
     Articles 20 to 39 of gensim's extract are scored and articles 40 to 59 calibrate, each cleaned by
     `calibration.tasks.wikipedia.plain`, cut at 4,000 characters and joined by a blank line; articles 60 to 105 follow
     in full for what needs more, such as training. Of each text the first tokens are used, without special tokens.
@@ -39,9 +43,12 @@ class Perplexity:
         window_length: tokens in a window, of both splits.
         calibration_windows: how many calibrate; None: as many as are scored.
         training_windows: how many steps that train take, such as `calibration.Finetune`; None: those that calibrate.
+        texts: what is scored, one text or several, which are joined by a blank line; None: the articles.
+        calibration_texts: what calibrates and trains, likewise; None: the articles.
 
     Raises:
-        InputError: when gensim, which carries the text, is not installed, or for an impossible value.
+        InputError: when gensim, which carries the articles, is not installed, for an impossible value, and for texts
+            that have fewer tokens than the windows.
     """
 
     name = "perplexity"
@@ -56,6 +63,8 @@ class Perplexity:
         window_length: int = 512,
         calibration_windows: int | None = None,
         training_windows: int | None = None,
+        texts: str | Sequence[str] | None = None,
+        calibration_texts: str | Sequence[str] | None = None,
     ) -> None:
         if calibration_windows is None:
             calibration_windows = windows
@@ -66,13 +75,17 @@ class Perplexity:
             raise InputError(
                 f"window_length {window_length} is not usable: give 2 to {limit} tokens, which is what the model reads"
             )
-        bodies = [plain(body) for body in articles()]
+        bodies = [] if texts is not None and calibration_texts is not None else [plain(body) for body in articles()]
         cut = [body[:_CHARACTERS] for body in bodies]
-        fitted = _tokens(cut[_CALIBRATION], tokenizer)
-        if max(calibration_windows, training_windows) * window_length >= len(fitted):
-            # Only then, for the many articles that follow take seconds; they change the last token at most.
-            fitted = _tokens([*cut[_CALIBRATION], *bodies[_MORE]], tokenizer)
-        self._scored = _windows(_tokens(cut[_EVALUATION], tokenizer), "windows", windows, window_length)
+        scored = _tokens(cut[_EVALUATION] if texts is None else _own("texts", texts), tokenizer)
+        if calibration_texts is None:
+            fitted = _tokens(cut[_CALIBRATION], tokenizer)
+            if max(calibration_windows, training_windows) * window_length >= len(fitted):
+                # Only then, for the many articles that follow take seconds; they change the last token at most.
+                fitted = _tokens([*cut[_CALIBRATION], *bodies[_MORE]], tokenizer)
+        else:
+            fitted = _tokens(_own("calibration_texts", calibration_texts), tokenizer)
+        self._scored = _windows(scored, "windows", windows, window_length)
         self._calibration = _windows(fitted, "calibration_windows", calibration_windows, window_length)
         self._training = _windows(fitted, "training_windows", training_windows, window_length)
 
@@ -87,7 +100,17 @@ class Perplexity:
         return _batches(self._training, 1)
 
     def metrics(self, model: nn.Module) -> dict[str, float]:
-        """``perplexity``, 1 or more; infinite for a model whose scores are not finite.
+        """``perplexity`` and ``median_perplexity``, 1 or more; infinite for a model whose scores are not finite.
+
+        Raises:
+            InputError: for a model that is not a causal language model.
+        """
+        losses = self.losses(model).tolist()
+        mean, median = statistics.fmean(losses), statistics.median(losses)
+        return {"perplexity": exponential(mean), "median_perplexity": exponential(median)}
+
+    def losses(self, model: nn.Module) -> Tensor:
+        """The mean loss of each window, nats a token, ``[windows]`` float64; infinite where it is not finite.
 
         Raises:
             InputError: for a model that is not a causal language model.
@@ -99,18 +122,32 @@ class Perplexity:
                 ids = batch["input_ids"].to(device)
                 for scores, window in zip(next_token_scores(model, {"input_ids": ids}), ids, strict=True):
                     losses.append(F.cross_entropy(scores[:-1].float(), window[1:]).double().cpu())
-        mean = torch.stack(losses).mean()
-        return {"perplexity": exponential(float(mean.nan_to_num(nan=torch.inf)))}
+        return torch.stack(losses).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _own(option: str, texts: str | Sequence[str]) -> list[str]:
+    """A user's texts as a list."""
+    own = [texts] if isinstance(texts, str) else list(texts)
+    if not all(isinstance(text, str) for text in own):
+        wrong = next(type(text).__name__ for text in own if not isinstance(text, str))
+        raise InputError(f"{option} holds a {wrong}: give one text or a list of texts, each a str")
+    return own
 
 
 def _tokens(bodies: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
-    """The articles as one text, ``[tokens]`` int64."""
+    """Texts as one, ``[tokens]`` int64."""
     # Not verbose: it would warn that the text is longer than the model reads.
-    return torch.tensor(tokenizer("\n\n".join(bodies), add_special_tokens=False, verbose=False)["input_ids"])
+    ids = tokenizer("\n\n".join(bodies), add_special_tokens=False, verbose=False)["input_ids"]
+    return torch.tensor(ids, dtype=torch.int64)  # said, since an empty list would be float
 
 
 def _windows(ids: Tensor, option: str, count: int, length: int) -> Tensor:
     """The first ``count * length`` tokens, ``[count, length]`` int64."""
+    if len(ids) < length:
+        raise InputError(
+            f"the text of {option} has {len(ids)} tokens, which fill no window of {length}: give more text, a shorter "
+            "window_length, or a model with a tokenizer that reads this text"
+        )
     if not 1 <= count <= len(ids) // length:
         raise InputError(
             f"{option} {count} is not usable: give 1 to {len(ids) // length}, as many as the text has of "

@@ -21,8 +21,8 @@ class Task(Protocol):
     def primary(self) -> str:
         """The metric that is quoted: a key of what ``metrics`` returns.
 
-        Higher is better, and means are taken of the values themselves, unless it is called ``perplexity``: then lower
-        is better, and means are taken of logarithms (`calibration.metrics`).
+        Higher is better, and means are taken of the values themselves, unless it is called ``perplexity`` or ends in
+        ``_perplexity``: then lower is better, and means are taken of logarithms (`calibration.metrics`).
         """
 
     def batches(self, split: Split) -> Iterable[Batch]:

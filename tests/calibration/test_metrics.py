@@ -54,3 +54,5 @@ def test_what_metrics_mean():
     assert metric("a metric of one's own").higher_is_better
     assert not metric("perplexity").higher_is_better
     assert metric("perplexity").logarithmic
+    assert metric("median_perplexity") == metric("a text's_perplexity") == metric("perplexity")
+    assert metric("perplexity gained").higher_is_better

@@ -104,6 +104,48 @@ def test_a_window_longer_than_the_model_reads(llama_folder):
         tasks.get("perplexity", load_model(llama_folder).tokenizer)
 
 
+# Text of one's own
+
+
+def test_texts_of_ones_own_are_scored_and_the_articles_calibrate(letters, task):
+    poems = ["the raven never flitting", "still is sitting " * 9]
+    own = tasks.get("perplexity", letters, texts=poems, **SIZES)
+    expected = letters("\n\n".join(poems))["input_ids"][: 3 * 40]
+    assert windows(own, "evaluation").flatten().tolist() == expected
+    assert torch.equal(windows(own, "calibration"), windows(task, "calibration"))
+    (single,) = (tasks.get("perplexity", letters, texts="\n\n".join(poems), **SIZES),)
+    assert torch.equal(windows(single, "evaluation"), windows(own, "evaluation"))
+
+
+def test_with_both_texts_no_article_is_read(letters, monkeypatch):
+    monkeypatch.setattr("calibration.tasks.perplexity.articles", lambda: pytest.fail("articles were read"))
+    texts = {"texts": "nevermore " * 20, "calibration_texts": ["quoth the raven " * 10, "lenore"]}
+    own = tasks.get("perplexity", letters, **texts, **SIZES)
+    assert windows(own, "calibration").flatten().tolist() == letters("quoth the raven " * 10)["input_ids"][:80]
+    trained = torch.cat([batch["input_ids"] for batch in own.training_batches()])
+    assert torch.equal(trained, windows(own, "calibration"))
+
+
+def test_a_text_that_both_calibrates_and_is_scored_is_refused(letters, tiny_llama):
+    own = tasks.get("perplexity", letters, texts="nevermore " * 20, calibration_texts="nevermore " * 20, **SIZES)
+    with pytest.raises(InputError, match="is in its evaluation data too"):
+        calibrate(tiny_llama, own, "ideal", times=["1h"], chips=1)
+
+
+@pytest.mark.parametrize(
+    ("texts", "message"),
+    [
+        ("too short", "the text of windows has 9 tokens, which fill no window of 40: give more text, a shorter"),
+        ([], "the text of windows has 0 tokens, which fill no window of 40"),
+        ("nevermore " * 9, "windows 3 is not usable: give 1 to 2, as many as the text has of 40 tokens"),
+        (["nevermore", b"lenore"], "texts holds a bytes: give one text or a list of texts, each a str"),
+    ],
+)
+def test_texts_that_cannot_be_scored(letters, texts, message):
+    with pytest.raises(InputError, match=message):
+        tasks.get("perplexity", letters, texts=texts, **SIZES)
+
+
 # The number
 
 
@@ -112,7 +154,8 @@ def test_perplexity_is_the_exponential_of_the_mean_loss(tiny_llama, task):
     with torch.no_grad():
         for window in windows(task, "evaluation"):  # one at a time, with transformers' own loss
             losses.append(float(tiny_llama(input_ids=window[None], labels=window[None]).loss))
-    assert task.metrics(tiny_llama) == {"perplexity": pytest.approx(math.exp(sum(losses) / 3), rel=1e-5)}
+    assert task.metrics(tiny_llama)["perplexity"] == pytest.approx(math.exp(sum(losses) / 3), rel=1e-5)
+    assert task.losses(tiny_llama).tolist() == pytest.approx(losses, rel=1e-5)
 
 
 class Known(nn.Module):
@@ -127,16 +170,48 @@ class Known(nn.Module):
 
 
 def test_a_model_that_knows_nothing_is_as_perplexed_as_there_are_tokens(task):
-    assert task.metrics(Known([0.0] * 32)) == {"perplexity": pytest.approx(32.0, rel=1e-6)}
+    expected = pytest.approx(32.0, rel=1e-6)
+    assert task.metrics(Known([0.0] * 32)) == {"perplexity": expected, "median_perplexity": expected}
+
+
+class Lost(nn.Module):
+    """Sure of the right token in all windows but the first, where it is as sure of another."""
+
+    def __init__(self, sure):
+        super().__init__()
+        self.sure = nn.Parameter(torch.tensor(sure))
+        self.seen = 0
+
+    def forward(self, input_ids):
+        scores = torch.nn.functional.one_hot(input_ids.roll(-1, 1), 32).float() * self.sure
+        if self.seen == 0:
+            scores[0] = torch.nn.functional.one_hot((input_ids[0].roll(-1) + 1) % 32, 32).float() * self.sure
+        self.seen += len(input_ids)
+        return SimpleNamespace(logits=scores)
+
+
+@pytest.mark.parametrize("count", [3, 4])
+def test_a_window_that_is_lost_decides_the_mean_and_not_the_median(letters, count):
+    task = tasks.get("perplexity", letters, windows=count, window_length=40)
+    right = math.log(math.exp(8) + 31) - 8  # nats
+    metrics = task.metrics(Lost(8.0))
+    assert metrics["median_perplexity"] == pytest.approx(math.exp(right), rel=1e-4)
+    assert metrics["perplexity"] == pytest.approx(math.exp(right + 8 / count), rel=1e-4)
+
+
+def test_the_median_of_an_even_number_of_windows_is_between_two_on_a_logarithmic_scale(tiny_llama, letters):
+    task = tasks.get("perplexity", letters, windows=2, window_length=40)
+    metrics = task.metrics(tiny_llama)
+    assert metrics["median_perplexity"] == pytest.approx(metrics["perplexity"], rel=1e-12)
 
 
 @pytest.mark.parametrize("score", [math.nan, math.inf])
 def test_scores_that_are_not_finite_are_infinitely_bad(task, score):
-    assert task.metrics(Known([score] * 32)) == {"perplexity": math.inf}
+    assert task.metrics(Known([score] * 32)) == {"perplexity": math.inf, "median_perplexity": math.inf}
 
 
 def test_a_loss_beyond_what_a_float_holds_is_infinitely_bad(task):
-    assert task.metrics(Known([1e6] + [0.0] * 31)) == {"perplexity": math.inf}
+    assert task.metrics(Known([1e6] + [0.0] * 31)) == {"perplexity": math.inf, "median_perplexity": math.inf}
 
 
 def test_scoring_leaves_training_mode_alone(tiny_llama, task):
@@ -158,7 +233,7 @@ def test_emulate_and_calibrate_a_language_model(tiny_llama, task):
     assert ideal.values("digital") != pytest.approx([plain_perplexity], rel=1e-3)
     result = calibrate(tiny_llama, task, "pcm", pattern=pattern, times=["1d"], chips=3)
     (digital,) = result.values("digital")
-    mean = {row.arm: row.mean for row in result.rows()}
+    mean = {row.arm: row.mean for row in result.rows() if row.metric == "perplexity"}
     assert mean["analog"] > digital
     logarithms = [math.log(value) for value in result.values("analog")]
     assert mean["analog"] == pytest.approx(math.exp(sum(logarithms) / 3))

@@ -30,8 +30,8 @@ def test_memory_is_a_field(llama_folder, tmp_path, inline):
     values = {}
     for row in found.settings.to_dict("records"):
         bits, seconds = row["memory.hardware.adc.bits"], row["memory.token_seconds"]
-        own = found.scores[found.scores["setting"] == row["setting"]].sort_values("seed")
-        values[bits, seconds] = own["value"].tolist()
+        own = found.scores.query("metric == 'perplexity'").sort_values("seed")
+        values[bits, seconds] = own[own["setting"] == row["setting"]]["value"].tolist()
         pcm = presets.pcm()
         memory = Memory(replace(pcm, adc=replace(pcm.adc, bits=bits)), token_seconds=seconds)
         expected = emulate(*language(llama_folder), "ideal", memory=memory, times=["1d"], chips=2)
@@ -44,7 +44,7 @@ def test_a_memory_or_none_of_several_kinds(llama_folder, tmp_path, inline):
     grid = {"memory": [None, "ideal", {**KEPT, "protected": {"sinks": 1, "recent": 8}}]}
     found = study(config(llama_folder, grid=grid), store=tmp_path / "s.sqlite")
     assert found.failures() == []
-    none, ideal, kept = found.scores.sort_values("setting")["value"]
+    none, ideal, kept = found.scores.query("metric == 'perplexity'").sort_values("setting")["value"]
     assert ideal == pytest.approx(none, rel=1e-4)
     assert kept != none
 
@@ -79,7 +79,8 @@ def test_steps_that_train_get_the_training_data(llama_folder, tmp_path, inline):
     recipe = Recipe("short", (Finetune(steps=3, rate=1e-3, checkpoint=False),))
     written = config(llama_folder, hardware="pcm", recipe=recipe.to_dict())
     written["task"]["training_windows"] = 3
-    found = study(written, store=tmp_path / "s.sqlite").scores.query("arm == 'calibrated'")["value"].tolist()
+    scores = study(written, store=tmp_path / "s.sqlite").scores
+    found = scores.query("arm == 'calibrated' and metric == 'perplexity'")["value"].tolist()
 
     def calibrated(**options):
         return calibrate(*language(llama_folder, **options), "pcm", recipe, times=["1d"], chips=1).values("calibrated")

