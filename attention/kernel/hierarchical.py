@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from dataclasses import replace
 from typing import NamedTuple
 
 import torch
@@ -22,6 +23,8 @@ def attend_hierarchical(
         InputError: for a bidirectional pattern where queries are not the tokens of the keys.
     """
     require_own_queries(pattern, q, k, offset)
+    if pattern.block > (longest := max(k.shape[2], offset + q.shape[2])):
+        pattern = replace(pattern, block=longest + longest % 2)  # one block all the same, without its empty places
     dtype, (n_queries, n_keys) = exact_dtype(q.dtype), (q.shape[2], k.shape[2])
     counts = k.new_ones(1, 1, n_keys, 1, dtype=dtype) if mask is None else mask[:, None, :, None].to(dtype)
     sums = _Sums(k.to(dtype) * counts, v.to(dtype) * counts, counts)

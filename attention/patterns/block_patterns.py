@@ -15,6 +15,8 @@ from attention.patterns.intervals import Spans, runs
 from crossbar.errors import InputError, require_whole
 from crossbar.streams import uniform
 
+_MOST_COMPARED = 2**32  # drawn blocks with each other: some seconds
+
 
 @dataclass(frozen=True)
 class BlockSparse(Family):
@@ -193,8 +195,17 @@ def _distinct(r: int, choices: Tensor, key: tuple[str | int, ...]) -> Tensor:
     """``r`` distinct numbers below each entry of ``choices`` [blocks], evenly drawn: int64 [blocks, r].
 
     Floyd's algorithm: O(r²) for each row however many choices there are. Where they are fewer than r, all of them and
-    −1 for the rest.
+    −1 for the rest; columns that would be −1 in every row are left out.
+
+    Raises:
+        InputError: for so many that drawing them would take minutes.
     """
+    r = min(r, max(int(choices.max()), 1))
+    if len(choices) * r * r > _MOST_COMPARED:
+        raise InputError(
+            f"{r:,} random blocks for each of {len(choices):,} take too long to draw: give fewer or larger blocks, or "
+            "the pattern dense"
+        )
     draws = uniform((len(choices), r), key).double()
     drawn = torch.full((len(choices), r), -1, dtype=torch.int64, device="cpu")
     for i in range(r):

@@ -18,6 +18,8 @@ from attention.patterns.selection import Selected, Selecting, require_scores
 from crossbar.errors import InputError, require_whole
 from crossbar.streams import normal
 
+_MOST_CLUSTERS = 4096  # each token is compared with each; √n of n tokens are usual
+
 
 class Centroids(Protocol):
     """What tells how near tokens are to the centre of each cluster; hashable. `attention.Router` learns it."""
@@ -56,7 +58,7 @@ class Routing(Selecting):
     cost: ClassVar[str] = "O(n w), routing O(n c)"
 
     def __post_init__(self) -> None:
-        require_whole("routing clusters", self.clusters, least=1, most=2**16)
+        require_whole("routing clusters", self.clusters, least=1, most=_MOST_CLUSTERS)
         require_whole("routing top", self.top, least=1, most=LARGEST)
         require_whole("routing seed", self.seed, least=0, most=LARGEST)
 
@@ -142,12 +144,18 @@ class Routing(Selecting):
         takes = torch.zeros(*near_q.shape[:3], self.clusters, dtype=torch.bool, device="cpu")
         takes.scatter_(2, taken, values > -torch.inf)
         takes.scatter_(3, nearest, takes.gather(3, nearest) | ~takes.any(3, keepdim=True))
+        order = nearest[..., 0].argsort(dim=2, stable=True)
+        most = int(takes.sum(3).max())
+        if most * keys.shape[3] > n_keys:  # then a row for each query that names every key is the smaller table
+            member = torch.zeros(*keys.shape[:3], n_keys + 1, device="cpu").scatter_(3, keys, 1.0)[..., :n_keys]
+            attended = takes.to(member.dtype) @ member > 0
+            return torch.where(attended, torch.arange(n_keys, device="cpu"), n_keys), order
         # Each query's clusters, rising, and after them a cluster that has no keys.
         keys = torch.cat([keys, keys.new_full((*keys.shape[:2], 1, keys.shape[3]), n_keys)], 2)
         numbers = torch.where(takes, torch.arange(self.clusters, device="cpu"), self.clusters)
-        clusters = numbers.sort(3).values[..., : int(takes.sum(3).max())]
+        clusters = numbers.sort(3).values[..., :most]
         place = clusters.flatten(2)[..., None].expand(-1, -1, -1, keys.shape[3])
-        return keys.gather(2, place).view(*clusters.shape[:3], -1), nearest[..., 0].argsort(dim=2, stable=True)
+        return keys.gather(2, place).view(*clusters.shape[:3], -1), order
 
 
 @dataclass(frozen=True)

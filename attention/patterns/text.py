@@ -29,7 +29,7 @@ from attention.patterns.selection import BlockTopK, TopK
 from attention.patterns.strides import Fixed, Strided
 from attention.patterns.tokens import Dense, GlobalTokens, Sinks
 from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 
 
 class _Form(NamedTuple):
@@ -64,6 +64,8 @@ _ALLOWED = (
 )
 _TOKEN = re.compile(r"\s*(?:(?P<integer>-?[0-9]+)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[|&(),]))")
 _DEEPEST = 50
+_LONGEST = 10_000  # characters
+_DIGITS = 18
 
 
 def parse(text: str) -> Pattern:
@@ -78,12 +80,14 @@ def parse(text: str) -> Pattern:
     '(window(8) | dense) & sinks(2)'
     """
     if not isinstance(text, str):
-        raise InputError(f"pattern {text!r} is not a text: write one made of {_ALLOWED}")
+        raise InputError(f"pattern {shown(text)} is not a text: write one made of {_ALLOWED}")
     return _Parser(text).whole()
 
 
 class _Parser:
     def __init__(self, text: str) -> None:
+        if len(text) > _LONGEST:
+            raise InputError(f"pattern {shown(text)} has {len(text):,} characters: give at most {_LONGEST:,}")
         self._text = text
         self._tokens: list[tuple[int, str]] = []  # (where it starts, the token), with an empty token at the end
         self._next = 0
@@ -166,12 +170,14 @@ class _Parser:
         self._expect("(")
         values: list[int | str] = []
         while not self._accept(")"):
-            if values:
-                self._expect(",")
+            if values and not self._accept(","):
+                raise self._unexpected("',' or ')'" if form.most is None or len(values) < form.most else "')'")
             words = form.words if len(values) + 1 == form.most else ()
             if self._peek() in words:
                 values.append(self._peek())
-            elif not words and re.fullmatch(r"-?[0-9]{1,18}", self._peek()):
+            elif not words and re.fullmatch(r"-?[0-9]+", self._peek()):
+                if len(self._peek()) > _DIGITS:
+                    raise self._error(self._place(), f"an integer has more than {_DIGITS} digits")
                 values.append(int(self._peek()))
             else:
                 raise self._unexpected(f"one of {', '.join(words)}" if words else "an integer")
@@ -194,12 +200,12 @@ class _Parser:
             raise self._unexpected(repr(sign))
 
     def _unexpected(self, wanted: str, meant: list[str] | None = None) -> InputError:
-        found = repr(self._peek()) if self._peek() else "the end"
+        found = shown(self._peek()) if self._peek() else "the end"
         guess = f" (did you mean {meant[0]!r}?)" if meant else ""
         return self._error(self._place(), f"{wanted} is wanted where {found} stands{guess}")
 
     def _error(self, place: int, problem: str) -> InputError:
         return InputError(
-            f"pattern {self._text!r} is not understood at character {place + 1}: {problem}; "
+            f"pattern {shown(self._text, 1000)} is not understood at character {place + 1}: {problem}; "
             f"write a text made of {_ALLOWED}, such as 'causal(window(256) | sinks(4))'"
         )

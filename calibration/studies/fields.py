@@ -3,16 +3,16 @@
 from __future__ import annotations
 
 import copy
+import re
 from collections.abc import Mapping
 from dataclasses import dataclass
-from string import Formatter
 from typing import Any
 
 from attention import Memory, Pattern, parse
 from calibration import recipe as recipes
 from calibration.recipe import Recipe
 from crossbar import Hardware, InputError, presets, to_seconds
-from crossbar.errors import require_whole
+from crossbar.errors import require_whole, shown
 
 SECTIONS = ("model", "task", "hardware", "pattern", "memory", "recipe", "wait", "time", "seed", "device")
 DEFAULTS: dict[str, Any] = {
@@ -29,6 +29,7 @@ DEFAULTS: dict[str, Any] = {
 }
 _NAMED = {"model": "name", "task": "name", "pattern": "text", "memory": "hardware", "recipe": "name"}
 _DEVICES = ("cpu", "cuda")
+_PLACEHOLDER = re.compile(r"\{([A-Za-z_]\w*)\}")  # in a pattern's text; no format of Python's own
 
 
 @dataclass(frozen=True)
@@ -176,11 +177,14 @@ def _pattern(value: Any) -> Pattern | None:
         return None
     values = _named("pattern", value)
     text = values.pop("text")
-    names = {name for _, name, _, _ in Formatter().parse(text) if name is not None}
+    names = set(_PLACEHOLDER.findall(text))
     if names != set(values):
         name = min(names ^ set(values))
         raise InputError(f"pattern {text!r} and its fields differ in {name!r}: each {{placeholder}} needs a value")
-    return parse(text.format_map(values))
+    for name, part in values.items():
+        if isinstance(part, bool) or not isinstance(part, int | str):
+            raise InputError(f"pattern.{name} = {shown(part)} is not allowed: give a whole number or a text")
+    return parse(_PLACEHOLDER.sub(lambda found: str(values[found[1]]), text))
 
 
 def _memory(value: Any) -> Memory | None:

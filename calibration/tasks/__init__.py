@@ -56,7 +56,8 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: 
     known = [option for option in inspect.signature(constructor).parameters if option != "tokenizer"]
     unknown = [option for option in options if option not in known]
     if unknown:
-        raise InputError(f"task {name!r} has no option {unknown[0]!r}: choose from {', '.join(known) or 'none'}")
+        remedy = f"choose from {', '.join(known)}" if known else "leave it out, it takes none"
+        raise InputError(f"task {name!r} has no option {unknown[0]!r}: {remedy}")
     if tokenizer is None:
         tokenizer = load_model(_MODELS[constructor.reads]).tokenizer
     return constructor(tokenizer, **options)
