@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import threading
 from collections.abc import Callable
 from typing import Self
 
@@ -16,8 +17,10 @@ from crossbar.digital import digital_weight
 from crossbar.errors import InputError
 from crossbar.hardware import Faults, Hardware, WriteVerify
 from crossbar.ledger import book
+from crossbar.per_thread import PerThread
 from crossbar.units import to_seconds
 
+_READING = threading.RLock()  # threads that run one model wait for the one that reads its cells
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -47,7 +50,7 @@ class ProgrammedCells(Corrected):
         self.out_features, self.in_features = weight.shape
         self.seed: int | None = None
         self.seconds = 0.0
-        self.reads = 0
+        self._reads = PerThread(0)
         self._cells: tuple[str, ...] = ()
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
@@ -193,9 +196,22 @@ class ProgrammedCells(Corrected):
         return places[0], (places[1] if tile.signs == 2 else torch.full_like(places[0], torch.nan))
 
     @property
+    def reads(self) -> int:
+        """Index of the calling thread's next read: each counts its own, so what it gets depends on no other."""
+        return self._reads.get()
+
+    @reads.setter
+    def reads(self, index: int) -> None:
+        self._reads.set(index)
+
+    @property
     def cell_weight(self) -> Tensor:
         """Signed digits as the columns see them now, ``[S, I, O]``; read when first asked for after programming."""
-        return self._read_cells() if self._digits is None else self._digits
+        digits = self._digits
+        if digits is None:
+            with _READING:
+                digits = self._read_cells() if self._digits is None else self._digits
+        return digits
 
     @property
     def cells_a_weight(self) -> int:
@@ -213,8 +229,8 @@ class ProgrammedCells(Corrected):
         return weight if self.line_scale is None else weight * self.line_scale
 
     def reset_reads(self) -> None:
-        """Start the read-noise stream again."""
-        self.reads = 0
+        """Start the read-noise stream again, for every thread."""
+        self._reads = PerThread(0)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""
@@ -228,10 +244,11 @@ class ProgrammedCells(Corrected):
 
     def _fixed_point(self) -> FixedPoint:
         """The cells in fixed point; found when first asked for after they changed."""
-        if self._bytes is None or self._steps is None:
-            fixed = integer_mvm.fixed_point(self.cell_weight, self.hardware.tile.rows)
-            self._bytes, self._steps = fixed.bytes, fixed.steps
-        return FixedPoint(self._bytes, self._steps)
+        with _READING:
+            if self._bytes is None or self._steps is None:
+                fixed = integer_mvm.fixed_point(self.cell_weight, self.hardware.tile.rows)
+                self._bytes, self._steps = fixed.bytes, fixed.steps
+            return FixedPoint(self._bytes, self._steps)
 
     def _rescale(self) -> None:
         """Find the scales of the digital weights as they are now."""
@@ -272,6 +289,7 @@ class ProgrammedCells(Corrected):
     def _read_cells(self) -> Tensor:
         """Keep what the columns see of the cells at this time."""
         cells = self._conductances(noise=True)
+        trajectory.require_conductances(self.hardware.device, cells, self.seconds, self.name)
         key = None if self.seed is None else (self.seed, self.name)
         digits, self._offset = array.digits(cells, self.hardware, key)
         self._variance = array.read_variance(cells, self.hardware.read_noise, self.hardware, self.fault_map)

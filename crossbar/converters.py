@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossbar.hardware import Converter
 
-_TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
+_TINY = 1e-30  # least range, as of an all-zero input vector: any positive number gives zeros
 
 
 class Drive(NamedTuple):
@@ -44,7 +44,7 @@ def drive(x: Tensor, dac: Converter | None, input_range: Tensor | None) -> Drive
 def found_range(x: Tensor, dac: Converter) -> Tensor:
     """The range of a DAC that was not calibrated: 0-d, or ``[B, 1]`` if it is found for each vector."""
     if dac.range == "static":
-        return x.new_tensor(dac.full_scale)
+        return x.new_tensor(dac.full_scale).clamp_(min=_TINY)
     values = x.detach()
     if dac.range == "per_token":
         # A norm of order infinity gives the same in 20 times the time.

@@ -44,7 +44,9 @@ def sampled(device: AnyDevice, target: Tensor, verify: WriteVerify | None, secon
     """Conductances (µS) of cells that are written to ``target`` as any others, and read at a time."""
     key = (0, purpose)
     state = programming.write(device, target, key, verify)[0] if verify else trajectory.program(device, target, key)
-    return trajectory.conductances(device, state, seconds, key)
+    cells = trajectory.conductances(device, state, seconds, key)
+    trajectory.require_conductances(device, cells, seconds, purpose)
+    return cells
 
 
 def quantiles(samples: Tensor) -> Tensor:

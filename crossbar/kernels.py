@@ -1,7 +1,8 @@
 """Compiled kernels for the CPU: normal numbers, cells in fixed point, input codes, converted columns, aged rows.
 
 Each is a C function for `crossbar.team.run`, compiled by numba when this module is first imported and kept in numba's
-cache. They stand in one file because that cache follows changes of a kernel's own file only.
+cache. They stand in one file because that cache follows changes of a kernel's own file only. What a C function raises
+is lost, so division by 0 gives infinity or NaN, and a thread that comes to the end says so.
 
 Random numbers come from a counter: word ``i`` of a stream is a 32-bit mix of ``i`` and the stream's two keys, so any
 thread can make any number, in any order. Mixing is the finaliser of C. Wellons' hash search (three multiplications,
@@ -98,10 +99,26 @@ def _random_word(context: Any, start: Any, index: Any, key: Any) -> Any:
 @njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
 def _share(given: Any, work: int) -> Any:
     """The part of the work, from and to, that the calling thread does: neighbours, as torch's products share them."""
-    thread, threads = 0, 1
-    if given[0] != 0:
-        thread, threads = _called(given[0]), _called(given[1])  # there may be fewer than were asked for
+    thread, threads = _place(given)
     return work * thread // threads, work * (thread + 1) // threads
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _place(given: Any) -> Any:
+    """The number of the calling thread, and how many there are: maybe fewer than were asked for."""
+    members = carray(_pointer(given[0]), 2, np.int64)
+    thread, threads = 0, 1
+    if members[0] != 0:
+        thread, threads = _called(members[0]), _called(members[1])
+    return thread, threads
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _done(given: Any) -> None:
+    """Tell `crossbar.team.run` that the calling thread came to the end: what a C function raises is lost."""
+    thread, threads = _place(given)
+    members = carray(_pointer(given[0]), 2 + given[1], np.int64)
+    members[2 + thread] = threads
 
 
 @njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
@@ -141,7 +158,7 @@ def _halved(times: Any) -> Any:
     return value * _as_float(_U((np.int32(whole) + np.int32(127)) << np.int32(23)))
 
 
-@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fill(words: Any) -> None:
     """Standard normal numbers ``[groups, rows, width]``, made row by row, of each row all groups.
 
@@ -160,9 +177,10 @@ def fill(words: Any) -> None:
             first[i], second[i] = _pair(at, i, key)
         for i in range(width - half, half):
             first[i] = _pair(at, i, key)[0]
+    _done(given)
 
 
-@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fix(words: Any) -> None:
     """Digits of a tile as integers of two bytes, within ± ``largest`` of each column, and what 1 of them stands for.
 
@@ -190,11 +208,12 @@ def fix(words: Any) -> None:
                 high = np.int32(np.int32(whole + np.int32(128)) >> np.int32(8))
                 parts[0, column, row] = np.int8(high)
                 parts[1, column, row] = np.int8(np.int32(whole - np.int32(high << np.int32(8))))
+    _done(given)
 
 
-@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def encode(words: Any) -> None:
-    """Input codes of a DAC, and the range of each vector: NaN where an input is NaN or the range is not finite.
+    """Input codes of a DAC, and the range of each vector: NaN where an input is NaN or the range no number above 0.
 
     Arguments: inputs [B, I] float32, ranges [known] float32 or 0 (find the largest of each vector), known (1 or B),
     codes [B, I] int8, full_scale [B] float32, power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows of
@@ -219,7 +238,7 @@ def encode(words: Any) -> None:
             lost = bool(largest >= infinity)
         else:
             span = ranges[row % known]
-            lost = bool(largest > infinity or not np.isfinite(span))
+            lost = bool(largest > infinity or not np.isfinite(span) or span <= 0)
         if lost:
             full_scale[row] = _F(np.nan)
             for i in range(lines):
@@ -238,9 +257,10 @@ def encode(words: Any) -> None:
                 for i in range(tile * rows, min(tile * rows + rows, lines)):
                     total += np.int32(codes[row, i]) * np.int32(codes[row, i])
                 power[row, tile] = _F(total) / (levels * levels)
+    _done(given)
 
 
-@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def convert(words: Any) -> None:
     """What the ADCs of a tile deliver of integer column sums, noise added before, scaled and added to what is there.
 
@@ -292,9 +312,10 @@ def convert(words: Any) -> None:
             code = levels if code > levels else code
             code = -levels if code < -levels else code
             total[i] += code * (scale[i] * unit)
+    _done(given)
 
 
-@cfunc(_SIGNATURE, cache=True, fastmath=_FAST)  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(_SIGNATURE, cache=True, fastmath=_FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def age_rows(words: Any) -> None:
     """Digits of opened rows, each at its own age: ``G = P 2^(-halvings exponent) (1 + amplitude band z)``, at least 0.
 
@@ -353,3 +374,4 @@ def age_rows(words: Any) -> None:
                     spread[:] = 0
                 for i in range(size):
                     spread[i] += (up[i] * up[i] + down[i] * down[i]) * relative + _F(2.0) * constant
+    _done(given)

@@ -55,8 +55,8 @@ class Ledger:
     """Counts while the model runs: ``with Ledger() as ledger: model(x)``.
 
     Counts are Python integers by layer and counter (`COUNTERS`); prices are applied to them afterwards
-    (`crossbar.price`). Ledgers nest: each open one counts. Analog layers, gated attention, analog memory and the
-    controller book by themselves.
+    (`crossbar.price`). Ledgers nest: each open one counts, in the thread that opened it. Analog layers, gated
+    attention, analog memory and the controller book by themselves.
 
     Args:
         model: a model whose digital layers (linear layers, embeddings, norms, activation functions) are counted too,
@@ -80,7 +80,7 @@ class Ledger:
         if self._model is not None:
             from crossbar.remainder import watch
 
-            self._hooks, self.uncounted = watch(self._model, self.add)
+            self._hooks, self.uncounted = watch(self._model, self._add_here)
         self._token = _active.set((*_active.get(), self))
         return self
 
@@ -96,6 +96,11 @@ class Ledger:
     def add(self, layer: str, name: str, count: int, bits: int | None = None) -> None:
         """Add ``count`` of counter ``name`` (with a converter's ``bits``) for ``layer``."""
         self.by_layer[layer][Counter(name, bits)] += int(count)
+
+    def _add_here(self, layer: str, name: str, count: int) -> None:
+        """`add`, unless a thread runs the model in which this ledger is not open."""
+        if self in _active.get():
+            self.add(layer, name, count)
 
     def totals(self) -> dict[str, int]:
         """Counts by name, summed over layers and bits."""

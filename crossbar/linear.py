@@ -16,6 +16,7 @@ from crossbar.digital import raw_weight
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.ledger import book, counting
+from crossbar.per_thread import PerThread
 from crossbar.streams import ReadNoise
 
 
@@ -52,9 +53,9 @@ class AnalogLinear(ProgrammedCells):
         fault_map: codes of `crossbar.faults.Fault`, ``[K, I, O]``; None: no faults. Programming leaves it as it is.
         seed: which chip this is; None until it is programmed.
         seconds: time since programming.
-        bypass: compute with the digital layer instead (`crossbar.bypassed`).
-        reads: index of the next read since programming or `reset_reads`.
-        replaying: reads repeat earlier ones (`crossbar.replayed_reads`).
+        bypass: compute with the digital layer instead (`crossbar.bypassed`), in the thread that sets it.
+        reads: index of the next read since programming or `reset_reads`; each thread counts its own.
+        replaying: reads repeat earlier ones (`crossbar.replayed_reads`), in the thread that sets it.
     """
 
     input_range: Tensor | None
@@ -62,7 +63,8 @@ class AnalogLinear(ProgrammedCells):
 
     def __init__(self, digital: nn.Module, hardware: Hardware, name: str = "linear") -> None:
         super().__init__(digital, hardware, name)
-        self.training = self.bypass = self.replaying = False
+        self.training = False
+        self._bypass, self._replaying = PerThread(False), PerThread(False)
         for buffer in ("input_range", "adc_range"):
             self.register_buffer(buffer, None, persistent=False)
 
@@ -232,6 +234,24 @@ class AnalogLinear(ProgrammedCells):
                 self.register_parameter(name, parameter)
                 learned.append(parameter)
         return learned
+
+    @property
+    def bypass(self) -> bool:
+        """Whether the calling thread gets what the digital layer computes."""
+        return self._bypass.get()
+
+    @bypass.setter
+    def bypass(self, bypass: bool) -> None:
+        self._bypass.set(bypass)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether reads of the calling thread repeat earlier ones."""
+        return self._replaying.get()
+
+    @replaying.setter
+    def replaying(self, replaying: bool) -> None:
+        self._replaying.set(replaying)
 
     def full_scale(self, x: Tensor) -> Tensor:
         """The activation that a full-scale drive stands for, when these inputs ``[B, I]`` reach the DACs."""

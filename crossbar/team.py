@@ -21,19 +21,30 @@ def run(kernel: Any, work: int, *arguments: Tensor | int | float | None) -> None
     """Call a kernel of `crossbar.kernels` on as many threads as torch uses; returns when all are done.
 
     Args:
-        kernel: a compiled C function of one pointer to 64-bit words: the addresses of ``omp_get_thread_num`` and
-            ``omp_get_num_threads`` (0: called on one thread), then the arguments.
+        kernel: a compiled C function of one pointer to 64-bit words: the address of the team, how many threads are
+            asked for, then the arguments. The team is the addresses of ``omp_get_thread_num`` and
+            ``omp_get_num_threads`` (0: called on one thread), then a word for each thread, in which one that comes to
+            the end leaves how many there were.
         work: parts into which the work can be shared, at least; no more threads are used.
         arguments: contiguous CPU tensors (as addresses; None as 0), whole numbers, floats (as the bits of a double).
+
+    Raises:
+        RuntimeError: if a thread did not come to the end, so that results would be what was in memory before.
     """
-    threads = min(torch.get_num_threads(), work)
+    threads = max(min(torch.get_num_threads(), work), 1)
     openmp = _openmp() if threads > 1 else None
-    parallel, *team = openmp or (None, 0, 0)
-    words = np.array([*team, *map(_word, arguments)], dtype=np.int64)
+    parallel, number, count = openmp or (None, 0, 0)
+    members = np.array([number, count, *[0] * threads], dtype=np.int64)
+    words = np.array([members.ctypes.data, threads, *map(_word, arguments)], dtype=np.int64)
     if parallel is None:
         kernel.ctypes(words.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
     else:
         parallel(kernel.address, words.ctypes.data, threads, 0)
+    there = int(members[2])
+    if there == 0 or (members[2 : 2 + there] != there).any():
+        raise RuntimeError(
+            "a compiled kernel of crossbar.kernels failed, maybe for want of memory: nothing was computed"
+        )
 
 
 def _word(argument: Tensor | int | float | None) -> int:

@@ -15,6 +15,7 @@ import torch
 from torch import Tensor
 
 from crossbar.devices import AgesApart, AnyDevice, Device, PowerLawDrift, RedrawDevice, State, one_over_f, window
+from crossbar.errors import InputError
 from crossbar.streams import Key, normal, seed
 
 _PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
@@ -79,6 +80,22 @@ def is_readable(device: AnyDevice, state: State, seconds: float) -> bool:
         if not bool((furthest <= most).all()):
             return False
     return True
+
+
+def require_conductances(device: AnyDevice, cells: Tensor, seconds: float, where: str) -> None:
+    """Refuse cells (µS) that a device gave and that are NaN or a million times g_max or more.
+
+    Raises:
+        InputError: naming the device, the time and ``where`` the cells are.
+    """
+    low, high = cells.aminmax() if cells.numel() else (0.0, 0.0)
+    most = _MOST * device.g_max
+    if not (-most <= low and high <= most):  # false for NaN
+        bad = int((~(cells.abs() <= most)).sum())
+        raise InputError(
+            f"{where}: {bad} of {cells.numel()} cells of device {device.kind!r} read as NaN or as more than "
+            f"{most:g} µS at {seconds:g} s: mend the device, or choose another"
+        )
 
 
 def aged(device: Device, state: State, seconds: Tensor, z: Callable[[], Tensor] | None) -> Tensor:

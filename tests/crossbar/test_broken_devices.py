@@ -1,0 +1,119 @@
+"""What is no number is never computed with in silence: devices, inputs, ranges, and kernels that fail."""
+
+import dataclasses
+import math
+from typing import ClassVar
+
+import pytest
+import torch
+from numba import cfunc
+from torch import nn
+
+from attention.kernel import token_rows
+from crossbar import Converter, Hardware, InputError, Tile, age, convert, kernels, program, team
+from tests.crossbar.conftest import inputs, linear_layer
+
+
+@dataclasses.dataclass(frozen=True)
+class Broken:
+    """Ideal cells, of which one in a hundred reads as ``value`` from an age on."""
+
+    value: float
+    since: float = 0.0
+    kind: ClassVar[str] = "broken"
+    g_max: float = 25.0
+
+    def program(self, target, draw):
+        return {"programmed": target, "chance": draw("chance")}
+
+    def drifted(self, state, seconds):
+        broken = state["chance"] > 2.33
+        return state["programmed"].masked_fill(broken, self.value) if seconds >= self.since else state["programmed"]
+
+    def fluctuation(self, state, drifted, seconds):
+        return None
+
+
+BAD = pytest.mark.parametrize("value", [math.nan, math.inf, -math.inf, 1e38])
+
+
+def model(hardware):
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        net = nn.Sequential(nn.Linear(40, 30), nn.Linear(30, 20))
+    convert(net, hardware)
+    return net
+
+
+@BAD
+def test_cells_without_a_conductance_are_refused_by_layer_and_device(value):
+    net = model(Hardware(device=Broken(value)))
+    program(net, 0)
+    with pytest.raises(
+        InputError, match=r"^0: \d+ of 2400 cells of device 'broken' read as NaN or as more than .* 0 s"
+    ):
+        net(inputs(4, 40))
+    with pytest.raises(InputError, match="'broken'"):
+        net[1].read_out(inputs(4, 30))
+    later = model(Hardware(device=Broken(value, since=60.0)))
+    program(later, 0)
+    assert later(inputs(4, 40)).isfinite().all()
+    with pytest.raises(InputError, match="at 3600 s"):
+        age(later, "1h")
+
+
+@BAD
+def test_training_and_token_rows_refuse_them_too(value):
+    net = model(Hardware(device=Broken(value)))
+    net.train()
+    with pytest.raises(InputError, match="'broken'"):
+        net(inputs(4, 40))
+    with pytest.raises(InputError, match="'broken'"):
+        token_rows.write(inputs(6, 8).view(1, 1, 6, 8), Hardware(device=Broken(value)), (0,))
+
+
+@pytest.mark.parametrize("value", [math.nan, math.inf])
+def test_an_input_that_is_no_number_gives_none(value):
+    layer = linear_layer(40, 30, Hardware(tile=Tile(16, 8)), dtype=torch.float32)
+    layer.program(0)
+    x = inputs(4, 40)
+    x[2, 7] = value
+    lost = layer(x).isnan()
+    assert lost[2].all()
+    assert not lost[[0, 1, 3]].any()
+
+
+@pytest.mark.parametrize("full_scale", [1e-46, 1e-40, 1e-30, 1e30, 3e38])
+def test_extreme_ranges_give_numbers_and_the_same_each_time(full_scale):
+    layer = linear_layer(40, 30, Hardware(dac=Converter(range="static", full_scale=full_scale)), dtype=torch.float32)
+    layer.program(0)
+    x = inputs(4, 40)
+    found = layer(x)
+    assert found.isfinite().all()
+    torch.full((100_000,), 7.0)  # what memory that was not written could hold
+    layer.reset_reads()
+    assert torch.equal(layer(x), found)
+
+
+@pytest.mark.parametrize("value", [0.0, -1.0, math.nan, math.inf])
+def test_a_range_that_is_none_gives_no_numbers(value):
+    layer = linear_layer(40, 30, Hardware(), dtype=torch.float32)
+    layer.program(0)
+    layer.input_range = torch.tensor(value)
+    assert layer(inputs(4, 40)).isnan().all()
+
+
+@pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
+def test_a_kernel_that_fails_is_not_taken_for_one_that_worked():
+    @cfunc(kernels._SIGNATURE)
+    def failing(words):
+        raise ValueError
+
+    for threads in (1, 2):
+        before = torch.get_num_threads()
+        torch.set_num_threads(threads)
+        try:
+            with pytest.raises(RuntimeError, match="kernel"):
+                team.run(failing, 8)
+        finally:
+            torch.set_num_threads(before)
