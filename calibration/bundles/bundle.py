@@ -12,7 +12,7 @@ import torch
 from torch import nn
 
 from attention import Pattern, attach, parse
-from calibration.bundles import model_folders, writer
+from calibration.bundles import contents, model_folders, writer
 from calibration.bundles.files import Files
 from calibration.recipe import step_from_dict, step_to_dict
 from calibration.steps.compensation import DriftCompensation
@@ -84,8 +84,13 @@ class Bundle:
         """Write the bundle with its model as it is now, to a folder that does not exist yet.
 
         Raises:
-            InputError: for a folder that exists already or cannot be written.
+            InputError: for a folder that exists already or cannot be written, and a model that was programmed as
+                another chip.
         """
+        chip, layers = self.description["chip"], analog_layers(self.model).values()
+        for layer in layers:
+            if layer.seed != chip:
+                raise InputError(f"the model is chip {layer.seed} and the bundle's is {chip}: calibrate that chip")
         writer.save_refitted(self.files, Path(path), self.model, {**self.description, "seconds": self.seconds})
 
     def export(self, path: str | Path, weights: Weights = "effective") -> tuple[str, ...]:
@@ -148,30 +153,29 @@ def load_bundle(
         InputError: for a folder that is not a bundle or not whole, for one of another schema, and where ``model``,
             ``hardware`` or ``pattern`` is needed or does not fit.
     """
-    folder = Path(path)
-    files = Files.verified(folder)
-    for name in files.entries:
-        if name.endswith(".json"):
-            files.json(name)  # those of transformers too, which reads them less strictly
-    description = files.json(writer.DESCRIPTION)
-    layers = files.field(writer.DESCRIPTION, "layers", list, description)
+    files = Files.verified(Path(path))
+    told = contents.description(files)
     if hardware is None:
         hardware = _hardware(files)
-    if pattern is None and description.get("pattern") is not None:
-        pattern = _pattern(files, files.field(writer.DESCRIPTION, "pattern", str, description))
-    saved = files.field(writer.DESCRIPTION, "model", dict, description)
-    digital, tokenizer = model_folders.load(folder / writer.MODEL, saved, model)
+    text = told.get("pattern")
+    if pattern is None and text is not None:
+        pattern = _pattern(files, text)
+    contents.require_routing(files, text, pattern)
+    contents.require_agreement(files, told, hardware)
+    digital, tokenizer = model_folders.load(files.folder / writer.MODEL, told["model"], model)
     if pattern is not None:
         attach(digital, pattern)
-        _compare_routing(files, pattern)
-    report = convert(digital, hardware, include=[escape(str(name)) for name in layers])
+    layers = told["layers"]
+    report = convert(digital, hardware, include=[escape(name) for name in layers])
     if [layer.name for layer in report.analog] != layers:
         files.refuse(writer.DESCRIPTION, "its layers are not those that would become analog")
     if writer.RECALIBRATED in files.entries:
         _take_over(files, digital)
     load_state(digital, files.path(writer.STATE))
+    for layer in analog_layers(digital).values():
+        contents.require_targets(files, layer)
     reset_reads(digital)
-    return Bundle(digital, tokenizer, hardware, pattern, files, description)
+    return Bundle(digital, tokenizer, hardware, pattern, files, told)
 
 
 def _hardware(files: Files) -> Hardware:
@@ -196,23 +200,15 @@ def _pattern(files: Files, text: str) -> Pattern:
         ) from None
 
 
-def _compare_routing(files: Files, pattern: Pattern) -> None:
-    """Refuse a pattern that opens other rows than the bundle's tables."""
-    if writer.ROUTING not in files.entries:
-        return
-    saved = files.tensors(writer.ROUTING)
-    tokens = max((len(table) - 1 for name, table in saved.items() if name.endswith("indptr")), default=0)
-    for causal in (False, True):
-        tables = writer.routing_tables(pattern, tokens, causal) if tokens and pattern.is_static else {}
-        if tables.keys() == saved.keys() and all(torch.equal(saved[name], tables[name]) for name in saved):
-            return
-    files.refuse(writer.ROUTING, f"the pattern {pattern} opens other rows")
-
-
 def _take_over(files: Files, model: nn.Module) -> None:
     parts = writer.named_parts(model)
-    for name, tensor in files.tensors(writer.RECALIBRATED).items():
-        if name not in parts or parts[name].shape != tensor.shape or parts[name].dtype != tensor.dtype:
+    for name, shape in files.shapes(writer.RECALIBRATED).items():
+        if name not in parts or list(parts[name].shape) != shape:
             files.refuse(writer.RECALIBRATED, f"the model has no {name!r} of this kind")
+    for name, tensor in files.tensors(writer.RECALIBRATED).items():
+        if parts[name].dtype != tensor.dtype:
+            files.refuse(writer.RECALIBRATED, f"the model has no {name!r} of this kind")
+        if not tensor.isfinite().all():
+            files.refuse(writer.RECALIBRATED, f"{name} holds NaN or infinite numbers")
         with torch.no_grad():
             parts[name].copy_(tensor)

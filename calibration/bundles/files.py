@@ -14,11 +14,11 @@ from dataclasses import dataclass
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
-from safetensors import SafetensorError, safe_open
 from torch import Tensor
 
 from crossbar.errors import InputError
 from crossbar.plain_values import load_json
+from crossbar.tensor_files import opened, shapes
 
 FORMAT = "ohmformer bundle"
 SCHEMA = 1
@@ -27,6 +27,7 @@ SEAL = "manifest.json.sha256"
 """The manifest's own hash, in the format of ``sha256sum -c``: a change to the manifest itself is seen too."""
 
 _LARGEST_MANIFEST = 16 << 20  # bytes
+_LONGEST_NAME = 1024
 _AGAIN = "make the bundle again"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
@@ -62,6 +63,15 @@ class Files:
         """
         if not folder.is_dir():
             raise InputError(f"bundle {str(folder)!r} is not a folder: give one that `ohmformer calibrate --out` wrote")
+        try:
+            return cls._verified(folder)
+        except OSError as error:
+            raise InputError(
+                f"bundle {str(folder)!r} cannot be read ({error.strerror or error}): give one that can be"
+            ) from None
+
+    @classmethod
+    def _verified(cls, folder: Path) -> Files:
         text = _sealed_manifest(folder)
         values = parse_json(text, f"bundle {str(folder)!r}: {MANIFEST}")
         if values.get("format") != FORMAT:
@@ -85,12 +95,12 @@ class Files:
     def path(self, name: str) -> Path:
         """Where a file is that the bundle must have."""
         if name not in self.entries:
-            raise InputError(f"bundle {str(self.folder)!r} has no file {name!r}: make the bundle again")
+            raise InputError(f"{self._called} has no file {name!r}: make the bundle again")
         return self.folder / name
 
     def json(self, name: str) -> dict[str, Any]:
         """The object in a JSON file."""
-        return parse_json(self.path(name).read_bytes(), f"bundle {str(self.folder)!r}: {name}")
+        return parse_json(self.path(name).read_bytes(), f"{self._called}: {name}")
 
     def field(self, name: str, key: str, kind: type[_T], values: Mapping[str, Any] | None = None) -> _T:
         """A value of a JSON file (or of ``values``, a part of it), which must be of this kind."""
@@ -99,21 +109,27 @@ class Files:
             self.refuse(name, f"{key} = {value!r} is not a {kind.__name__}")
         return value
 
+    def shapes(self, name: str) -> dict[str, list[int]]:
+        """The shapes of the tensors in a safetensors file."""
+        with opened(f"{self._called}: {name}", self.path(name), _AGAIN) as file:
+            return shapes(file)
+
     def tensors(self, name: str) -> dict[str, Tensor]:
         """The tensors of a safetensors file."""
-        try:
-            with safe_open(self.path(name), framework="pt", device="cpu") as file:
-                return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
-        except SafetensorError as error:
-            self.refuse(name, f"it is not a safetensors file ({error})")
+        with opened(f"{self._called}: {name}", self.path(name), _AGAIN) as file:
+            return {key: file.get_tensor(key) for key in file.keys()}  # noqa: SIM118 - not a dict
 
     def refuse(self, name: str, why: str) -> NoReturn:
         """Refuse the bundle because of a file, whose hash is right and whose content is not."""
         line = " ".join(why.split())
-        raise InputError(f"bundle {str(self.folder)!r}: {name} cannot be used, {line}: make the bundle again")
+        raise InputError(f"{self._called}: {name} cannot be used, {line}: make the bundle again")
+
+    @property
+    def _called(self) -> str:
+        return f"bundle {str(self.folder)!r}"
 
     def _compare(self, name: str, entry: Entry) -> None:
-        what = f"bundle {str(self.folder)!r}: file {name!r}"
+        what = f"{self._called}: file {name!r}"
         parts = PurePosixPath(name).parts
         for depth in range(1, len(parts) + 1):
             if self.folder.joinpath(*parts[:depth]).is_symlink():
@@ -138,9 +154,7 @@ class Files:
             for name in [*names, *(name for name in folders if Path(place, name).is_symlink())]:
                 found = Path(place, name).relative_to(self.folder).as_posix()
                 if found not in self.entries and found not in (MANIFEST, SEAL):
-                    raise InputError(
-                        f"bundle {str(self.folder)!r}: {found!r} is not in the manifest: take it out of the folder"
-                    )
+                    raise InputError(f"{self._called}: {found!r} is not in the manifest: take it out of the folder")
 
 
 def seal(folder: Path) -> Files:
@@ -259,4 +273,5 @@ def _entries(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Entry]:
 def _inside(name: str) -> bool:
     """Whether a name is a plain relative path, the same on every system."""
     parts = name.split("/")
-    return all(part not in ("", ".", "..") for part in parts) and not re.search(r"[\\:\x00-\x1f]", name)
+    plain = len(name) <= _LONGEST_NAME and all(part not in ("", ".", "..") for part in parts)
+    return plain and not re.search(r"[\\:\x00-\x1f]", name)

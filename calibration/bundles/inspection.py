@@ -5,19 +5,25 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from calibration.bundles import writer
+from attention import Pattern, parse
+from calibration.bundles import contents, writer
 from calibration.bundles.files import Files
-from crossbar import InputError, format_seconds
+from crossbar import Hardware, InputError, format_seconds
 
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """Plain values about a bundle: model, task, layers and tiles, hardware, recipe, times, accuracy, sizes.
 
     Raises:
-        InputError: as `calibration.load_bundle` for files that are not what the manifest says.
+        InputError: as `calibration.load_bundle` for files that are not what the manifest says, or that tell of
+            different chips.
     """
     files = Files.verified(Path(path))
-    description, report = files.json(writer.DESCRIPTION), files.json(writer.REPORT)
+    description, report = contents.description(files), files.json(writer.REPORT)
+    text = description.get("pattern")
+    contents.require_routing(files, text, _known_pattern(text))
+    contents.require_agreement(files, description, _known_hardware(files))
+    contents.require_numbers(files, description)
     try:
         conversion = report["conversion"]
         return {
@@ -42,6 +48,19 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
         }
     except (KeyError, TypeError, AttributeError) as error:
         files.refuse(writer.REPORT, f"it or {writer.DESCRIPTION} lacks a part ({error})")
+
+
+def _known_pattern(text: str | None) -> Pattern | None:
+    """The pattern; None for one of tensors or functions, which has no text."""
+    return None if text is None or "<" in text else parse(text)
+
+
+def _known_hardware(files: Files) -> Hardware | None:
+    """The tiles; None for those of a device of one's own."""
+    try:
+        return Hardware.from_dict(files.json(writer.HARDWARE))
+    except (InputError, TypeError):
+        return None
 
 
 def rows(values: dict[str, Any]) -> list[tuple[str, str]]:

@@ -8,13 +8,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
 from attention import Pattern
 from calibration.bundles import model_folders
 from calibration.bundles.files import Files, new_folder, seal, write_json
-from crossbar import AnalogLinear, InputError, analog_layers, save_state
+from crossbar import AnalogLinear, InputError, analog_layers, save_state, tensor_files
 
 if TYPE_CHECKING:
     from calibration.experiment import Experiment
@@ -23,6 +22,8 @@ if TYPE_CHECKING:
 DESCRIPTION, HARDWARE, RECIPE, REPORT = "bundle.json", "hardware.json", "recipe.json", "report.json"
 MODEL, TILES = "model", "tiles"
 STATE, RECALIBRATED, ROUTING = "state.safetensors", "recalibrated.safetensors", "routing.safetensors"
+MOST_TOKENS = 2**18
+"""The longest sequence that rows are written for."""
 _VERSIONS = ("ohmformer", "torch", "transformers", "aihwkit")
 
 
@@ -41,14 +42,16 @@ def save_bundle(result: Calibration, path: Path, chip: int, fitted: float) -> No
         (folder / TILES).mkdir()
         for name, layer in analog_layers(experiment.analog).items():
             g_plus, g_minus = layer.target_conductances()
-            save_file({"G_plus": g_plus.contiguous(), "G_minus": g_minus.contiguous()}, folder / tile_file(name))
+            tensor_files.write(
+                {"G_plus": g_plus.contiguous(), "G_minus": g_minus.contiguous()}, folder / tile_file(name)
+            )
         save_state(experiment.analog, folder / STATE)
         changed = _changed(experiment)
         if changed:
-            save_file(changed, folder / RECALIBRATED)
+            tensor_files.write(changed, folder / RECALIBRATED)
         tables = routing(experiment)
         if tables:
-            save_file(tables, folder / ROUTING)
+            tensor_files.write(tables, folder / ROUTING)
         write_json(folder / HARDWARE, experiment.hardware.to_dict())
         write_json(folder / RECIPE, {"name": result.setup["recipe"]["name"], "steps": steps})
         write_json(folder / REPORT, result.to_dict())
@@ -100,12 +103,17 @@ def tile_file(layer: str) -> str:
 
 
 def routing(experiment: Experiment) -> dict[str, Tensor]:
-    """Who attends to whom, as compressed rows for the longest sequence of the task; none where data decide it."""
+    """Who attends to whom, as compressed rows for the longest sequence of the task; none where data decide it.
+
+    None either beyond `MOST_TOKENS`.
+    """
     pattern = experiment.pattern
     if pattern is None or not pattern.is_static:
         return {}
     lengths = [batch["input_ids"].shape[-1] for batch in experiment.task.batches("evaluation") if "input_ids" in batch]
-    return routing_tables(pattern, max(lengths), _is_causal(experiment.digital)) if lengths else {}
+    if not lengths or max(lengths) > MOST_TOKENS:
+        return {}
+    return routing_tables(pattern, max(lengths), _is_causal(experiment.digital))
 
 
 def routing_tables(pattern: Pattern, tokens: int, causal: bool) -> dict[str, Tensor]:
