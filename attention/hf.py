@@ -215,8 +215,8 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Sto
     require_supported(memory.hardware)
     if not pattern.is_static:
         raise InputError(
-            f"pattern {str(pattern)!r} cannot read a memory: give one that does not choose by digital keys, or no "
-            "memory"
+            f"pattern {str(pattern)!r} cannot read a memory: give a pattern that does not choose by digital keys, or "
+            "no memory"
         )
     found = {
         vars(module)["layer_idx"]: (name, own_window(module))

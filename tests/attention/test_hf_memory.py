@@ -225,7 +225,7 @@ def test_what_does_not_fit_is_refused():
 @pytest.mark.parametrize("pattern", ["topk(4)", "blocktopk(4, 2) | sinks(1)", "routing(2, 4) | window(4)"])
 def test_patterns_that_choose_by_digital_keys_are_refused_before_anything_runs(build, pattern):
     model = build()
-    with pytest.raises(InputError, match="cannot read a memory: give one that does not choose by digital keys"):
+    with pytest.raises(InputError, match="cannot read a memory: give a pattern that does not choose by digital keys"):
         attach(model, pattern, IDEAL)
     assert attached_pattern(model) is None
 
