@@ -8,6 +8,7 @@ from typing import Any
 
 from calibration.progress import Progress
 from calibration.studies import design
+from calibration.studies.database import real_path, require_writable
 from calibration.studies.engine import compute, make_engine, require
 from calibration.studies.plan import Cell, Plan, resolve_plan
 from calibration.studies.results import Study
@@ -46,12 +47,13 @@ def study(
         progress: called with how far the study is, whenever that changes.
 
     Raises:
-        InputError: for a wrong configuration, a file that is not a store, and a store that another run is writing.
+        InputError: for a wrong configuration, a file that is not a store, and a store that cannot be written, that
+            another run is writing, or that is deleted while this one runs.
     """
     require(engine, workers)
+    require_writable(Path(store), real_path(store))
     plan = resolve_plan(design.read(config), loading)
     with Store(store, create=True) as kept:
-        kept.lock()
         kept.enter(plan)
         if retry:
             kept.retry(plan.id)
@@ -70,13 +72,20 @@ def study(
 
 
 def plan_study(
-    config: Config, store: str | Path, loading: Progress | None = None
+    config: Config,
+    store: str | Path,
+    *,
+    engine: str = "local",
+    workers: int | None = None,
+    loading: Progress | None = None,
 ) -> tuple[Plan, list[Cell], dict[str, float]]:
     """What `study` would announce, computing and writing nothing.
 
     Raises:
         InputError: as `study`.
     """
+    require(engine, workers)
+    require_writable(Path(store), real_path(store))
     plan = resolve_plan(design.read(config), loading)
     if not Path(store).exists():
         return plan, list(plan.cells.values()), {}

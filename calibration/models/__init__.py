@@ -1,5 +1,5 @@
 """Models to emulate: where they come from, and how what they return is read."""
 
-from calibration.models.loading import Loaded, load_model
+from calibration.models.loading import NAMED, Loaded, load_model
 
-__all__ = ["Loaded", "load_model"]
+__all__ = ["NAMED", "Loaded", "load_model"]

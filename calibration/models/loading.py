@@ -23,7 +23,7 @@ from crossbar.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-_NAMED = ("minilm", "smollm2")
+NAMED = ("minilm", "smollm2")
 _SINGLE = "model.safetensors"
 _INDEX = "model.safetensors.index.json"
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
@@ -75,7 +75,7 @@ def load_model(source: str | Path, progress: Progress | None = None) -> Loaded:
     folder = Path(source).expanduser()
     if not folder.is_dir():
         raise InputError(
-            f"model {str(source)!r} is neither a known name ({', '.join(_NAMED)}) nor a folder: give one of these "
+            f"model {str(source)!r} is neither a known name ({', '.join(NAMED)}) nor a folder: give one of these "
             "names or the path of a transformers model folder with config.json and safetensors weights"
         )
     return _load_folder(folder, folder.resolve().name)

@@ -44,12 +44,14 @@ def run_study(options: Namespace) -> int:
     from calibration.studies.engine import default_workers
     from calibration.study import plan_study, study
 
-    terminal = Console(highlight=False, soft_wrap=True)
-    store = Path(options.store or Path(options.study).with_suffix(".sqlite").name)
+    terminal = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    store = Path(options.store or f"{Path(options.study).stem}.sqlite")
     workers = default_workers() if options.workers is None else options.workers
     if options.dry_run:
         with progress_bar("study") as loading:
-            plan, pending, rates = plan_study(options.study, store, loading)
+            plan, pending, rates = plan_study(
+                options.study, store, engine=options.engine, workers=options.workers, loading=loading
+            )
         _announce(terminal, plan, pending, rates, workers)
         return 0
     with _bar() as (loading, progress):
@@ -71,7 +73,7 @@ def run_study(options: Namespace) -> int:
     state = found.progress
     terminal.print(f"{state.done:,} of {state.total:,} cells are done in {store}; ohmformer report {store} shows them")
     for reason, count, _, _ in found.failures():
-        terminal.print(f"{count:,} failed: {reason}", style="red")
+        terminal.print(f"{count:,} failed: {_printable(reason)}", style="red")
     if state.failed:
         terminal.print("--retry computes failed cells again")
     return int(state.failed > 0)
@@ -84,9 +86,9 @@ def run_report(options: Namespace) -> int:
     from calibration.studies.results import Study
 
     study = Study(options.store)
-    page = Path(options.out or Path(options.store).with_suffix(".html").name)
+    page = Path(options.out or f"{Path(options.store).stem}.html")
     study.report(page)
-    terminal = Console(highlight=False, soft_wrap=True)
+    terminal = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
     terminal.print(str(page))
     if options.figures is not None:
         for path in study.write_figures(options.figures):
@@ -105,7 +107,12 @@ def _announce(terminal: Console, plan: Plan, pending: list[Cell], rates: dict[st
             line += f"{workers} worker{'s' if workers > 1 else ''}"
         except RuntimeError as error:  # the cell that fails is kept as failed when its turn comes
             line += f"; how long they take is unknown: {error}"
-    terminal.print(line)
+    terminal.print(_printable(line))
+
+
+def _printable(text: str) -> str:
+    """A text without what a terminal would obey."""
+    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
 
 
 def _duration(seconds: float) -> str:

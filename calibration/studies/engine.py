@@ -17,6 +17,7 @@ from crossbar import InputError
 from crossbar.errors import require_whole
 
 Name = Literal["local", "ray"]
+MOST_WORKERS = 1024
 MOST_LOSSES = 5
 """Workers that may be lost with one cell before it counts as failed, and before any was ready."""
 
@@ -71,7 +72,7 @@ def require(name: str, workers: int | None) -> None:
     if name not in get_args(Name):
         raise InputError(f"engine {name!r} is unknown: choose one of {', '.join(get_args(Name))}")
     if workers is not None:
-        require_whole("workers", workers, least=1)
+        require_whole("workers", workers, least=1, most=MOST_WORKERS)
     if name == "ray" and util.find_spec("ray") is None:
         raise InputError("the engine 'ray' needs Ray: pip install 'ohmformer[ray]', or use the engine 'local'")
 
@@ -103,6 +104,7 @@ def compute(
     """Have an engine compute cells, and keep each result as soon as it is there.
 
     Raises:
+        InputError: when the store is deleted, or cannot be written any more.
         RuntimeError: when workers die before they are ready.
     """
     cells = list(cells)
@@ -119,6 +121,7 @@ def compute(
         schedule.give_back(unit, tuple(left))
 
     while schedule or busy:
+        store.require_there()
         for worker in sorted(idle):
             unit = schedule.take(worker)
             if unit is None:

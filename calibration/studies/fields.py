@@ -6,9 +6,11 @@ import copy
 import re
 from collections.abc import Mapping
 from dataclasses import dataclass
+from pathlib import Path
 from typing import Any
 
 from attention import Memory, Pattern, parse
+from calibration import models
 from calibration import recipe as recipes
 from calibration.recipe import Recipe
 from crossbar import Hardware, InputError, presets, to_seconds
@@ -66,8 +68,8 @@ class Job:
     device: str
 
 
-def put(values: dict[str, Any], field: str, value: Any) -> None:
-    """Set a field of a job's values, in place.
+def put(values: dict[str, Any], field: str, value: Any, folder: Path = Path()) -> None:
+    """Set a field of a job's values, in place; relative paths among them start from a folder.
 
     Raises:
         InputError: for a field that cannot exist. Whether it does exist, and the value, is checked by `resolve`.
@@ -82,7 +84,7 @@ def put(values: dict[str, Any], field: str, value: Any) -> None:
         values[head] = copy.deepcopy(value)
         return
     if head == "hardware" and not isinstance(values[head], dict):
-        values[head] = _hardware(values[head]).to_dict()
+        values[head] = _hardware(values[head], folder).to_dict()
     elif head in _NAMED and isinstance(values[head], str):
         values[head] = {_NAMED[head]: values[head]}
     here = values[head]
@@ -93,7 +95,7 @@ def put(values: dict[str, Any], field: str, value: Any) -> None:
     if not isinstance(here, dict):
         raise InputError(f"field {field!r} does not exist: {head!r} is {here!r}, which has no parts")
     if head == "memory" and rest[0] == "hardware" and len(rest) > 1 and isinstance(here.get("hardware"), str):
-        here["hardware"] = _hardware(here["hardware"]).to_dict()
+        here["hardware"] = _hardware(here["hardware"], folder).to_dict()
     for part in rest[:-1]:
         if here.get(part) is None:
             here[part] = {}
@@ -105,20 +107,20 @@ def put(values: dict[str, Any], field: str, value: Any) -> None:
     here[rest[-1]] = copy.deepcopy(value)
 
 
-def look_up(values: Mapping[str, Any], field: str) -> Any:
+def look_up(values: Mapping[str, Any], field: str, folder: Path = Path()) -> Any:
     """The value of a field among a job's values, None where it is not given."""
     head, *rest = field.split(".")
     here: Any = values[head]
     if rest and head in ("hardware", "memory"):  # whose fields have values where none is given
-        whole = _hardware(here) if head == "hardware" else _memory(here)
+        whole = _hardware(here, folder) if head == "hardware" else _memory(here, folder)
         here = None if whole is None else whole.to_dict()
     for part in rest:
         here = here.get(part) if isinstance(here, Mapping) else None
     return here
 
 
-def resolve(values: Mapping[str, Any]) -> Job:
-    """Check a job's values and make of them what computes.
+def resolve(values: Mapping[str, Any], folder: Path = Path()) -> Job:
+    """Check a job's values and make of them what computes; relative paths among them start from a folder.
 
     Raises:
         InputError: for an unknown field or an impossible value.
@@ -130,19 +132,19 @@ def resolve(values: Mapping[str, Any]) -> Job:
     wait = to_seconds(values["wait"])
     if wait == 0 and values["recipe"] is not None:
         raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
-    require_whole("seed", values["seed"], least=0)
+    require_whole("seed", values["seed"], least=0, most=2**63 - 1)
     if values["device"] not in _DEVICES:
         raise InputError(f"device {values['device']!r} is not known: choose {' or '.join(_DEVICES)}")
     return Job(
-        model=name,
+        model=_model(name, folder),
         include=_patterns("model.include", include),
         exclude=_patterns("model.exclude", exclude),
         task=task.pop("name"),
         options=task,
-        hardware=_hardware(values["hardware"]),
+        hardware=_hardware(values["hardware"], folder),
         pattern=_pattern(values["pattern"]),
-        memory=_memory(values["memory"]),
-        recipe=_recipe(values["recipe"]),
+        memory=_memory(values["memory"], folder),
+        recipe=_recipe(values["recipe"], folder),
         wait=wait,
         seconds=to_seconds(values["time"]),
         seed=values["seed"],
@@ -167,8 +169,21 @@ def _patterns(field: str, value: Any) -> tuple[str, ...] | None:
     return tuple(value)
 
 
-def _hardware(value: Any) -> Hardware:
-    return presets.get(value) if isinstance(value, str) else Hardware.from_dict(value)
+def _model(name: str, folder: Path) -> str:
+    """A model's name as it is, or the path of its folder; what stands in the working directory alone is not found."""
+    if name in models.NAMED:
+        return name
+    path = folder / Path(name).expanduser()
+    return str(path) if path.is_dir() or Path(name).is_dir() or name.startswith((".", "/", "~")) else name
+
+
+def _located(name: str, folder: Path) -> str:
+    """A name, or, of a file, its path."""
+    return str(folder / name) if Path(name).suffix in (".yaml", ".yml") else name
+
+
+def _hardware(value: Any, folder: Path) -> Hardware:
+    return presets.get(_located(value, folder)) if isinstance(value, str) else Hardware.from_dict(value)
 
 
 def _pattern(value: Any) -> Pattern | None:
@@ -187,12 +202,17 @@ def _pattern(value: Any) -> Pattern | None:
     return parse(_PLACEHOLDER.sub(lambda found: str(values[found[1]]), text))
 
 
-def _memory(value: Any) -> Memory | None:
+def _memory(value: Any, folder: Path) -> Memory | None:
     """A memory of hardware by name, or of its fields."""
-    return None if value is None else Memory.from_dict({"hardware": value} if isinstance(value, str) else value)
+    if value is None:
+        return None
+    values = {"hardware": value} if isinstance(value, str) else value
+    if isinstance(values, Mapping) and isinstance(values.get("hardware"), str):
+        values = {**values, "hardware": _located(values["hardware"], folder)}
+    return Memory.from_dict(values)
 
 
-def _recipe(value: Any) -> Recipe | None:
+def _recipe(value: Any, folder: Path) -> Recipe | None:
     """A recipe by name, or its steps; other fields change those of the steps they name.
 
     ``fast``, ``{name: fast, DriftCompensation: {reads: 64}}``, ``{name: tiles, steps: [{step: DriftCompensation}]}``.
@@ -201,7 +221,7 @@ def _recipe(value: Any) -> Recipe | None:
         return None
     changes = _named("recipe", value)
     name, steps = changes.pop("name"), changes.pop("steps", None)
-    recipe = recipes.get(name) if steps is None else Recipe.from_dict({"name": name, "steps": steps})
+    recipe = recipes.get(_located(name, folder)) if steps is None else Recipe.from_dict({"name": name, "steps": steps})
     written = recipe.to_dict()["steps"]
     kinds = list(dict.fromkeys(step["step"] for step in written))
     for kind, values in changes.items():

@@ -12,7 +12,8 @@ import numpy as np
 from calibration.metrics import metric
 from calibration.plots import EARLIEST, vertical
 from calibration.studies import tradeoffs
-from calibration.studies.results import FINAL, StoredAxis, Study, level, plain
+from calibration.studies.design import plain
+from calibration.studies.results import FINAL, StoredAxis, Study, level
 from crossbar import InputError, format_seconds
 from crossbar.files import write_whole
 

@@ -17,9 +17,9 @@ from attention import attach
 from calibration import fingerprint, models, tasks
 from calibration.models import Loaded
 from calibration.progress import Progress
-from calibration.studies.design import Design
+from calibration.studies.design import Design, plain
 from calibration.studies.fields import Job, resolve
-from crossbar import convert, presets, to_seconds
+from crossbar import InputError, convert, presets, to_seconds
 
 _VERSIONS = ("ohmformer", "torch", "numpy", "scipy", "transformers", "aihwkit")
 
@@ -107,15 +107,21 @@ def resolve_plan(design: Design, progress: Progress | None = None) -> Plan:
     """
     plan = Plan(design)
     resolver = _Resolver(plan, progress)
-    entered = set()
+    entered: dict[tuple[Any, ...], str] = {}
     for labels, values, times, seeds in design.combinations():
-        job = resolve({**values, "time": times[0], "seed": seeds[0]})
+        job = resolve({**values, "time": times[0], "seed": seeds[0]}, design.folder)
         setup, digital = resolver.setup(job)
         setting = Setting({name: v for name, v in labels.items() if name not in ("time", "seed")}, setup, digital)
-        key = fingerprint.of_values([setting.axes, setting.setup])
+        key = tuple(plain(value) for value in setting.axes.values())
         if key not in entered:  # samples may differ in time alone, and grids overlap
             plan.settings.append(setting)
-            entered.add(key)
+            entered[key] = setup
+        if entered[key] != setup:
+            named = ", ".join(f"{name} {plain(value)!r}" for name, value in setting.axes.items())
+            raise InputError(
+                f"two grids have different fields under the same values ({named}): where an axis varies several "
+                "fields, give all of them the same values in each grid and in the base"
+            )
         _add(plan, digital, None, None)
         for seed, seconds in itertools.product(seeds, times):
             _add(plan, setup, to_seconds(seconds), seed)
@@ -123,8 +129,13 @@ def resolve_plan(design: Design, progress: Progress | None = None) -> Plan:
 
 
 def _add(plan: Plan, setup: str, seconds: float | None, seed: int | None) -> None:
-    key = hashlib.sha256(f"{setup} {seconds!r} {seed!r}".encode()).hexdigest()[:32]
+    key = cell_id(setup, seconds, seed)
     plan.cells[key] = Cell(key, setup, seconds, seed)
+
+
+def cell_id(setup: str, seconds: float | None, seed: int | None) -> str:
+    """The identity of a cell."""
+    return hashlib.sha256(f"{setup} {seconds!r} {seed!r}".encode()).hexdigest()[:32]
 
 
 class _Resolver:

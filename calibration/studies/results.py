@@ -10,6 +10,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.recipe import step_from_dict
 from calibration.steps.protocol import Stage
+from calibration.studies.design import plain
 from calibration.studies.store import Progressed, Store
 from crossbar import InputError, format_seconds
 
@@ -76,7 +77,7 @@ class Study:
             if not known or study not in (None, *known):
                 raise InputError(f"store {str(store)!r} does not hold that study: run `ohmformer study` first")
             self.id = known[-1] if study is None else study
-            row = kept.connection.execute("SELECT title, config, axes FROM studies WHERE id = ?", (self.id,)).fetchone()
+            (row,) = kept.rows("SELECT title, config, axes FROM studies WHERE id = ?", self.id)
         self.title: str = row[0]
         self.config: dict[str, Any] = json.loads(row[1])
         self.axes = tuple(
@@ -87,7 +88,7 @@ class Study:
     @property
     def progress(self) -> Progressed:
         """How many cells are done, failed and pending."""
-        with Store(self.store) as kept:
+        with Store(self.store, verify=False) as kept:
             return kept.progress(self.id)
 
     @cached_property
@@ -264,17 +265,5 @@ class Study:
         return [axis.name for axis in self.axes if axis.name not in ("time", "seed")]
 
     def _rows(self, query: str) -> list[Any]:
-        with Store(self.store) as kept:
-            return kept.connection.execute(query, (self.id,)).fetchall()
-
-
-def plain(value: Any) -> Any:
-    """Something that tables can sort and group by: numbers and texts stay, nothing at all is ``"none"``.
-
-    A recipe that is written out goes by its name.
-    """
-    if value is None:
-        return "none"
-    if isinstance(value, dict) and value.keys() == {"name", "steps"}:
-        return str(value["name"])
-    return json.dumps(value, sort_keys=True) if isinstance(value, dict | list) else value
+        with Store(self.store, verify=False) as kept:
+            return kept.rows(query, self.id)

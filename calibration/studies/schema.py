@@ -29,5 +29,12 @@ MIGRATIONS = (
         PRIMARY KEY (cell, arm, metric)
     ) WITHOUT ROWID;
     """,
+    # What a row and the rows below it held when they were written, as a hash: SQLite finds damaged pages, not values.
+    """
+    ALTER TABLE studies ADD COLUMN seal TEXT;
+    ALTER TABLE setups ADD COLUMN seal TEXT;
+    ALTER TABLE runs ADD COLUMN seal TEXT;
+    ALTER TABLE cells ADD COLUMN seal TEXT;
+    """,
 )
 """What takes a store from version ``k`` to ``k + 1``; a new store gets them all. Add to the end, change none."""

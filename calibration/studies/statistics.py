@@ -12,7 +12,8 @@ import numpy as np
 
 from calibration.metrics import CONFIDENCE, metric
 from calibration.plots import EARLIEST
-from calibration.studies.results import FINAL, StoredAxis, Study, plain
+from calibration.studies.design import plain
+from calibration.studies.results import FINAL, StoredAxis, Study
 from crossbar import InputError, to_seconds
 
 if TYPE_CHECKING:

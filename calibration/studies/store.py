@@ -3,22 +3,21 @@
 from __future__ import annotations
 
 import json
+import os
 import sqlite3
 from collections.abc import Iterator
-from contextlib import ExitStack, closing, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from filelock import FileLock, Timeout
 
+from calibration.studies import database, schema, seals
+from calibration.studies.database import MARK, telling
 from calibration.studies.plan import Plan, now
-from calibration.studies.schema import MIGRATIONS
 from calibration.studies.worker import Failed, Scored
 from crossbar import InputError
-
-_MARK = 0x4F484D46
-"""SQLite's ``application_id`` of a store: OHMF."""
 
 
 @dataclass(frozen=True)
@@ -38,26 +37,34 @@ class Progressed:
 class Store:
     """An open store. Close it, or use it as a context manager.
 
+    Args:
+        path: of the file; links are followed.
+        create: open it to write, and make it if it is not there. Otherwise nothing is changed.
+        verify: whether to read all of it first and compare it with its seals.
+
     Raises:
-        InputError: for a missing file (unless ``create``), a file that is no store, and one of a newer version.
+        InputError: for a missing file (unless ``create``), a file that is no store, a damaged one, one of a newer
+            version, and, with ``create``, one that cannot be written or that another run is writing.
     """
 
-    def __init__(self, path: str | Path, *, create: bool = False) -> None:
+    def __init__(self, path: str | Path, *, create: bool = False, verify: bool = True) -> None:
         self.path = Path(path)
-        if not create and not self.path.is_file():
+        if not create and not self.path.exists():
             raise InputError(f"store {str(path)!r} does not exist: give the file that `ohmformer study` wrote")
-        if not self.path.resolve().parent.is_dir():
-            raise InputError(f"folder {str(self.path.parent)!r} does not exist: make it first, or give another store")
-        self._lock = FileLock(f"{self.path}.lock", timeout=0)
-        with ExitStack() as undo:
-            try:
-                self.connection = sqlite3.connect(self.path, isolation_level=None)  # transactions are written out below
-                undo.callback(self.connection.close)
-                self._open()
-            except sqlite3.DatabaseError as error:
-                reason = f"{str(path)!r} is not a store that can be read ({error})"
-                raise InputError(f"{reason}: give another file") from None
-            undo.pop_all()
+        self._real = database.real_path(path)
+        self._lock = FileLock(f"{self._real}.lock", timeout=0)
+        try:
+            if create:
+                database.require_writable(self.path, self._real)
+                self.lock()
+            opened = database.open_to_write if create else database.open_to_read
+            self.connection = opened(self.path, self._real, self._migrate)
+            self._file = self._identity()
+            if verify:
+                self._verify()
+        except BaseException:
+            self.close()
+            raise
 
     def __enter__(self) -> Store:
         return self
@@ -67,38 +74,73 @@ class Store:
 
     def close(self) -> None:
         """Close the file."""
-        self.connection.close()
-        self._lock.release()
+        if hasattr(self, "connection"):
+            self.connection.close()
+        self._lock.release(force=True)
 
-    def _open(self) -> None:
-        version, mark, tables = (
-            self.connection.execute(query).fetchone()[0]
-            for query in ("PRAGMA user_version", "PRAGMA application_id", "SELECT count(*) FROM sqlite_schema")
-        )
-        if (tables and mark != _MARK) or version > len(MIGRATIONS):
-            known = "made by a newer ohmformer" if mark == _MARK else "another program's database"
-            raise InputError(f"store {str(self.path)!r} is {known}: give another file, or install that version")
-        self.connection.execute("PRAGMA journal_mode = WAL")
-        self.connection.execute("PRAGMA synchronous = NORMAL")
-        self.connection.execute("PRAGMA foreign_keys = ON")
-        self.connection.execute("PRAGMA busy_timeout = 10000")
-        for number in range(version, len(MIGRATIONS)):
-            # One transaction a step: a killed migration leaves the version that it began with.
-            self.connection.executescript(
-                f"BEGIN IMMEDIATE; {MIGRATIONS[number]} PRAGMA user_version = {number + 1}; "
-                f"PRAGMA application_id = {_MARK}; COMMIT;"
+    def _migrate(self, on: sqlite3.Connection, version: int) -> None:
+        """One transaction a step: a killed migration leaves the version that it began with."""
+        for number in range(version, len(schema.MIGRATIONS)):
+            on.executescript(f"BEGIN IMMEDIATE; {schema.MIGRATIONS[number]}")
+            if number + 1 == seals.SINCE:
+                seals.seal_all(on)
+            on.execute(f"PRAGMA user_version = {number + 1}")
+            on.execute(f"PRAGMA application_id = {MARK}")
+            on.execute("COMMIT")
+
+    def _verify(self) -> None:
+        with telling(self.path):
+            self.connection.execute("BEGIN")  # one moment of it, while a run may go on
+            if not database.sound(self.connection):
+                raise database.DamagedError("its parts do not fit together")
+            seals.verify(self.connection)
+            self.connection.execute("COMMIT")
+
+    def _identity(self) -> tuple[int, int] | None:
+        try:
+            found = os.stat(self._real)
+        except OSError:
+            return None
+        return found.st_dev, found.st_ino
+
+    def require_there(self) -> None:
+        """Refuse to go on once the file was deleted or replaced: what is computed would be lost.
+
+        Raises:
+            InputError: saying so.
+        """
+        if self._identity() != self._file:
+            raise InputError(
+                f"store {str(self.path)!r} was deleted or replaced while the study ran, and its results with it: leave "
+                "it where it is, and run the study again"
             )
+
+    def rows(self, query: str, *values: Any) -> list[Any]:
+        """What a query finds.
+
+        Raises:
+            InputError: for a file that cannot be read.
+        """
+        with telling(self.path):
+            return self.connection.execute(query, values).fetchall()
 
     @contextmanager
     def transaction(self) -> Iterator[sqlite3.Connection]:
-        """All or nothing."""
-        self.connection.execute("BEGIN IMMEDIATE")
-        try:
-            yield self.connection
-        except BaseException:
-            self.connection.execute("ROLLBACK")
-            raise
-        self.connection.execute("COMMIT")
+        """All or nothing.
+
+        Raises:
+            InputError: for a file that cannot be written, such as on a full disk.
+        """
+        self.require_there()
+        with telling(self.path):
+            self.connection.execute("BEGIN IMMEDIATE")
+            try:
+                yield self.connection
+                self.connection.execute("COMMIT")
+            except BaseException:
+                if self.connection.in_transaction:  # SQLite may have rolled back by itself
+                    self.connection.execute("ROLLBACK")
+                raise
 
     def lock(self) -> None:
         """Keep other runs off this store until it is closed or this process ends.
@@ -112,6 +154,10 @@ class Store:
             raise InputError(
                 f"store {str(self.path)!r} is in use by another run: wait until that ends, or give another file"
             ) from None
+        except OSError as error:
+            raise InputError(
+                f"store {str(self.path)!r} cannot be locked ({error.strerror or error}): give one in another folder"
+            ) from None
 
     def enter(self, plan: Plan) -> None:
         """Add a study and those of its cells that are not there yet, as pending."""
@@ -119,7 +165,8 @@ class Store:
         axes = json.dumps(plan.design.describe())
         with self.transaction() as on:
             on.execute(
-                "INSERT INTO studies VALUES (?, ?, ?, ?, ?) ON CONFLICT (id) DO UPDATE SET planned = excluded.planned",
+                "INSERT INTO studies (id, title, config, axes, planned) VALUES (?, ?, ?, ?, ?) "
+                "ON CONFLICT (id) DO UPDATE SET axes = excluded.axes, planned = excluded.planned",
                 (study, plan.design.title, json.dumps(plan.design.written), axes, now()),
             )
             on.executemany(
@@ -140,35 +187,42 @@ class Store:
             on.executemany(
                 "INSERT INTO members SELECT ?, key FROM cells WHERE id = ?", ((study, cell) for cell in plan.cells)
             )
+            seals.seal(on, "setups", *plan.setups)
+            seals.seal(on, "studies", study)
 
     def begin(self, study: str, provenance: dict[str, Any]) -> int:
         """Note that a run begins; returns its number."""
-        row = self.connection.execute(
-            "INSERT INTO runs (study, began, provenance) VALUES (?, ?, ?) RETURNING id",
-            (study, now(), json.dumps(provenance)),
-        ).fetchone()
+        with self.transaction() as on:
+            row = on.execute(
+                "INSERT INTO runs (study, began, provenance) VALUES (?, ?, ?) RETURNING id",
+                (study, now(), json.dumps(provenance)),
+            ).fetchone()
+            seals.seal(on, "runs", row[0])
         return int(row[0])
 
     def end(self, run: int) -> None:
         """Note that a run ended by itself."""
-        self.connection.execute("UPDATE runs SET ended = ? WHERE id = ?", (now(), run))
+        with self.transaction() as on:
+            on.execute("UPDATE runs SET ended = ? WHERE id = ?", (now(), run))
+            seals.seal(on, "runs", run)
 
     def rates(self, plan: Plan) -> dict[str, float]:
         """Seconds that a finished cell took on average, by setup of a plan."""
-        rows = self.connection.execute("SELECT setup, avg(took) FROM cells WHERE status = 'done' GROUP BY setup")
+        rows = self.rows("SELECT setup, avg(took) FROM cells WHERE status = 'done' GROUP BY setup")
         return {setup: rate for setup, rate in rows if setup in plan.setups}
 
     def finished(self) -> set[str]:
         """Ids of all cells that are done or failed."""
-        return {row[0] for row in self.connection.execute("SELECT id FROM cells WHERE status != 'pending'")}
+        return {row[0] for row in self.rows("SELECT id FROM cells WHERE status != 'pending'")}
 
     def retry(self, study: str) -> int:
         """Make failed cells pending again; returns how many."""
-        return self.connection.execute(
-            "UPDATE cells SET status = 'pending', lost = 0 WHERE status = 'failed' AND key IN "
-            "(SELECT cell FROM members WHERE study = ?)",
-            (study,),
-        ).rowcount
+        with self.transaction() as on:
+            return on.execute(
+                "UPDATE cells SET status = 'pending', lost = 0, seal = NULL WHERE status = 'failed' AND key IN "
+                "(SELECT cell FROM members WHERE study = ?)",
+                (study,),
+            ).rowcount
 
     def record(self, cell: str, result: Scored | Failed, run: int) -> None:
         """Keep what became of a cell: its scores, or why there are none."""
@@ -178,6 +232,7 @@ class Store:
                     "UPDATE cells SET status = 'failed', reason = ?, trace = ?, run = ?, ended = ? WHERE id = ?",
                     (result.reason, result.trace, run, now(), cell),
                 )
+                seals.seal(on, "cells", cell)
                 return
             key, setup = on.execute(
                 "UPDATE cells SET status = 'done', reason = NULL, trace = NULL, run = ?, ended = ?, took = ? "
@@ -190,25 +245,28 @@ class Store:
             )
             if result.counts:
                 on.execute("UPDATE setups SET counts = ? WHERE id = ?", (json.dumps(result.counts), setup))
+                seals.seal(on, "setups", setup)
+            seals.seal(on, "cells", cell)
 
     def lose(self, cell: str) -> int:
         """Note that a worker was lost with a cell; returns how often that happened."""
         query = "UPDATE cells SET lost = lost + 1 WHERE id = ? RETURNING lost"
-        return int(self.connection.execute(query, (cell,)).fetchone()[0])
+        with self.transaction() as on:
+            return int(on.execute(query, (cell,)).fetchone()[0])
 
     def progress(self, study: str) -> Progressed:
         """How far a study is."""
-        rows = self.connection.execute(
-            "SELECT status, count(*) FROM members JOIN cells ON cell = key WHERE study = ? GROUP BY status", (study,)
-        )
-        return Progressed(**{"done": 0, "failed": 0, "pending": 0, **dict(rows)})
+        query = "SELECT status, count(*) FROM members JOIN cells ON cell = key WHERE study = ? GROUP BY status"
+        return Progressed(**{"done": 0, "failed": 0, "pending": 0, **dict(self.rows(query, study))})
 
     def studies(self) -> list[str]:
         """Ids of the studies, the one that was planned last at the end."""
-        return [row[0] for row in self.connection.execute("SELECT id FROM studies ORDER BY planned, id")]
+        return [row[0] for row in self.rows("SELECT id FROM studies ORDER BY planned, id")]
 
     def intact(self) -> bool:
-        """Whether SQLite finds the file whole and every reference in it points to something."""
-        sound = self.connection.execute("PRAGMA integrity_check").fetchone() == ("ok",)
-        with closing(self.connection.execute("PRAGMA foreign_key_check")) as dangling:
-            return sound and dangling.fetchone() is None
+        """Whether the file is whole, every reference in it points to something, and every seal fits."""
+        try:
+            self._verify()
+        except InputError:
+            return False
+        return True

@@ -27,6 +27,22 @@ def test_dry_run(capsys, folder, write, tmp_path):
     assert [path.name for path in tmp_path.iterdir()] == ["study.yaml"]
 
 
+def test_titles_are_no_markup(capsys, folder, write):
+    code, out, err = run(capsys, "study", write(tiny.config(folder, title="[/] :smile: [red]")), "--dry-run")
+    assert (code, err) == (0, "")
+    assert out.startswith("[/] :smile: [red]: 34 cells")
+
+
+def test_a_model_beside_the_file_is_found(capsys, folder, write, tmp_path, monkeypatch):
+    (tmp_path / "network").symlink_to(folder)
+    path = write(tiny.config("network", grid={"seed": "0..1"}))
+    (tmp_path / "elsewhere").mkdir()
+    monkeypatch.chdir(tmp_path / "elsewhere")
+    code, out, err = run(capsys, "study", path, "--dry-run")
+    assert (code, err) == (0, "")
+    assert "3 cells, 0 of them finished" in out
+
+
 def test_dry_run_counts_what_is_done(capsys, write):
     config = {"title": "Made up", "grid": {"seed": "0..1"}}
     made = tiny.made_study(write(config).with_name("study.sqlite"), config, lambda *of: {"analog": 0.5})
@@ -68,6 +84,13 @@ def test_wrong_files_are_refused_before_anything_runs(capsys, folder, write, tmp
     [
         (["study", "study.yaml", "--engine", "slurm"], ["slurm", "local, ray"]),
         (["study", "study.yaml", "--workers", "0"], ["workers = 0"]),
+        (["study", "study.yaml", "--workers", "0", "--dry-run"], ["workers = 0"]),
+        (["study", "study.yaml", "--workers", "1025", "--dry-run"], ["workers = 1025", "1024"]),
+        (["study", "study.yaml", "--engine", "slurm", "--dry-run"], ["slurm"]),
+        (["study", "study.yaml", "--store", ":memory:"], [":memory:", "path of a file"]),
+        (["study", "study.yaml", "--store", ":memory:", "--dry-run"], [":memory:", "path of a file"]),
+        (["study", "study.yaml", "--store", "no/s.sqlite", "--dry-run"], ["folder 'no'"]),
+        (["study", "."], ["'.'"]),
         (["study", "study.yaml", "--store", "no/s.sqlite"], ["folder 'no'"]),
         (["study", "missing.yaml"], ["missing.yaml"]),
         (["report", "missing.sqlite"], ["missing.sqlite"]),

@@ -8,6 +8,7 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from calibration.studies import design
+from calibration.studies.fields import DEFAULTS, resolve
 from crossbar import InputError
 
 
@@ -133,3 +134,107 @@ def test_files_that_are_not_plain_yaml(tmp_path, text):
 def test_example_studies_are_read(name, points):
     path = Path(__file__).resolve().parents[3] / "examples" / "studies" / f"{name}.yaml"
     assert design.read(path).points == points
+
+
+ODD = {
+    "n": "n",
+    "steps": "steps",
+    "time": "time",
+    "hardware.adc.bits": "hardware.adc.bits",
+    "": "''",
+    "a\nb": "letters",
+    "\x1b[31m": "letters",
+    "a" * 81: "letters",
+}
+
+
+@pytest.mark.parametrize("name", ODD)
+def test_names_that_tables_could_not_have(name):
+    with pytest.raises(InputError) as refusal:
+        design.read({"grid": {name: {"fields": ["hardware.dac.bits", "hardware.output_noise"], "values": [4]}}})
+    assert ODD[name] in str(refusal.value)
+    assert len(str(refusal.value)) < 300
+    assert str(refusal.value).isprintable()
+
+
+@pytest.mark.parametrize(
+    ("config", "words"),
+    [
+        ({"seed": 2**63}, "seed = 9223372036854775808"),
+        ({"grid": {"seed": [2**63]}}, "grid.seed.0"),
+        ({"grid": {"seed": "0..99999999999999999999"}}, "seed"),
+        ({"grid": {"seed": "9223372036854775807..9223372036854775808"}}, "seed = 9223372036854775808"),
+        ({"grid": {"hardware.adc.bits": [10**400]}}, "grid.hardware.adc.bits.0 = 1000000"),
+        ({"hardware": {"output_noise": -(10**5000)}}, "hardware.output_noise = a int too large to print"),
+        ({"wait": math.inf}, "wait = inf is not allowed: give a finite number"),
+        ({"wait": b"1"}, "wait = b'1' is not allowed: give plain values"),
+        ({"title": "\x1b[2J"}, "title"),
+        ({"title": ""}, "title"),
+        ({"grid": {"pattern": ["a\x00"]}}, "letters that can be printed"),
+        ({"grid": {"hardware.adc.bits": [4, 4.0]}}, "lists 4.0 twice (once as 4)"),
+        ({"grid": {"recipe": ["fast", {"name": "fast", "steps": []}]}}, "twice (once as 'fast')"),
+        ({"grid": {"recipe": [None, "none"]}}, "twice (once as None)"),
+        ({"grid": [{"recipe": [{"name": "a", "steps": []}]}, {"seed": [0]}], "recipe": "a"}, "two values called 'a'"),
+        ({"random": {"samples": 10**6, "fields": {"seed": [1], "wait": [1]}}}, "1,000,000"),
+        ({"random": {"samples": 1, "fields": {"wait": {"low": -1e308, "high": 1e308}}}}, "low < high"),
+        ({"grid": [{"seed": [0]}] * 1001}, "1000 grids"),
+        ({"grid": {f"task.a{k}": [0] for k in range(101)}}, "at most 100"),
+        ({"title": "a", "model": "a" * 2**24}, "16,777,216"),
+    ],
+)
+def test_values_that_a_store_or_a_report_could_not_hold(config, words):
+    with pytest.raises(InputError) as refusal:
+        design.read(config)
+    assert words in str(refusal.value)
+    assert len(str(refusal.value)) < 400
+
+
+def test_nesting_has_an_end():
+    deep = []
+    for _ in range(100_000):
+        deep = [deep]
+    with pytest.raises(InputError, match="nested deeper"):
+        design.read({"model": deep})
+    while deep:  # or taking it apart would be too deep for Python itself
+        deep = deep[0]
+
+
+def test_paths_start_from_the_file(tmp_path, monkeypatch):
+    (tmp_path / "own").mkdir()
+    (tmp_path / "own" / "tiles.yaml").write_text("output_noise: 0.5")
+    (tmp_path / "own" / "steps.yaml").write_text("name: steps\nsteps: [DriftCompensation]")
+    path = tmp_path / "own" / "study.yaml"
+    path.write_text("model: network\nhardware: tiles.yaml\nmemory: tiles.yaml\nrecipe: steps.yaml")
+    (tmp_path / "own" / "network").mkdir()
+    monkeypatch.chdir(tmp_path)
+    (point,) = design.read("own/study.yaml").combinations()
+    job = resolve({**point.values, "time": 0, "seed": 0}, Path("own"))
+    assert job.model == "own/network"
+    assert (job.hardware.output_noise, job.memory.hardware.output_noise) == (0.5, 0.5)
+    assert [type(step).__name__ for step in job.recipe.steps] == ["DriftCompensation"]
+    varied = path.read_text() + "\ngrid: {hardware.adc.bits: [4], memory.hardware.adc.bits: [4], hardware.dac: [null]}"
+    path.write_text(varied)
+    (point,) = design.read("own/study.yaml").combinations()
+    assert point.values["hardware"]["output_noise"] == point.values["memory"]["hardware"]["output_noise"] == 0.5
+    with pytest.raises(InputError, match=r"tiles\.yaml"):
+        resolve({**point.values, "hardware": "tiles.yaml"})
+    (tmp_path / "only-here").mkdir()
+    assert resolve({**point.values, "model": "only-here"}, Path("own")).model == "own/only-here"
+    assert resolve({**point.values, "model": "minilm"}, Path("own")).model == "minilm"
+
+
+@pytest.mark.parametrize(
+    "pattern",
+    [
+        {"text": "window({0})", "0": [1]},
+        {"text": "window({size:>9999999999})", "size": 1},
+        {"text": "window({size.real})", "size": 1},
+        {"text": "window({)", "size": 1},
+        {"text": "window({})"},
+        {"text": "window({size})"},
+        {"text": "window({size})", "size": {"a": 1}},
+    ],
+)
+def test_placeholders_are_names(pattern):
+    with pytest.raises(InputError):
+        resolve({**DEFAULTS, "pattern": pattern})

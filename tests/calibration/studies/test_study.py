@@ -43,7 +43,9 @@ def test_cells_are_what_the_other_jobs_find(done, folder, bits):
     hardware = Hardware.from_dict({"adc": {"bits": bits}, "dac": {"range": "per_token"}})
     recipe = Recipe.from_dict(tiny.TWO)
     options = {"pattern": "window(2) | sinks(1)", "times": ["1h", "1d"], "chips": 2}
-    expected = calibrate(folder, "wordsim", "pcm" if bits == 8 else hardware, recipe, **options)
+    hardware = "pcm" if bits == 8 else hardware
+    calibrated = calibrate(folder, "wordsim", hardware, recipe, **options)
+    emulated = emulate(folder, "wordsim", hardware, **options)
     setting = done.settings.query(f"`hardware.adc.bits` == {bits} and pattern != 'dense'")
     for name, arms in (("none", ["analog"]), ("two", recipe.arms)):
         (place,) = setting[setting["recipe"] == name]["setting"]
@@ -53,7 +55,7 @@ def test_cells_are_what_the_other_jobs_find(done, folder, bits):
             assert found["value"].tolist() == expected.values(arm)
         digital = done.digital[done.digital["setting"] == place].set_index("arm")["value"]
         for arm in ("digital", "digital dense"):
-            assert [digital[arm]] == expected.values(arm)
+            assert [digital[arm]] == calibrated.values(arm) == emulated.values(arm)
 
 
 def test_table_is_the_summary_of_emulate(done, folder):
@@ -153,6 +155,38 @@ def test_one_run_at_a_time(folder, tmp_path):
         store.lock()
         with pytest.raises(InputError, match="in use by another run"):
             study(small(folder), store=path)
+
+
+@pytest.mark.parametrize("how", ["deleted", "replaced"])
+def test_a_store_that_is_gone_ends_the_run(folder, tmp_path, inline, how):
+    store = tmp_path / "s.sqlite"
+
+    def take_away(event):
+        if isinstance(event, Scored):
+            store.unlink()
+            if how == "replaced":
+                store.write_bytes(b"")
+        return event
+
+    engines = inline(take_away)
+    with pytest.raises(InputError, match="deleted or replaced while the study ran"):
+        study(small(folder), store=store)
+    assert [engine.closed for engine in engines] == [True]
+
+
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(folder, tmp_path):
+    """With a limit on the size of files as its stand-in."""
+    path, store = tmp_path / "study.yaml", tmp_path / "s.sqlite"
+    path.write_text(json.dumps(tiny.config(folder, grid={"seed": "0..999"})))
+    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); "
+    limited += "from calibration import cli; sys.exit(cli.main(sys.argv[1:]))"
+    command = [sys.executable, "-c", limited, "study", str(path), "--store", str(store), "--workers", "1"]
+    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
+    assert done.returncode == 2
+    assert "Traceback" not in done.stderr
+    assert f"ohmformer: store {str(store)!r} cannot be used (d" in done.stderr  # disk I/O error, or disk is full
+    with Store(store, create=True) as kept:
+        assert kept.intact()
 
 
 @pytest.mark.parametrize("kind", ["csv", "parquet"])

@@ -1,15 +1,17 @@
 """A study of seconds, a BERT that reads letters, and studies whose scores are made up."""
 
+import json
 import sqlite3
 from contextlib import closing
 from itertools import product
 
 from calibration import fingerprint
 from calibration.studies import design
-from calibration.studies.plan import Cell, Plan, Setting
+from calibration.studies.plan import Cell, Plan, Setting, cell_id
 from calibration.studies.results import Study
 from calibration.studies.store import Store
 from calibration.studies.worker import Scored
+from crossbar import to_seconds
 
 TWO = {"name": "two", "steps": ["InputRanges", "DriftCompensation"]}
 
@@ -58,8 +60,8 @@ def made_plan(config, primary="spearman"):
         plan.setups |= dict(zip(ids, (setup, digital), strict=True))
         axes = {name: value for name, value in labels.items() if name not in ("time", "seed")}
         plan.settings.append(Setting(axes, *ids))
-        for key, chip in [(ids[1], (None, None)), *((ids[0], chip) for chip in product(times, seeds))]:
-            cell = Cell(f"{key} {chip}", key, *chip)
+        for key, chip in [(ids[1], (None, None)), *((ids[0], chip) for chip in product(map(to_seconds, times), seeds))]:
+            cell = Cell(cell_id(key, *chip), key, *chip)
             plan.cells[cell.id] = cell
     return plan
 
@@ -71,10 +73,10 @@ def made_study(path, config, score, digital=0.9, counts=(), primary="spearman"):
     with Store(path, create=True) as store:
         store.enter(plan)
         run = store.begin(plan.id, {**plan.provenance("local", 1), "command": "made up"})
-        with store.transaction() as on:
-            on.executemany("UPDATE setups SET counts = ? WHERE id = ?", list(counts))
+        taken = {key: json.loads(text) for text, key in counts}
         for cell in plan.cells.values():
             arms = {"digital": digital} if cell.seed is None else score(labels[cell.setup], cell.seconds, cell.seed)
-            store.record(cell.id, Scored(cell.seconds, {arm: {primary: v} for arm, v in arms.items()}, 0.1, []), run)
+            scores = {arm: {primary: v} for arm, v in arms.items()}
+            store.record(cell.id, Scored(cell.seconds, scores, 0.1, taken.get(cell.setup, [])), run)
         store.end(run)
     return Study(path)
