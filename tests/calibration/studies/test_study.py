@@ -52,7 +52,7 @@ def test_cells_are_what_the_other_jobs_find(done, folder, bits):
         own = done.scores[done.scores["setting"] == place]
         for arm in arms:
             found = own[own["arm"] == arm].sort_values(["seed", "seconds"])
-            assert found["value"].tolist() == expected.values(arm)
+            assert found["value"].tolist() == (emulated if arm == "analog" else calibrated).values(arm)
         digital = done.digital[done.digital["setting"] == place].set_index("arm")["value"]
         for arm in ("digital", "digital dense"):
             assert [digital[arm]] == calibrated.values(arm) == emulated.values(arm)
