@@ -1,6 +1,7 @@
 """Results as tables on a terminal."""
 
 import io
+import math
 
 import pytest
 from rich.console import Console
@@ -12,12 +13,21 @@ from crossbar import convert, presets
 
 
 def shown(primary, *values):
-    measurements = [Measurement("digital", primary, values[0])]
-    measurements += [Measurement("analog", primary, value, chip, 3600.0) for chip, value in enumerate(values[1:])]
+    return shown_scores([{primary: value} for value in values])
+
+
+def shown_scores(scores):
+    """The table of a digital model's scores and those of chips at 1 h."""
+    arms = [("digital", None, None), *(("analog", chip, 3600.0) for chip in range(len(scores) - 1))]
+    measurements = [
+        Measurement(arm, name, value, chip, seconds)
+        for (arm, chip, seconds), own in zip(arms, scores, strict=True)
+        for name, value in own.items()
+    ]
     conversion = convert(nn.Sequential(nn.Linear(3, 2)), presets.ideal())
-    setup = {"model": "m", "task": "t", "chips": len(values) - 1, "hardware": presets.ideal().to_dict()}
+    setup = {"model": "m", "task": "t", "chips": len(scores) - 1, "hardware": presets.ideal().to_dict()}
     terminal = Console(file=io.StringIO(), width=200)
-    terminal.print(accuracy_table(Emulation(setup, primary, tuple(measurements), conversion, {})))
+    terminal.print(accuracy_table(Emulation(setup, next(iter(scores[0])), tuple(measurements), conversion, {})))
     return terminal.file.getvalue()
 
 
@@ -42,3 +52,17 @@ def test_a_perplexity_has_a_geometric_mean_and_an_interval():
 def test_a_single_chip_has_no_interval(primary, expected):
     (row,) = [line for line in shown(primary, 0.9, 0.5).splitlines() if "1 h" in line]
     assert [cell.strip() for cell in row.strip("│").split("│")][-1] == expected
+
+
+@pytest.mark.parametrize(("lost", "told"), [(8000.0, True), (60.0, False)])
+def test_a_mean_that_few_windows_decide_is_said_to_be_one(lost, told):
+    """Of 16 windows one may lose its attention sink: the mean is then 1.38 times the median, or 1.02 times."""
+    mean = math.exp((15 * math.log(45.0) + math.log(lost)) / 16)
+    chip = {"perplexity": mean, "median_perplexity": 45.0}
+    text = " ".join(shown_scores([{"perplexity": 21.0, "median_perplexity": 22.0}, chip, chip]).split())
+    note = "a few windows decide perplexity of analog: compare median_perplexity (docs/calibration.md)"
+    assert (note in text) == told
+
+
+def test_without_medians_nothing_is_said_of_few_windows():
+    assert "few windows" not in shown("perplexity", 18.6, 9000.0, 30.0)
