@@ -35,9 +35,13 @@ def of_tensors(tensors: dict[str, Tensor]) -> str:
 
 
 def of_model(model: nn.Module) -> str:
-    """SHA-256 (hex) of a digital model: its class, its configuration if it has one, and its weights."""
-    config: Any = getattr(model, "config", None)  # transformers' models have one, a user's own may not
-    return of_values([type(model).__qualname__, str(config), of_tensors(model.state_dict())])
+    """SHA-256 (hex) of a digital model: its modules as they print, its weights, and its configurations if it has some.
+
+    What a class of your own keeps in plain attributes is seen where its ``extra_repr`` prints it.
+    """
+    # Transformers' models have them, a user's own may not.
+    configs = [str(getattr(model, name, None)) for name in ("config", "generation_config")]
+    return of_values([type(model).__qualname__, *configs, repr(model), of_tensors(model.state_dict())])
 
 
 def of_task(task: Task) -> str:

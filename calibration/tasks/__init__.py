@@ -36,20 +36,23 @@ _CONSTRUCTORS: dict[str, _Constructor] = {
     "wordsim": WordSim,
     "perplexity": Perplexity,
 }
+_SAVE_TOKENIZER = "save the tokenizer that belongs to it into its folder"
+_USUAL: Any = object()  # stands for the tokenizer of the model in `_MODELS`, which is loaded where it is needed
 _MODELS: dict[Output, str] = {"embeddings": "minilm", "next tokens": "smollm2"}
 
 
-def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: Any) -> Task:
+def get(name: str, tokenizer: PreTrainedTokenizerBase | None = _USUAL, **options: Any) -> Task:
     """The task of this name, tokenised for a model.
 
     Args:
         name: ``"code-search"``, ``"lee"``, ``"wordsim"`` or ``"perplexity"``.
-        tokenizer: that of the model which will be scored; None: MiniLM's, or for perplexity SmolLM2's.
+        tokenizer: that of the model which will be scored; left out: MiniLM's, or for perplexity SmolLM2's. None, which
+            is that of a model without one, is refused.
         **options: keyword arguments of the task's class, such as ``pairs`` of `CodeSearch`.
 
     Raises:
-        InputError: for an unknown task, an unknown option or an impossible value, and when the package that carries the
-            data is not installed.
+        InputError: for an unknown task, an unknown option or an impossible value, for a model without a tokenizer, and
+            when the package that carries the data is not installed.
     """
     require(name)
     constructor = _CONSTRUCTORS[name]
@@ -58,8 +61,10 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase | None = None, **options: 
     if unknown:
         remedy = f"choose from {', '.join(known)}" if known else "leave it out, it takes none"
         raise InputError(f"task {name!r} has no option {unknown[0]!r}: {remedy}")
-    if tokenizer is None:
+    if tokenizer is _USUAL:
         tokenizer = load_model(_MODELS[constructor.reads]).tokenizer
+    if tokenizer is None:
+        raise InputError(f"task {name!r} reads text, and the model has no tokenizer: {_SAVE_TOKENIZER}")
     return constructor(tokenizer, **options)
 
 
@@ -71,8 +76,17 @@ def require(name: str, model: Loaded | None = None) -> None:
     """
     if name not in _CONSTRUCTORS:
         raise InputError(f"task {name!r} does not exist: choose one of {', '.join(_CONSTRUCTORS)}")
+    if model is None:
+        return
     reads = _CONSTRUCTORS[name].reads
-    if model is not None and model.gives != reads:
+    if model.unfit:
+        raise InputError(
+            f"task {name!r} reads {reads}, and model {model.name!r} gives none, {model.unfit}: choose another model, "
+            f"such as {_MODELS[reads]}, or a task of your own"
+        )
+    if model.tokenizer is None:
+        raise InputError(f"task {name!r} reads text, and model {model.name!r} has no tokenizer: {_SAVE_TOKENIZER}")
+    if model.gives != reads:
         fitting = ", ".join(other for other, task in _CONSTRUCTORS.items() if task.reads == model.gives)
         raise InputError(
             f"task {name!r} reads {reads}, and model {model.name!r} gives {model.gives}: choose a task that fits it "

@@ -389,6 +389,19 @@ def test_nothing_is_unpickled(broken, tmp_path, name):
     assert not mark.exists()
 
 
+@pytest.mark.parametrize("shard", ["pytorch_model.bin", "../../outside.safetensors"])
+def test_an_index_of_shards_names_safetensors_of_the_bundle_only(broken, tmp_path, monkeypatch, shard):
+    mark, calls = tmp_path / "executed", []
+    monkeypatch.setattr(torch, "load", lambda *of, **how: calls.append(of))
+    torch.save(Evil(str(mark)), broken / "model/pytorch_model.bin")
+    (broken / "model/model.safetensors").rename(tmp_path / "outside.safetensors")
+    names = load_file(tmp_path / "outside.safetensors")
+    (broken / "model/model.safetensors.index.json").write_text(json.dumps({"weight_map": dict.fromkeys(names, shard)}))
+    refuse_to_load(resealed(broken), f"names {shard!r}", "it may name safetensors files of the folder only")
+    assert not calls
+    assert not mark.exists()
+
+
 @pytest.mark.parametrize("command", ["inspect", "refit"])
 def test_the_command_refuses(capsys, broken, command):
     (broken / "report.json").write_text("{}")
