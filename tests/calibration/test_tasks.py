@@ -179,7 +179,7 @@ def test_an_unknown_task_is_refused_with_a_list(minilm):
 def test_an_unknown_option_is_refused_with_a_list(minilm):
     with pytest.raises(InputError, match="no option 'pair': choose from pairs, calibration_pairs, training_pairs"):
         tasks.get("code-search", minilm.tokenizer, pair=50)
-    with pytest.raises(InputError, match="no option 'pairs': choose from none"):
+    with pytest.raises(InputError, match="no option 'pairs': leave it out, it takes none"):
         tasks.get("wordsim", minilm.tokenizer, pairs=50)
 
 
