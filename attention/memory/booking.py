@@ -38,18 +38,21 @@ def book_attention(
     hardware: Hardware,
     digital: bool,
     asking: Tensor | None,
+    kv_heads: int,
 ) -> None:
     """Book both stages on analog rows, or what a digital buffer reads and multiplies; arguments as `book_reads`.
 
-    A pair in digital reads a key and a value, takes D multiply-adds with each, and has the same share in the softmax as
-    a pair on analog rows. The softmax is over both together, so its reciprocal of each query is booked elsewhere.
+    A digital buffer reads the key and the value of each opened token once a call for all queries that share them, of
+    ``kv_heads`` different heads. A pair takes D multiply-adds with each, and in the softmax what a pair on analog rows
+    takes; the softmax is over both together, so its reciprocal of each query is booked elsewhere.
     """
     if not digital:
         book_reads(layer, q, k, work, padding, hardware, asking=asking, normalised=False)
     elif counting():
         size = q.shape[3]
         pairs = read_counts(q, k, work, padding, hardware, asking).value_row_drives // -(-size // hardware.tile.cols)
+        tokens = k.shape[0] * k.shape[2] if padding is None else int(padding.sum())
         book(layer, "digital_pairs", pairs)
         book(layer, "digital_macs", pairs * (2 * size + 1))
         book(layer, "special_functions", pairs)
-        book(layer, "sram_bytes", pairs * 2 * size * BYTES)
+        book(layer, "sram_bytes", 2 * kv_heads * tokens * size * BYTES)

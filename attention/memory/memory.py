@@ -270,7 +270,10 @@ class AnalogMemory:
             assert self.keys.fixed is not None
             channels = self.keys.fixed if heads is None else self.keys.fixed.index_select(1, shared)
             q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
-        book_attention(self.name, q, keys.digits, opened.work, options.mask, self.hardware, self.digital, asking)
+        kv_heads = keys.digits.shape[1] if heads is None else len({head // self._group for head in heads})
+        book_attention(
+            self.name, q, keys.digits, opened.work, options.mask, self.hardware, self.digital, asking, kv_heads
+        )
         key = (*self._key, "read", self.now, self.reads, *(heads[:1] if heads else ()))
         output, lse = attend_analog(q, keys, values, opened.work, options, self.hardware, key)
         assert lse is not None
@@ -343,6 +346,8 @@ class AnalogMemory:
                 f"{self.tokens}, {size}]"
             )
         self._group = q.shape[1] // heads
+        if self._guard is not None:
+            self._guard._group = self._group
         if not pattern.is_causal or not pattern.is_static:
             raise InputError(
                 f"pattern {str(pattern)!r} cannot read a memory: give a causal one that does not choose by digital keys"
