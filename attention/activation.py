@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from numbers import Real
 
 from crossbar.errors import InputError, require_number, require_whole
 
@@ -36,9 +35,9 @@ class Saturating:
     trained with it; ``gain`` is the digital factor on the output, such as one over the number of keys that are on.
 
     Attributes:
-        low, high: scores, after their scale.
-        levels: of the pulse, 0 and the full one among them; None: continuous.
-        gain: on the output.
+        low, high: scores, after their scale, within ± 1e4, apart by a millionth of the larger or more.
+        levels: of the pulse, 2 to 65,536, 0 and the full one among them; None: continuous.
+        gain: on the output, 1e-6 to 1e6.
 
     Raises:
         InputError: for numbers that do not fit together.
@@ -50,11 +49,12 @@ class Saturating:
     gain: float = 1.0
 
     def __post_init__(self) -> None:
-        require_number("saturating gain", self.gain, above=0)
+        require_number("saturating gain", self.gain, least=1e-6, most=1e6)
         if self.levels is not None:
-            require_whole("saturating levels", self.levels, least=2)
-        numbers = all(isinstance(value, Real) and not isinstance(value, bool) for value in (self.low, self.high))
-        if not numbers or not self.low < self.high:
+            require_whole("saturating levels", self.levels, least=2, most=2**16)
+        for name in ("low", "high"):
+            require_number(f"saturating {name}", getattr(self, name), least=-1e4, most=1e4)
+        if self.high - self.low < 1e-6 * max(abs(self.low), abs(self.high), 1e-3):
             raise InputError(f"saturating low = {self.low!r} is not below high = {self.high!r}: give a range of scores")
 
 

@@ -64,7 +64,7 @@ def noisy(deviation: float) -> Hardware:
 
     A number is the difference of two cells around the middle, so that none is held up by 0 µS.
     """
-    device = GainCell(tau=1e30, levels=2**16, write_std=deviation / math.sqrt(2))
+    device = GainCell(tau=1e12, levels=2**16, write_std=deviation / math.sqrt(2))
     return Hardware(device=device, tile=Tile(encoding="balanced"), dac=None, adc=None, output_noise=0.0)
 
 

@@ -14,9 +14,11 @@ from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.measured import Measured
 from crossbar.devices.reram import CmoReRam, ReRam
-from crossbar.errors import InputError, require_number, require_whole
+from crossbar.errors import MOST_SEED, InputError, require_number, require_whole, shown
 from crossbar.plain_values import build, mapping, read_yaml
 
+_MOST_LINES = 8192
+_MOST_PLACES = 2**26  # a defect is drawn for each, whatever the size of the layer
 _MOST_WEIGHT_BITS = 20  # of all slices: whole numbers up to here are exact in float32, rounding included
 
 Range = Literal["static", "per_token", "max", "active_rows"]
@@ -39,13 +41,14 @@ class Converter:
             the abs-max of each input vector; ``max``: the abs-max of the whole batch. For ADCs also ``active_rows``:
             ``full_scale`` times the square root of the part of a tile's word lines that is driven at all, as the
             deviation of their sum goes.
-        full_scale: the static range before calibration: unit outputs for an ADC (one cell at g_max under a full-scale
-            input gives 1), activation units for a DAC. 10 is aihwkit's ``out_bound``.
+        full_scale: the static range before calibration, 1e-6 to 1e6: unit outputs for an ADC (one cell at g_max under a
+            full-scale input gives 1), activation units for a DAC. 10 is aihwkit's ``out_bound``.
         coding: of a DAC. ``pwm``: one pulse whose length (or height) is the code. ``bit_serial``: one pulse a magnitude
             bit, each sensed and converted, then shifted and added. ``rate``: a train of ``2^(bits-1) - 1`` slots, each
             with a pulse at the probability that the code stands for, summed by the column before one conversion.
-        gain_std: deviation of the gain error of each word line's (DAC) or column's (ADC) own circuit, relative.
-        offset_std: deviation of its offset, relative to a full-scale input (DAC), or in unit outputs (ADC).
+        gain_std: deviation of the gain error of each word line's (DAC) or column's (ADC) own circuit, relative, at most
+            10.
+        offset_std: deviation of its offset, relative to a full-scale input (DAC), or in unit outputs (ADC), up to 1e4.
     """
 
     bits: int = 8
@@ -59,9 +62,9 @@ class Converter:
         require_whole("converter field bits", self.bits, least=1, most=16)
         _require_choice("converter field range", self.range, get_args(Range))
         _require_choice("converter field coding", self.coding, get_args(Coding))
-        require_number("converter field full_scale", self.full_scale, above=0)
-        require_number("converter field gain_std", self.gain_std)
-        require_number("converter field offset_std", self.offset_std)
+        require_number("converter field full_scale", self.full_scale, least=1e-6, most=1e6)
+        require_number("converter field gain_std", self.gain_std, most=10)
+        require_number("converter field offset_std", self.offset_std, most=1e4)
         if self.bits == 1 and self.coding != "pwm":
             raise InputError(f"converter field coding = {self.coding!r} is not allowed with 1 bit: give 2 bits or more")
 
@@ -78,12 +81,13 @@ class Tile:
     A weight ``w``, scaled into ±1, is the difference of two conductances in each of ``pairs`` x ``slices`` places.
 
     Attributes:
-        rows: word lines (inputs) of a tile.
-        cols: bit lines (outputs) of a tile.
+        rows: word lines (inputs) of a tile, up to 8192.
+        cols: bit lines (outputs) of a tile, up to 8192.
         scale: what shares one digital scale, the abs-max of its weights: each column of a tile, a tile, or a layer.
         encoding: ``differential``: ``G± = g_max max(±w, 0)``; ``balanced``: ``G± = g_max (1 ± w) / 2``; ``offset``: a
             single ``G = g_max (1 + w) / 2``, from which digital logic takes half the sum of the inputs.
-        pairs: copies of each weight, whose currents add on the same bit line and are shared out: a weight is the mean.
+        pairs: copies of each weight, up to 64, whose currents add on the same bit line and are shared out: a weight is
+            the mean. ``rows`` x ``cols`` x ``pairs`` x ``slices`` are at most 2^26.
         slices: tiles of their own for the digits of ``|w|``, most significant first, whose conversions are shifted and
             added in digital. 1: the whole weight is one analog value.
         slice_bits: bits of a digit, where there is more than one slice.
@@ -98,8 +102,9 @@ class Tile:
     slice_bits: int = 4
 
     def __post_init__(self) -> None:
-        for name in ("rows", "cols", "pairs"):
-            require_whole(f"tile field {name}", getattr(self, name), least=1)
+        require_whole("tile field rows", self.rows, least=1, most=_MOST_LINES)
+        require_whole("tile field cols", self.cols, least=1, most=_MOST_LINES)
+        require_whole("tile field pairs", self.pairs, least=1, most=64)
         require_whole("tile field slices", self.slices, least=1, most=16)
         require_whole("tile field slice_bits", self.slice_bits, least=1, most=16)
         _require_choice("tile field scale", self.scale, get_args(ScaleGranularity))
@@ -108,6 +113,12 @@ class Tile:
             raise InputError(
                 f"tile fields slices = {self.slices} and slice_bits = {self.slice_bits} give more than "
                 f"{_MOST_WEIGHT_BITS} bits together: give fewer of either"
+            )
+        places = self.rows * self.cols * self.pairs * self.slices
+        if places > _MOST_PLACES:
+            raise InputError(
+                f"tile fields rows, cols, pairs and slices give {places:,} places for pairs of cells: give at most "
+                f"{_MOST_PLACES:,}"
             )
 
     @property
@@ -123,8 +134,8 @@ class CellNoise:
     A column sums the squares over its driven word lines, ``Σ_i v_i² σ²(G_io)``, and noise is drawn once a column.
 
     Attributes:
-        constant: µS.
-        relative: part of the conductance.
+        constant: µS, up to 1000.
+        relative: part of the conductance, up to 10.
         form: ``exact``: a second product, of squared inputs and variances; ``cheap``: every cell of a column has the
             column's mean variance, so only ``Σ_i v_i²`` is needed. The same for a constant alone.
     """
@@ -134,8 +145,8 @@ class CellNoise:
     form: Literal["exact", "cheap"] = "exact"
 
     def __post_init__(self) -> None:
-        require_number("read_noise field constant", self.constant)
-        require_number("read_noise field relative", self.relative)
+        require_number("read_noise field constant", self.constant, most=1e3)
+        require_number("read_noise field relative", self.relative, most=10)
         _require_choice("read_noise field form", self.form, ("exact", "cheap"))
 
 
@@ -148,9 +159,9 @@ class WriteVerify:
     (`crossbar.devices.RedrawDevice`) the verifying read is one such draw, so only their programming error is narrowed.
 
     Attributes:
-        tolerance: a cell is left alone once it is this near, as a part of g_max.
-        rounds: at most; a cell that never comes near keeps the best of them.
-        read_std: deviation of the verifying read, as a part of g_max.
+        tolerance: a cell is left alone once it is this near, as a part of g_max, 1e-9 to 10.
+        rounds: at most, up to 10,000; a cell that never comes near keeps the best of them.
+        read_std: deviation of the verifying read, as a part of g_max, up to 10.
     """
 
     tolerance: float = 0.02
@@ -158,9 +169,9 @@ class WriteVerify:
     read_std: float = 0.0
 
     def __post_init__(self) -> None:
-        require_number("verify field tolerance", self.tolerance, above=0)
-        require_whole("verify field rounds", self.rounds, least=1)
-        require_number("verify field read_std", self.read_std)
+        require_number("verify field tolerance", self.tolerance, least=1e-9, most=10)
+        require_whole("verify field rounds", self.rounds, least=1, most=10_000)
+        require_number("verify field read_std", self.read_std, most=10)
 
 
 @dataclass(frozen=True)
@@ -171,8 +182,8 @@ class Faults:
         stuck_min, stuck_max: rates of cells that stay at the least conductance (0 µS in most devices) and at g_max.
         shorts: rate of cells that join word line and bit line with ``short_conductance``.
         broken_rows, broken_cols: rates of word lines and of columns, in each tile, that carry no current.
-        short_conductance: µS. The default, a kiloohm, is an assumption.
-        spare_cols: columns of each tile that can stand in for its worst ones; they have defects of their own.
+        short_conductance: µS, 1e-6 to 1e6. The default, a kiloohm, is an assumption.
+        spare_cols: columns of each tile, up to 8192, that can stand in for its worst ones; they have defects too.
         seed: of the draw, with the seed of the chip that was programmed first: `crossbar.new_chip` draws others.
     """
 
@@ -188,14 +199,12 @@ class Faults:
     def __post_init__(self) -> None:
         for name in ("stuck_min", "stuck_max", "shorts", "broken_rows", "broken_cols"):
             rate = getattr(self, name)
-            require_number(f"faults field {name}", rate)
-            if rate > 1:
-                raise InputError(f"faults field {name} = {rate!r} is not allowed: give a rate from 0 to 1")
+            require_number(f"faults field {name}", rate, most=1)
         if self.stuck_min + self.stuck_max + self.shorts > 1 + 1e-9:
             raise InputError("faults fields stuck_min, stuck_max and shorts add up to more than 1: give less")
-        require_number("faults field short_conductance", self.short_conductance, above=0)
-        require_whole("faults field spare_cols", self.spare_cols, least=0)
-        require_whole("faults field seed", self.seed, least=0)
+        require_number("faults field short_conductance", self.short_conductance, least=1e-6, most=1e6)
+        require_whole("faults field spare_cols", self.spare_cols, least=0, most=_MOST_LINES)
+        require_whole("faults field seed", self.seed, least=0, most=MOST_SEED)
 
 
 @dataclass(frozen=True)
@@ -208,7 +217,7 @@ class Hardware:
         dac: input converter, one a word line.
         adc: output converter, one a bit-line pair of each tile.
         output_noise: deviation of amplifier and ADC noise, added to each column of each tile at every read, in unit
-            outputs (aihwkit's ``out_noise``).
+            outputs (aihwkit's ``out_noise``), up to 1e4.
         read_noise: white noise of the cells themselves at every read (aihwkit's ``w_noise``).
         verify: programming in rounds.
         faults: defects of the chip.
@@ -225,17 +234,18 @@ class Hardware:
 
     def __post_init__(self) -> None:
         if isinstance(self.device, type) or not isinstance(self.device, AnyDevice):
-            raise InputError(f"hardware field device = {self.device!r} is not a device: give one of crossbar.devices")
+            given = shown(self.device)
+            raise InputError(f"hardware field device = {given} is not a device: give one of crossbar.devices")
         for name, part in _PARTS.items():
             value = getattr(self, name)
             if not isinstance(value, part) and (value is not None or name == "tile"):
-                raise InputError(f"hardware field {name} = {value!r} is not allowed: give a {part.__name__}")
+                raise InputError(f"hardware field {name} = {shown(value)} is not allowed: give a {part.__name__}")
         if self.adc is not None:
             _require_choice("hardware field adc.range", self.adc.range, ("static", "active_rows"))
             _require_choice("hardware field adc.coding", self.adc.coding, ("pwm",))
         if self.dac is not None:
             _require_choice("hardware field dac.range", self.dac.range, ("static", "per_token", "max"))
-        require_number("hardware field output_noise", self.output_noise)
+        require_number("hardware field output_noise", self.output_noise, most=1e4)
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` takes them back if the device is one of this package and not a foreign model."""
@@ -293,4 +303,4 @@ _PARTS: dict[str, type[Any]] = {
 
 def _require_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
-        raise InputError(f"{what} = {value!r} is not allowed: choose one of {', '.join(allowed)}")
+        raise InputError(f"{what} = {shown(value)} is not allowed: choose one of {', '.join(allowed)}")

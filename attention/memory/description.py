@@ -10,9 +10,11 @@ from attention.activation import Activation, Saturating, Softmax
 from attention.memory.cells import Scale
 from attention.memory.layout import Order
 from crossbar import presets
-from crossbar.errors import InputError, require_number, require_whole
+from crossbar.errors import MOST_SEED, InputError, require_number, require_whole, shown
 from crossbar.hardware import Hardware
 from crossbar.plain_values import build, mapping
+
+_MOST_ROWS = 2**24
 
 Eviction = Literal["refuse", "ring"]
 
@@ -24,10 +26,10 @@ class Protected:
     """Tokens whose keys and values a second, better memory holds too, from where they are read while they are in it.
 
     Attributes:
-        sinks: first tokens, for good.
-        recent: last tokens, the query's own among them.
+        sinks: first tokens, for good, up to 2^24.
+        recent: last tokens, the query's own among them, up to 2^24.
         by: ``digital``: a buffer without noise; ``pairs``: analog rows of ``copies`` times as many pairs of cells.
-        copies: of each pair, for ``pairs``.
+        copies: of each pair, for ``pairs``, 2 to 64.
 
     Raises:
         InputError: for numbers that are not allowed.
@@ -39,11 +41,11 @@ class Protected:
     copies: int = 2
 
     def __post_init__(self) -> None:
-        require_whole("protected sinks", self.sinks, least=0)
-        require_whole("protected recent", self.recent, least=1)
-        require_whole("protected copies", self.copies, least=2)
+        require_whole("protected sinks", self.sinks, least=0, most=_MOST_ROWS)
+        require_whole("protected recent", self.recent, least=1, most=_MOST_ROWS)
+        require_whole("protected copies", self.copies, least=2, most=64)
         if self.by not in ("digital", "pairs"):
-            raise InputError(f"protected by = {self.by!r} is not allowed: choose digital or pairs")
+            raise InputError(f"protected by = {shown(self.by)} is not allowed: choose digital or pairs")
 
 
 @dataclass(frozen=True)
@@ -52,11 +54,12 @@ class Memory:
 
     Attributes:
         hardware: cells, tiles and converters.
-        capacity: token rows of each head; None: what the pattern's window needs, or as many as the model has positions.
+        capacity: token rows of each head, up to 2^24; None: as many as the pattern's window needs, or the model has
+            positions.
         sinks: first tokens whose rows are never used again.
         eviction: when the rows are full: ``refuse`` the next token, or use the oldest row again (``ring``).
         placement: ``sequential`` or ``striped``, see `attention.memory.layout.Layout`.
-        token_seconds: seconds from one token to the next, by which rows age.
+        token_seconds: seconds from one token to the next, by which rows age, up to 1e9.
         clock: wall clock, a function that gives seconds; it takes the place of ``token_seconds``.
         key_scale: ``row``: each token's abs-max, applied after the ADC; ``channel``: each dimension's, folded into the
             query; ``head``: one of each head. The last two are those of the first tokens, and clip later ones.
@@ -107,7 +110,7 @@ class Memory:
         clock = parts.pop("clock", "token")
         if clock != "token":
             raise InputError(
-                f"memory clock = {clock!r} is not allowed here: give token_seconds, or build a Memory in Python"
+                f"memory clock = {shown(clock)} is not allowed here: give token_seconds, or build a Memory in Python"
             )
         given = parts["hardware"]
         parts["hardware"] = presets.get(given) if isinstance(given, str) else Hardware.from_dict(given)
@@ -118,19 +121,19 @@ class Memory:
             kind = activation.pop("kind", Softmax.__name__)
             if kind not in tuple(_ACTIVATIONS):  # a list, say, has no hash
                 raise InputError(
-                    f"memory.activation.kind = {kind!r} is not allowed: choose {' or '.join(_ACTIVATIONS)}"
+                    f"memory.activation.kind = {shown(kind)} is not allowed: choose {' or '.join(_ACTIVATIONS)}"
                 )
             parts["activation"] = build(_ACTIVATIONS[kind], "memory.activation", activation)
         return build(cls, "memory", parts)
 
     def __post_init__(self) -> None:
         if not isinstance(self.hardware, Hardware):
-            raise InputError(f"memory hardware {self.hardware!r} is not a Hardware: give one of crossbar.presets")
+            raise InputError(f"memory hardware {shown(self.hardware)} is not a Hardware: give one of crossbar.presets")
         if self.capacity is not None:
-            require_whole("memory capacity", self.capacity, least=1)
-        require_whole("memory sinks", self.sinks, least=0)
-        require_whole("memory seed", self.seed, least=0)
-        require_number("memory token_seconds", self.token_seconds)
+            require_whole("memory capacity", self.capacity, least=1, most=_MOST_ROWS)
+        require_whole("memory sinks", self.sinks, least=0, most=_MOST_ROWS)
+        require_whole("memory seed", self.seed, least=0, most=MOST_SEED)
+        require_number("memory token_seconds", self.token_seconds, most=1e9)
         for name, value, allowed in (
             ("eviction", self.eviction, get_args(Eviction)),
             ("placement", self.placement, get_args(Order)),
@@ -138,6 +141,6 @@ class Memory:
             ("value_scale", self.value_scale, ("row", "head")),
         ):
             if value not in allowed:
-                raise InputError(f"memory {name} = {value!r} is not allowed: choose {', '.join(allowed)}")
+                raise InputError(f"memory {name} = {shown(value)} is not allowed: choose {', '.join(allowed)}")
         if self.clock is not None and self.token_seconds:
             raise InputError("memory has a clock and token_seconds: give one of them")

@@ -9,7 +9,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from crossbar.devices.protocol import Draw, State
+from crossbar.devices.protocol import Draw, State, require_conductance
 from crossbar.errors import require_number, require_whole
 
 
@@ -25,10 +25,10 @@ class GainCell:
     unless given, the second is left out, and g_max is a unit that results do not depend on.
 
     Attributes:
-        g_max: conductance of the largest value, µS.
-        tau: time constant of the leak, s.
-        levels: evenly spaced conductances that can be written, 0 and g_max included.
-        write_std: deviation of a write from its level, as a part of g_max.
+        g_max: conductance of the largest value, µS, 0.001 to 1e5.
+        tau: time constant of the leak, s, 1e-9 to 1e12.
+        levels: evenly spaced conductances that can be written, 0 and g_max included, 2 to 65,536.
+        write_std: deviation of a write from its level, as a part of g_max, up to 10.
     """
 
     kind: ClassVar[str] = "gain_cell"
@@ -39,10 +39,10 @@ class GainCell:
     write_std: float = 0.0
 
     def __post_init__(self) -> None:
-        require_number("device field g_max", self.g_max, above=0)
-        require_number("device field tau", self.tau, above=0)
-        require_whole("device field levels", self.levels, least=2)
-        require_number("device field write_std", self.write_std)
+        require_conductance("device field g_max", self.g_max)
+        require_number("device field tau", self.tau, least=1e-9, most=1e12)
+        require_whole("device field levels", self.levels, least=2, most=2**16)
+        require_number("device field write_std", self.write_std, most=10)
 
     def program(self, target: Tensor, draw: Draw) -> State:
         """Written conductances, µS, at least 0."""

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from crossbar.devices.power_law import PowerLawDrift
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 
 
 class _Fit(NamedTuple):
@@ -69,8 +69,8 @@ class Hermes(PowerLawDrift):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        if self.devices not in _FITS:
-            raise InputError(f"device field devices = {self.devices!r} is not allowed: choose 1 or 2")
+        if isinstance(self.devices, bool) or self.devices not in tuple(_FITS):  # a list, say, has no hash
+            raise InputError(f"device field devices = {shown(self.devices)} is not allowed: choose 1 or 2")
         if self.g_max > self._fit.g_max:
             raise InputError(
                 f"device field g_max = {self.g_max!r} is not allowed: {self.devices} devices were measured up to "

@@ -8,8 +8,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from crossbar.devices.protocol import Draw, State
-from crossbar.errors import require_number
+from crossbar.devices.protocol import Draw, State, require_conductance
 
 
 @dataclass(frozen=True)
@@ -18,10 +17,10 @@ class Ideal:
 
     kind: ClassVar[str] = "ideal"
     ages_apart: ClassVar[bool] = True
-    g_max: float = 25.0  # µS
+    g_max: float = 25.0  # µS, 0.001 to 1e5
 
     def __post_init__(self) -> None:
-        require_number("device field g_max", self.g_max, above=0)
+        require_conductance("device field g_max", self.g_max)
 
     def program(self, target: Tensor, draw: Draw) -> State:
         """The target itself."""

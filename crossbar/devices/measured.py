@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import csv
+import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
-from numbers import Real
+from itertools import pairwise
 from pathlib import Path
 from typing import TYPE_CHECKING, ClassVar
 
@@ -14,13 +15,24 @@ import torch
 from torch import Tensor
 
 from crossbar.devices.power_law import log1p
-from crossbar.errors import InputError, require_number
+from crossbar.devices.protocol import require_conductance
+from crossbar.errors import InputError, require_number, shown
+from crossbar.plain_values import read_text
 
 if TYPE_CHECKING:
     from crossbar.devices.protocol import Draw, State
 
 _REQUIRED = ("target_us", "mean_us", "std_us")
 _DRIFT = ("drift_mean", "drift_std")
+_BOUNDS: dict[str, dict[str, float]] = {
+    "target_us": {"most": 1e5},
+    "mean_us": {"most": 1e5},
+    "std_us": {"most": 1e5},
+    "drift_mean": {"least": -1.0, "most": 1.0},
+    "drift_std": {"most": 1.0},
+}
+_MOST_TARGETS = 10_000
+_MOST_RISE = math.log(1e12)
 
 
 @dataclass(frozen=True)
@@ -28,14 +40,16 @@ class Measured:
     """Cells whose error and drift were measured at some targets; between two rows all columns are linear.
 
     Programming gives ``max(N(mean, std), 0)``, drift is ``G(t) = G_prog ((t + t_0) / t_0)^-ν`` with the exponent
-    ``ν ~ N(drift_mean, drift_std)`` (it may be negative: a conductance that rises). No 1/f noise.
+    ``ν ~ N(drift_mean, drift_std)`` (it may be negative: a conductance that rises, at most 10^12 times). No 1/f noise.
 
     Attributes:
-        target_us: targets, µS, rising from 0 (half of the cells of a differential pair are empty). The last is g_max.
-        mean_us: mean conductance after programming, µS.
-        std_us: its standard deviation, µS.
-        drift_mean, drift_std: mean and standard deviation of the drift exponent; None for cells that do not drift.
-        t_0: time of the measurement after programming, s.
+        target_us: targets, µS, up to 10,000 of them, rising from 0 (half of the cells of a differential pair are empty)
+            by a millionth of the last or more. The last is g_max, 0.001 to 1e5.
+        mean_us: mean conductance after programming, µS, up to 1e5.
+        std_us: its standard deviation, µS, up to 1e5.
+        drift_mean, drift_std: mean, within ± 1, and standard deviation, up to 1, of the drift exponent; None for cells
+            that do not drift.
+        t_0: time of the measurement after programming, s, 1e-9 to 1e9.
     """
 
     kind: ClassVar[str] = "measured"
@@ -48,12 +62,12 @@ class Measured:
     t_0: float = 20.0
 
     def __post_init__(self) -> None:
-        require_number("device field t_0", self.t_0, above=0)
+        require_number("device field t_0", self.t_0, least=1e-9, most=1e9)
         columns = [name for name in (*_REQUIRED, *_DRIFT) if getattr(self, name) is not None]
         for name in columns:
             values = getattr(self, name)
             if not isinstance(values, Sequence) or isinstance(values, str):
-                raise InputError(f"device field {name} = {values!r} is not allowed: give a list of numbers")
+                raise InputError(f"device field {name} = {shown(values)} is not allowed: give a list of numbers")
             object.__setattr__(self, name, tuple(values))
         _require_columns("device", columns)
         rows = len(self.target_us)
@@ -81,7 +95,7 @@ class Measured:
         """``G_prog ((t + t_0) / t_0)^-ν``."""
         if "exponent" not in state:
             return state["programmed"]
-        return (state["exponent"] * -log1p(seconds / self.t_0)).exp_().mul_(state["programmed"])
+        return (state["exponent"] * -log1p(seconds / self.t_0)).clamp_(max=_MOST_RISE).exp_().mul_(state["programmed"])
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: the table has none."""
@@ -108,14 +122,11 @@ def from_csv(path: str | Path, t_0: float = 20.0) -> Measured:
         InputError: for a missing file and for anything that is not such a table, with line and column.
     """
     name = f"device file {str(path)!r}"
-    if not Path(path).is_file():
-        raise InputError(f"{name} does not exist: give the path of a CSV file")
+    reader = csv.reader(io.StringIO(read_text("device", path, "CSV"), newline=""), strict=True)
     try:
-        with open(path, encoding="utf-8-sig", newline="") as file:
-            reader = csv.reader(file, strict=True)
-            lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
-    except (csv.Error, UnicodeDecodeError) as error:
-        raise InputError(f"{name} is not CSV in UTF-8: {error}") from None
+        lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
+    except csv.Error as error:
+        raise InputError(f"{name} is not CSV: {error}") from None
     if not lines:
         raise InputError(f"{name} is empty: give a header with {', '.join(_REQUIRED)}")
     header = [cell.strip() for cell in lines[0][1]]
@@ -133,16 +144,18 @@ def from_csv(path: str | Path, t_0: float = 20.0) -> Measured:
 
 def _number(place: str, column: str, cell: str) -> float:
     try:
+        if "_" in cell:
+            raise ValueError
         return float(cell)
     except ValueError:
-        raise InputError(f"{place}, column {column} = {cell.strip()!r} is not a number: give one") from None
+        raise InputError(f"{place}, column {column} = {shown(cell.strip())} is not a number: give one") from None
 
 
 def _require_columns(name: str, columns: Sequence[str]) -> None:
     for column in columns:
         if column not in (*_REQUIRED, *_DRIFT):
             raise InputError(
-                f"{name} has a column {column!r} that is not known: allowed are {', '.join((*_REQUIRED, *_DRIFT))}"
+                f"{name} has a column {shown(column)} that is not known: allowed are {', '.join((*_REQUIRED, *_DRIFT))}"
             )
         if columns.count(column) > 1:
             raise InputError(f"{name} has column {column} twice: give it once")
@@ -155,14 +168,12 @@ def _require_columns(name: str, columns: Sequence[str]) -> None:
 def _require_rows(name: str, places: Sequence[str], table: Sequence[dict[str, float]]) -> None:
     if len(table) < 2:
         raise InputError(f"{name} has measurements at {len(table)} targets: give 2 or more, from 0 µS to the largest")
+    if len(table) > _MOST_TARGETS:
+        raise InputError(f"{name} has measurements at {len(table):,} targets: give at most {_MOST_TARGETS:,}")
     before = None
     for place, row in zip(places, table, strict=True):
         for column, value in row.items():
-            what = f"{place}, column {column}"
-            if column != "drift_mean":
-                require_number(what, value)
-            elif not isinstance(value, Real) or not math.isfinite(value):
-                raise InputError(f"{what} = {value!r} is not allowed: give a finite number")
+            require_number(f"{place}, column {column}", value, **_BOUNDS[column])
         target = row["target_us"]
         if before is None and target != 0:
             raise InputError(f"{place}, column target_us = {target!r} is not allowed: begin with the empty cell, 0 µS")
@@ -171,3 +182,11 @@ def _require_rows(name: str, places: Sequence[str], table: Sequence[dict[str, fl
                 f"{place}, column target_us = {target!r} is not allowed: targets must rise, give more than {before!r}"
             )
         before = target
+    targets = [row["target_us"] for row in table]
+    require_conductance(f"{places[-1]}, column target_us", targets[-1])
+    for place, (below, target) in zip(places[1:], pairwise(targets), strict=True):
+        if target - below < targets[-1] * 1e-6:
+            raise InputError(
+                f"{place}, column target_us = {target!r} is not allowed: it is less than a millionth of the largest "
+                f"target above {below!r}, leave one of them out"
+            )

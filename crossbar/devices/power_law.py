@@ -10,7 +10,7 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from crossbar.devices.protocol import Draw, State
+from crossbar.devices.protocol import MOST_SCALE, Draw, State, require_conductance
 from crossbar.errors import InputError, require_number
 
 
@@ -30,10 +30,10 @@ class PowerLawDrift(ABC):
     - 1/f noise has the deviation ``G(t) Q(g) sqrt(ln((t + t_0 + t_read) / (2 t_read)))``, Q from the *programmed* one.
 
     Attributes:
-        g_max: conductance of the largest weight, µS.
-        t_0: time of the first read after programming, s. Earlier times are an extrapolation of the fit.
-        t_read: duration of a read, s.
-        prog_noise_scale, drift_scale, read_noise_scale: multiply the three effects; 0 turns one off.
+        g_max: conductance of the largest weight, µS, 0.001 to 1e5.
+        t_0: time of the first read after programming, s, 1e-9 to 1e9. Earlier times are an extrapolation of the fit.
+        t_read: duration of a read, s, 1e-12 to 1e6 and less than ``t_0``.
+        prog_noise_scale, drift_scale, read_noise_scale: multiply the three effects, up to 1000; 0 turns one off.
         correlated: 1/f noise is one path of each cell (`crossbar.devices.one_over_f`), not independent draws.
     """
 
@@ -48,10 +48,11 @@ class PowerLawDrift(ABC):
     correlated: bool = False
 
     def __post_init__(self) -> None:
-        for field in ("g_max", "t_0", "t_read"):
-            require_number(f"device field {field}", getattr(self, field), above=0)
+        require_conductance("device field g_max", self.g_max)
+        require_number("device field t_0", self.t_0, least=1e-9, most=1e9)
+        require_number("device field t_read", self.t_read, least=1e-12, most=1e6)
         for field in ("prog_noise_scale", "drift_scale", "read_noise_scale"):
-            require_number(f"device field {field}", getattr(self, field))
+            require_number(f"device field {field}", getattr(self, field), most=MOST_SCALE)
         if self.t_read >= self.t_0:
             raise InputError(f"device field t_read = {self.t_read!r} is not allowed: give less than t_0 = {self.t_0!r}")
         if not isinstance(self.correlated, bool):

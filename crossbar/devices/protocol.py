@@ -13,6 +13,11 @@ from typing import ClassVar, Protocol, runtime_checkable
 
 from torch import Tensor
 
+from crossbar.errors import require_number
+
+MOST_SCALE = 1000.0
+"""Of what multiplies a published error."""
+
 Draw = Callable[[str], Tensor]
 """Gives standard normal numbers, shaped like the target, for a named purpose; the same name gives the same bits."""
 
@@ -119,6 +124,11 @@ class Windowed(Protocol):
     def g_max(self) -> float:
         """The largest conductance (µS)."""
         ...
+
+
+def require_conductance(what: str, value: object, most: float = 1e5) -> None:
+    """Refuse what is no conductance (µS) of a largest weight: a nanosiemens to 0.1 S, unless ``most`` is given."""
+    require_number(what, value, least=1e-3, most=most)
 
 
 def window(device: AnyDevice) -> tuple[float, float]:

@@ -10,8 +10,8 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from crossbar.devices.protocol import Draw, State
-from crossbar.errors import InputError, require_number
+from crossbar.devices.protocol import MOST_SCALE, Draw, State, require_conductance
+from crossbar.errors import InputError, require_number, shown
 
 _WAN_G_MAX = 40.0  # µS, the largest conductance of the measurement
 _WAN = {  # deviation from the target by time (s): µS, ascending in g = G / g_max
@@ -38,8 +38,8 @@ class ReRam:
     and after 2 d, where nothing was measured, that of 1 s and of 2 d is held. No 1/f noise was published.
 
     Attributes:
-        g_max: conductance of the largest weight, µS.
-        noise_scale: multiplies all deviations; 0 turns them off.
+        g_max: conductance of the largest weight, µS, 0.001 to 1e5.
+        noise_scale: multiplies all deviations, up to 1000; 0 turns them off.
     """
 
     kind: ClassVar[str] = "reram"
@@ -47,8 +47,8 @@ class ReRam:
     noise_scale: float = 1.0
 
     def __post_init__(self) -> None:
-        require_number("device field g_max", self.g_max, above=0)
-        require_number("device field noise_scale", self.noise_scale)
+        require_conductance("device field g_max", self.g_max)
+        require_number("device field noise_scale", self.noise_scale, most=MOST_SCALE)
 
     def deviation(self, g: Tensor, seconds: float) -> Tensor:
         """``σ_t`` in µS at relative targets ``g`` at a time."""
@@ -109,7 +109,7 @@ class CmoReRam:
         g_max: conductance of the largest weight, µS; 88.2 was measured.
         g_min: smallest conductance, µS; 9 was measured. Lower targets are written as this.
         acceptance: half width of the band that ends programming, in % of the target: 0.2 or 2.
-        prog_noise_scale, drift_scale, read_noise_scale: multiply the three effects; 0 turns one off.
+        prog_noise_scale, drift_scale, read_noise_scale: multiply the three effects, up to 1000; 0 turns one off.
     """
 
     kind: ClassVar[str] = "reram_cmo"
@@ -124,14 +124,14 @@ class CmoReRam:
         for field in ("g_max", "g_min"):
             require_number(f"device field {field}", getattr(self, field), above=0)
         for field in ("prog_noise_scale", "drift_scale", "read_noise_scale"):
-            require_number(f"device field {field}", getattr(self, field))
+            require_number(f"device field {field}", getattr(self, field), most=MOST_SCALE)
         if not _CMO_WINDOW[0] <= self.g_min < self.g_max <= _CMO_WINDOW[1]:
             raise InputError(
                 f"device fields g_min = {self.g_min!r} and g_max = {self.g_max!r} are not allowed: cells were measured "
                 f"from {_CMO_WINDOW[0]} to {_CMO_WINDOW[1]} µS, give a window within"
             )
-        if self.acceptance not in _CMO_PROGRAMMING:
-            raise InputError(f"device field acceptance = {self.acceptance!r} is not allowed: choose 0.2 or 2 (%)")
+        if self.acceptance not in tuple(_CMO_PROGRAMMING):  # a list, say, has no hash
+            raise InputError(f"device field acceptance = {shown(self.acceptance)} is not allowed: choose 0.2 or 2 (%)")
 
     def program(self, target: Tensor, draw: Draw) -> State:
         """Programmed conductances (µS) and directions of relaxation (in units of its deviation)."""

@@ -340,19 +340,19 @@ def test_refuses_bad_maps(codes, message):
 @pytest.mark.parametrize(
     ("options", "message"),
     [
-        ({"stuck_min": 1.5}, r"faults field stuck_min = 1\.5 is not allowed: give a rate from 0 to 1"),
+        ({"stuck_min": 1.5}, r"faults field stuck_min = 1\.5 is not allowed: give a finite number from 0 to 1"),
         ({"stuck_max": -0.1}, r"faults field stuck_max = -0\.1 is not allowed"),
         ({"shorts": math.nan}, r"faults field shorts = nan is not allowed"),
-        ({"broken_rows": 2}, r"faults field broken_rows = 2 is not allowed: give a rate from 0 to 1"),
+        ({"broken_rows": 2}, r"faults field broken_rows = 2 is not allowed: give a finite number from 0 to 1"),
         ({"broken_cols": "0.1"}, r"faults field broken_cols = '0\.1' is not allowed"),
         ({"stuck_min": 0.6, "stuck_max": 0.6}, r"stuck_min, stuck_max and shorts add up to more than 1: give less"),
         (
             {"short_conductance": 0.0},
-            r"faults field short_conductance = 0\.0 is not allowed: give a finite number above",
+            r"faults field short_conductance = 0\.0 is not allowed: give a finite number from",
         ),
-        ({"spare_cols": -1}, r"faults field spare_cols = -1 is not allowed: give a whole number of 0 or more"),
+        ({"spare_cols": -1}, r"faults field spare_cols = -1 is not allowed: give a whole number from 0 to"),
         ({"spare_cols": 1.0}, r"faults field spare_cols = 1\.0 is not allowed"),
-        ({"seed": -1}, r"faults field seed = -1 is not allowed: give a whole number of 0 or more"),
+        ({"seed": -1}, r"faults field seed = -1 is not allowed: give a whole number from 0 to"),
     ],
 )
 def test_refuses_impossible_faults(options, message):

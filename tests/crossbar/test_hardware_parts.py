@@ -136,7 +136,7 @@ def test_levels(bits, levels):
             {"tile": {"encoding": "plain"}},
             r"in hardware\.tile: tile field encoding = 'plain' .* differential, balanced",
         ),
-        ({"tile": {"pairs": 0}}, r"tile field pairs = 0 is not allowed: give a whole number of 1 or more"),
+        ({"tile": {"pairs": 0}}, r"tile field pairs = 0 is not allowed: give a whole number from 1 to"),
         ({"tile": {"pairs": 1.5}}, r"tile field pairs = 1\.5 is not allowed"),
         ({"tile": {"slices": 0}}, r"tile field slices = 0 is not allowed: give a whole number from 1 to 16"),
         ({"tile": {"slices": 17}}, r"tile field slices = 17 is not allowed"),
@@ -210,7 +210,7 @@ def test_refuses_times_before_programming(time):
     chip = model()
     program(chip)
     before = [layer.cell_weight.clone() for layer in chip]
-    with pytest.raises(InputError, match=r"time .* is not usable: give a finite time of 0 s or more since programming"):
+    with pytest.raises(InputError, match=r"time .* is not usable: give a time from 0 s to 1e"):
         age(chip, time)
     assert [layer.seconds for layer in chip] == [0.0, 0.0]
     assert all(torch.equal(layer.cell_weight, cells) for layer, cells in zip(chip, before, strict=True))
@@ -281,7 +281,7 @@ def test_refuses_state_of_another_shape(saved, name):
     save_file(tensors, path, metadata)
     other = model()
     key = name.partition("/")[2].replace(".", r"\.")
-    with pytest.raises(InputError, match=rf"has {key} torch\..* in {name[0]}, the model"):
+    with pytest.raises(InputError, match=rf"has {key} \[.*\] in {name[0]}, the model"):
         load_state(other, path)
     assert other[0].seed is None
     assert other[0].fault_map is None

@@ -176,8 +176,8 @@ def test_presets():
 @pytest.mark.parametrize(
     ("device", "fields", "message"),
     [
-        (ReRam, {"g_max": 0.0}, "g_max = 0.0 is not allowed: give a finite number above 0"),
-        (ReRam, {"noise_scale": -1.0}, "noise_scale = -1.0 is not allowed: give a finite number of 0 or more"),
+        (ReRam, {"g_max": 0.0}, "g_max = 0.0 is not allowed: give a finite number from 0.001 to 100000"),
+        (ReRam, {"noise_scale": -1.0}, "noise_scale = -1.0 is not allowed: give a finite number from 0 to"),
         (CmoReRam, {"acceptance": 2e-2}, "acceptance = 0.02 is not allowed: choose 0.2 or 2"),
         (CmoReRam, {"g_max": 100.0}, "g_max = 100.0 are not allowed: cells were measured from 9.0 to 88.2 µS"),
         (CmoReRam, {"g_min": 0.0}, "g_min = 0.0 is not allowed: give a finite number above 0"),
