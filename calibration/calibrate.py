@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
+from contextlib import nullcontext
 from dataclasses import dataclass
 from functools import partial
 from pathlib import Path
@@ -15,10 +16,10 @@ from calibration import fingerprint, populations
 from calibration import recipe as recipes
 from calibration.bundles.deployment import Deployment, FittedStep
 from calibration.bundles.files import require_new
-from calibration.bundles.writer import require_no_memory
+from calibration.bundles.writer import require_no_memory, save_bundle
 from calibration.emulate import score_uncalibrated
 from calibration.experiment import TIMES, Experiment, parse_times, require_chips
-from calibration.journal import Journal
+from calibration.journal import Journal, only_run
 from calibration.models import Loaded
 from calibration.overlap import require_disjoint
 from calibration.populations import Shared
@@ -75,11 +76,11 @@ def calibrate(
         out: folder to write as a deployment bundle (`Calibration.save`) of chip 0 at the last time. Until it is whole,
             what was found is kept in a hidden folder beside it, and the same call goes on from there after it was
             stopped.
-        notify: told, in a sentence, when the call goes on from an earlier one.
+        notify: told, in a sentence, when the call goes on from an earlier one, and of results that were damaged.
 
     Raises:
         InputError: as `emulate`, for an unknown recipe, a wait of 0 s, a task whose calibration data are in its
-            evaluation data, and a folder that cannot be written.
+            evaluation data, a folder that cannot be written, and one that another run is making.
     """
     seconds, delay = parse_times(times), to_seconds(wait)
     require_chips(chips)
@@ -90,13 +91,34 @@ def calibrate(
     if out is not None:
         require_new(Path(out))
         require_no_memory(memory)
-    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
-    require_disjoint(experiment.task)
-    if out is not None:
-        options = [recipe.to_dict(), seconds, delay, chips, staircase, population]
-        experiment.journal = _journal(Path(out), experiment, options)
-        if notify is not None and len(experiment.journal):
-            notify(f"goes on from the {len(experiment.journal)} results in {str(experiment.journal.folder)!r}")
+    with nullcontext() if out is None else only_run(Path(out)):
+        if out is not None:
+            require_new(Path(out))  # again: another run may have ended meanwhile
+        experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
+        require_disjoint(experiment.task)
+        if out is not None:
+            options = [recipe.to_dict(), seconds, delay, chips, staircase, population]
+            experiment.journal = _journal(Path(out), experiment, options, notify)
+            if notify is not None and len(experiment.journal):
+                notify(f"goes on from the {len(experiment.journal)} results in {str(experiment.journal.folder)!r}")
+        result = _scored(experiment, recipe, seconds, delay, chips, staircase, population)
+        if out is not None:
+            last = result.deployment.last_time()
+            save_bundle(result, Path(out), chip=0, fitted=last, whole=experiment.journal.mark_done)
+            experiment.journal.remove()
+    return result
+
+
+def _scored(
+    experiment: Experiment,
+    recipe: Recipe,
+    seconds: list[float],
+    delay: float,
+    chips: int,
+    staircase: bool,
+    population: int | None,
+) -> Calibration:
+    """All arms of the experiment, on all chips."""
     stairs = len(recipe.steps) - max(len(recipe.steps_at(Stage.BEFORE_PROGRAMMING)) - 1, 0) if staircase else 1
     experiment.total = (1 if experiment.pattern is None else 2) + staircase + chips * len(seconds) * (1 + stairs)
     experiment.score_digital()
@@ -109,7 +131,7 @@ def calibrate(
     fits: dict[tuple[int, float], list[FittedStep]] = {}
     for chip in range(chips):
         fits |= climb.chip(chip, shared)
-    result = Calibration(
+    return Calibration(
         setup={
             **experiment.setup,
             "chips": chips,
@@ -123,10 +145,6 @@ def calibrate(
         counts=experiment.counts,
         deployment=Deployment(experiment, fits, delay),
     )
-    if out is not None:
-        result.save(out)
-        experiment.journal.remove()
-    return result
 
 
 @dataclass(frozen=True)
@@ -186,9 +204,9 @@ class _Climb:
             self.experiment.score(self.recipe.arms[index], chip, time + self.delay, fitted=time)
 
 
-def _journal(out: Path, experiment: Experiment, options: list[Any]) -> Journal:
+def _journal(out: Path, experiment: Experiment, options: list[Any], notify: Callable[[str], None] | None) -> Journal:
     """Beside ``out``, in the name of everything that decides the result."""
     layers = [layer.name for layer in experiment.conversion.analog]
     parts = [fingerprint.of_model(experiment.digital), fingerprint.of_task(experiment.task), fingerprint.of_code()]
     identity = fingerprint.of_values([*parts, experiment.setup, layers, options])
-    return Journal(out.with_name(f".{out.name}.{identity[:16]}.progress"))
+    return Journal(out.with_name(f".{out.name}.{identity[:16]}.progress"), notify=notify)

@@ -201,8 +201,10 @@ def _pattern(files: Files, text: str) -> Pattern:
 
 
 def _take_over(files: Files, model: nn.Module) -> None:
-    parts = writer.named_parts(model)
-    for name, shape in files.shapes(writer.RECALIBRATED).items():
+    parts, found = writer.named_parts(model), files.shapes(writer.RECALIBRATED)
+    if not found:
+        files.refuse(writer.RECALIBRATED, "it is empty")
+    for name, shape in found.items():
         if name not in parts or list(parts[name].shape) != shape:
             files.refuse(writer.RECALIBRATED, f"the model has no {name!r} of this kind")
     for name, tensor in files.tensors(writer.RECALIBRATED).items():

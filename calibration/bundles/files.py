@@ -11,11 +11,14 @@ import shutil
 import stat
 from collections.abc import Iterator, Mapping
 from dataclasses import dataclass
+from glob import escape
 from pathlib import Path, PurePosixPath
 from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 
+from calibration.checked_files import sync
+from calibration.journal import tidy
 from crossbar.errors import InputError
 from crossbar.plain_values import load_json
 from crossbar.tensor_files import opened, shapes
@@ -167,6 +170,12 @@ def seal(folder: Path) -> Files:
     return Files(folder, entries)
 
 
+def sync_all(folder: Path) -> None:
+    """Have the disk take a folder and all that is in it."""
+    for path in [*folder.rglob("*"), folder]:
+        sync(path)
+
+
 def digest(path: Path) -> str:
     """SHA-256 (hex) of a file."""
     with path.open("rb") as file:
@@ -191,10 +200,14 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
 
 
 def require_new(path: Path) -> None:
-    """Refuse a folder that exists already, or that nothing could be written to."""
+    """Refuse a folder that exists already, or that nothing could be written to.
+
+    What a run that was killed at its very end left beside the folder goes.
+    """
     if not path.resolve().parent.is_dir():
         raise InputError(f"folder {str(path.parent)!r} does not exist: make it first, or give another path")
     if os.path.lexists(path):
+        tidy(path)
         raise InputError(f"{str(path)!r} exists already and would be overwritten: give another path, or remove it")
 
 
@@ -208,14 +221,16 @@ def new_folder(path: Path) -> Iterator[Path]:
         InputError: as `require_new`, and when it cannot be written.
     """
     require_new(path)
-    for left in path.parent.glob(f".{path.name}.*.partial"):
+    for left in path.parent.glob(f".{escape(path.name)}.*.partial"):
         if not _alive(left.suffixes[-2].removeprefix(".")):
             shutil.rmtree(left, ignore_errors=True)
     partial = path.with_name(f".{path.name}.{os.getpid()}.partial")
     try:
         partial.mkdir()
         yield partial
+        sync_all(partial)
         partial.rename(path)
+        sync(path.parent)
     except OSError as error:
         raise InputError(
             f"folder {str(path)!r} cannot be written ({error.strerror or error}): make room and access there, or give "

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import shutil
+from collections.abc import Callable
 from importlib import metadata
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -27,8 +28,12 @@ MOST_TOKENS = 2**18
 _VERSIONS = ("ohmformer", "torch", "transformers", "aihwkit")
 
 
-def save_bundle(result: Calibration, path: Path, chip: int, fitted: float) -> None:
+def save_bundle(
+    result: Calibration, path: Path, chip: int, fitted: float, whole: Callable[[], None] = lambda: None
+) -> None:
     """Write chip ``chip`` as it was scored after being calibrated ``fitted`` seconds after programming.
+
+    ``whole`` is called when all is written, just before the folder takes its name.
 
     Raises:
         InputError: as `Calibration.save`.
@@ -68,6 +73,7 @@ def save_bundle(result: Calibration, path: Path, chip: int, fitted: float) -> No
         }
         write_json(folder / DESCRIPTION, description)
         seal(folder)
+        whole()
 
 
 def require_no_memory(memory: object) -> None:

@@ -16,10 +16,9 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 import torch.distributed as dist
-from safetensors import SafetensorError, safe_open
-from safetensors.torch import save_file
 from torch import Tensor, nn
 
+from calibration import checked_files
 from calibration.models.embedding import Batch
 from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
@@ -28,7 +27,6 @@ from calibration.steps.finetune_parameters import is_range, prepared
 from calibration.steps.observe import digital
 from crossbar import analog_layers, clip_weights
 from crossbar.errors import InputError
-from crossbar.files import write_whole
 from crossbar.streams import uniform
 
 if TYPE_CHECKING:
@@ -175,23 +173,21 @@ class _Run:
         """Write parameters, optimizer and losses."""
         tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
         for name, parameter in self._parameters.items():
-            tensors |= {f"{name}|value": parameter.detach().clone()}
+            tensors |= {f"{name}|value": parameter}
             # None for what the outputs do not depend on, such as an encoder's pooler.
             state = self._optimizer.state.get(parameter, {})
-            tensors |= {f"{name}|{key}": state[key].clone() for key in _MOMENTS if key in state}
+            tensors |= {f"{name}|{key}": state[key] for key in _MOMENTS if key in state}
         file.parent.mkdir(parents=True, exist_ok=True)
-        write_whole(file, lambda partial: save_file(tensors, partial, {"options": self._identity()}))
+        checked_files.write_tensors(file, tensors, {"options": self._identity()})
 
     def load(self, file: Path) -> None:
         """Go on from what `save` wrote."""
         try:
-            with safe_open(file, framework="pt") as kept:
-                same = (kept.metadata() or {}).get("options") == self._identity()
-                tensors = {name: kept.get_tensor(name) for name in kept.keys()}  # noqa: SIM118 - not a dict
-        except SafetensorError:
-            file.unlink()  # a power failure may leave an empty file
+            tensors, told = checked_files.read_tensors(file)
+        except ValueError:
+            file.unlink()  # damaged: the training starts again
             return
-        if not same:
+        if told.get("options") != self._identity():
             raise InputError(f"{str(file)!r} holds another training: remove it, or give another file")
         self.losses = tensors["losses"].tolist()
         for name, parameter in self._parameters.items():

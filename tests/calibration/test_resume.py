@@ -1,18 +1,29 @@
 """A calibration that is stopped, in any way and at any moment, goes on from where it was, to the same bits."""
 
 import json
+import math
+import os
 import random
+import shutil
 import signal
 import subprocess
 import time
+from pathlib import Path
 
 import pytest
 import torch
-from safetensors.torch import load_file
+from hypothesis import HealthCheck, given, settings
+from hypothesis import strategies as st
+from safetensors import safe_open
+from safetensors.torch import load_file, save_file
 
 from calibration import DriftCompensation, InputRanges, Recipe, calibrate
+from calibration.journal import Journal
+from crossbar import InputError
 from tests.calibration.bundles.copies import names
 from tests.calibration.command import SCRIPT
+from tests.limits import files_of_at_most
+from tests.mutations import of_bytes
 
 PLAIN = Recipe("plain", (InputRanges(), DriftCompensation()))
 OPTIONS = {"times": ["1h", "1d"], "chips": 2, "recipe": PLAIN}
@@ -171,6 +182,134 @@ def test_results_that_a_power_failure_cut_are_computed_again(net, task, tmp_path
     same_bundle(tmp_path / "bundle", whole[1])
 
 
+def damaged_journal(net, task, place):
+    """What a stopped calibration left, and the names of its files."""
+    with pytest.raises(KeyboardInterrupt):
+        calibrate(net, Stopping(task, 9), **OPTIONS, out=place / "bundle")
+    (folder,) = place.glob(".bundle.*.progress")
+    return folder, sorted(path.name for path in folder.iterdir())
+
+
+@pytest.mark.parametrize("kind", ["fit", "score"])
+def test_results_that_are_not_what_was_written_are_computed_again(net, task, tmp_path, whole, kind):
+    """A fit of zeros, another score: in files that can be read."""
+    folder, names = damaged_journal(net, task, tmp_path)
+    names = [name for name in names if name.startswith(kind)]
+    for name in names:
+        if kind == "fit":
+            path = folder / name
+            with safe_open(path, "pt") as file:
+                metadata = file.metadata()
+            save_file({key: torch.zeros_like(tensor) for key, tensor in load_file(path).items()}, path, metadata)
+        else:
+            kept = json.loads((folder / name).read_text())
+            kept["values"][1]["metrics"]["closeness"] += 0.1
+            (folder / name).write_text(json.dumps(kept))
+    told = []
+    assert calibrate(net, Stopping(task), **OPTIONS, out=tmp_path / "bundle", notify=told.append) == whole[0]
+    same_bundle(tmp_path / "bundle", whole[1])
+    assert len(names) == {"fit": 3, "score": 9}[kind]
+    assert told[0].startswith("goes on from the 12 results")
+    assert len(told) == 1 + len(names)
+    assert all("is damaged and is computed again" in line for line in told[1:])
+
+
+def test_a_result_under_another_name_is_computed_again(net, task, tmp_path, whole):
+    folder, names = damaged_journal(net, task, tmp_path)
+    for kind in ("fit", "score"):
+        first, second = [name for name in names if name.startswith(kind)][-2:]
+        (folder / first).write_bytes((folder / second).read_bytes())
+    told = []
+    assert calibrate(net, Stopping(task), **OPTIONS, out=tmp_path / "bundle", notify=told.append) == whole[0]
+    assert sum("is damaged" in line for line in told) == 2
+
+
+@settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
+@given(seed=st.integers(0, 2**32))
+def test_any_damage_to_a_result_is_found(tmp_path, seed):
+    fit = {"tensors": {"a": torch.arange(6.0), "b": torch.ones(2, 2)}, "counts": {"calibration": {"dac": 3}}}
+    scored = {"metrics": {"perplexity": math.inf, "other": 0.1}, "counts": {}}
+    journal = Journal(tmp_path / ".progress")
+    journal.fit("fit 1", lambda: fit)
+    journal.score("score 1", lambda: scored)
+    for path in journal.folder.iterdir():
+        (damaged,) = of_bytes(path.read_bytes(), 1, seed)
+        path.write_bytes(damaged)
+    again = journal.fit("fit 1", lambda: fit)
+    assert torch.equal(again["tensors"]["a"], fit["tensors"]["a"])
+    assert again["counts"] == fit["counts"]
+    assert journal.score("score 1", lambda: scored) == scored
+
+
+def test_results_are_on_the_disk_before_they_count(tmp_path, monkeypatch):
+    """The file is synchronised before it takes its name, and the folder afterwards."""
+    done, real = [], os.fsync
+    monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or real(file))
+    journal = Journal(tmp_path / ".progress")
+    journal.fit("fit 1", lambda: {"tensors": {"a": torch.ones(2)}, "counts": {}})
+    journal.score("score 1", lambda: {"metrics": {}, "counts": {}})
+    assert [Path(path).name.split(".")[1] for path in done] == ["fit-1", "progress", "score-1", "progress"]
+
+
+def test_two_runs_do_not_make_one_bundle(net, task, tmp_path):
+    """Through another path too, and with other options; the first is not disturbed."""
+    (tmp_path / "place").mkdir()
+    (tmp_path / "link").symlink_to(tmp_path / "place")
+    refused = []
+
+    class Twice(Stopping):
+        def metrics(self, model):
+            for place, chips in (("place", 1), ("link", 2)):
+                with pytest.raises(InputError) as caught:
+                    calibrate(net, task, times=["1d"], chips=chips, out=tmp_path / place / "bundle")
+                refused.append(str(caught.value))
+            return super().metrics(model)
+
+    result = calibrate(net, Twice(task), times=["1d"], chips=1, staircase=False, out=tmp_path / "place" / "bundle")
+    assert all("is being made by another run: wait until that ends, or give another path" in told for told in refused)
+    assert len(refused) == 2 * 3
+    assert result.measurements == calibrate(net, task, times=["1d"], chips=1, staircase=False).measurements
+    assert [path.name for path in (tmp_path / "place").iterdir()] == ["bundle"]
+
+
+def test_a_run_that_is_killed_at_its_very_end_leaves_nothing_for_good(net, task, tmp_path, monkeypatch):
+    """After the bundle has its name: what is left goes with the next call, which refuses to write over the bundle."""
+
+    def stop(self):
+        raise KeyboardInterrupt
+
+    with monkeypatch.context() as patched:
+        patched.setattr(Journal, "remove", stop)
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(net, task, **OPTIONS, out=tmp_path / "bundle")
+    assert len(list(tmp_path.glob(".bundle.*.progress"))) == 1
+    (tmp_path / ".bundle.lock").touch()  # a kill leaves it too
+    (tmp_path / ".bundle.0123.progress").mkdir()  # of a run that was killed while it removed its own
+    other = tmp_path / ".bundle.4567.progress"  # of one with other options, which may still be wanted
+    other.mkdir()
+    (other / "score-digital.json").write_text("{}")
+    with pytest.raises(InputError, match="exists already and would be overwritten"):
+        calibrate(net, task, **OPTIONS, out=tmp_path / "bundle")
+    assert sorted(path.name for path in tmp_path.iterdir()) == [".bundle.4567.progress", "bundle"]
+
+
+@pytest.mark.parametrize(("size", "kept"), [(100, 0), (100_000, SCORES + FITS)])
+def test_a_full_disk_is_a_sentence_and_the_call_goes_on_from_there(net, task, tmp_path, whole, size, kept):
+    """While a result is written, and while the bundle is."""
+    place = tmp_path / "place"
+    place.mkdir()
+    with files_of_at_most(size), pytest.raises(InputError) as caught:
+        calibrate(net, Stopping(task), **OPTIONS, out=place / "bundle")
+    assert "(File too large): make room and access there" in str(caught.value)
+    assert "\n" not in str(caught.value)
+    (left,) = place.iterdir()
+    assert len([path for path in left.iterdir() if path.suffix in (".json", ".safetensors")]) == kept
+    assert not list(left.glob("*.partial"))
+    assert calibrate(net, Stopping(task), **OPTIONS, out=place / "bundle") == whole[0]
+    same_bundle(place / "bundle", whole[1])
+    assert [path.name for path in place.iterdir()] == ["bundle"]
+
+
 def test_nothing_is_kept_without_a_bundle(net, task, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
     calibrate(net, task, times=["1h"], chips=1)
@@ -217,3 +356,36 @@ def test_a_process_that_is_stopped_at_random_moments(folder, tmp_path):
     assert [path.name for path in place.iterdir()] == ["bundle"]
     calibrate(folder, "wordsim", **{**OPTIONS, "chips": 3}, out=tmp_path / "whole")
     same_bundle(place / "bundle", tmp_path / "whole")
+
+
+@pytest.mark.slow
+def test_twenty_kills(folder, tmp_path):
+    """At random moments of the work, the writing of the bundle and the clearing up: nothing that was kept is lost."""
+    place, draw = tmp_path / "place", random.Random(time.time_ns())
+    place.mkdir()
+    recipe = tmp_path / "plain.yaml"
+    recipe.write_text(json.dumps(PLAIN.to_dict()))
+    command = [SCRIPT, "calibrate", "--model", folder, "--task", "wordsim", "--times", "[1h, 1d]", "--chips", "2"]
+    command += ["--recipe", recipe, "--out", place / "bundle"]
+    calibrate(folder, "wordsim", **OPTIONS, out=tmp_path / "whole")
+    kills = finished = 0
+    while kills < 20:
+        before = {path.name for path in place.glob(".bundle.*.progress/[!.]*")}
+        wanted = min(len(before) + draw.randrange(8), SCORES + FITS)
+        code, _ = stopped(command, place, wanted, draw.uniform(0, 0.5), signal.SIGKILL)
+        assert code in (0, 2, -signal.SIGKILL)
+        kills += code == -signal.SIGKILL
+        if (place / "bundle").exists():
+            same_bundle(place / "bundle", tmp_path / "whole")
+            again = subprocess.run(command, capture_output=True, text=True)
+            assert again.returncode == 2
+            assert "exists already" in again.stderr
+            assert [path.name for path in place.iterdir()] == ["bundle"]
+            shutil.rmtree(place / "bundle")
+            finished += 1
+        else:
+            assert before <= {path.name for path in place.glob(".bundle.*.progress/[!.]*")}
+    subprocess.run(command, capture_output=True, check=True)
+    same_bundle(place / "bundle", tmp_path / "whole")
+    assert [path.name for path in place.iterdir()] == ["bundle"]
+    assert finished > 0
