@@ -79,8 +79,8 @@ def telling(path: Path) -> Iterator[None]:
         reason = " ".join(str(error).split())[:200]
         if getattr(error, "sqlite_errorname", "").startswith(_ROOM):
             raise InputError(
-                f"store {str(path)!r} cannot be used ({reason}): see to room and access there; what is done is kept, "
-                "and the same command goes on"
+                f"store {str(path)!r} cannot be used ({reason}): see to room and access there, and run the same "
+                "command again; what is done is kept"
             ) from None
         raise InputError(
             f"{str(path)!r} is not a store that can be read ({reason}): give another file, or a copy from before"
@@ -117,12 +117,14 @@ def open_to_read(path: Path, real: Path, migrate: Migrate) -> sqlite3.Connection
         InputError: for a file that is no store, and results that only a run could take over.
     """
     waiting = real.with_name(f"{real.name}-wal")
-    how = "mode=rw"  # so that SQLite takes its own files away again
+    pending = waiting.exists() and waiting.stat().st_size > 0
+    # Write access lets SQLite make files of its own and take them away again; where there is neither access nor room,
+    # and no run has left results in them, the file alone is read.
+    ways = ["mode=rw", "mode=ro" if pending else "mode=ro&immutable=1"]
     if not (os.access(real, os.W_OK) and os.access(real.parent, os.W_OK)):
-        pending = waiting.exists() and waiting.stat().st_size > 0
-        how = "mode=ro" if pending else "mode=ro&immutable=1"
+        del ways[0]
     with ExitStack() as undo, telling(path):
-        on = _connect(real, how)
+        on = _first_that_works(real, ways)
         undo.callback(on.close)
         on.execute("PRAGMA query_only = ON")
         version = _known_version(path, on, empty=False)
@@ -142,6 +144,20 @@ def sound(on: sqlite3.Connection) -> bool:
     whole = on.execute("PRAGMA integrity_check(1)").fetchone() == ("ok",)
     with closing(on.execute("PRAGMA foreign_key_check")) as dangling:
         return whole and dangling.fetchone() is None
+
+
+def _first_that_works(real: Path, ways: list[str]) -> sqlite3.Connection:
+    for how in ways:
+        on = _connect(real, how)
+        try:
+            on.execute("PRAGMA schema_version")
+        except sqlite3.Error as error:
+            on.close()
+            if how == ways[-1] or not error.sqlite_errorname.startswith(_ROOM):
+                raise
+        else:
+            break
+    return on
 
 
 def _connect(real: Path, how: str) -> sqlite3.Connection:

@@ -27,7 +27,14 @@ _COLOURS = ("#0072B2", "#D55E00", "#009E73", "#CC79A7", "#E69F00", "#56B4E9")
 _MARKERS = ("o", "s", "^", "D", "v", "P")
 _WIDTH = 4.8  # inches: about a phone's, so that its letters stay readable there
 _MOST_POINTS = 2000
-_STYLE: dict[Any, Any] = {"font.size": 9, "legend.fontsize": 8, "svg.hashsalt": "ohmformer", "axes.titlesize": 10}
+_LONGEST = 40  # letters of a value in a legend
+_STYLE: dict[Any, Any] = {
+    "text.parse_math": False,
+    "font.size": 9,
+    "legend.fontsize": 8,
+    "svg.hashsalt": "ohmformer",
+    "axes.titlesize": 10,
+}
 
 
 class Drawn(NamedTuple):
@@ -53,10 +60,11 @@ def draw_all(study: Study) -> Iterator[Drawn]:
     table = study.table()
     table = table[table["metric"] == study.primary]
     with mpl.rc_context(_STYLE):
-        for axis in _sliced(study):
+        axes = _sliced(study)
+        for axis, slug in zip(axes, _slugs(axes), strict=True):
             figure, panel = _figure(4.2)
             _over_time(panel, study, table, axis)
-            yield Drawn(f"over-time-{_slug(axis)}", f"Over time, by {axis.label}", _slice_note(study, axis), figure)
+            yield Drawn(f"over-time-{slug}", f"Over time, by {axis.label}", _slice_note(study, axis), figure)
         yield two_by_two(study, table)
         yield staircase(study, table)
         yield sensitivity(study)
@@ -80,16 +88,18 @@ def accuracy_over_time(study: Study) -> Figure:
 
 def write(study: Study, folder: Path) -> list[Path]:
     """`calibration.studies.results.Study.write_figures`."""
+    if study.scores.empty:
+        raise InputError(f"store {str(study.store)!r} holds no finished chip yet: run the study first")
     try:
         folder.mkdir(parents=True, exist_ok=True)
-    except OSError as error:
-        raise InputError(f"folder {str(folder)!r} cannot be made ({error.strerror}): give another") from None
+    except (OSError, ValueError) as error:
+        raise InputError(f"folder {str(folder)!r} cannot be made ({error}): give another") from None
     paths = []
     for drawn in draw_all(study):
         for kind in ("svg", "pdf"):
             path = folder / f"{drawn.name}.{kind}"
             undated = {"Date" if kind == "svg" else "CreationDate": None}
-            write_whole(path, partial(drawn.figure.savefig, format=kind, metadata=undated))
+            write_whole(path, partial(drawn.figure.savefig, format=kind, metadata=undated), "figure")
             paths.append(path)
     return paths
 
@@ -135,7 +145,7 @@ def _over_time(panel: Axes, study: Study, table: pd.DataFrame, axis: StoredAxis)
     if len(levels) > len(_COLOURS):
         levels = [levels[round(k)] for k in np.linspace(0, len(levels) - 1, len(_COLOURS))]
     for k, value in enumerate(levels):
-        colour, marker, name = _COLOURS[k], _MARKERS[k], f"{axis.label} {axis.level(value)}"
+        colour, marker, name = _COLOURS[k], _MARKERS[k], f"{axis.label} {_short(axis.level(value))}"
         own = rows if not axis.fields else rows[rows[axis.name] == plain(value)]
         for digital in own["digital"].dropna().unique():
             panel.axhline(digital, color=colour, linestyle="--", linewidth=0.8, alpha=0.7)
@@ -170,8 +180,14 @@ def _time_axis(panel: Axes, study: Study, rows: pd.DataFrame) -> None:
     panel.xaxis.minorticks_off()
     panel.set_xlabel("time since programming")
     low = rows[["low", "mean", "digital"]].min().min() if len(rows) else 0.0
-    vertical(panel, study.primary, float(low))
+    _vertical(panel, study.primary, float(low))
     panel.grid(alpha=0.3)
+
+
+def _vertical(panel: Axes, name: str, lowest: float) -> None:
+    vertical(panel, name, lowest)
+    if not np.isfinite(panel.dataLim.minposy):  # nothing that a logarithmic axis could show
+        panel.set_yscale("linear")
 
 
 def two_by_two(study: Study, table: pd.DataFrame) -> Drawn:
@@ -222,7 +238,7 @@ def staircase(study: Study, table: pd.DataFrame) -> Drawn:
     bars += sorted(found, key=lambda bar: {"analog": 0, "calibrated": 2}.get(bar[0], 1))
     for k, (arm, mean, low, high) in enumerate(bars):
         colour = "#000000" if arm.startswith("digital") else _COLOURS[1] if arm == "analog" else _COLOURS[0]
-        panel.barh(k, mean, color=colour, alpha=0.25 if arm.startswith("after") else 0.45)
+        panel.barh(k, mean if np.isfinite(mean) else 0.0, color=colour, alpha=0.25 if arm.startswith("after") else 0.45)
         if high > low:
             panel.errorbar(mean, k, xerr=[[mean - low], [high - mean]], color=colour, capsize=3)
         panel.annotate(f"{mean:.3g}", (0, k), xytext=(4, -3), textcoords="offset points", fontsize=8)
@@ -239,16 +255,20 @@ def staircase(study: Study, table: pd.DataFrame) -> Drawn:
 
 def sensitivity(study: Study) -> Drawn:
     """How much each axis costs from its best level to its worst."""
-    rows = _records(study.sensitivity())
+    rows = _records(study.sensitivity().dropna(subset=["cost"]))
+    widest = max((row["cost"] for row in rows if np.isfinite(row["cost"])), default=1.0)
     figure, panel = _figure(1.2 + 0.45 * max(len(rows), 1))
     labels = {axis.name: axis.label for axis in study.axes}
     ticks = []
     for k, row in enumerate(rows):
-        panel.barh(k, row["cost"], color=_COLOURS[0], alpha=0.5)
+        bounded = bool(np.isfinite(row["cost"]))
+        panel.barh(k, row["cost"] if bounded else widest, color=_COLOURS[0], alpha=0.5)
+        if not bounded:
+            panel.annotate("without bound", (0, k), xytext=(4, -3), textcoords="offset points", fontsize=8)
         if np.isfinite(row["low"]):
             spread = [[row["cost"] - row["low"]], [row["high"] - row["cost"]]]
             panel.errorbar(row["cost"], k, xerr=spread, color="#000000", capsize=3)
-        best, worst = level(row["axis"], row["best"]), level(row["axis"], row["worst"])
+        best, worst = (_short(level(row["axis"], row[name])) for name in ("best", "worst"))
         ticks.append(f"{labels[row['axis']]}\n{best} → {worst}")
     panel.set_yticks(range(len(rows)), ticks)
     panel.invert_yaxis()
@@ -278,7 +298,7 @@ def pareto(study: Study) -> Drawn:
     ring: dict[str, Any] = {"s": 80, "facecolors": "none", "edgecolors": "#000000", "linewidths": 0.8}
     panel.scatter(shown["energy"][shown["best"]], shown["mean"][shown["best"]], label="not dominated", **ring)
     panel.set_xlabel("energy of one evaluation, µJ")
-    vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
+    _vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
     panel.grid(alpha=0.3)
     panel.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
     note = f"Mean {study.primary} against energy by the price books {tradeoffs.BOOK} of analog layers, gated "
@@ -300,5 +320,16 @@ def _figure(height: float = 3.4) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _slug(axis: StoredAxis) -> str:
-    return "".join(c if c.isalnum() else "-" for c in axis.name.lower())
+def _slugs(axes: list[StoredAxis]) -> list[str]:
+    """A name for the figure of each axis that files and pages can have, no two alike."""
+    slugs: list[str] = []
+    for axis in axes:
+        slug = "".join(c if c.isascii() and c.isalnum() else "-" for c in axis.name.lower())
+        again = sum(other == slug or other.startswith(f"{slug}-again-") for other in slugs)
+        slugs.append(f"{slug}-again-{again}" if again else slug)
+    return slugs
+
+
+def _short(text: str) -> str:
+    """A value in a legend."""
+    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"

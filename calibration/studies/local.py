@@ -1,8 +1,7 @@
-"""The engine ``local``: one process a worker on this machine, one thread each. Run as a module, it is such a worker."""
+"""The engine ``local``: one process a worker on this machine, one thread each."""
 
 from __future__ import annotations
 
-import contextlib
 import json
 import os
 import subprocess
@@ -11,12 +10,14 @@ import tempfile
 from collections.abc import Iterable, Mapping
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe, wait
+from pathlib import Path
 from typing import IO, Any
 
 from calibration.studies.engine import Event, Finished, Lost, Ready
 from calibration.studies.worker import Failed, Scored, Unit, Worker
 from crossbar import InputError
 
+SCRIPT = str(Path(__file__).with_name("worker_process.py"))
 _KINDS = {kind.__name__: kind for kind in (Ready, Scored, Failed, Finished)}
 
 
@@ -88,7 +89,7 @@ class LocalEngine:
         environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the worker is lost
         process = subprocess.Popen(
-            [sys.executable, "-m", "calibration.studies.local", str(theirs.fileno()), json.dumps(self._sources)],
+            [sys.executable, "-P", SCRIPT, str(theirs.fileno()), str(os.getpid()), json.dumps(self._sources)],
             pass_fds=[theirs.fileno()],
             env=environment,
             stdin=subprocess.DEVNULL,
@@ -137,9 +138,3 @@ def serve(pipe: Connection, sources: Mapping[str, str]) -> None:
         for result in worker.run(Unit(**{**unit, "seconds": tuple(unit["seconds"])})):
             say(result)
         say(Finished())
-
-
-if __name__ == "__main__":
-    os.environ["HF_HUB_OFFLINE"] = "1"
-    with contextlib.suppress(EOFError, BrokenPipeError, ConnectionResetError):  # the study has ended
-        serve(Connection(int(sys.argv[1])), json.loads(sys.argv[2]))

@@ -6,15 +6,15 @@ import base64
 import io
 import json
 import math
-from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.metrics import CONFIDENCE, metric
-from calibration.studies import figures, tradeoffs
-from calibration.studies.results import StoredAxis, Study, level
-from crossbar import InputError, format_seconds
-from crossbar.files import write_whole
+from calibration.studies import figures
+from calibration.studies.results import StoredAxis, Study
+from calibration.studies.sentences import summary
+from crossbar import InputError
+from crossbar.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd
@@ -24,12 +24,11 @@ _HALF_WIDTHS = (0.02, 0.01, 0.005)
 
 def write_report(study: Study, path: Path) -> None:
     """`calibration.studies.results.Study.report`."""
-    if not path.resolve().parent.is_dir():
-        raise InputError(f"folder {str(path.parent)!r} does not exist: make it first, or give another path")
+    require_writable(path)
     if study.scores.empty:
         raise InputError(f"store {str(study.store)!r} holds no finished chip yet: run the study first")
     text = render(study)
-    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"), "report")
 
 
 def render(study: Study) -> str:
@@ -44,7 +43,7 @@ def render(study: Study) -> str:
     logarithmic = metric(study.primary).logarithmic
     return environment.get_template("report.html.j2").render(
         title=study.title,
-        summary=_summary(study, table),
+        summary=summary(study, table),
         failures=[(reason, count) for reason, count, _, _ in study.failures()],
         figures=[
             {"name": drawn.name, "title": drawn.title, "note": drawn.note, "svg": _svg(drawn)}
@@ -58,61 +57,6 @@ def render(study: Study) -> str:
         configuration=yaml.safe_dump(study.config, sort_keys=False, allow_unicode=True, width=100),
         runs=_runs(study),
     )
-
-
-def _summary(study: Study, table: pd.DataFrame) -> list[str]:
-    """What was run, and the reference setting in numbers."""
-    state = study.progress
-    sentences = [
-        f"{state.done:,} of {state.total:,} cells are done"
-        + (f", {state.failed:,} failed" if state.failed else "")
-        + (f", {state.pending:,} were not run yet" if state.pending else "")
-        + "."
-    ]
-    rows = figures.at_reference(study, table[table["metric"] == study.primary])
-    if rows.empty:
-        return sentences
-    time = tradeoffs.reference_time(study, rows)
-    held = [f"{axis.label} {axis.level(axis.reference)}" for axis in figures.held(study)]
-    final = rows[(rows["time"] == time) & rows["arm"].isin(("analog", "calibrated"))]
-    scores = [f"{row['arm']} {_with_interval(row)} over {row['n']} chips" for row in final.to_dict("records")]
-    digital = final["digital"].dropna()
-    if len(digital):
-        scores.insert(0, f"digital {digital.iloc[0]:.3f}")
-    where = f" with {', '.join(held)}" if held else ""
-    stated = f"{study.primary} at {format_seconds(time)}{where}: {'; '.join(scores)}"
-    sentences.append(f"{stated}. In brackets: {CONFIDENCE:.0%} Student-t intervals over chips.")
-    gain = _gain(study, time)
-    if gain is not None:
-        sentences.append(gain)
-    costs = study.sensitivity()
-    if len(costs):
-        worst = costs.iloc[0]
-        name = next(axis.label for axis in study.axes if axis.name == worst["axis"])
-        best, least = level(worst["axis"], worst["best"]), level(worst["axis"], worst["worst"])
-        sentences.append(f"What costs the most is {name}: {worst['cost']:.3f} from {best} to {least}.")
-    return sentences
-
-
-def _gain(study: Study, time: float) -> str | None:
-    """What the recipe gains over none on the same chips, at the reference."""
-    axis = study.recipe
-    if axis is None or axis.reference is None or None not in axis.values:
-        return None
-    rows = study.differences(axis.name, None, axis.reference)
-    rows = figures.at_reference(study, rows[(rows["metric"] == study.primary) & (rows["time"] == time)], axis)
-    if len(rows) != 1:
-        return None
-    row, name = rows.to_dict("records")[0], axis.level(axis.reference)
-    if metric(study.primary).logarithmic:
-        return f"Recipe {name} divides it by {math.exp(row['mean']):.3f} on the same {row['n']} chips."
-    return f"Recipe {name} gains {_with_interval(row)} on the same {row['n']} chips."
-
-
-def _with_interval(row: Mapping[Any, Any]) -> str:
-    """A mean and its interval."""
-    mean, low, high = row["mean"], row["low"], row["high"]
-    return f"{mean:.3f}" if math.isnan(low) else f"{mean:.3f} ({low:.3f} to {high:.3f})"
 
 
 def _table_note(study: Study) -> str:

@@ -43,7 +43,9 @@ def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
     with np.errstate(divide="ignore", invalid="ignore"):
         values = np.where(logarithmic, np.log(scores["value"]), scores["value"])
     groups = scores[by].assign(value=values).groupby(by, observed=True, sort=False)["value"]
-    frame = groups.agg(mean="mean", std="std", n="size").reset_index()
+    with np.errstate(invalid="ignore"):  # of infinite scores
+        frame = groups.agg(mean="mean", std="std", n="size", known="count").reset_index()
+    frame.loc[frame["known"] < frame["n"], ["mean", "std"]] = np.nan
     spread = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(frame["n"] - 1, 1)) * frame["std"] / np.sqrt(frame["n"])
     frame["low"], frame["high"] = frame["mean"] - spread, frame["mean"] + spread
     with np.errstate(over="ignore"):
@@ -60,13 +62,14 @@ def differences(study: Study, axis: str, first: Any, second: Any) -> pd.DataFram
         raise InputError(f"axis {axis!r} does not vary in this study: choose one of {names}")
     frame = goodness(study)
     parts = [frame[frame[axis] == (to_seconds(value) if axis == "time" else plain(value))] for value in (first, second)]
+    others = [name for name in (*study.varying, "time") if name != axis]
+    keys = [*others, "seed", "metric"]
     for value, part in zip((first, second), parts, strict=True):
         if part.empty:
             raise InputError(f"axis {axis!r} has no finished cell at {value!r}: choose one of its values")
-    others = [name for name in (*study.varying, "time") if name != axis]
-    keys = [*others, "seed", "metric"]
-    joined = parts[0].merge(parts[1], on=keys, suffixes=("_first", "_second"))
-    joined["value"] = joined["good_second"] - joined["good_first"]
+    joined = parts[0][[*keys, "good"]].merge(parts[1][[*keys, "good"]], on=keys, suffixes=("_first", "_second"))
+    with np.errstate(invalid="ignore"):  # of infinite scores
+        joined["value"] = joined["good_second"] - joined["good_first"]
     joined["metric"] = joined["metric"].astype(str)
     by = [*others, "metric"]
     return _plain_summary(joined, by)
@@ -102,17 +105,23 @@ def _cost(frame: pd.DataFrame, axis: StoredAxis, others: list[str]) -> dict[str,
     codes, levels = pd.factorize(frame[axis.name])
     wide = frame.assign(level=codes).pivot(index=[*others, "seed"], columns="level", values="good")
     reference = list(levels).index(plain(axis.reference)) if plain(axis.reference) in list(levels) else 0
-    relative = wide.sub(wide[reference], axis=0).mean().to_numpy()
-    best, worst = int(np.nanargmax(relative)), int(np.nanargmin(relative))
-    differences = (wide[best] - wide[worst]).dropna().groupby("seed").mean()
+    with np.errstate(invalid="ignore"):  # of infinite scores
+        relative = wide.sub(wide[reference], axis=0).mean().to_numpy()
+        if np.isnan(relative).all():
+            return {"best": levels[0], "worst": levels[0], **_interval(np.array([]), "cost"), "per_unit": np.nan}
+        best, worst = int(np.nanargmax(relative)), int(np.nanargmin(relative))
+        differences = (wide[best] - wide[worst]).dropna().groupby("seed").mean()
     slope = np.nan
-    if _numeric(frame[axis.name]):
+    if _numeric(frame[axis.name]) and np.isfinite(relative).all():
         slope = np.polyfit(_places(axis.name, np.array(levels, dtype=float)), relative, 1)[0]
     cost = _interval(differences.to_numpy(), "cost")
     return {"best": levels[best], "worst": levels[worst], **cost, "per_unit": slope}
 
 
 def _drawn_cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
+    frame = frame[np.isfinite(frame["good"])]
+    if frame.empty:
+        return {"best": np.nan, "worst": np.nan, **_interval(np.array([]), "cost"), "per_unit": np.nan}
     x = _places(axis, frame[axis].to_numpy(float))
     slopes = []
     for _, chip in frame.assign(x=x).groupby("seed"):
@@ -171,6 +180,9 @@ def _interval(values: NDArray[np.float64], name: str = "mean") -> dict[str, Any]
 
     if not len(values):
         return {name: np.nan, "low": np.nan, "high": np.nan, "n": 0}
+    if not np.isfinite(values).all():
+        with np.errstate(invalid="ignore"):
+            return {name: float(np.mean(values)), "low": np.nan, "high": np.nan, "n": len(values)}
     mean, low, high = interval(values.tolist())
     return {name: mean, "low": low, "high": high, "n": len(values)}
 

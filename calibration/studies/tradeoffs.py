@@ -49,7 +49,7 @@ def reference_time(study: Study, table: pd.DataFrame) -> float:
     """The time that pictures at one time show."""
     known = [float(axis.reference) for axis in study.axes if axis.name == "time" and not axis.drawn]
     times = [float(time) for time in sorted(table["time"].dropna().unique())]
-    return known[0] if known and known[0] in times else times[-1]
+    return known[0] if known and (known[0] in times or not times) else times[-1] if times else 0.0
 
 
 def energy(counts: Counts, book: PriceBook) -> float:

@@ -12,10 +12,12 @@ from pathlib import Path
 import pytest
 
 from calibration import study
+from calibration.studies.local import SCRIPT
 from calibration.studies.store import Store
 from tests.calibration.studies import tiny
 
 KILLS = 20
+WITHIN = 2.0  # s: that workers live after their driver
 DRIVER = "import json, sys; from calibration import study; study(json.loads(sys.argv[1]), store=sys.argv[2], workers=2)"
 
 
@@ -25,7 +27,7 @@ def workers_of(process):
         commands = {int(pid): Path(f"/proc/{pid}/cmdline").read_bytes() for pid in children}
     except OSError:  # one of them ended meanwhile
         return []
-    return [pid for pid, command in commands.items() if b"calibration.studies.local" in command]
+    return [pid for pid, command in commands.items() if b"worker_process" in command]
 
 
 def alive(pid):
@@ -59,6 +61,10 @@ def test_kills_at_random_moments(folder, tmp_path):
         kills[victim] += 1
         if victim == "driver":
             driver.wait()
+            until = time.monotonic() + WITHIN
+            while any(map(alive, workers)) and time.monotonic() < until:
+                time.sleep(0.05)
+            assert not any(map(alive, workers))
             with Store(store, create=True) as kept:
                 assert kept.intact()
     assert len(tiny.scores(store)) < len(tiny.scores(whole))  # every kill struck a study that was not finished
@@ -72,5 +78,46 @@ def test_kills_at_random_moments(folder, tmp_path):
     assert tiny.column(store, "SELECT count(*) FROM cells WHERE status = 'done'") == [2 * 2 * 2 * 5 * 10 + 2]
     with Store(store) as kept:
         assert kept.intact()
-    time.sleep(2)
+    time.sleep(WITHIN)
     assert not [pid for pid in seen if alive(pid)]
+
+
+BUSY = """
+import runpy, sys, time
+tether = runpy.run_path({script!r})["tether"]
+tether(int(sys.argv[1]), int(sys.argv[2]))
+print("ready", flush=True)
+{how}
+"""
+DRIVEN = """
+import os, subprocess, sys
+from multiprocessing.connection import Pipe
+ours, theirs = Pipe()
+command = [sys.executable, "-P", "-c", sys.argv[1], str(theirs.fileno()), str(os.getpid())]
+worker = subprocess.Popen(command, pass_fds=[theirs.fileno()], stdout=subprocess.PIPE)
+theirs.close()
+worker.stdout.readline()
+print(worker.pid, flush=True)
+worker.wait()
+"""
+
+
+@pytest.mark.skipif(sys.platform != "linux", reason="reads /proc, and elsewhere waits for Python's lock")
+@pytest.mark.parametrize(
+    "how",
+    [
+        "time.sleep(60)",
+        "'a' * 28 == __import__('re').match('(a*)*b', 'a' * 28)",  # holds Python's lock for minutes
+    ],
+)
+def test_a_worker_ends_with_its_driver_whatever_it_computes(how):
+    command = [sys.executable, "-c", DRIVEN, BUSY.format(script=SCRIPT, how=how)]
+    with subprocess.Popen(command, stdout=subprocess.PIPE, text=True) as driver:
+        worker = int(driver.stdout.readline())
+        time.sleep(0.2)
+        assert alive(worker)
+        driver.kill()
+        until = time.monotonic() + WITHIN
+        while alive(worker) and time.monotonic() < until:
+            time.sleep(0.05)
+        assert not alive(worker)

@@ -193,10 +193,20 @@ def test_a_full_disk_ends_the_run_and_nothing_is_lost(folder, tmp_path):
 def test_export(done, tmp_path, kind):
     path = tmp_path / f"scores.{kind}"
     done.export(path)
-    frame = pd.read_csv(path, keep_default_na=False) if kind == "csv" else pd.read_parquet(path)
+    blank = {"time": [""], "seed": [""]}
+    read = {
+        "csv": lambda: pd.read_csv(path, keep_default_na=False, na_values=blank),
+        "parquet": lambda: pd.read_parquet(path),
+    }
+    frame = read[kind]()
     assert list(frame) == ["hardware.adc.bits", "pattern", "recipe", "time", "seed", "arm", "metric", "value"]
-    assert len(frame) == 2 * 2 * 2 * 2 * (1 + 2)
-    assert sorted(frame["value"]) == sorted(done.scores["value"])
+    digital = frame["seed"].isna()
+    assert sum(~digital) == 2 * 2 * 2 * 2 * (1 + 2)
+    assert sorted(frame["value"][~digital]) == sorted(done.scores["value"])
+    assert sorted(frame["value"][digital]) == sorted(done.digital["value"])
+    assert set(frame["arm"][digital]) == {"digital", "digital dense"}
+    assert frame["time"][digital].isna().all()
+    assert (set(frame["seed"][~digital]), set(frame["time"][~digital])) == ({0, 1}, {3600.0, 86400.0})
     assert set(frame["recipe"]) == {"none", "two"}
     assert os.listdir(tmp_path) == [path.name]
 
