@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
 from pathlib import Path
@@ -38,7 +39,8 @@ class _Parser(BoundedParser):
 
 def main(arguments: Sequence[str] | None = None) -> int:
     """Run a command; 0 if it worked, 2 for a user's mistake, which is printed as one sentence."""
-    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from packages and folders, never from a hub
+    os.environ.setdefault("HF_HUB_OFFLINE", "1")  # models come from a hub only where the user says so
+    warnings.formatwarning = lambda message, *_of: f"ohmformer: {message}\n"  # for people, without our own code
     parser = _parser()
     options = parser.parse_args(None if arguments is None else list(arguments))
     try:
@@ -354,7 +356,12 @@ def _subcommand(description: str) -> _Parser:
 
 def _add_model_options(parser: _Parser) -> None:
     model, hardware = _MODEL_OPTIONS["model"], _MODEL_OPTIONS["hardware"]
-    parser.add_argument("--model", type=str, default=model, help="minilm, smollm2, or a transformers folder")
+    parser.add_argument(
+        "--model",
+        type=str,
+        default=model,
+        help="minilm, smollm2, a transformers folder, or with HF_HUB_OFFLINE=0 a name on the Hub",
+    )
     parser.add_argument(
         "--hardware",
         type=str,

@@ -253,6 +253,11 @@ def _alive(process: str) -> bool:
 def _sealed_manifest(folder: Path) -> bytes:
     for name in (MANIFEST, SEAL):
         path = folder / name
+        if name == MANIFEST and (folder / "config.json").is_file() and not os.path.lexists(path):
+            raise InputError(
+                f"folder {str(folder)!r} is a model folder and not a bundle: look at it with "
+                f"`ohmformer inspect --model {folder}`, or give a folder that `ohmformer calibrate --out` wrote"
+            )
         if path.is_symlink() or not path.is_file():
             raise InputError(f"folder {str(folder)!r} is not a bundle, it has no {name}: copy the whole bundle again")
         if path.stat().st_size > _LARGEST_MANIFEST:

@@ -17,6 +17,8 @@ from crossbar.errors import InputError
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+_ENDLESS = 1e9  # tokens: tokenizers give more where a model has no limit
+
 Batch = dict[str, Tensor]
 """Keyword inputs of one forward pass of a model, such as ``input_ids`` and ``attention_mask``, each ``[B, N]``."""
 
@@ -48,11 +50,7 @@ def tokenise(
     Raises:
         InputError: when ``max_length`` is not between 8 and the tokenizer's own limit, or the tokenizer cannot pad.
     """
-    limit = tokenizer.model_max_length
-    if not 8 <= max_length <= limit:
-        raise InputError(
-            f"max_length {max_length} is not usable: give 8 to {limit} tokens, which is what the model reads"
-        )
+    require_length("max_length", max_length, 8, tokenizer.model_max_length)
     if tokenizer.pad_token_id is None:
         raise InputError("the tokenizer has no padding token, so texts cannot share a batch: set tokenizer.pad_token")
     lengths = [len(ids) for ids in tokenizer(list(texts), truncation=True, max_length=max_length)["input_ids"]]
@@ -63,6 +61,22 @@ def tokenise(
         encoded = tokenizer(chosen, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
         batches.append(dict(encoded))
     return TokenisedTexts(batches=tuple(batches), order=torch.tensor(order))
+
+
+def require_length(option: str, length: int, least: int, most: float) -> None:
+    """Refuse a number of tokens that a model does not read at once.
+
+    Raises:
+        InputError: with what is allowed.
+    """
+    if least <= length <= most:
+        return
+    if most < least:
+        raise InputError(f"the model reads {most} tokens at once, and this takes {least}: choose one that reads more")
+    allowed = (
+        f"{least} or more tokens" if most > _ENDLESS else f"{least} to {most} tokens, which is what the model reads"
+    )
+    raise InputError(f"{option} {length} is not usable: give {allowed}")
 
 
 def embed(model: nn.Module, texts: TokenisedTexts) -> Tensor:

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from calibration.metrics import exponential
-from calibration.models.embedding import Batch, evaluating
+from calibration.models.embedding import Batch, evaluating, require_length
 from calibration.models.outputs import Output, device_of, next_token_scores
 from calibration.tasks.protocol import Split
 from calibration.tasks.wikipedia import articles, plain
@@ -70,11 +70,7 @@ class Perplexity:
             calibration_windows = windows
         if training_windows is None:
             training_windows = calibration_windows
-        limit = tokenizer.model_max_length
-        if not 2 <= window_length <= limit:
-            raise InputError(
-                f"window_length {window_length} is not usable: give 2 to {limit} tokens, which is what the model reads"
-            )
+        require_length("window_length", window_length, 2, tokenizer.model_max_length)
         bodies = [] if texts is not None and calibration_texts is not None else [plain(body) for body in articles()]
         cut = [body[:_CHARACTERS] for body in bodies]
         scored = _tokens(cut[_EVALUATION] if texts is None else _own("texts", texts), tokenizer)

@@ -120,6 +120,10 @@ def test_a_missing_folder(tmp_path):
     refuse(tmp_path, "is not a bundle, it has no manifest.json")
 
 
+def test_a_model_folder_is_told_from_a_bundle_that_lacks_files(folder):
+    refuse(folder, "is a model folder and not a bundle", f"`ohmformer inspect --model {folder}`")
+
+
 def test_a_file_that_the_manifest_lists_and_nobody_wrote(broken):
     values = manifest(broken)
     values["files"]["model/extra.bin"] = {"sha256": "0" * 64, "size": 3}

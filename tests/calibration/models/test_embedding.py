@@ -94,6 +94,18 @@ def test_a_length_that_the_model_cannot_read_is_refused(tokenizer, max_length):
         tokenise(TEXTS, tokenizer, max_length=max_length)
 
 
+def test_a_model_that_reads_too_few_tokens_is_refused():
+    short = PreTrainedTokenizerFast(tokenizer_object=raw_tokenizer(), pad_token="[PAD]", model_max_length=4)
+    with pytest.raises(InputError, match="the model reads 4 tokens at once, and this takes 8"):
+        tokenise(TEXTS, short, max_length=32)
+
+
+def test_a_model_without_a_limit_is_not_told_as_a_number(tokenizer):
+    endless = PreTrainedTokenizerFast(tokenizer_object=raw_tokenizer(), pad_token="[PAD]")
+    with pytest.raises(InputError, match="max_length 7 is not usable: give 8 or more tokens"):
+        tokenise(TEXTS, endless, max_length=7)
+
+
 def test_a_tokenizer_without_padding_is_refused(tokenizer):
     bare = PreTrainedTokenizerFast(tokenizer_object=raw_tokenizer(), model_max_length=32)
     with pytest.raises(InputError, match="no padding token"):
