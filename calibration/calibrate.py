@@ -17,10 +17,12 @@ from calibration import recipe as recipes
 from calibration.bundles.deployment import Deployment, FittedStep
 from calibration.bundles.files import require_new
 from calibration.bundles.writer import require_no_memory, save_bundle
+from calibration.chips import require_chips
 from calibration.emulate import score_uncalibrated
-from calibration.experiment import TIMES, Experiment, parse_times, require_chips
+from calibration.experiment import TIMES, Experiment, parse_times
 from calibration.journal import Journal, only_run
 from calibration.models import Loaded
+from calibration.models.outputs import device_of
 from calibration.overlap import require_disjoint
 from calibration.populations import Shared
 from calibration.progress import Progress
@@ -29,6 +31,7 @@ from calibration.results import Calibration
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
 from crossbar import Hardware, InputError, age, to_seconds
+from crossbar.files import require_room
 
 
 def calibrate(
@@ -42,6 +45,8 @@ def calibrate(
     times: Sequence[str | float] = TIMES,
     wait: str | float = "1h",
     chips: int = 3,
+    seed: int = 0,
+    device: str | None = None,
     staircase: bool = True,
     population: int | None = None,
     include: str | Sequence[str] | None = None,
@@ -66,45 +71,47 @@ def calibrate(
         memory: as in `emulate`.
         times: since programming, at which steps are fitted.
         wait: from each of the times to that at which all chips are scored.
-        chips: number of programmed chips, seeds 0, 1, ...
+        chips: as in `emulate`.
+        seed: as in `emulate`.
+        device: as in `emulate`.
         staircase: also score the converters alone (``quantised``), and after each step but the last.
         population: fit the steps that follow programming on this many other chips, for all chips at once, instead of
             on each chip itself; nothing is then measured on the chips that are scored.
         include: as in `emulate`.
         exclude: as in `emulate`.
         progress: called before each evaluation, and while a model is converted for the first time.
-        out: folder to write as a deployment bundle (`Calibration.save`) of chip 0 at the last time. Until it is whole,
-            what was found is kept in a hidden folder beside it, and the same call goes on from there after it was
-            stopped.
+        out: folder to write as a deployment bundle (`Calibration.save`) of the first chip at the last time. Until it is
+            whole, what was found is kept in a hidden folder beside it, and the same call goes on from there after it
+            was stopped.
         notify: told, in a sentence, when the call goes on from an earlier one, and of results that were damaged.
 
     Raises:
         InputError: as `emulate`, for an unknown recipe, a wait of 0 s, a task whose calibration data are in its
             evaluation data, a folder that cannot be written, and one that another run is making.
     """
-    seconds, delay = parse_times(times), to_seconds(wait)
-    require_chips(chips)
-    if delay == 0:
-        raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
+    seconds, delay = parse_times(times), require_wait(wait)
+    seeds = require_chips(chips, seed)
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    populations.require(recipe, population, chips)
+    populations.require(recipe, population, seeds)
     if out is not None:
         require_new(Path(out))
+        require_room(Path(out))
         require_no_memory(memory)
     with nullcontext() if out is None else only_run(Path(out)):
         if out is not None:
             require_new(Path(out))  # again: another run may have ended meanwhile
-        experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
+        experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory, device)
         require_disjoint(experiment.task)
         if out is not None:
-            options = [recipe.to_dict(), seconds, delay, chips, staircase, population]
+            options = [recipe.to_dict(), seconds, delay, chips, seed, staircase, population]
+            options.append(str(device_of(experiment.digital)))
             experiment.journal = _journal(Path(out), experiment, options, notify)
             if notify is not None and len(experiment.journal):
                 notify(f"goes on from the {len(experiment.journal)} results in {str(experiment.journal.folder)!r}")
-        result = _scored(experiment, recipe, seconds, delay, chips, staircase, population)
+        result = _scored(experiment, recipe, seconds, delay, seeds, staircase, population)
         if out is not None:
             last = result.deployment.last_time()
-            save_bundle(result, Path(out), chip=0, fitted=last, whole=experiment.journal.mark_done)
+            save_bundle(result, Path(out), chip=seed, fitted=last, whole=experiment.journal.mark_done)
             experiment.journal.remove()
     return result
 
@@ -114,27 +121,28 @@ def _scored(
     recipe: Recipe,
     seconds: list[float],
     delay: float,
-    chips: int,
+    chips: range,
     staircase: bool,
     population: int | None,
 ) -> Calibration:
     """All arms of the experiment, on all chips."""
-    stairs = len(recipe.steps) - max(len(recipe.steps_at(Stage.BEFORE_PROGRAMMING)) - 1, 0) if staircase else 1
-    experiment.total = (1 if experiment.pattern is None else 2) + staircase + chips * len(seconds) * (1 + stairs)
+    stairs = len(recipe.steps) if staircase else 1
+    experiment.total = (1 if experiment.pattern is None else 2) + staircase + len(chips) * len(seconds) * (1 + stairs)
     experiment.score_digital()
     if staircase:
         experiment.score_quantised()
     score_uncalibrated(experiment, [time + delay for time in seconds], chips)
     climb = _Climb(experiment, recipe, seconds, delay, staircase)
-    climb.before_programming()
+    climb.before_programming(chips)
     shared = None if population is None else populations.fit(experiment, recipe, seconds, population)
     fits: dict[tuple[int, float], list[FittedStep]] = {}
-    for chip in range(chips):
-        fits |= climb.chip(chip, shared)
+    for chip in chips:
+        fits |= climb.chip(chip, shared, first=chip == chips[0])
     return Calibration(
         setup={
             **experiment.setup,
-            "chips": chips,
+            "chips": len(chips),
+            "seed": chips[0],
             "recipe": recipe.to_dict(),
             "fitted_on": "each chip itself" if population is None else f"a population of {population} other chips",
             "calibration_batches": sum(1 for _ in experiment.task.batches("calibration")),
@@ -147,6 +155,18 @@ def _scored(
     )
 
 
+def require_wait(wait: str | float) -> float:
+    """Seconds from fitting to scoring.
+
+    Raises:
+        InputError: for an impossible time and 0 s.
+    """
+    delay = to_seconds(wait)
+    if delay == 0:
+        raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
+    return delay
+
+
 @dataclass(frozen=True)
 class _Climb:
     """The steps of a recipe, one after another, each scored where the staircase is asked for."""
@@ -157,14 +177,25 @@ class _Climb:
     delay: float
     staircase: bool
 
-    def before_programming(self) -> None:
-        """Fit and apply what changes the cells' targets."""
-        for index, step in self.recipe.steps_at(Stage.BEFORE_PROGRAMMING).items():
-            self.experiment.write(step, self.experiment.fit(step, f"{index}"))
+    def before_programming(self, chips: range) -> None:
+        """Fit and apply what changes the cells' targets, and score each step but the last on chips programmed for it.
 
-    def chip(self, chip: int, shared: Shared | None) -> dict[tuple[int, float], list[FittedStep]]:
-        """Program a chip, fit it at each time, or take over what is ``shared``, and score it; what was applied."""
-        experiment, first = self.experiment, chip == 0
+        The last one is scored on the chips that later steps go on with (`chip`).
+        """
+        steps = self.recipe.steps_at(Stage.BEFORE_PROGRAMMING)
+        for index, step in steps.items():
+            self.experiment.write(step, self.experiment.fit(step, f"{index}"))
+            for chip in chips if self.staircase and index != max(steps) else ():
+                self.experiment.new_chip(chip)
+                self.experiment.later(self.experiment.uncalibrate)
+                self._score_all(index, chip)
+
+    def chip(self, chip: int, shared: Shared | None, *, first: bool) -> dict[tuple[int, float], list[FittedStep]]:
+        """Program a chip, fit it at each time, or take over what is ``shared``, and score it; what was applied.
+
+        What fitting takes is counted on the ``first`` chip.
+        """
+        experiment = self.experiment
         analog = experiment.analog
         experiment.new_chip(chip)
         experiment.later(experiment.uncalibrate)

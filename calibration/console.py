@@ -1,48 +1,119 @@
-"""Results as tables on a terminal."""
+"""What commands print: results as tables, progress, and sentences.
+
+Every command prints through `terminal` and `say`, which take text as text: names of models, titles and reasons come
+from users and files, and are neither markup nor commands to the terminal.
+"""
 
 from __future__ import annotations
 
 import math
+import os
 import sys
-from collections.abc import Iterator, Sequence
+import threading
+from collections.abc import Callable, Iterator, Sequence
 from contextlib import contextmanager
+from time import monotonic
+from typing import Any, TextIO
 
 from rich.console import Console
 from rich.progress import BarColumn, MofNCompleteColumn, Progress, TextColumn, TimeElapsedColumn, TimeRemainingColumn
 from rich.table import Table
+from rich.text import Text
 
 from calibration import progress
 from calibration.doctor import Check
 from calibration.metrics import metric
+from calibration.printable import printable
 from calibration.results import Calibration, Emulation, Row
 from calibration.staircase import Range
 from crossbar import ConversionReport, format_seconds
 
 _FEW = 1.3
 _PARTS = ("linear", "attention", "dense attention", "calibration")
+_WIDEST = 10_000
+"""Columns where what is printed goes to a file or another program: no table is cut."""
+EVERY = 30.0
+"""Seconds between two lines of progress where there is no terminal, at the least."""
+_QUIET = 10
+"""After so many of them without news the last line comes again."""
+
+
+class _Plain(Console):
+    """A console that takes text as text."""
+
+    def render_str(self, text: str, **options: Any) -> Text:
+        return super().render_str(printable(text), **options)
+
+
+def terminal(file: TextIO | None = None, *, soft_wrap: bool = False) -> Console:
+    """What commands print to: standard output unless a stream is given, in full width where that is no terminal."""
+    plain = _Plain(file=file, markup=False, emoji=False, highlight=False, soft_wrap=soft_wrap)
+    if not plain.is_terminal and "COLUMNS" not in os.environ:
+        plain.width = _WIDEST
+    return plain
+
+
+def say(text: str, file: TextIO | None = None) -> None:
+    """One line on standard error."""
+    print(f"ohmformer: {printable(' '.join(text.split()))}", file=file or sys.stderr, flush=True)
 
 
 @contextmanager
 def progress_bar(title: str) -> Iterator[progress.Progress]:
-    """A progress bar on standard error, as the ``progress`` argument of a job."""
+    """A progress bar on standard error, as the ``progress`` argument of a job; lines where that is no terminal."""
     columns = (
-        TextColumn("{task.description}"),
+        TextColumn("{task.description}", markup=False),
         BarColumn(),
         MofNCompleteColumn(),
         TimeElapsedColumn(),
         TextColumn("left"),
         TimeRemainingColumn(),
-        TextColumn("{task.fields[now]}"),
+        TextColumn("{task.fields[now]}", markup=False),
     )
-    terminal = Console(file=sys.stderr)  # this stream, even where sys.stderr is held back for a while
-    with Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+    stream = terminal(sys.stderr)  # this stream, even where sys.stderr is held back for a while
+    if not stream.is_terminal:
+        with progress_lines(title) as tell:
+            yield lambda done, total, now: tell(f"{done} of {total} done, now {now}")
+        return
+    with Progress(*columns, console=stream, transient=True) as bar:
         task = bar.add_task(title, total=None, now="")
 
         def show(done: int, total: int, now: str) -> None:
-            bar.update(task, completed=done, total=total, now=now)
+            bar.update(task, completed=done, total=total, now=printable(now))
 
         yield show
         bar.update(task, completed=bar.tasks[task].total or 0, now="")
+
+
+@contextmanager
+def progress_lines(title: str) -> Iterator[Callable[[str], None]]:
+    """Takes how far a job is, and says the news on standard error every half minute; all of it, every five minutes."""
+    stream, began, over = sys.stderr, monotonic(), threading.Event()
+    news: list[str] = []
+
+    def speak() -> None:
+        said, rounds = "", 0
+        while not over.wait(EVERY):
+            rounds += 1
+            if news and (news[0] != said or rounds >= _QUIET):
+                said, rounds = news[0], 0
+                say(f"{title}, after {_duration(monotonic() - began)}: {said}", stream)
+
+    def tell(state: str) -> None:
+        news[:] = [state]
+
+    speaker = threading.Thread(target=speak, daemon=True)
+    speaker.start()
+    try:
+        yield tell
+    finally:
+        over.set()
+        speaker.join()
+
+
+def _duration(seconds: float) -> str:
+    minutes = int(seconds) // 60
+    return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60} s"
 
 
 def accuracy_table(result: Emulation) -> Table:
@@ -114,7 +185,7 @@ def staircase_table(result: Calibration) -> Table:
         caption += f"; {name}: gain and recovered loss of its logarithm, digital as a part of it"
     view = Table(title="what each step gains", title_justify="left", caption=caption)
     for name in ("metric", "time", "arm", "value", "gain", "of digital", "loss recovered"):
-        view.add_column(name, justify="left" if name in ("metric", "arm") else "right")
+        view.add_column(name, justify="left" if name in ("metric", "arm") else "right", overflow="fold")
     for stair in result.stairs():
         value = f"{stair.value.mean:,.2f}" if metric(stair.metric).logarithmic else f"{stair.value.mean:.3f}"
         gain = "" if stair.gain is None else _with_interval(stair.gain, "+.3f", 1)
@@ -138,7 +209,7 @@ def conversion_table(report: ConversionReport, *, layers: bool = False, memory: 
     if memory:
         caption = "keys and values are in analog memory; softmax and activation functions are digital too"
     view = Table(title=title, title_justify="left", caption=caption)
-    view.add_column("layer" if layers else "layers")
+    view.add_column("layer" if layers else "layers", overflow="fold")
     for name in ("kind", "parameters", "tiles", "cells in use"):
         view.add_column(name, justify="left" if name == "kind" else "right")
     view.add_column("stays digital because")

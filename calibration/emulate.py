@@ -9,7 +9,8 @@ from pathlib import Path
 from torch import nn
 
 from attention import Memory, Pattern
-from calibration.experiment import TIMES, Experiment, parse_times, require_chips
+from calibration.chips import require_chips
+from calibration.experiment import TIMES, Experiment, parse_times
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Emulation
@@ -26,6 +27,8 @@ def emulate(
     memory: str | Hardware | Memory | None = None,
     times: Sequence[str | float] = TIMES,
     chips: int = 3,
+    seed: int = 0,
+    device: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     progress: Progress | None = None,
@@ -43,7 +46,9 @@ def emulate(
         memory: where the analog model's keys and values are: ``"gain_cell"``, hardware, or an `attention.Memory`; needs
             a transformers model. None: they are digital.
         times: since programming, such as ``"1d"``.
-        chips: number of programmed chips, seeds 0, 1, ...
+        chips: number of programmed chips.
+        seed: of the first chip; the others have the next whole numbers.
+        device: where it is computed, ``"cpu"`` or ``"cuda"``; None: where the model is. A seed is another chip there.
         include: shell patterns of the layers to make analog; None: all.
         exclude: shell patterns of layers that stay digital.
         progress: called before each evaluation, and while a model is converted for the first time.
@@ -52,13 +57,13 @@ def emulate(
         InputError: for an unknown name, an impossible value, or a model with nothing to convert.
     """
     seconds = parse_times(times)
-    require_chips(chips)
-    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory)
+    seeds = require_chips(chips, seed)
+    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory, device)
     experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds)
     experiment.score_digital()
-    score_uncalibrated(experiment, seconds, chips)
+    score_uncalibrated(experiment, seconds, seeds)
     return Emulation(
-        setup={**experiment.setup, "chips": chips},
+        setup={**experiment.setup, "chips": chips, "seed": seed},
         primary=experiment.task.primary,
         measurements=tuple(experiment.measurements),
         conversion=experiment.conversion,
@@ -66,9 +71,9 @@ def emulate(
     )
 
 
-def score_uncalibrated(experiment: Experiment, seconds: Sequence[float], chips: int) -> None:
+def score_uncalibrated(experiment: Experiment, seconds: Sequence[float], chips: Sequence[int]) -> None:
     """Arm ``analog``: every chip as it was programmed, at every time."""
-    for chip in range(chips):
+    for chip in chips:
         experiment.new_chip(chip)
         for time in seconds:
             experiment.later(partial(age, experiment.analog, time))

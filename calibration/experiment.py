@@ -13,6 +13,7 @@ from torch import Tensor, nn
 
 from attention import Memory, Pattern, attach, parse, renew_memory
 from calibration import models, tasks
+from calibration.chips import require_device
 from calibration.journal import Counts, Fit, Journal, Scored
 from calibration.models import Loaded
 from calibration.progress import Progress
@@ -88,14 +89,17 @@ class Experiment:
         exclude: str | Sequence[str] | None,
         progress: Progress | None = None,
         memory: str | Hardware | Memory | None = None,
+        device: str | None = None,
     ) -> Experiment:
         """Resolve names, copy the model and put the copy on tiles; the user's model stays as it was.
 
         With a memory, the analog copy's keys and values are in it, under a dense pattern unless another is given.
 
         Raises:
-            InputError: for unknown names, or what `crossbar.convert` and `attention.attach` refuse.
+            InputError: for unknown names, a device that is not there, or what `crossbar.convert` and `attention.attach`
+                refuse.
         """
+        place = require_device(device)
         hardware = presets.get(hardware) if isinstance(hardware, str) else hardware
         pattern = parse(pattern) if isinstance(pattern, str) else pattern
         if isinstance(task, str):
@@ -111,6 +115,8 @@ class Experiment:
             tasks.require(task, loaded)
             task = tasks.get(task, loaded.tokenizer)
         digital = copy.deepcopy(network).eval()
+        if place is not None:
+            digital.to(place)
         if pattern is not None:
             attach(digital, pattern)
         analog = copy.deepcopy(digital)
@@ -287,9 +293,3 @@ def parse_times(times: Sequence[str | float]) -> list[float]:
     if isinstance(times, str) or not times:
         raise InputError(f"times {times!r} are not usable: give a list such as ['0s', '1h', '1d']")
     return list(dict.fromkeys(to_seconds(time) for time in times))
-
-
-def require_chips(chips: int) -> None:
-    """Refuse a number of chips below 1."""
-    if isinstance(chips, bool) or not isinstance(chips, int) or chips < 1:
-        raise InputError(f"chips = {chips!r} is not allowed: give a whole number of 1 or more")

@@ -7,6 +7,7 @@ from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
 from calibration.metrics import metric
+from calibration.printable import drawable
 from calibration.results import Calibration, Emulation
 from crossbar import format_seconds
 
@@ -82,7 +83,7 @@ def staircase(result: Calibration) -> Figure:
 
 
 def _title(result: Emulation) -> str:
-    return f"{result.setup['model']} on {result.setup['hardware']['device']['kind']}: {result.setup['task']}"
+    return drawable(f"{result.setup['model']} on {result.setup['hardware']['device']['kind']}: {result.setup['task']}")
 
 
 def _panel(axes: Axes, result: Emulation) -> None:
@@ -119,7 +120,7 @@ def vertical(axes: Axes, name: str, lowest: float) -> None:
     from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter
 
     meaning = metric(name)
-    axes.set_ylabel(name if meaning.higher_is_better else f"{name} (lower is better)")
+    axes.set_ylabel(drawable(name if meaning.higher_is_better else f"{name} (lower is better)"))
     if meaning.logarithmic:
         axes.set_yscale("log")
         # Plain numbers at 1, 2 and 5 of each decade: an interval within one decade has no power of ten to label.

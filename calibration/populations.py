@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from functools import partial
 
+from calibration.chips import MOST_CHIPS
 from calibration.experiment import Experiment
 from calibration.recipe import Recipe
 from calibration.steps.protocol import Fitted, PopulationStep, Stage
@@ -11,13 +12,13 @@ from crossbar import InputError, age
 from crossbar.errors import require_whole
 
 _FIRST_SEED = 1_000_000
-"""Seed of the first chip that is fitted on; those that are scored are 0, 1, ..."""
+"""Seed of the first chip that is fitted on."""
 
 Shared = dict[float, dict[int, Fitted]]
 """What was fitted for all chips, by time since programming (s) and place of the step in the recipe."""
 
 
-def require(recipe: Recipe, population: int | None, chips: int) -> None:
+def require(recipe: Recipe, population: int | None, chips: range) -> None:
     """Refuse a population of no chips, one with chips that are scored, and a recipe with steps that belong to one chip.
 
     Raises:
@@ -25,9 +26,12 @@ def require(recipe: Recipe, population: int | None, chips: int) -> None:
     """
     if population is None:
         return
-    require_whole("population", population, least=1)
-    if chips > _FIRST_SEED:
-        raise InputError(f"chips = {chips} would be fitted on and scored: give at most {_FIRST_SEED}")
+    require_whole("population", population, least=1, most=MOST_CHIPS)
+    if chips[-1] >= _FIRST_SEED and chips[0] < _FIRST_SEED + population:
+        raise InputError(
+            f"seeds {chips[0]} to {chips[-1]} would be fitted on and scored, since a population has those from "
+            f"{_FIRST_SEED}: give another seed"
+        )
     for step in recipe.steps:
         if step.stage is not Stage.BEFORE_PROGRAMMING and not isinstance(step, PopulationStep):
             raise InputError(

@@ -164,7 +164,7 @@ class Calibration(Emulation):
 
         return staircase(self)
 
-    def save(self, path: str | Path, *, chip: int = 0, fitted: str | float | None = None) -> None:
+    def save(self, path: str | Path, *, chip: int | None = None, fitted: str | float | None = None) -> None:
         """Write one calibrated chip as a deployment bundle, a folder that `calibration.load_bundle` reads.
 
         It holds the chip as it was scored: calibrated at ``fitted``, and as old as the wait before scoring made it. The
@@ -172,7 +172,7 @@ class Calibration(Emulation):
 
         Args:
             path: a folder that does not exist yet.
-            chip: seed of the chip.
+            chip: seed of the chip; None: the first.
             fitted: one of the times at which steps were fitted; None: the last.
 
         Raises:
@@ -181,6 +181,7 @@ class Calibration(Emulation):
         """
         from calibration.bundles.writer import save_bundle
 
+        chip = self.deployment.first_chip() if chip is None else chip
         save_bundle(self, Path(path), chip, self.deployment.last_time() if fitted is None else to_seconds(fitted))
 
 

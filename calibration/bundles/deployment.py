@@ -36,6 +36,10 @@ class Deployment:
         """The last time at which steps were fitted, s."""
         return max(time for _, time in self.fits)
 
+    def first_chip(self) -> int:
+        """The seed of the first chip."""
+        return min(chip for chip, _ in self.fits)
+
     def restore(self, chip: int, fitted: float) -> None:
         """Make the experiment's analog copy the chip as it was scored: fitted at a time, ``wait`` older.
 
@@ -43,11 +47,11 @@ class Deployment:
             InputError: for a chip or a time that was not calibrated.
         """
         if (chip, fitted) not in self.fits:
-            chips = 1 + max(chip for chip, _ in self.fits)
+            chips = [chip for chip, _ in self.fits]
             times = ", ".join(format_seconds(time) for time in sorted({time for _, time in self.fits}))
             raise InputError(
-                f"chip {chip!r} was not calibrated at {format_seconds(fitted)}: choose a chip from 0 to {chips - 1} "
-                f"and one of {times}"
+                f"chip {chip!r} was not calibrated at {format_seconds(fitted)}: choose a chip from {min(chips)} to "
+                f"{max(chips)} and one of {times}"
             )
         model = self.experiment.analog
         new_chip(model)

@@ -22,7 +22,9 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument(
         "--window-length", type=int | None, default=2048, help="perplexity: tokens in a window (default 2048)"
     )
-    parser.add_argument("--patterns", type=list[str], default=list(PATTERNS), help="attention patterns to compare")
+    parser.add_argument(
+        "--patterns", type=list[str] | str, default=list(PATTERNS), help="attention patterns to compare"
+    )
     parser.add_argument(
         "--memory", type=str | None, default=None, help="keys and values: gain_cell, pcm, or a YAML file of hardware"
     )
@@ -36,7 +38,8 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--recipe", type=str | None, default="fast", help="calibration of the chip; null for none")
     parser.add_argument("--age", type=str, default="1h", help="age of the chip when it is calibrated")
     parser.add_argument("--wait", type=str, default="1h", help="between calibrating and scoring (default 1h)")
-    parser.add_argument("--chip", type=int, default=0, help="seed of the programmed chip")
+    parser.add_argument("--seed", type=int, default=0, help="of the programmed chip")
+    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
     parser.add_argument("--plot", type=str | None, default=None, help="write a picture of where the energy goes")
     parser.add_argument("--pareto", type=str | None, default=None, help="write a picture of accuracy against energy")
@@ -46,6 +49,8 @@ def study_of(options: Namespace) -> EnergyStudy:
     """Price what the options ask for; what costs nothing to check comes before what takes seconds to load."""
     from attention import parse
     from calibration import models, tasks
+    from calibration import recipe as recipes
+    from calibration.chips import require_chips, require_device
     from calibration.console import progress_bar
     from calibration.energy import default_book, energy
     from calibration.energy.study import times
@@ -54,6 +59,10 @@ def study_of(options: Namespace) -> EnergyStudy:
 
     tasks.require(options.task)
     times(options.recipe, options.age, options.wait)
+    require_chips(1, options.seed)
+    require_device(options.device)
+    if options.recipe is not None:
+        recipes.get(options.recipe)
     memory = as_memory(options.memory)
     if options.memory_capacity is not None:
         if memory is None:
@@ -61,13 +70,16 @@ def study_of(options: Namespace) -> EnergyStudy:
         memory = replace(memory, capacity=options.memory_capacity)
     book = PriceBook.get(default_book(memory) if options.book is None else options.book)
     hardware = presets.get(options.hardware)
-    patterns = [parse(text) for text in options.patterns]
+    texts = [options.patterns] if isinstance(options.patterns, str) else options.patterns
+    patterns = [parse(text) for text in texts]
+    if not patterns:
+        raise InputError("patterns [] are not usable: give one or more, such as dense")
     with progress_bar("energy") as progress:
         model = models.load_model(options.model, progress)
         tasks.require(options.task, model)
         sizes = {name: options[name] for name in ("windows", "window_length")} if options.task == "perplexity" else {}
         task = tasks.get(options.task, model.tokenizer, **sizes)
-        chosen = {name: options[name] for name in ("chip", "recipe", "age", "wait", "include", "exclude")}
+        chosen = {name: options[name] for name in ("seed", "device", "recipe", "age", "wait", "include", "exclude")}
         return energy(model, task, hardware, patterns, book=book, memory=memory, progress=progress, **chosen)
 
 

@@ -6,6 +6,7 @@ from typing import TYPE_CHECKING
 
 from calibration.energy import DECODE, Arm, EnergyStudy, Work
 from calibration.metrics import metric
+from calibration.printable import drawable
 
 if TYPE_CHECKING:
     from matplotlib.artist import Artist
@@ -65,7 +66,7 @@ def _bars(axes: Axes, study: EnergyStudy, phase: int, parts: tuple[str, ...], ti
     axes.set_xlim(0, 1.2 * max(left) if any(left) else 1.0)
     axes.set_xlabel("µJ a token", fontsize=8)
     work = study.arms[0].work[phase]
-    axes.set_title(f"{study.setup['model']}, {_named(work)}: {title}", fontsize=9)
+    axes.set_title(drawable(f"{study.setup['model']}, {_named(work)}: {title}"), fontsize=9)
 
 
 def _machines(axes: Axes, study: EnergyStudy, phase: int) -> None:
@@ -116,9 +117,8 @@ def pareto(study: EnergyStudy) -> Figure:
     direction = "higher" if metric(study.metric).higher_is_better else "lower"
     panels[0].set_ylabel(f"{study.metric} on the chip ({direction} is better)\ndotted: same pattern in digital")
     panels[0].legend(fontsize=7)
-    figure.suptitle(
-        f"{study.setup['model']} on {study.setup['hardware']['device']['kind']}, {study.setup['task']}", fontsize=11
-    )
+    what = f"{study.setup['model']} on {study.setup['hardware']['device']['kind']}, {study.setup['task']}"
+    figure.suptitle(drawable(what), fontsize=11)
     figure.supxlabel(_provenance(study), fontsize=7)
     return figure
 
@@ -139,7 +139,7 @@ def _provenance(study: EnergyStudy) -> str:
                 found.setdefault(line.evidence, set()).add(line.component)
     prices = "; ".join(f"{evidence}: {', '.join(sorted(parts))}" for evidence, parts in sorted(found.items()))
     missing = f"\nwithout a price, not in any sum: {', '.join(sorted(unpriced))}" if unpriced else ""
-    return f"prices ({study.book.name}): {prices}{missing}"
+    return drawable(f"prices ({study.book.name}): {prices}{missing}")
 
 
 def _short(arm: Arm, between: str = "\n") -> str:

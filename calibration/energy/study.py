@@ -16,6 +16,7 @@ from attention import Memory, Pattern, attach, parse, renew_memory
 from attention.hf import memory_of
 from calibration import models, tasks
 from calibration import recipe as recipes
+from calibration.chips import require_chips, require_device
 from calibration.experiment import as_memory
 from calibration.models import Loaded
 from calibration.models.outputs import device_of, is_generative
@@ -167,7 +168,8 @@ def energy(
     age: str | float = "1h",
     wait: str | float = "1h",
     book: str | PriceBook | None = None,
-    chip: int = 0,
+    seed: int = 0,
+    device: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     progress: Progress | None = None,
@@ -189,7 +191,8 @@ def energy(
         age: of the chip when it is calibrated, or scored where there is no recipe.
         wait: between calibrating and scoring, as in `calibrate`; without a recipe there is none.
         book: prices: see `crossbar.PriceBook.get`; None: `default_book` of the memory.
-        chip: seed of the chip.
+        seed: of the chip.
+        device: where it is computed, as in `emulate`.
         include, exclude: layers to convert, as for `crossbar.convert`.
         progress: called before each scoring.
 
@@ -198,6 +201,8 @@ def energy(
             of 0 s and a task whose calibration data are in its evaluation data.
     """
     fitted, delay = times(recipe, age, wait)
+    require_chips(1, seed)
+    where = require_device(device)
     hardware = presets.get(hardware) if isinstance(hardware, str) else hardware
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     memory = as_memory(memory)
@@ -216,10 +221,12 @@ def energy(
     if recipe is not None:
         require_disjoint(task)
     analog = copy.deepcopy(network).eval()
+    if where is not None:
+        analog.to(where)
     attach(analog, chosen[0], memory)
-    renew_memory(analog, chip)
+    renew_memory(analog, seed)
     conversion = convert(analog, hardware, include, exclude)
-    _make_chip(analog, task, recipe, chip, fitted)
+    _make_chip(analog, task, recipe, seed, fitted)
     set_age(analog, fitted + delay)
     arms: list[Arm] = []
     uncounted: dict[str, str] = {}
@@ -233,7 +240,7 @@ def energy(
                     digital = task.metrics(analog)[task.primary]
             elif name == "analog":
                 attach(analog, pattern, memory)
-                renew_memory(analog, chip)
+                renew_memory(analog, seed)
                 reset_reads(analog)
                 held = memory_of(analog)
                 rows = None if held is None else held.capacity
@@ -249,7 +256,7 @@ def energy(
         "task": task.name,
         "hardware": hardware.to_dict(),
         "memory": None if memory is None else memory.to_dict(),
-        "chip": chip,
+        "chip": seed,
         "recipe": None if recipe is None else recipe.to_dict(),
         "age": fitted,
         "wait": delay,

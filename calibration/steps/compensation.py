@@ -12,7 +12,11 @@ from torch import Tensor, nn
 from calibration.models.embedding import Batch
 from calibration.steps.protocol import Fitted, Stage, mean
 from crossbar import AnalogLinear, InputError, analog_layers
+from crossbar.errors import require_whole
 from crossbar.streams import Key, uniform
+
+MOST_READS = 100_000
+"""Of a layer at once; the error of a gain is in their square root."""
 
 Per = Literal["tile", "column"]
 Reference = Literal["programmed", "ideal"]
@@ -46,8 +50,7 @@ class DriftCompensation:
             if getattr(self, name) not in choices:
                 value = getattr(self, name)
                 raise InputError(f"DriftCompensation {name} = {value!r} is not allowed: choose {', '.join(choices)}")
-        if self.reads < 1:
-            raise InputError(f"DriftCompensation reads = {self.reads!r} is not allowed: give 1 or more")
+        require_whole("DriftCompensation reads", self.reads, least=1, most=MOST_READS)
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

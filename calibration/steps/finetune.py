@@ -80,8 +80,9 @@ class Finetune:
         for name, value, allowed in (("train", self.train, get_args(Train)), ("chip", self.chip, get_args(Chip))):
             if value not in allowed:
                 raise InputError(f"Finetune {name} = {value!r} is not allowed: choose {' or '.join(allowed)}")
-        for name in ("steps", "accumulate", "rank", "instants"):
-            require_whole(f"Finetune {name}", getattr(self, name), least=1)
+        require_whole("Finetune steps", self.steps, least=1, most=10_000_000)
+        for name in ("accumulate", "rank", "instants"):
+            require_whole(f"Finetune {name}", getattr(self, name), least=1, most=10_000)
         for name in ("rate", "spacing"):
             require_number(f"Finetune {name}", getattr(self, name), above=0)
         if self.clip is not None:

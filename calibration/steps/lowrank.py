@@ -51,7 +51,7 @@ class LowRankAdapter:
     spacing: float = 60.0
 
     def __post_init__(self) -> None:
-        require_whole("LowRankAdapter rank", self.rank, least=1)
+        require_whole("LowRankAdapter rank", self.rank, least=1, most=10_000)
         require_number("LowRankAdapter ridge", self.ridge, above=0)
         require_instants("LowRankAdapter", self.instants, self.spacing)
 

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.models.embedding import Batch
-from calibration.steps.compensation import column_gain, read_out_inputs
+from calibration.steps.compensation import MOST_READS, column_gain, read_out_inputs
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import AnalogLinear, InputError, WriteVerify, analog_layers
 from crossbar.errors import require_number, require_whole
@@ -44,7 +44,7 @@ class ReprogramWorst:
         if self.fraction > 1:
             raise InputError(f"ReprogramWorst fraction = {self.fraction!r} is not allowed: give a number up to 1")
         WriteVerify(self.tolerance, self.rounds)
-        require_whole("ReprogramWorst reads", self.reads, least=1)
+        require_whole("ReprogramWorst reads", self.reads, least=1, most=MOST_READS)
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

@@ -18,8 +18,8 @@ if TYPE_CHECKING:
     from calibration.studies.store import Progressed
 
 
-def add_study_commands(commands: Any, subcommand: Callable[[str], Any]) -> None:
-    """Add the two to a parser's subcommands."""
+def add_study_commands(add: Callable[[str, Any, str], None], subcommand: Callable[[str], Any]) -> None:
+    """Have ``add`` add the two: a name, a parser, and what it is for."""
     study = subcommand("Compute a grid of cells that a YAML file describes; what is in the store already stays.")
     study.add_argument("study", type=str, help="YAML file; docs/studies.md says what stands in it")
     study.add_argument("--store", type=str | None, default=None, help="results (default: the YAML's name, .sqlite)")
@@ -27,28 +27,26 @@ def add_study_commands(commands: Any, subcommand: Callable[[str], Any]) -> None:
     study.add_argument("--workers", type=int | None, default=None, help="how many (default: one for each core)")
     study.add_argument("--dry-run", action="store_true", help="check, count cells and estimate the time only")
     study.add_argument("--retry", action="store_true", help="compute failed cells again")
-    commands.add_subcommand("study", study, help="a grid over any field, resumable, with intervals")
+    add("study", study, "a grid over any field, resumable, with intervals")
 
     report = subcommand("Write what a store holds as one HTML page that needs nothing else.")
     report.add_argument("store", type=str, help="file that `ohmformer study` wrote")
     report.add_argument("--out", type=str | None, default=None, help="page (default: the store's name, .html)")
     report.add_argument("--figures", type=str | None, default=None, help="folder for the figures as SVG and PDF too")
-    commands.add_subcommand("report", report, help="the report of a study as an HTML page")
+    add("report", report, "the report of a study as an HTML page")
 
 
 def run_study(options: Namespace) -> int:
     """``ohmformer study``: 0 if every cell is done, 1 if some failed, 130 when it was stopped."""
-    from rich.console import Console
-
-    from calibration.console import progress_bar
+    from calibration import console
     from calibration.studies.engine import default_workers
     from calibration.study import plan_study, study
 
-    terminal = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    terminal = console.terminal(soft_wrap=True)
     store = Path(options.store or f"{Path(options.study).stem}.sqlite")
     workers = default_workers() if options.workers is None else options.workers
     if options.dry_run:
-        with progress_bar("study") as loading:
+        with console.progress_bar("study") as loading:
             plan, pending, rates = plan_study(
                 options.study, store, engine=options.engine, workers=options.workers, loading=loading
             )
@@ -67,8 +65,7 @@ def run_study(options: Namespace) -> int:
                 progress=progress,
             )
         except KeyboardInterrupt:
-            said = "ohmformer: stopped; what is done is kept, and the same command goes on from there"
-            Console(stderr=True, highlight=False, soft_wrap=True).print(said)
+            console.say("stopped; what is done is kept, and the same command goes on from there")
             return 130
     state = found.progress
     terminal.print(f"{state.done:,} of {state.total:,} cells are done in {store}; ohmformer report {store} shows them")
@@ -81,14 +78,13 @@ def run_study(options: Namespace) -> int:
 
 def run_report(options: Namespace) -> int:
     """``ohmformer report``: writes the page, and figures if they are asked for."""
-    from rich.console import Console
-
+    from calibration import console
     from calibration.studies.results import Study
 
     study = Study(options.store)
     page = Path(options.out or f"{Path(options.store).stem}.html")
     study.report(page)
-    terminal = Console(highlight=False, soft_wrap=True, markup=False, emoji=False)
+    terminal = console.terminal(soft_wrap=True)
     terminal.print(str(page))
     if options.figures is not None:
         for path in study.write_figures(options.figures):
@@ -127,11 +123,20 @@ def _duration(seconds: float) -> str:
 def _bar() -> Iterator[tuple[Progress, Callable[[Progressed], None]]]:
     """A bar on standard error: first what is loaded, then cells done and failed, and the time left."""
     from rich import progress
-    from rich.console import Console
 
-    terminal = Console(file=sys.stderr)
+    from calibration import console
+    from calibration.printable import printable
+
+    terminal = console.terminal(sys.stderr)
+    if not terminal.is_terminal:
+        with console.progress_lines("study") as tell:
+            yield (
+                lambda done, total, what: tell(f"{done} of {total} done, now {what}"),
+                lambda state: tell(f"{state.done + state.failed} of {state.total} cells, {state.failed} failed"),
+            )
+        return
     columns = (
-        progress.TextColumn("{task.description}"),
+        progress.TextColumn("{task.description}", markup=False),
         progress.BarColumn(),
         progress.MofNCompleteColumn(),
         progress.TextColumn("{task.fields[failed]}"),
@@ -139,11 +144,11 @@ def _bar() -> Iterator[tuple[Progress, Callable[[Progressed], None]]]:
         progress.TextColumn("left"),
         progress.TimeRemainingColumn(),
     )
-    with progress.Progress(*columns, console=terminal, transient=True, disable=not terminal.is_terminal) as bar:
+    with progress.Progress(*columns, console=terminal, transient=True) as bar:
         task = bar.add_task("study", total=None, failed="")
 
         def loading(done: int, total: int, what: str) -> None:
-            bar.update(task, description=what, completed=done, total=total)
+            bar.update(task, description=printable(what), completed=done, total=total)
 
         def cells(state: Progressed) -> None:
             finished, failed = state.done + state.failed, f"{state.failed} failed"

@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from calibration import cli
+from calibration.options import make_parser
 from tests.calibration.command import assert_one_sentence, run
 from tests.crossbar.test_yaml_values import BOMB
 from tests.mutations import of_bytes
@@ -60,7 +60,7 @@ def test_a_hostile_configuration_is_one_sentence(capsys, tmp_path, monkeypatch, 
 def test_damaged_configurations_are_one_sentence(capsys, tmp_path):
     path = tmp_path / "job.yaml"
     good = b"model: absent\ntask: wordsim\nhardware: pcm\npattern: window(64) | sinks(4)\ntimes: [0s, 1d]\nchips: 2\n"
-    parser, refused = cli._parser(), 0
+    parser, refused = make_parser(), 0
     for damaged in of_bytes(good, 500):
         path.write_bytes(damaged)
         try:

@@ -17,7 +17,7 @@ from hypothesis import strategies as st
 from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
-from calibration import DriftCompensation, InputRanges, Recipe, calibrate
+from calibration import DriftCompensation, InputRanges, Recipe, WeightRanges, calibrate
 from calibration.journal import Journal
 from crossbar import InputError
 from tests.calibration.bundles.copies import names
@@ -54,6 +54,20 @@ def same_bundle(first, second):
             assert all(torch.equal(tensors[0][key], tensors[1][key]) for key in tensors[0])
         else:
             assert (first / name).read_bytes() == (second / name).read_bytes(), name
+
+
+def test_steps_before_programming_resume_too(net, task, tmp_path):
+    """Stopped at each score of the staircase below, where cells are written for one step and then for the next."""
+    recipe = Recipe("written", (InputRanges(), WeightRanges(), DriftCompensation()))
+    options = {"times": ["1h"], "chips": 2, "recipe": recipe}
+    uninterrupted = calibrate(net, task, **options)
+    for at in range(1, 10):
+        place = tmp_path / f"{at}"
+        with pytest.raises(KeyboardInterrupt):
+            calibrate(net, Stopping(task, at), **options, out=place)
+        resumed = Stopping(task)
+        assert calibrate(net, resumed, **options, out=place).to_dict()["table"] == uninterrupted.to_dict()["table"]
+        assert resumed.scored == 10 - at
 
 
 @pytest.fixture

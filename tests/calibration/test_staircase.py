@@ -8,7 +8,7 @@ import statistics
 import pytest
 from rich.console import Console
 
-from calibration import calibrate, emulate
+from calibration import DriftCompensation, InputRanges, Recipe, WeightRanges, calibrate, emulate
 from calibration.console import accuracy_table, staircase_table
 from calibration.plots import accuracy_over_time
 from calibration.results import Emulation, Measurement
@@ -59,7 +59,8 @@ def test_nothing_lost_is_not_a_share():
 
 def test_a_calibration_has_its_stairs_everywhere(net, task):
     found = calibrate(net, task, times=["1h", "1d"], chips=2)
-    arms = ["analog", *(f"after {name}" for name in ("WeightRanges", "DriftCompensation", "AdcRanges")), "calibrated"]
+    steps = ("InputRanges", "WeightRanges", "DriftCompensation", "AdcRanges")
+    arms = ["analog", *(f"after {name}" for name in steps), "calibrated"]
     for metric in ("closeness", "signs"):
         for seconds in (3600.0, 86400.0):
             own = [stair for stair in found.stairs() if (stair.metric, stair.seconds) == (metric, seconds)]
@@ -73,6 +74,23 @@ def test_a_calibration_has_its_stairs_everywhere(net, task):
     assert table.row_count == len(found.stairs())
     axes = found.plot().axes[0]
     assert [text.get_text() for text in axes.get_legend().get_texts()] == ["digital", "quantised", "1 h", "1 d"]
+
+
+def test_each_step_before_programming_has_its_own_stair(net, task):
+    """What a recipe that ends with the step gives; and what the steps after it find does not depend on it."""
+    recipe = Recipe("written", (InputRanges(), WeightRanges(), DriftCompensation()))
+    result = calibrate(net, task, recipe=recipe, times=["1h", "1d"], chips=2)
+    for index in (1, 2):
+        arm = recipe.arms[index - 1]
+        alone = calibrate(net, task, recipe=Recipe("part", recipe.steps[:index]), times=["1h", "1d"], chips=2)
+        assert result.values(arm) == alone.values("calibrated")
+    without = calibrate(net, task, recipe=recipe, times=["1h", "1d"], chips=2, staircase=False)
+    assert result.values("calibrated") == without.values("calibrated")
+    stair = {(s.arm, s.seconds): s for s in result.stairs() if s.metric == "closeness"}
+    for seconds in (3600.0, 86400.0):
+        first, second = stair["after InputRanges", seconds], stair["after WeightRanges", seconds]
+        assert first.gain.mean == pytest.approx(first.value.mean - stair["analog", seconds].value.mean)
+        assert second.gain.mean == pytest.approx(second.value.mean - first.value.mean)
 
 
 @pytest.mark.parametrize("times", [["1d"], ["0s", "1h"]])
