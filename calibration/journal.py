@@ -16,6 +16,7 @@ from torch import Tensor
 
 from calibration import checked_files
 from crossbar.errors import InputError
+from crossbar.tensor_files import as_os_error
 
 Counts = dict[str, dict[str, int]]
 """Totals of counters by part, as in `calibration.Emulation.counts`."""
@@ -142,9 +143,9 @@ class Journal:
             self.folder.mkdir(exist_ok=True)
             write()
         except (OSError, InputError) as error:
-            cause = error.__cause__ if isinstance(error, InputError) else error
+            refused = as_os_error(error)
             raise InputError(
-                f"results cannot be kept in {str(self.folder)!r} ({getattr(cause, 'strerror', None) or error}): make "
+                f"results cannot be kept in {str(self.folder)!r} ({getattr(refused, 'strerror', None) or error}): make "
                 "room and access there, and the same call goes on from here"
             ) from error
 

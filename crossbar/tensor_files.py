@@ -54,7 +54,14 @@ def write(tensors: dict[str, Tensor], path: Path, metadata: Mapping[str, str] | 
     try:
         save_file(tensors, path, None if metadata is None else dict(metadata))
     except SafetensorError as error:
-        number = re.search(r"os error (\d+)", str(error))
-        if number is None:
-            raise
-        raise OSError(int(number[1]), os.strerror(int(number[1])), str(path)) from None
+        raise (as_os_error(error) or error) from None
+
+
+def as_os_error(error: BaseException) -> OSError | None:
+    """What the disk refused, where an error is about that: libraries in Rust tell it as a text, and so may a cause."""
+    if isinstance(error, OSError):
+        return error
+    number = re.search(r"\(os error (\d+)\)", str(error))
+    if number is not None:
+        return OSError(int(number[1]), os.strerror(int(number[1])))
+    return None if error.__cause__ is None else as_os_error(error.__cause__)

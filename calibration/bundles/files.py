@@ -20,8 +20,9 @@ from torch import Tensor
 from calibration.checked_files import sync
 from calibration.journal import tidy
 from crossbar.errors import InputError
+from crossbar.files import require_room
 from crossbar.plain_values import load_json
-from crossbar.tensor_files import opened, shapes
+from crossbar.tensor_files import as_os_error, opened, shapes
 
 FORMAT = "ohmformer bundle"
 SCHEMA = 1
@@ -200,15 +201,21 @@ def parse_json(text: bytes, what: str) -> dict[str, Any]:
 
 
 def require_new(path: Path) -> None:
-    """Refuse a folder that exists already, or that nothing could be written to.
+    """Refuse a folder that exists already, that nothing could be written to, or that would spoil a bundle.
 
     What a run that was killed at its very end left beside the folder goes.
     """
     if not path.resolve().parent.is_dir():
         raise InputError(f"folder {str(path.parent)!r} does not exist: make it first, or give another path")
+    for above in path.resolve().parents:
+        if (above / MANIFEST).is_file() and (above / SEAL).is_file():
+            raise InputError(
+                f"{str(path)!r} lies in the bundle {str(above)!r}, which takes no other files: give another path"
+            )
     if os.path.lexists(path):
         tidy(path)
         raise InputError(f"{str(path)!r} exists already and would be overwritten: give another path, or remove it")
+    require_room(path)
 
 
 @contextlib.contextmanager
@@ -231,10 +238,13 @@ def new_folder(path: Path) -> Iterator[Path]:
         sync_all(partial)
         partial.rename(path)
         sync(path.parent)
-    except OSError as error:
+    except Exception as error:
+        refused = as_os_error(error)
+        if refused is None:
+            raise
         raise InputError(
-            f"folder {str(path)!r} cannot be written ({error.strerror or error}): make room and access there, or give "
-            "another path"
+            f"folder {str(path)!r} cannot be written ({refused.strerror or refused}): make room and access there, or "
+            "give another path"
         ) from error
     finally:
         shutil.rmtree(partial, ignore_errors=True)

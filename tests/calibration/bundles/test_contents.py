@@ -3,6 +3,7 @@
 import hashlib
 import json
 import math
+import re
 import resource
 import time
 from dataclasses import replace
@@ -18,6 +19,8 @@ from calibration import DriftCompensation, InputRanges, Recipe, calibrate, inspe
 from calibration.bundles import writer
 from crossbar import InputError, Tile, presets, program
 from tests.calibration.bundles.copies import copy_of, resealed
+from tests.calibration.command import assert_one_sentence, run
+from tests.limits import files_of_at_most
 
 FIRST = "tiles/encoder.layer.0.attention.self.key.safetensors"
 SECOND = "tiles/encoder.layer.0.attention.self.query.safetensors"
@@ -279,3 +282,58 @@ def test_names_that_no_file_can_have(broken, name):
     (broken / "manifest.json.sha256").write_text(f"{hashlib.sha256(text.encode()).hexdigest()}  manifest.json\n")
     with pytest.raises(InputError, match=r"which is not a path inside the bundle|surrogates not allowed"):
         load_bundle(broken)
+
+
+# Where a bundle may be written
+
+
+@pytest.mark.parametrize("place", ["newer", "model/newer", "tiles/a"])
+def test_nothing_is_written_into_a_bundle(broken, net, task, place, capsys):
+    """It would no longer be what its manifest says; seen before anything is computed."""
+    told = f"{str(broken / place)!r} lies in the bundle {str(broken.resolve())!r}, which takes no other files"
+    (broken.parent / "link").symlink_to(broken)
+    loaded = load_bundle(broken)
+    for write in (loaded.save, loaded.export, lambda path: calibrate(net, Unasked(), out=path)):
+        with pytest.raises(InputError, match=re.escape(told)):
+            write(broken / place)
+        with pytest.raises(InputError, match="which takes no other files"):
+            write(broken.parent / "link" / place)
+        with pytest.raises(InputError, match="exists already"):
+            write(broken)
+    for command in (["refit", broken, "--time", "30d"], ["export", broken]):
+        assert_one_sentence(*run(capsys, *command, "--out", broken / place), told)
+    load_bundle(broken)
+
+
+class Unasked:
+    """A task that nothing may be asked of."""
+
+
+@pytest.mark.parametrize("size", [0, 500, 1500, 10_000, 50_000])
+def test_a_full_disk_is_a_sentence_and_leaves_nothing(bundle, tmp_path, size):
+    """At whatever file it is full: JSON, tokenizer, weights, tiles or state."""
+    loaded = load_bundle(bundle)
+    before = {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()}
+    for name, write in (
+        ("saved", loaded.save),
+        ("effective", loaded.export),
+        ("digital", lambda path: loaded.export(path, "digital")),
+    ):
+        if size == 50_000 and name != "saved":
+            continue  # a model of 26 kB
+        with files_of_at_most(size), pytest.raises(InputError) as caught:
+            write(tmp_path / name)
+        reason = "cannot be written (File too large): make room and access there, or give another path"
+        assert str(caught.value) == f"folder {str(tmp_path / name)!r} {reason}"
+        assert list(tmp_path.iterdir()) == []
+    loaded.save(tmp_path / "saved")
+    assert load_bundle(tmp_path / "saved").seconds == loaded.seconds
+    assert {path: path.read_bytes() for path in bundle.rglob("*") if path.is_file()} == before
+
+
+def test_a_folder_that_takes_nothing_is_refused_at_once(net, capsys, bundle):
+    """The kernel's own takes no files, not even those of root."""
+    with pytest.raises(InputError, match=r"'/proc/newer' cannot be written .*: make room and access there"):
+        calibrate(net, Unasked(), out="/proc/newer")
+    for command in (["refit", bundle, "--time", "30d"], ["export", bundle]):
+        assert_one_sentence(*run(capsys, *command, "--out", "/proc/newer"), "'/proc/newer' cannot be written")
