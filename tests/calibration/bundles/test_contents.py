@@ -124,14 +124,14 @@ def test_tiles_of_other_conductances(broken):
 
 def test_tiles_that_hardware_only_claims_allocate_nothing(broken):
     """State and report agree with the hardware: the tiles' own sizes are what bounds it."""
-    hardware = replace(HARDWARE, tile=Tile(10**9, 10**6))
+    hardware = replace(HARDWARE, tile=Tile(8192, 8192))
     (broken / "hardware.json").write_text(json.dumps(hardware.to_dict()))
     edit(broken / "report.json", hardware=hardware.to_dict())
     with safe_open(broken / "state.safetensors", "pt") as file:
         metadata = file.metadata()
     metadata["layers"] = metadata["layers"].replace(repr(HARDWARE), repr(hardware))
     save_file(load_file(broken / "state.safetensors"), broken / "state.safetensors", metadata)
-    refuse(broken, "not G_plus and G_minus of [1, 1, 1000000000, 1000000] each")
+    refuse(broken, "not G_plus and G_minus of [1, 1, 8192, 8192] each")
 
 
 # Routing
