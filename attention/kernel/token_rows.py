@@ -17,7 +17,6 @@ from crossbar.mapping import cell_weights, target_conductances
 from crossbar.streams import Key, ReadNoise
 
 _LEVELS = 256  # steps of a written number between −1 and 1, where its error is looked up
-_SAMPLES = 4096  # numbers written at each level
 _TINY = 1e-30  # a token row of nothing but smaller numbers is 0 to a cell
 _EXACT = 1e-6  # errors below this are rounding, not a device
 
@@ -54,9 +53,9 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
     """Rows as they are ``seconds`` after all of them were written; gradients go straight through to ``x``.
 
     A row's scale is the abs-max of its token. What the device adds to a number in ±1 is drawn from 256 quantiles of
-    4,096 cells that `crossbar.trajectory` wrote, aged and read at each of 257 levels, so it has their mean, deviation
-    and skew for every device, encoding and number of pairs. Row n of a head gets the same error however many rows
-    follow, and the same quantile at another age.
+    cells that were written, aged and read at each of 257 levels (`crossbar.injection.sampled`), so it has their mean,
+    deviation and skew for every device, encoding and number of pairs. Row n of a head gets the same error however many
+    rows follow, and the same quantile at another age.
 
     Args:
         x: keys or values [B, H_kv, N, D].
@@ -140,14 +139,17 @@ def error_statistics(
 ) -> Statistics:
     """Statistics of numbers written as `Tile` with this encoding and these pairs lays them out, read at an age."""
     with torch.inference_mode(False), torch.no_grad():
-        tile = Tile(rows=_SAMPLES, cols=_LEVELS + 1, encoding=encoding, pairs=pairs)
+        tile = Tile(rows=1, cols=_LEVELS + 1, encoding=encoding, pairs=pairs)
         level = torch.linspace(-1.0, 1.0, _LEVELS + 1, device="cpu")
         low, width = span(device)
-        weight = level[:, None].expand(-1, _SAMPLES)
-        target = target_conductances(weight, torch.ones(1, _LEVELS + 1, device="cpu"), tile, low + width, low)
-        cells = sampled(device, target, verify, seconds, "token rows")
-        error = (cell_weights(cells, tile, width)[0].double() - level).t()  # [257, samples]
-        return Statistics(quantiles(error), cells.double().square().sum(0).mean(0), len(cells))
+        targets = target_conductances(level[:, None], torch.ones(1, _LEVELS + 1, device="cpu"), tile, low + width, low)
+        found, power, first = [], [], 0
+        for _, cells in sampled(device, targets[:, 0], verify, seconds, "token rows"):
+            numbers = level[first : first + cells.shape[1]]
+            found.append(quantiles(cell_weights(cells, tile, width)[0].double() - numbers.double().unsqueeze(1)))
+            power.append(cells.double().square().sum(0).mean(1))
+            first += len(numbers)
+        return Statistics(torch.cat(found), torch.cat(power), len(targets))
 
 
 def _variance(statistics: Statistics, noise: CellNoise | None, hardware: Hardware) -> Tensor:

@@ -5,6 +5,7 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
+from aihwkit.inference import PCMLikeNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError, Tile, WriteVerify, devices, injection, presets, trajectory
@@ -17,7 +18,6 @@ from tests.crossbar.conftest import linear_layer
 
 QUIET = Hardware(dac=None, adc=None, output_noise=0.0)
 DAY = 86400.0
-SAMPLES = 4096  # cells behind each row of the table
 
 kinds = {
     "pcm": devices.PCM(),
@@ -58,8 +58,7 @@ def test_errors_have_the_distribution_of_cells_that_are_written_and_aged(device,
     n = 20_000
     _, injected, real = cells_at(device, level, n, seconds)
     spread = float(real.std())
-    # The table stands on 4,096 cells a row, and both samples here on n.
-    share = 1 / SAMPLES + 2 / n
+    share = 2 / n  # both samples stand on n cells; the table adds next to nothing
     assert abs(float(injected.mean() - real.mean())) < 4 * spread * share**0.5
     excess = float(((real - real.mean()) / spread).pow(4).mean()) - 1
     assert abs(float(injected.std()) / spread - 1) < 4 * (excess / 4 * share) ** 0.5
@@ -69,6 +68,38 @@ def test_errors_have_the_distribution_of_cells_that_are_written_and_aged(device,
     low, high = window(device)
     assert float(injected.min()) >= low
     assert float(injected.max()) <= high
+
+
+@pytest.mark.parametrize("device", kinds.values(), ids=kinds)
+def test_a_row_of_the_table_has_mean_deviation_and_distribution_of_a_large_sample(device):
+    n, (g_min, width) = 2**17, span(device)
+    for seconds in (0.0, DAY):
+        table = injection.error_table(device, None, seconds).double()
+        for row in (0, 3, 200):
+            target = torch.full((n,), float(torch.linspace(0.0, width, 257)[row]) + g_min)
+            key = (1, "elsewhere", row)
+            cells = trajectory.conductances(device, trajectory.program(device, target, key), seconds, key)
+            real, found = (cells - target).double(), table[row]
+            spread, middle = real.std(), real.mean()
+            # Four standard errors of the sample, and what the table itself is off by.
+            excess = float(((real - middle) / spread).pow(4).mean()) - 1
+            assert float((found.mean() - middle).abs() / spread) < 4 * n**-0.5 + 0.0005
+            assert abs(float(found.std(correction=0) / spread) - 1) < 4 * (excess / 4 / n) ** 0.5 + 0.004
+            assert stats.ks_2samp(found.numpy(), real.numpy()).statistic < 1.95 * n**-0.5 + 1 / 256
+            # Cells that end at the least conductance all end there.
+            lowest = real.min()
+            if float((real == lowest).double().mean()) > 1 / 256:
+                atom = float((found == lowest).double().mean())
+                assert atom == pytest.approx(float((real == lowest).double().mean()), abs=1 / 256 + 4 * 0.5 * n**-0.5)
+
+
+def test_devices_that_draw_for_themselves_have_a_table_too():
+    device = devices.AihwkitDevice(PCMLikeNoiseModel())
+    table, real = (injection.error_table(kind, None, 3600.0).double() for kind in (device, devices.PCM()))
+    rows, spread = slice(0, None, 16), real.std(1, keepdim=True)
+    # 16,384 random cells a row, the largest of 17 rows.
+    assert float(((table - real)[rows].mean(1) / spread[rows, 0]).abs().max()) < 4 / 128
+    assert float((table.std(1) / spread[:, 0] - 1)[rows].abs().max()) < 0.05
 
 
 def test_ideal_cells_hold_their_targets():
@@ -227,7 +258,7 @@ def test_threads_and_global_numbers_change_nothing():
 
 
 def test_injected_cells_are_the_same_bits_with_any_number_of_threads(monkeypatch):
-    monkeypatch.setattr(injection, "_SAMPLES", 512)  # a table in an eighth of the time
+    monkeypatch.setattr(injection, "_GROUPS", 512)  # a table in a fraction of the time
     threads, found = torch.get_num_threads(), []
     try:
         for count in (1, 2):
