@@ -221,7 +221,6 @@ def _memory_options(options: Namespace) -> dict[str, Any]:
 
 
 def _run(title: str, options: Namespace, job: Any) -> int:
-    from calibration.results import Calibration
 
     with console.progress_bar(title) as progress:
         result: Emulation = job(progress)
@@ -230,11 +229,11 @@ def _run(title: str, options: Namespace, job: Any) -> int:
         print(text)
     else:
         terminal = console.terminal()
-        terminal.print(console.accuracy_table(result))
-        if isinstance(result, Calibration):
-            terminal.print(console.staircase_table(result))
+        terminal.print(*console.tables(result), sep="\n")
         terminal.print(console.conversion_table(result.conversion, memory=result.setup["memory"] is not None))
         terminal.print(console.counts_table(result))
+        if told := console.hint(result):
+            console.terminal(soft_wrap=True).print(told)
     _write(options.out, text, [(options.plot, result.plot)])
     return 0
 

@@ -6,8 +6,10 @@ from users and files, and are neither markup nor commands to the terminal.
 
 from __future__ import annotations
 
+import io
 import math
 import os
+import shutil
 import sys
 import threading
 from collections.abc import Callable, Iterator, Sequence
@@ -56,6 +58,15 @@ def terminal(file: TextIO | None = None, *, soft_wrap: bool = False) -> Console:
 def say(text: str, file: TextIO | None = None) -> None:
     """One line on standard error."""
     print(f"ohmformer: {printable(' '.join(text.split()))}", file=file or sys.stderr, flush=True)
+
+
+def as_text(*views: Table) -> str:
+    """Tables as plain text, as wide as the terminal if there is one, without a newline at the end."""
+    stream = io.StringIO()
+    plain = terminal(stream)
+    plain.width = shutil.get_terminal_size((_WIDEST, 0)).columns
+    plain.print(*views, sep="\n")
+    return "\n".join(line.rstrip() for line in stream.getvalue().rstrip("\n").split("\n"))
 
 
 @contextmanager
@@ -116,6 +127,28 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60} s"
 
 
+def tables(result: Emulation) -> list[Table]:
+    """What was scored, and what each step of a calibration gains."""
+    return [accuracy_table(result)] + ([staircase_table(result)] if isinstance(result, Calibration) else [])
+
+
+def hint(result: Emulation) -> str:
+    """What to try where chips are far worse than the digital model; nothing where they are not, or were calibrated.
+
+    Far is a loss of a fifth, or a perplexity that is higher by half.
+    """
+    if isinstance(result, Calibration):
+        return ""
+    rows = [row for row in result.rows() if row.metric == result.primary]
+    digital = next((row.mean for row in rows if row.arm == "digital"), math.nan)
+    logarithmic, higher = metric(result.primary).logarithmic, metric(result.primary).higher_is_better
+    means = [row.mean for row in rows if row.arm == "analog"]
+    far = [mean < 0.8 * digital if higher else mean > (1.5 if logarithmic else 1.2) * digital for mean in means]
+    if not any(far):
+        return ""
+    return "These chips are not calibrated: ohmformer calibrate with the same options shows how much comes back."
+
+
 def accuracy_table(result: Emulation) -> Table:
     """Rows: times; columns: arms; cells: mean of each metric and half its 95% interval."""
     rows = [row for row in result.rows() if not row.arm.startswith("after ")]  # these are in the staircase
@@ -124,9 +157,10 @@ def accuracy_table(result: Emulation) -> Table:
     chips = result.setup["chips"]
     names = list(dict.fromkeys(row.metric for row in rows))
     linear = [name for name in names if not metric(name).logarithmic]
-    notes = [f"mean ± half the 95% interval over {chips} chips"] if linear else []
+    several, one = chips > 1, "one chip, which gives no interval"
+    notes = [f"mean ± half the 95% interval over {chips} chips" if several else one] if linear or not several else []
     for name in names:
-        if name not in linear:
+        if several and name not in linear:
             notes.append(f"{name}: geometric mean (95% interval) over {chips} chips")
         if not metric(name).higher_is_better:
             notes.append(f"lower {name} is better")
@@ -177,7 +211,9 @@ def few_decide(rows: Sequence[Row]) -> list[str]:
 
 def staircase_table(result: Calibration) -> Table:
     """What each step gains at each time, paired chip by chip."""
-    caption = "gain: over the arm above, mean ± half the 95% interval over chips, more is better"
+    caption = "gain: over the arm above, more is better"
+    if result.setup["chips"] > 1:
+        caption = "gain: over the arm above, mean ± half the 95% interval over chips, more is better"
     logarithmic = [
         name for name in dict.fromkeys(stair.metric for stair in result.stairs()) if metric(name).logarithmic
     ]

@@ -63,7 +63,7 @@ class Row(NamedTuple):
     fitted: float | None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Emulation:
     """What `calibration.emulate` found.
 
@@ -81,6 +81,15 @@ class Emulation:
     measurements: tuple[Measurement, ...]
     conversion: ConversionReport
     counts: dict[str, dict[str, int]]
+
+    def __repr__(self) -> str:
+        from calibration.console import as_text, tables
+
+        return as_text(*tables(self))
+
+    def _repr_html_(self) -> str:
+        """The rows for a notebook."""
+        return str(self.table().to_html(index=False, na_rep="", float_format="{:.4g}".format))
 
     def rows(self) -> list[Row]:
         """Mean and 95% Student-t interval over chips, for each arm, metric and time; of logarithms for perplexity."""
@@ -134,7 +143,7 @@ class Emulation:
         return accuracy_over_time([self])
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class Calibration(Emulation):
     """What `calibration.calibrate` found: an `Emulation` with the arms of the recipe.
 

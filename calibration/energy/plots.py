@@ -51,6 +51,8 @@ def breakdown(study: EnergyStudy) -> Figure:
 
 
 def _bars(axes: Axes, study: EnergyStudy, phase: int, parts: tuple[str, ...], title: str) -> None:
+    from matplotlib.ticker import MaxNLocator
+
     stacks = [study.by_part(arm, arm.work[phase]) for arm in study.arms]
     components = sorted({name for stack in stacks for part, name in stack if part in parts})
     left = [0.0] * len(stacks)
@@ -64,6 +66,8 @@ def _bars(axes: Axes, study: EnergyStudy, phase: int, parts: tuple[str, ...], ti
         text = f" {total:,.0f}" if total >= 1000 else f" {total:.3g}"
         axes.annotate(text, (total, place), va="center", fontsize=8)
     axes.set_xlim(0, 1.2 * max(left) if any(left) else 1.0)
+    axes.xaxis.set_major_locator(MaxNLocator(4))  # more run together where they have many digits
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("µJ a token", fontsize=8)
     work = study.arms[0].work[phase]
     axes.set_title(drawable(f"{study.setup['model']}, {_named(work)}: {title}"), fontsize=9)
@@ -81,6 +85,7 @@ def _machines(axes: Axes, study: EnergyStudy, phase: int) -> None:
     axes.invert_yaxis()
     axes.set_xscale("log")
     axes.xaxis.set_minor_formatter("")
+    axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("µJ a token", fontsize=8)
     axes.set_title("digital machines, all of it", fontsize=9)
     if phase == 0:
@@ -91,6 +96,7 @@ def _machines(axes: Axes, study: EnergyStudy, phase: int) -> None:
 def pareto(study: EnergyStudy) -> Figure:
     """Accuracy against energy a token, of all of the model and of its attention; a point for each pattern and phase."""
     from matplotlib.figure import Figure
+    from matplotlib.ticker import LogLocator
 
     figure = Figure(figsize=(10.0, 4.4), layout="constrained")
     panels = figure.subplots(1, 2, sharey=True)
@@ -106,8 +112,10 @@ def pareto(study: EnergyStudy) -> Figure:
                 )
         axes.set_xscale("log")
         low, high = axes.get_xlim()
+        if 5 * low < high < 1000 * low:  # ticks at 1, 2 and 5 of each decade; 7, 8 and 9 would run together
+            axes.xaxis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axes.xaxis.set_major_formatter("{x:g}")
-        axes.xaxis.set_minor_formatter("{x:g}" if high < 30 * low else "")
+        axes.xaxis.set_minor_formatter("{x:g}" if high <= 5 * low else "")
         axes.tick_params(axis="x", which="both", labelsize=8, labelrotation=45)
         axes.set_xlabel(f"µJ a token, {title}")
         axes.grid(alpha=0.3, which="both")

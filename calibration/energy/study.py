@@ -93,7 +93,7 @@ class Arm:
     rows: int | None = None
 
 
-@dataclass(frozen=True)
+@dataclass(frozen=True, repr=False)
 class EnergyStudy:
     """Energy of a model under several patterns, by a price book.
 
@@ -112,6 +112,12 @@ class EnergyStudy:
     book: PriceBook
     linear: frozenset[str]
     uncounted: dict[str, str] = field(default_factory=dict)
+
+    def __repr__(self) -> str:
+        from calibration.console import as_text
+        from calibration.energy.command import tables
+
+        return as_text(*tables(self))
 
     def report(self, arm: Arm, work: Work) -> EnergyReport:
         """The priced counts of one phase."""

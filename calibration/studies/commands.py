@@ -70,7 +70,7 @@ def run_study(options: Namespace) -> int:
     state = found.progress
     terminal.print(f"{state.done:,} of {state.total:,} cells are done in {store}; ohmformer report {store} shows them")
     for reason, count, _, _ in found.failures():
-        terminal.print(f"{count:,} failed: {_printable(reason)}", style="red")
+        terminal.print(f"{count:,} failed: {reason}", style="red")
     if state.failed:
         terminal.print("--retry computes failed cells again")
     return int(state.failed > 0)
@@ -103,12 +103,7 @@ def _announce(terminal: Console, plan: Plan, pending: list[Cell], rates: dict[st
             line += f"{workers} worker{'s' if workers > 1 else ''}"
         except RuntimeError as error:  # the cell that fails is kept as failed when its turn comes
             line += f"; how long they take is unknown: {error}"
-    terminal.print(_printable(line))
-
-
-def _printable(text: str) -> str:
-    """A text without what a terminal would obey."""
-    return "".join(letter if letter.isprintable() else "\N{REPLACEMENT CHARACTER}" for letter in text)
+    terminal.print(line)
 
 
 def _duration(seconds: float) -> str:

@@ -11,6 +11,7 @@ import numpy as np
 
 from calibration.metrics import metric
 from calibration.plots import EARLIEST, vertical
+from calibration.printable import drawable
 from calibration.studies import tradeoffs
 from calibration.studies.design import plain
 from calibration.studies.results import FINAL, StoredAxis, Study, level
@@ -332,4 +333,4 @@ def _slugs(axes: list[StoredAxis]) -> list[str]:
 
 def _short(text: str) -> str:
     """A value in a legend."""
-    return text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…"
+    return drawable(text if len(text) <= _LONGEST else f"{text[: _LONGEST - 1]}…")

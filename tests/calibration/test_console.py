@@ -9,7 +9,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from calibration import Emulation, Measurement, console
+from calibration import DriftCompensation, Emulation, InputRanges, Measurement, Recipe, calibrate, console, emulate
 from calibration.console import accuracy_table, conversion_table, progress_bar, say, terminal
 from calibration.printable import drawable, printable
 from crossbar import convert, presets
@@ -192,3 +192,45 @@ def test_a_bar_takes_text_as_text(monkeypatch):
     with progress_bar("study") as show:
         show(0, 2, "[/] \x1b]0;title\x07")
     assert "\x1b]" not in stream.getvalue()
+
+
+# Results as they show themselves
+
+
+@pytest.mark.parametrize("chips", [1, 2])
+def test_a_result_shows_itself_as_its_table(net, task, chips):
+    emulated = emulate(net, task, times=["1h"], chips=chips)
+    text = repr(emulated)
+    lines = text.splitlines()
+    assert lines[0] == "TinyNet: agreement"
+    for word in ("closeness", "signs", "digital", "analog", "1 h"):
+        assert word in text
+    assert ("over 2 chips" in text) == (chips == 2)
+    assert ("one chip, which gives no interval" in text) == (chips == 1)
+    assert len(text) < 1500
+    html = emulated._repr_html_()
+    assert html.startswith("<table")
+    assert html.count("<tr") == 1 + len(emulated.rows())
+    recipe = Recipe("plain", (InputRanges(), DriftCompensation()))
+    calibrated = repr(calibrate(net, task, recipe=recipe, times=["1h"], chips=chips))
+    assert "what each step gains" in calibrated
+    assert "after DriftCompensation" in calibrated
+    assert ("95%" in calibrated) == (chips == 2)
+
+
+@pytest.mark.parametrize(
+    ("primary", "digital", "analog", "told"),
+    [
+        ("recall@1", 0.5, 0.39, True),
+        ("recall@1", 0.5, 0.41, False),
+        ("perplexity", 21.0, 12_598.0, True),
+        ("perplexity", 21.0, 31.0, False),
+        ("perplexity", 21.0, float("inf"), True),
+    ],
+)
+def test_who_loses_much_is_told_of_calibration(primary, digital, analog, told):
+    conversion = convert(nn.Sequential(nn.Linear(3, 2)), presets.ideal())
+    setup = {"model": "m", "task": "t", "chips": 1, "hardware": presets.ideal().to_dict()}
+    found = (Measurement("digital", primary, digital), Measurement("analog", primary, analog, 0, 60.0))
+    text = console.hint(Emulation(setup, primary, found, conversion, {}))
+    assert ("ohmformer calibrate" in text) == told
