@@ -90,7 +90,7 @@ def test_two_constructions_are_equal(letters, task):
         ({"windows": 0}, "windows 0 is not usable: give 1 to"),
         ({"windows": 10**6}, "windows 1000000 is not usable: give 1 to [0-9]+, as many as the text has of 512 tokens"),
         ({"calibration_windows": 0}, "calibration_windows 0 is not usable"),
-        ({"window_length": 1}, "window_length 1 is not usable: give 2 to"),
+        ({"window_length": 1}, "window_length 1 is not usable: give 2 or more tokens"),
         ({"pairs": 3}, "no option 'pairs': choose from windows, window_length, calibration_windows, training_windows"),
     ],
 )
