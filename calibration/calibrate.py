@@ -11,7 +11,7 @@ from typing import Any
 
 from torch import nn
 
-from attention import Memory, Pattern
+from attention import Pattern
 from calibration import fingerprint, populations
 from calibration import recipe as recipes
 from calibration.bundles.deployment import Deployment, FittedStep
@@ -19,7 +19,7 @@ from calibration.bundles.files import require_new
 from calibration.bundles.writer import require_no_memory, save_bundle
 from calibration.chips import require_chips
 from calibration.emulate import score_uncalibrated
-from calibration.experiment import TIMES, Experiment, parse_times
+from calibration.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
 from calibration.journal import Journal, only_run
 from calibration.models import Loaded
 from calibration.models.outputs import device_of
@@ -30,19 +30,20 @@ from calibration.recipe import Recipe
 from calibration.results import Calibration
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
-from crossbar import Hardware, InputError, age, to_seconds
+from crossbar import InputError, age, to_seconds
 from crossbar.files import require_room
+from crossbar.presets import HardwareLike
 
 
 def calibrate(
     model: str | Path | nn.Module | Loaded,
     task: str | Task,
-    hardware: str | Hardware = "pcm",
+    hardware: HardwareLike = "pcm",
     recipe: str | Recipe = "fast",
     *,
     pattern: str | Pattern | None = None,
-    memory: str | Hardware | Memory | None = None,
-    times: Sequence[str | float] = TIMES,
+    memory: MemoryLike | None = None,
+    times: TimesLike = TIMES,
     wait: str | float = "1h",
     chips: int = 3,
     seed: int = 0,

@@ -196,12 +196,11 @@ def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
     tasks.require(options.task)
     chips.require_chips(options.chips, options.seed)
     chips.require_device(options.device)
-    times = options.times.split(",") if isinstance(options.times, str) else options.times
     job = {
         "hardware": presets.get(options.hardware),
         "pattern": None if options.pattern is None else parse(options.pattern),
         "memory": None if options.memory is None else Memory(presets.get(options.memory), **_memory_options(options)),
-        "times": experiment.parse_times(times),
+        "times": experiment.parse_times(options.times),
         "chips": options.chips,
         "seed": options.seed,
         "device": options.device,

@@ -8,24 +8,25 @@ from pathlib import Path
 
 from torch import nn
 
-from attention import Memory, Pattern
+from attention import Pattern
 from calibration.chips import require_chips
-from calibration.experiment import TIMES, Experiment, parse_times
+from calibration.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results import Emulation
 from calibration.tasks import Task
-from crossbar import Hardware, age
+from crossbar import age
+from crossbar.presets import HardwareLike
 
 
 def emulate(
     model: str | Path | nn.Module | Loaded,
     task: str | Task,
-    hardware: str | Hardware = "pcm",
+    hardware: HardwareLike = "pcm",
     *,
     pattern: str | Pattern | None = None,
-    memory: str | Hardware | Memory | None = None,
-    times: Sequence[str | float] = TIMES,
+    memory: MemoryLike | None = None,
+    times: TimesLike = TIMES,
     chips: int = 3,
     seed: int = 0,
     device: str | None = None,
@@ -40,12 +41,13 @@ def emulate(
             layers.
         task: ``"code-search"``, ``"lee"``, ``"wordsim"``, ``"perplexity"``, or an object with the members of
             `calibration.Task`.
-        hardware: ``"pcm"``, ``"ideal"``, a YAML file, or `crossbar.Hardware`.
+        hardware: ``"pcm"``, ``"ideal"``, a YAML file, a CSV table of a measured device, a mapping of fields, or
+            `crossbar.Hardware`: see `crossbar.presets.get`.
         pattern: who attends to whom, such as ``"window(64) | sinks(4)"``; needs a transformers model. None: its own
             attention.
-        memory: where the analog model's keys and values are: ``"gain_cell"``, hardware, or an `attention.Memory`; needs
-            a transformers model. None: they are digital.
-        times: since programming, such as ``"1d"``.
+        memory: where the analog model's keys and values are: hardware, as above, such as ``"gain_cell"``, an
+            `attention.Memory`, or a mapping of its fields; needs a transformers model. None: they are digital.
+        times: since programming, such as ``"1d"``, or several.
         chips: number of programmed chips.
         seed: of the first chip; the others have the next whole numbers.
         device: where it is computed, ``"cpu"`` or ``"cuda"``; None: where the model is. A seed is another chip there.

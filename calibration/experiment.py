@@ -34,10 +34,17 @@ from crossbar import (
     reset_reads,
     to_seconds,
 )
+from crossbar.errors import shown
+from crossbar.presets import HardwareLike
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
+MemoryLike = HardwareLike | Memory
+"""What `as_memory` makes a memory of."""
+TimesLike = str | float | Sequence[str | float]
+"""What `parse_times` makes times of."""
+_MOST_TIMES = 10_000
 TIMES = ("0s", "1h", "1d", "30d", "1y")
 
 
@@ -83,12 +90,12 @@ class Experiment:
         cls,
         model: str | Path | nn.Module | Loaded,
         task: str | Task,
-        hardware: str | Hardware,
+        hardware: HardwareLike,
         pattern: str | Pattern | None,
         include: str | Sequence[str] | None,
         exclude: str | Sequence[str] | None,
         progress: Progress | None = None,
-        memory: str | Hardware | Memory | None = None,
+        memory: MemoryLike | None = None,
         device: str | None = None,
     ) -> Experiment:
         """Resolve names, copy the model and put the copy on tiles; the user's model stays as it was.
@@ -100,7 +107,7 @@ class Experiment:
                 refuse.
         """
         place = require_device(device)
-        hardware = presets.get(hardware) if isinstance(hardware, str) else hardware
+        hardware = presets.get(hardware)
         pattern = parse(pattern) if isinstance(pattern, str) else pattern
         if isinstance(task, str):
             tasks.require(task)
@@ -278,18 +285,25 @@ def _totals(ledger: Ledger, chosen: Callable[[str], bool] = lambda layer: True) 
     return totals
 
 
-def as_memory(memory: str | Hardware | Memory | None) -> Memory | None:
-    """A memory by name, of hardware alone, or as it is."""
-    memory = presets.get(memory) if isinstance(memory, str) else memory
-    return Memory(memory) if isinstance(memory, Hardware) else memory
+def as_memory(memory: MemoryLike | None) -> Memory | None:
+    """A memory of fields, among them ``hardware``, of hardware alone, by name for example, or as it is."""
+    if memory is None or isinstance(memory, Memory):
+        return memory
+    if isinstance(memory, Mapping) and "hardware" in memory:
+        return Memory.from_dict(memory)
+    return Memory(presets.get(memory))
 
 
-def parse_times(times: Sequence[str | float]) -> list[float]:
-    """Times in seconds, as given, each once.
+def parse_times(times: TimesLike) -> list[float]:
+    """Times in seconds, as given, each once; a text may have several with commas between them.
 
     Raises:
-        InputError: for no time at all and for an impossible one.
+        InputError: for no time at all, for more than 10,000, and for an impossible one.
     """
-    if isinstance(times, str) or not times:
-        raise InputError(f"times {times!r} are not usable: give a list such as ['0s', '1h', '1d']")
+    if isinstance(times, str):
+        times = times.split(",")
+    elif isinstance(times, int | float):
+        times = [times]
+    if not isinstance(times, Sequence) or not 0 < len(times) <= _MOST_TIMES:
+        raise InputError(f"times {shown(times)} are not usable: give '1h', or a list such as ['0s', '1h', '1d']")
     return list(dict.fromkeys(to_seconds(time) for time in times))

@@ -12,9 +12,10 @@ from crossbar.devices import PCM, AnyDevice, Ideal
 from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
-from crossbar.devices.measured import Measured
+from crossbar.devices.measured import Measured, from_csv
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole, shown
+from crossbar.files import write_whole
 from crossbar.plain_values import build, mapping, read_yaml
 
 _MOST_LINES = 8192
@@ -258,8 +259,13 @@ class Hardware:
         return values
 
     @classmethod
-    def from_dict(cls, values: Mapping[str, Any]) -> Hardware:
+    def from_dict(cls, values: Mapping[str, Any], folder: str | Path = ".") -> Hardware:
         """Hardware from nested plain values; a missing field keeps its default, ``None`` makes a part ideal.
+
+        Args:
+            values: fields of this class. A ``device`` of the kind ``measured`` has its table, or, as ``csv``, the path
+                of a file for `crossbar.devices.from_csv`.
+            folder: that such a path starts from.
 
         Raises:
             InputError: for an unknown field, with its dotted name and what is allowed, and for a value out of range.
@@ -273,7 +279,10 @@ class Hardware:
             device = dict({"kind": given} if isinstance(given, str) else mapping("hardware.device", given))
             kind = device.pop("kind", None)
             _require_choice("hardware field device.kind", kind, tuple(_DEVICES))
-            parts["device"] = build(_DEVICES[kind], "hardware.device", device)
+            if kind == Measured.kind and "csv" in device:
+                parts["device"] = _measured(device, folder)
+            else:
+                parts["device"] = build(_DEVICES[kind], "hardware.device", device)
         default = cls()
         for name, part in _PARTS.items():
             if name in parts and (parts[name] is not None or name == "tile"):
@@ -283,12 +292,26 @@ class Hardware:
 
     @classmethod
     def from_yaml(cls, path: str | Path) -> Hardware:
-        """Hardware from a YAML file with the fields of this class.
+        """Hardware from a YAML file with the fields of this class; a device's ``csv`` is beside it.
 
         Raises:
             InputError: for what `crossbar.plain_values.read_yaml` or `from_dict` refuses.
         """
-        return cls.from_dict(read_yaml("hardware", path))
+        return cls.from_dict(read_yaml("hardware", path), Path(path).parent)
+
+    def to_yaml(self, path: str | Path) -> None:
+        """Write a YAML file that `from_yaml` gives the same hardware from.
+
+        Raises:
+            InputError: for a path that cannot be written, and for a device that is not one of this package.
+        """
+        import yaml
+
+        if type(self.device) not in _DEVICES.values():
+            kinds = ", ".join(_DEVICES)
+            raise InputError(f"a device of the kind {self.device.kind!r} has no YAML: choose one of {kinds}")
+        text = yaml.safe_dump(self.to_dict(), sort_keys=False)
+        write_whole(Path(path), lambda partial: partial.write_text(text, encoding="utf-8"), "hardware file")
 
 
 _PARTS: dict[str, type[Any]] = {
@@ -299,6 +322,17 @@ _PARTS: dict[str, type[Any]] = {
     "verify": WriteVerify,
     "faults": Faults,
 }
+
+
+def _measured(device: dict[str, Any], folder: str | Path) -> Measured:
+    """The device of a table in a file: the ``csv`` of its fields, and ``t_0`` where it is given."""
+    for key in device:
+        if key not in ("csv", "t_0"):
+            raise InputError(f"hardware.device has csv and {shown(key)}: give csv and t_0 alone")
+    path = device.pop("csv")
+    if not isinstance(path, str):
+        raise InputError(f"hardware.device field csv = {shown(path)} is not allowed: give the path of a CSV file")
+    return from_csv(Path(folder) / path, **device)
 
 
 def _require_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:

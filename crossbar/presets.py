@@ -2,16 +2,21 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from pathlib import Path
+from typing import Any
 
 from crossbar.devices import PCM, Ideal
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
+from crossbar.devices.measured import from_csv
 from crossbar.devices.reram import CmoReRam, ReRam
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 from crossbar.hardware import Converter, Hardware
 from crossbar.rpu_config import from_rpu_config as from_rpu_config
+
+HardwareLike = str | Path | Mapping[str, Any] | Hardware
+"""What `get` makes hardware of."""
 
 
 def ideal() -> Hardware:
@@ -81,14 +86,35 @@ _PRESETS: dict[str, Callable[[], Hardware]] = {
 }
 
 
-def get(name: str) -> Hardware:
-    """The preset of this name, or the hardware of a YAML file if the name ends in ``.yaml`` or ``.yml``.
+def get(hardware: HardwareLike) -> Hardware:
+    """The preset of a name, the hardware of a file or of a mapping of its fields, or hardware as it is.
+
+    Args:
+        hardware: a name; the path of a YAML file (`Hardware.from_yaml`), ending in ``.yaml`` or ``.yml``, or of a table
+            of a device's measurements (`crossbar.devices.from_csv`), ending in ``.csv``, whose cells then stand in the
+            tiles of `pcm`; or fields, as for `Hardware.from_dict`.
 
     Raises:
-        InputError: for an unknown name, or what `Hardware.from_yaml` refuses.
+        InputError: for an unknown name, or what these refuse.
+
+    >>> get({"device": "reram", "adc": {"bits": 6}}).adc.bits
+    6
     """
-    if Path(name).suffix in (".yaml", ".yml"):
-        return Hardware.from_yaml(name)
+    if isinstance(hardware, Hardware):
+        return hardware
+    if isinstance(hardware, Mapping):
+        return Hardware.from_dict(hardware)
+    if not isinstance(hardware, str | Path):
+        raise InputError(f"hardware {shown(hardware)} is not usable: give a name, a file, a mapping or a Hardware")
+    name = str(hardware)
+    match Path(name).suffix:
+        case ".yaml" | ".yml":
+            return Hardware.from_yaml(name)
+        case ".csv":
+            return Hardware(device=from_csv(name))
     if name not in _PRESETS:
-        raise InputError(f"hardware {name!r} is unknown: choose one of {', '.join(_PRESETS)}, or give a .yaml file")
+        raise InputError(
+            f"hardware {shown(name)} is unknown: choose one of {', '.join(_PRESETS)}, or give a .yaml file, or a .csv "
+            "file of a measured device"
+        )
     return _PRESETS[name]()

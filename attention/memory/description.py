@@ -113,7 +113,7 @@ class Memory:
                 f"memory clock = {shown(clock)} is not allowed here: give token_seconds, or build a Memory in Python"
             )
         given = parts["hardware"]
-        parts["hardware"] = presets.get(given) if isinstance(given, str) else Hardware.from_dict(given)
+        parts["hardware"] = presets.get(given)
         if parts.get("protected") is not None:
             parts["protected"] = build(Protected, "memory.protected", parts["protected"])
         if "activation" in parts:

@@ -17,7 +17,7 @@ from attention.hf import memory_of
 from calibration import models, tasks
 from calibration import recipe as recipes
 from calibration.chips import require_chips, require_device
-from calibration.experiment import as_memory
+from calibration.experiment import MemoryLike, as_memory
 from calibration.models import Loaded
 from calibration.models.outputs import device_of, is_generative
 from calibration.overlap import require_disjoint
@@ -28,7 +28,6 @@ from calibration.tasks import Task
 from crossbar import (
     Baseline,
     EnergyReport,
-    Hardware,
     InputError,
     Ledger,
     PriceBook,
@@ -45,6 +44,7 @@ from crossbar import (
 from crossbar import age as set_age
 from crossbar.digital import is_linear, raw_weight
 from crossbar.ledger import PAIRS
+from crossbar.presets import HardwareLike
 from crossbar.prices import DEFAULT
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
@@ -166,10 +166,10 @@ class EnergyStudy:
 def energy(
     model: str | Path | nn.Module | Loaded = "smollm2",
     task: str | Task = "perplexity",
-    hardware: str | Hardware = "pcm",
+    hardware: HardwareLike = "pcm",
     patterns: Sequence[str | Pattern] = PATTERNS,
     *,
-    memory: str | Hardware | Memory | None = None,
+    memory: MemoryLike | None = None,
     recipe: str | Recipe | None = "fast",
     age: str | float = "1h",
     wait: str | float = "1h",
@@ -190,9 +190,9 @@ def energy(
     Args:
         model: a name, a folder, a `Loaded`, or a module (with a task that is not a name).
         task: scored whole under each pattern.
-        hardware: of the linear layers; a preset's name, a YAML file, or a description.
+        hardware: of the linear layers: a preset's name, a YAML or CSV file, a mapping of fields, or a description.
         patterns: who attends to whom, texts or patterns.
-        memory: of the analog model's keys and values: a preset's name, a YAML file, hardware or an `attention.Memory`.
+        memory: of the analog model's keys and values: hardware, given in one of these ways, or an `attention.Memory`.
         recipe: calibration of the chip, fitted at ``age`` with the first pattern; None: none.
         age: of the chip when it is calibrated, or scored where there is no recipe.
         wait: between calibrating and scoring, as in `calibrate`; without a recipe there is none.
@@ -209,7 +209,7 @@ def energy(
     fitted, delay = times(recipe, age, wait)
     require_chips(1, seed)
     where = require_device(device)
-    hardware = presets.get(hardware) if isinstance(hardware, str) else hardware
+    hardware = presets.get(hardware)
     recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
     memory = as_memory(memory)
     book = default_book(memory) if book is None else book

@@ -179,11 +179,11 @@ def _model(name: str, folder: Path) -> str:
 
 def _located(name: str, folder: Path) -> str:
     """A name, or, of a file, its path."""
-    return str(folder / name) if Path(name).suffix in (".yaml", ".yml") else name
+    return str(folder / name) if Path(name).suffix in (".yaml", ".yml", ".csv") else name
 
 
 def _hardware(value: Any, folder: Path) -> Hardware:
-    return presets.get(_located(value, folder)) if isinstance(value, str) else Hardware.from_dict(value)
+    return presets.get(_located(value, folder)) if isinstance(value, str) else Hardware.from_dict(value, folder)
 
 
 def _pattern(value: Any) -> Pattern | None:

@@ -78,6 +78,18 @@ def test_the_analog_scores_are_those_of_the_chips(net, task):
     assert len({value for _, _, value in found}) == 4
 
 
+def test_hardware_and_times_as_they_are_easiest_to_write(net, task, tmp_path):
+    hardware = Hardware.from_dict({"device": "reram", "adc": {"bits": 6}})
+    hardware.to_yaml(tmp_path / "chip.yaml")
+    expected = emulate(net, task, hardware, times=["1h"], chips=1).to_dict()
+    for given in ({"device": "reram", "adc": {"bits": 6}}, tmp_path / "chip.yaml", str(tmp_path / "chip.yaml")):
+        assert emulate(net, task, given, times="1h", chips=1).to_dict() == expected
+    assert emulate(net, task, hardware, times=3600, chips=1).to_dict() == expected
+    assert emulate(net, task, hardware, times="0s,1h", chips=1) == emulate(
+        net, task, hardware, times=[0, 3600], chips=1
+    )
+
+
 def test_drift_shows(net, task):
     rows = {row.seconds: row.mean for row in emulate(net, task, chips=4).rows() if row.metric == "closeness"}
     assert rows[None] > rows[0.0] > rows[86400.0] > rows[365 * 86400.0]
@@ -295,9 +307,14 @@ def test_progress_counts_every_score(bert):
         ({"task": "lee"}, "task 'lee' needs a tokenizer"),
         ({"times": ["soon"]}, "time 'soon' is not understood"),
         ({"times": [-1]}, "time -1 is not usable"),
-        ({"times": "1d"}, "times '1d' are not usable: give a list"),
+        ({"times": "1h, soon"}, "time ' soon' is not understood"),
+        ({"times": {}}, "times {} are not usable: give '1h', or a list"),
+        ({"times": None}, "times None are not usable"),
+        ({"hardware": 3}, "hardware 3 is not usable: give a name, a file, a mapping or a Hardware"),
+        ({"hardware": {"adc": {"bitz": 8}}}, "hardware.adc has no field 'bitz'"),
+        ({"memory": {"hardware": "ideal", "rows": 8}}, "memory has no field 'rows'"),
         ({"times": []}, "times .* are not usable"),
-        ({"chips": 0}, "chips = 0 is not allowed: give a whole number of 1 or more"),
+        ({"chips": 0}, "chips = 0 is not allowed: give a whole number from 1 to 10000"),
         ({"chips": True}, "chips = True is not allowed"),
         ({"chips": 2.0}, "chips = 2.0 is not allowed"),
         ({"exclude": "*"}, "no linear layer would become analog"),

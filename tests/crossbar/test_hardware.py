@@ -207,6 +207,57 @@ def test_refuses_bad_parts(build, message):
         build()
 
 
+# Files of one's own
+
+
+@pytest.mark.parametrize("name", presets._PRESETS)
+def test_hardware_is_written_as_yaml_and_read_again(tmp_path, name):
+    hardware = presets.get(name)
+    hardware.to_yaml(tmp_path / "chip.yaml")
+    assert Hardware.from_yaml(tmp_path / "chip.yaml") == hardware
+    assert [path.name for path in tmp_path.iterdir()] == ["chip.yaml"]
+
+
+def test_a_device_without_yaml_is_refused(tmp_path):
+    from aihwkit.inference.noise.reram import ReRamCMONoiseModel
+
+    hardware = Hardware(device=devices.AihwkitDevice(ReRamCMONoiseModel()))
+    with pytest.raises(InputError, match="a device of the kind 'aihwkit' has no YAML: choose one of ideal, pcm"):
+        hardware.to_yaml(tmp_path / "chip.yaml")
+    with pytest.raises(InputError, match=r"folder '.*absent' does not exist"):
+        presets.pcm().to_yaml(tmp_path / "absent" / "chip.yaml")
+    assert list(tmp_path.iterdir()) == []
+
+
+def test_a_measured_device_from_its_table(tmp_path, monkeypatch):
+    table = "target_us,mean_us,std_us\n0,0.1,0.1\n30,29,1\n"
+    (tmp_path / "cells").mkdir()
+    (tmp_path / "cells/mine.csv").write_text(table)
+    (tmp_path / "chip.yaml").write_text("device: {kind: measured, csv: cells/mine.csv, t_0: 5}\nadc: {bits: 6}\n")
+    cells = devices.Measured((0.0, 30.0), (0.1, 29.0), (0.1, 1.0))
+    assert presets.get(str(tmp_path / "cells/mine.csv")) == presets.get(tmp_path / "cells/mine.csv") == Hardware(cells)
+    read = presets.get(tmp_path / "chip.yaml")
+    assert read == Hardware(dataclasses.replace(cells, t_0=5), adc=Converter(bits=6))
+    monkeypatch.chdir(tmp_path)
+    assert presets.get({"device": {"kind": "measured", "csv": "cells/mine.csv"}}) == Hardware(cells)
+    read.to_yaml("copy.yaml")
+    assert Hardware.from_yaml("copy.yaml") == read
+
+
+@pytest.mark.parametrize(
+    ("device", "words"),
+    [
+        ({"kind": "measured", "csv": "absent.csv"}, r"device file 'absent\.csv' does not exist"),
+        ({"kind": "measured", "csv": 3}, "csv = 3 is not allowed: give the path of a CSV file"),
+        ({"kind": "measured", "csv": "a.csv", "std_us": [1]}, "has csv and 'std_us': give csv and t_0 alone"),
+        ({"kind": "pcm", "csv": "a.csv"}, "hardware.device has no field 'csv'"),
+    ],
+)
+def test_a_table_that_is_not_there(device, words):
+    with pytest.raises(InputError, match=words):
+        presets.get({"device": device})
+
+
 # Presets
 
 
