@@ -9,6 +9,7 @@ from pathlib import Path
 import pytest
 
 from calibration import cli
+from calibration.options import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])
@@ -38,7 +39,7 @@ def test_commands_of_the_pages_parse(command):
     words = shlex.split(command, comments=True)
     if "--help" in words:
         words.remove("--help")
-    options = cli._parser().parse_args(words)
+    options = make_parser().parse_args(words)
     assert options.command in cli._COMMANDS
 
 
