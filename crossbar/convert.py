@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator, Mapping, Sequence
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
@@ -16,6 +17,8 @@ from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.linear import AnalogLinear
 from crossbar.mapping import tile_grid
+
+_HUGE = 65504.0  # the largest number in half precision
 
 
 @dataclass(frozen=True)
@@ -131,6 +134,9 @@ def convert(
     Raises:
         InputError: if no layer would become analog, a pattern matches nothing, or a weight is NaN or infinite. The
             model is then unchanged.
+
+    Warns:
+        UserWarning: of layers whose weights are all 0, or that have weights beyond 65504.
     """
     if is_linear(model):
         raise InputError("the model is itself a linear layer: use AnalogLinear.from_digital")
@@ -164,9 +170,29 @@ def convert(
         reports.append(_analog_report(name, module, parameters, layer_hardware))
     if not analog:
         raise InputError("no linear layer would become analog: all are excluded by name, or tied to another module")
+    for doubt in _doubts(analog):
+        warnings.warn(doubt, stacklevel=2)
     _replace(model, {id(layer.digital): layer for layer in analog.values()})
     _call_layers(model, False)
     return ConversionReport(tuple(reports))
+
+
+def _doubts(analog: Mapping[str, AnalogLinear]) -> Iterator[str]:
+    """What to warn of: layers that can be computed and can hardly be meant."""
+    weights = {name: digital_weight(layer.digital) for name, layer in analog.items()}
+    largest = {name: float(weight.abs().amax()) for name, weight in weights.items() if weight.numel()}
+    zero = [name for name, most in largest.items() if most == 0]
+    huge = [name for name, most in largest.items() if most > _HUGE]
+    if zero:
+        yield f"{_named(zero)} only weights of 0, so that tiles add nothing to the bias: is the model whole?"
+    if huge:
+        yield f"{_named(huge)} weights beyond {_HUGE:g}, which no trained one has: is the model whole?"
+
+
+def _named(layers: list[str]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]!r} has"
+    return f"{len(layers)} layers, such as {layers[0]!r}, have"
 
 
 def restore(model: nn.Module) -> None:

@@ -287,6 +287,22 @@ def test_refuses_nan_weights_and_leaves_the_model():
     assert snapshot(model) == before
 
 
+@pytest.mark.parametrize(("value", "told"), [(0.0, "only weights of 0"), (7e4, "weights beyond 65504")])
+def test_warns_of_weights_that_can_hardly_be_meant(value, told):
+    model = mlp()
+    with torch.no_grad():
+        model[2][1].weight.fill_(value)
+    with pytest.warns(UserWarning, match=rf"^layer '2\.1' has {told}"):
+        convert(model, SMALL)
+    model = mlp()
+    with torch.no_grad():
+        model[0].weight.fill_(value)
+        model[2][1].weight.fill_(value)
+    with pytest.warns(UserWarning, match=rf"^2 layers, such as '0', have {told}"):
+        convert(model, SMALL)
+    convert(mlp(), SMALL)  # of which there is nothing to tell
+
+
 @pytest.mark.parametrize("value", [torch.nan, torch.inf, -torch.inf])
 def test_refuses_numbers_that_stay_digital_and_are_not_finite(value):
     model = nn.Sequential(nn.Linear(4, 4), nn.LayerNorm(4))
