@@ -49,11 +49,37 @@ def test_the_readme_shows_both_jobs():
 
 
 @pytest.mark.parametrize(("page", "number", "text"), pythons(), ids=lambda value: str(value)[:12].strip())
-def test_python_of_the_pages_compiles_and_its_names_exist(page, number, text):
+def test_python_of_the_pages_can_be_pasted_alone(page, number, text):
     compile(text, f"{page} block {number}", "exec")
     for line in text.splitlines():
         if re.match(r"(from|import) (crossbar|attention|calibration)\b", line):
             exec(line, {})
+    undefined = [
+        sys.executable,
+        "-m",
+        "ruff",
+        "check",
+        "--isolated",
+        "--select",
+        "F821",
+        "--output-format",
+        "concise",
+        "-",
+    ]
+    done = subprocess.run(undefined, input=text, capture_output=True, text=True, check=False)
+    assert done.returncode == 0, done.stdout
+
+
+QUICK = [
+    (page, number, text)
+    for page, number, text in pythons()
+    if not re.search(r"smollm2|calibrate\(|emulate\(|study\(|load_bundle", text)
+]
+
+
+@pytest.mark.parametrize(("page", "number", "text"), QUICK, ids=lambda value: str(value)[:12].strip())
+def test_quick_python_of_the_pages_runs(page, number, text):
+    exec(compile(text, f"{page} block {number}", "exec"), {})
 
 
 def test_hardware_files_of_the_pages_are_read():
