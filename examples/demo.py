@@ -18,7 +18,7 @@ PATTERN = "window(64) | sinks(4)"
 
 def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--full", action="store_true", help="500 pairs, document similarity too, 8 chips")
+    parser.add_argument("--full", action="store_true", help="500 pairs, document similarity too, recipe fast, 8 chips")
     full = parser.parse_args().full
 
     model = calibration.load_model("minilm")
@@ -33,7 +33,7 @@ def main() -> None:
                     model,
                     task,
                     hardware="pcm",
-                    recipe="quick",
+                    recipe="fast" if full else "quick",
                     pattern=PATTERN,
                     times=["0s", "1h", "1d", "30d", "1y"],
                     chips=8 if full else 3,
