@@ -105,7 +105,9 @@ def make_parser() -> Parser:
 
     calibrate = _subcommand("Score a model on analog chips before and after each step of a calibration recipe.")
     _add_job_options(calibrate)
-    calibrate.add_argument("--recipe", type=str, default="fast", help="steps to fit: fast, thorough, or a YAML file")
+    calibrate.add_argument(
+        "--recipe", type=str, default="fast", help="steps to fit: quick, fast, thorough, or a YAML file"
+    )
     calibrate.add_argument(
         "--training-pairs",
         type=int | None,
@@ -186,7 +188,7 @@ def _add_model_options(parser: Parser) -> None:
         "--hardware",
         type=str,
         default=hardware,
-        help="pcm, hermes, ideal, or a YAML file of hardware fields",
+        help="pcm, hermes, reram, gain_cell, ideal, a YAML file of hardware fields, or a CSV table of a device",
     )
     for name, what in (("include", "make analog, such as '*.query' or a list"), ("exclude", "keep digital")):
         parser.add_argument(f"--{name}", type=list[str] | str | None, default=None, help=f"layers to {what}")
@@ -203,7 +205,10 @@ def _add_job_options(parser: Parser) -> None:
     )
     parser.add_argument("--pattern", type=str | None, default=None, help='attention, such as "window(64) | sinks(4)"')
     parser.add_argument(
-        "--memory", type=str | None, default=None, help="keys and values: gain_cell, pcm, or a YAML file of hardware"
+        "--memory",
+        type=str | None,
+        default=None,
+        help="keys and values: gain_cell, pcm, another of --hardware, or a YAML file of hardware",
     )
     parser.add_argument("--memory-capacity", type=int | None, default=None, help="token rows of each head")
     parser.add_argument(
