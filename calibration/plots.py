@@ -108,6 +108,8 @@ def _panel(axes: Axes, result: Emulation) -> None:
     labels = [format_seconds(fits[time] if wait else time) for time in places]
     axes.set_xticks([max(time, EARLIEST) for time in places], labels)
     axes.xaxis.minorticks_off()
+    if len(places) == 1:  # in the middle
+        axes.set_xlim(max(places[0], EARLIEST) / 10, max(places[0], EARLIEST) * 10)
     axes.set_xlabel("time since programming" + (f" + {wait}" if wait else ""))
     vertical(axes, result.primary, min(row.low if row.low == row.low else row.mean for row in rows))
     axes.set_title(_title(result))

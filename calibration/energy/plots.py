@@ -66,7 +66,9 @@ def _bars(axes: Axes, study: EnergyStudy, phase: int, parts: tuple[str, ...], ti
         text = f" {total:,.0f}" if total >= 1000 else f" {total:.3g}"
         axes.annotate(text, (total, place), va="center", fontsize=8)
     axes.set_xlim(0, 1.2 * max(left) if any(left) else 1.0)
-    axes.xaxis.set_major_locator(MaxNLocator(4))  # more run together where they have many digits
+    axes.xaxis.set_major_locator(
+        MaxNLocator(4, steps=(1, 2, 2.5, 5, 10))
+    )  # more run together where they have many digits
     axes.tick_params(axis="x", labelsize=8)
     axes.set_xlabel("µJ a token", fontsize=8)
     work = study.arms[0].work[phase]

@@ -3,7 +3,7 @@
 import sys
 from pathlib import Path
 
-from calibration import cli
+from calibration import cli, console
 
 SCRIPT = Path(sys.executable).with_name("ohmformer")
 
@@ -11,6 +11,7 @@ SCRIPT = Path(sys.executable).with_name("ohmformer")
 def run(capsys, *arguments):
     """Exit code, standard output, standard error of a command in this process."""
     capsys.readouterr()
+    console.EVERY = 3600.0  # on a busy machine a job may take long enough to tell how far it is
     try:
         code = cli.main([str(argument) for argument in arguments])
     except SystemExit as stop:

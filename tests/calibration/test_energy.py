@@ -1,6 +1,8 @@
 """Where the picojoules go: counts of a real forward pass, priced, under several patterns."""
 
+import io
 import json
+from itertools import pairwise
 
 import pytest
 import torch
@@ -158,6 +160,14 @@ def test_tables_and_pictures_show_what_was_found(study):
     points = {float(line.get_ydata()[0]) for line in picture.axes[0].lines}
     assert {arm.analog for arm in study.arms} <= points
     assert "simulated: " in picture._supxlabel.get_text()
+    for drawing in (figure, picture):
+        drawing.savefig(io.BytesIO())  # places the ticks
+        for axes in drawing.axes:
+            ticks = [tick.label1 for tick in axes.xaxis.get_major_ticks() if tick.label1.get_text()]
+            boxes = sorted((tick.get_window_extent() for tick in ticks), key=lambda box: box.x0)
+            assert len(boxes) >= 2
+            if not ticks[0].get_rotation():
+                assert all(left.x1 + 4 < right.x0 for left, right in pairwise(boxes))
 
 
 @pytest.mark.parametrize(("memory", "component"), [("reram", "writes"), ("gain_cell", "attention, all-in")])
