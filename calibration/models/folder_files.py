@@ -27,8 +27,10 @@ _TEXTS = (".json", ".txt", ".model", ".jinja", ".tiktoken")
 _LARGEST_TEXT = 64 << 20  # bytes; the largest tokenizers in use take half of it
 _MOST_SHOWN = 300  # characters of another library's message
 _DTYPES = re.compile(r"BF16|F(16|32|64)|F8_\w+|[IU](8|16|32|64)|BOOL")
-_COUNTS = re.compile(r"(^|_)(layers?|depths?|blocks|num_labels)$")
+_COUNTS = re.compile(r"(^|_)(layers?|depths?|blocks|heads?|groups?|experts|num_labels)$")
+"""Names of what a configuration has many of: its class makes lists of this length before there is a model."""
 _LEAST_COUNT = 1000
+_LARGEST_LISTED = 1 << 22  # more than the largest vocabularies; some classes make lists of such lengths too
 _LEAVE_OUT = "leave that entry out"
 
 
@@ -109,13 +111,13 @@ class FolderFiles:
         """Refuse what would take long, or memory, before the model's tensors could be compared."""
         most = max(_LEAST_COUNT, len(self.shapes))
         for key, value in _entries(values):
-            numbers = value if isinstance(value, list) else [value]
-            if _COUNTS.search(key) and any(isinstance(n, int | float) and not -most <= n <= most for n in numbers):
-                refuse(
-                    self.folder,
-                    f"{CONFIG} says {key} = {_short(value)}, and its weights are {len(self.shapes)} tensors",
-                    "give the weights that belong to it",
-                )
+            listed = list(_listed(value))
+            counts = [value, *listed] if _COUNTS.search(key) else []
+            if any(isinstance(number, int | float) and not abs(number) <= most for number in counts):
+                why = f"{CONFIG} says {key} = {_short(value)}, and its weights are {len(self.shapes)} tensors"
+                refuse(self.folder, why, "give the weights that belong to it")
+            if any(isinstance(number, int) and abs(number) > _LARGEST_LISTED for number in listed):
+                refuse(self.folder, f"{CONFIG} says {key} = {_short(value)}", f"give at most {_LARGEST_LISTED} there")
             if "_implementation" in key and isinstance(value, str) and "/" in value:
                 refuse(self.folder, f"{CONFIG} asks for code from elsewhere, {key} = {_short(value)}", _LEAVE_OUT)
             if key == "configuration_files":
@@ -264,6 +266,16 @@ def _entries(values: Any) -> Iterator[tuple[str, Any]]:
             waiting.extend(part.values())
         elif isinstance(part, list):
             waiting.extend(part)
+
+
+def _listed(value: Any) -> Iterator[Any]:
+    """What is in lists of lists, however deep."""
+    waiting = [value]
+    while waiting:
+        part = waiting.pop()
+        if isinstance(part, list):
+            waiting.extend(part)
+            yield from part
 
 
 def _short(value: Any) -> str:

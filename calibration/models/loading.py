@@ -27,6 +27,8 @@ if TYPE_CHECKING:
 NAMED = ("minilm", "smollm2")
 _HUB_NAME = re.compile(r"[\w-][\w.-]*/[\w-][\w.-]*")
 _HUB_FILES = ["*.json", "*.safetensors", "*.txt", "*.model", "*.jinja", "*.tiktoken"]
+_HUB_REST = ["*/*", "consolidated*", "adapter_*"]
+"""Files in folders, the same weights in another layout, and adapters, none of which is read."""
 
 
 @dataclass(frozen=True)
@@ -137,7 +139,7 @@ def _from_hub(name: str) -> Path:
 
     try:
         with quiet():
-            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=["*/*"]))
+            return Path(snapshot_download(name, allow_patterns=_HUB_FILES, ignore_patterns=_HUB_REST))
     except Exception as error:  # of a network, a cache, or the Hub itself
         raise InputError(
             f"model {name!r} is neither a known name ({', '.join(NAMED)}) nor a folder, and the Hub gave no model of "

@@ -83,6 +83,7 @@ def read_model(
             ignore_mismatched_sizes=True,  # refused below, in one sentence
             **_LOCAL,
         )
+    model.config.name_or_path = str(files.folder)
     _require_all(files, model, info)
     _require_finite(files, model)
     return model.eval(), sorted(info["unexpected_keys"])
@@ -126,10 +127,7 @@ def doubts(model: nn.Module, dropped: list[str]) -> Iterator[str]:
     """What a user should know of a model that was loaded as asked, a sentence each."""
     kind = type(model).__name__
     if dropped:
-        yield (
-            f"{kind} has no place for {len(dropped)} tensors of the weights, the first is {dropped[0]!r}: they are "
-            "left out, with the head that they belong to"
-        )
+        yield f"{kind} has no place for {_named(dropped)}: they are left out, with the head that they belong to"
     zero, huge = [], []
     for name, part in model.named_parameters():
         if part.is_floating_point() and part.numel():
@@ -139,11 +137,13 @@ def doubts(model: nn.Module, dropped: list[str]) -> Iterator[str]:
             if max(-low, high) > _HUGE:
                 huge.append(name)
     if zero:
-        yield f"{len(zero)} weight matrices are zero everywhere, the first is {zero[0]!r}: the file may be damaged"
+        yield f"there are only zeros in {_named(zero)}: the weights may be damaged"
     if huge:
-        yield (
-            f"{len(huge)} parameters hold numbers beyond {_HUGE:g}, the first is {huge[0]!r}: the file may be damaged"
-        )
+        yield f"there are numbers beyond {_HUGE:g} in {_named(huge)}: the weights may be damaged"
+
+
+def _named(names: list[str]) -> str:
+    return repr(names[0]) if len(names) == 1 else f"{names[0]!r} and {len(names) - 1} more"
 
 
 @contextlib.contextmanager

@@ -81,8 +81,8 @@ def require(name: str, model: Loaded | None = None) -> None:
     reads = _CONSTRUCTORS[name].reads
     if model.unfit:
         raise InputError(
-            f"task {name!r} reads {reads}, and model {model.name!r} gives none, {model.unfit}: choose another model, "
-            f"such as {_MODELS[reads]}, or a task of your own"
+            f"task {name!r} reads {reads}, and model {model.name!r} gives none, because {model.unfit}: choose another "
+            f"model, such as {_MODELS[reads]}, or a task of your own"
         )
     if model.tokenizer is None:
         raise InputError(f"task {name!r} reads text, and model {model.name!r} has no tokenizer: {_SAVE_TOKENIZER}")

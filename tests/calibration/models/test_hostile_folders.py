@@ -174,6 +174,12 @@ def test_a_model_larger_than_its_weights_is_refused_before_it_is_built(folder, k
     assert time.perf_counter() - began < 5
 
 
+def test_a_configuration_that_makes_long_lists_is_refused_before_it_is_made(folder):
+    values = {"model_type": "gpt_neo", "num_layers": 2, "attention_types": [[["global", "local"], 10**9]]}
+    change(folder, **values)
+    refuse(folder, "attention_types = [[['global', 'local'], 1000000000]]", "at most 4194304")
+
+
 def test_a_tensor_larger_than_its_file_is_refused(folder):
     path = folder / "model.safetensors"
     data = path.read_bytes()
@@ -203,13 +209,13 @@ def test_weights_that_are_not_finite_are_refused_by_name(folder, value):
     refuse(folder, "'encoder.layer.0.output.dense.bias' holds NaN or infinite numbers")
 
 
-@pytest.mark.parametrize(("value", "told"), [(0.0, "are zero everywhere"), (1e6, "hold numbers beyond 65504")])
+@pytest.mark.parametrize(("value", "told"), [(0.0, "only zeros"), (1e6, "numbers beyond 65504")])
 def test_weights_that_are_zero_or_huge_are_named(folder, value, told):
     path = folder / "model.safetensors"
     state = load_file(path)
     state["encoder.layer.0.output.dense.weight"].fill_(value)
     save_file(state, path, metadata={"format": "pt"})
-    with pytest.warns(UserWarning, match=f"{told}, the first is 'encoder.layer.0.output.dense.weight'"):
+    with pytest.warns(UserWarning, match=f"{told} in 'encoder.layer.0.output.dense.weight'"):
         load_model(folder)
 
 
@@ -220,7 +226,7 @@ def test_quantised_weights_are_refused(folder):
 
 def test_a_classifier_that_is_left_out_is_named(folder):
     BertForSequenceClassification(tiny_config()).save_pretrained(folder)
-    with pytest.warns(UserWarning, match=r"no place for 2 tensors of the weights, the first is 'classifier\.bias'"):
+    with pytest.warns(UserWarning, match=r"no place for 'classifier\.bias' and 1 more: they are"):
         load_model(folder)
 
 

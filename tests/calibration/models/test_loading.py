@@ -118,7 +118,7 @@ def test_a_loaded_model_does_not_change_with_its_file(folder):
 def test_a_pooler_without_weights_is_left_out_and_a_head_is_named(tmp_path):
     BertForMaskedLM(tiny_config()).save_pretrained(tmp_path)
     save_tokenizer(tmp_path)
-    with pytest.warns(UserWarning, match=r"BertModel has no place for \d+ tensors of the weights.*'cls\.predictions"):
+    with pytest.warns(UserWarning, match=r"BertModel has no place for 'cls\.predictions.*' and \d more"):
         model = load_model(tmp_path).model
     assert model.pooler is None
     assert model(torch.tensor([[2, 3]])).last_hidden_state.shape == (1, 2, 16)
