@@ -279,6 +279,7 @@ class ProgrammedCells(Corrected):
             return self._targets()
         device, key = self.hardware.device, (self.seed, self.name)
         cells = trajectory.conductances(device, self.state(), self.seconds, key, noise)
+        trajectory.require_conductances(device, cells, self.seconds, self.name)
         if self.fault_map is None:
             return cells
         short = (self.hardware.faults or Faults()).short_conductance
@@ -289,7 +290,6 @@ class ProgrammedCells(Corrected):
     def _read_cells(self) -> Tensor:
         """Keep what the columns see of the cells at this time."""
         cells = self._conductances(noise=True)
-        trajectory.require_conductances(self.hardware.device, cells, self.seconds, self.name)
         key = None if self.seed is None else (self.seed, self.name)
         digits, self._offset = array.digits(cells, self.hardware, key)
         self._variance = array.read_variance(cells, self.hardware.read_noise, self.hardware, self.fault_map)

@@ -20,6 +20,7 @@ from crossbar.plain_values import build, mapping, read_yaml
 
 _MOST_LINES = 8192
 _MOST_PLACES = 2**26  # a defect is drawn for each, whatever the size of the layer
+_FEW_SPARES = 64  # columns that any tile can have to spare
 _MOST_WEIGHT_BITS = 20  # of all slices: whole numbers up to here are exact in float32, rounding included
 
 Range = Literal["static", "per_token", "max", "active_rows"]
@@ -184,7 +185,8 @@ class Faults:
         shorts: rate of cells that join word line and bit line with ``short_conductance``.
         broken_rows, broken_cols: rates of word lines and of columns, in each tile, that carry no current.
         short_conductance: µS, 1e-6 to 1e6. The default, a kiloohm, is an assumption.
-        spare_cols: columns of each tile, up to 8192, that can stand in for its worst ones; they have defects too.
+        spare_cols: columns of each tile that can stand in for its worst ones, up to 64 or as many as it has others;
+            they have defects too.
         seed: of the draw, with the seed of the chip that was programmed first: `crossbar.new_chip` draws others.
     """
 
@@ -247,6 +249,13 @@ class Hardware:
         if self.dac is not None:
             _require_choice("hardware field dac.range", self.dac.range, ("static", "per_token", "max"))
         require_number("hardware field output_noise", self.output_noise, most=1e4)
+        spares = max(self.tile.cols, _FEW_SPARES)
+        if self.faults is not None and self.faults.spare_cols > spares:
+            spare, cols = self.faults.spare_cols, self.tile.cols
+            raise InputError(
+                f"hardware field faults.spare_cols = {spare} is too much for tiles of {cols} columns: "
+                f"give {spares} or fewer"
+            )
 
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` takes them back if the device is one of this package and not a foreign model."""

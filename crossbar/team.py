@@ -12,7 +12,6 @@ from functools import cache
 from pathlib import Path
 from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
 
@@ -32,19 +31,18 @@ def run(kernel: Any, work: int, *arguments: Tensor | int | float | None) -> None
         RuntimeError: if a thread did not come to the end, so that results would be what was in memory before.
     """
     threads = max(min(torch.get_num_threads(), work), 1)
-    openmp = _openmp() if threads > 1 else None
-    parallel, number, count = openmp or (None, 0, 0)
-    members = np.array([number, count, *[0] * threads], dtype=np.int64)
-    words = np.array([members.ctypes.data, threads, *map(_word, arguments)], dtype=np.int64)
+    parallel, number, count = (_openmp() if threads > 1 else None) or (None, 0, 0)
+    given = [0, threads, *map(_word, arguments)]
+    place = len(given)  # of the team, in the same words
+    words = (ctypes.c_int64 * (place + 2 + threads))(*given, number, count)
+    words[0] = ctypes.addressof(words) + ctypes.sizeof(ctypes.c_int64) * place
     if parallel is None:
-        kernel.ctypes(words.ctypes.data_as(ctypes.POINTER(ctypes.c_int64)))
+        kernel.ctypes(words)
     else:
-        parallel(kernel.address, words.ctypes.data, threads, 0)
-    there = int(members[2])
-    if there == 0 or (members[2 : 2 + there] != there).any():
-        raise RuntimeError(
-            "a compiled kernel of crossbar.kernels failed, maybe for want of memory: nothing was computed"
-        )
+        parallel(kernel.address, ctypes.addressof(words), threads, 0)
+    ended = words[place + 2 :]
+    if not ended[0] or ended[: ended[0]] != [ended[0]] * ended[0]:
+        raise RuntimeError("a compiled kernel of crossbar.kernels failed, maybe for want of memory")
 
 
 def _word(argument: Tensor | int | float | None) -> int:
