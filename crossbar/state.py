@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crossbar import trajectory
 from crossbar.chip import analog_layers
 from crossbar.corrections import CORRECTIONS
-from crossbar.errors import InputError, require_number, require_whole
+from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.faults import Fault
 from crossbar.files import write_whole
 from crossbar.linear import AnalogLinear
@@ -33,6 +33,8 @@ _OPTIONAL = (
     *CORRECTIONS,
 )
 _ABOVE_0 = ("scales", "input_range", "line_scale", "weight_range", "adc_range")
+_MOST = 1e18
+_LONGEST = 300  # characters of a reason, which may quote the file
 
 
 def save_state(model: nn.Module, path: str | Path) -> None:
@@ -84,13 +86,13 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         saved = _described(where, file.metadata() or {})
         if saved.keys() != layers.keys():
             different = sorted(saved.keys() ^ layers.keys())
-            raise InputError(f"{where} and the model differ in layer {different[0]!r}")
+            raise InputError(f"{where} and the model differ in layer {shown(different[0])}")
         found = shapes(file)
         for name, layer in layers.items():
             _require_shapes(where, layer, name, saved[name], _own(found, name))
         owned = {f"{name}/{key}" for name in layers for key in _own(found, name)}
         if found.keys() - owned:
-            raise InputError(f"{where} has {min(found.keys() - owned)!r}, which no layer has: write it again")
+            raise InputError(f"{where} has {shown(min(found.keys() - owned))}, which no layer has: write it again")
         tensors = {key: file.get_tensor(key) for key in found}
     for name, layer in layers.items():
         for key, tensor in _own(tensors, name).items():
@@ -133,7 +135,8 @@ def _described(where: str, metadata: Mapping[str, str]) -> dict[str, dict[str, A
             if not isinstance(saved["hardware"], str) or not all(isinstance(cells, str) for cells in saved["cells"]):
                 raise TypeError(f"hardware or cells of {name} are not text")
     except (ValueError, KeyError, TypeError, AttributeError) as error:
-        raise InputError(f"{where} does not describe its layers ({error}): write it again") from None
+        reason = " ".join(str(error).split())[:_LONGEST]
+        raise InputError(f"{where} does not describe its layers ({reason}): write it again") from None
     described: dict[str, dict[str, Any]] = layers
     return described
 
@@ -148,10 +151,10 @@ def _require_shapes(
     cells = {f"cells.{key}" for key in trajectory.program(layer.hardware.device, one, (0, name))}
     needed = {"scales", "column_gain", *cells, *(f"cells.{key}" for key in saved["cells"])}
     if needed - found.keys():
-        raise InputError(f"{where} lacks {min(needed - found.keys())!r} of {name}: write it again")
+        raise InputError(f"{where} lacks {shown(min(needed - found.keys()))} of {name}: write it again")
     unknown = found.keys() - cells - {"scales", "column_gain", *_OPTIONAL}
     if unknown:
-        raise InputError(f"{where} has {min(unknown)!r} of {name}, which its layer has not: write it again")
+        raise InputError(f"{where} has {shown(min(unknown))} of {name}, which its layer has not: write it again")
     halves = [found.get("adapter_down"), found.get("adapter_up")]
     if (halves[0] is None) != (halves[1] is None):
         raise InputError(f"{where} has half an adapter of {name}: write it again")
@@ -163,16 +166,16 @@ def _require_shapes(
 
 
 def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tensor: Tensor) -> None:
-    """Refuse what the setters of `AnalogLinear` would."""
+    """Refuse what the setters of `AnalogLinear` would, and numbers whose products leave float32."""
     expected = torch.uint8 if key == "fault_map" else layer.scales.dtype
     if tensor.dtype != expected:
         raise InputError(f"{where} has {key} {tensor.dtype} in {name}, the model {expected}")
     if key == "fault_map":
         good, allowed = bool((tensor <= max(Fault)).all()), f"codes from 0 to {max(Fault):d}"
     elif key in _ABOVE_0:
-        good, allowed = bool((tensor.isfinite() & (tensor > 0)).all()), "finite numbers above 0"
+        good, allowed = bool(((tensor > 0) & (tensor <= _MOST)).all()), f"finite numbers above 0 and up to {_MOST:g}"
     else:
-        good, allowed = bool(tensor.isfinite().all()), "finite numbers"
+        good, allowed = bool((tensor.abs() <= _MOST).all()), f"finite numbers from {-_MOST:g} to {_MOST:g}"
     if not good:
         raise InputError(f"{where} has a bad {key} in {name}, which takes {allowed}: write it again")
 

@@ -15,6 +15,8 @@ from torch import Tensor
 
 from crossbar.errors import InputError
 
+_LONGEST = 300
+
 
 @contextmanager
 def opened(where: str, path: str | Path, remedy: str = "write it again") -> Iterator[Any]:
@@ -33,11 +35,11 @@ def opened(where: str, path: str | Path, remedy: str = "write it again") -> Iter
             try:
                 file = stack.enter_context(safe_open(path, framework="pt", device="cpu"))
             except (OSError, RuntimeError) as error:  # RuntimeError: one that does not fit the address space
-                reason = " ".join(str(getattr(error, "strerror", None) or error).split())
-                raise InputError(f"{where} cannot be read ({reason}): give a file that can be") from None
+                reason = getattr(error, "strerror", None) or error
+                raise InputError(f"{where} cannot be read ({_line(reason)}): give a file that can be") from None
             yield file
     except SafetensorError as error:
-        raise InputError(f"{where} is not a safetensors file ({' '.join(str(error).split())}): {remedy}") from None
+        raise InputError(f"{where} is not a safetensors file ({_line(error)}): {remedy}") from None
 
 
 def shapes(file: Any) -> dict[str, list[int]]:
@@ -65,3 +67,8 @@ def as_os_error(error: BaseException) -> OSError | None:
     if number is not None:
         return OSError(int(number[1]), os.strerror(int(number[1])))
     return None if error.__cause__ is None else as_os_error(error.__cause__)
+
+
+def _line(reason: object) -> str:
+    """A reason in one line of a bearable length: it may quote the file."""
+    return " ".join(str(reason)[:_LONGEST].split())

@@ -19,7 +19,7 @@ from torch import Tensor
 
 from calibration.checked_files import sync
 from calibration.journal import tidy
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 from crossbar.files import require_room
 from crossbar.plain_values import load_json
 from crossbar.tensor_files import as_os_error, opened, shapes
@@ -32,6 +32,7 @@ SEAL = "manifest.json.sha256"
 
 _LARGEST_MANIFEST = 16 << 20  # bytes
 _LONGEST_NAME = 1024
+_LONGEST_REASON = 1000  # characters: it may quote the file
 _AGAIN = "make the bundle again"
 _HEX = re.compile(r"[0-9a-f]{64}")
 _T = TypeVar("_T")
@@ -82,8 +83,8 @@ class Files:
             raise InputError(f"folder {str(folder)!r} is not an {FORMAT}: give one that `ohmformer calibrate` wrote")
         if values.get("schema") != SCHEMA or isinstance(values["schema"], bool):
             raise InputError(
-                f"bundle {str(folder)!r} has schema version {values.get('schema')!r} and this version of ohmformer "
-                f"reads {SCHEMA}: use the version that wrote it, or calibrate again"
+                f"bundle {str(folder)!r} has schema version {shown(values.get('schema'))} and this version of "
+                f"ohmformer reads {SCHEMA}: use the version that wrote it, or calibrate again"
             )
         files = cls(folder, _entries(folder, values))
         for name, entry in files.entries.items():
@@ -110,7 +111,7 @@ class Files:
         """A value of a JSON file (or of ``values``, a part of it), which must be of this kind."""
         value = (self.json(name) if values is None else values).get(key)
         if not isinstance(value, kind) or (isinstance(value, bool) and kind is not bool):
-            self.refuse(name, f"{key} = {value!r} is not a {kind.__name__}")
+            self.refuse(name, f"{key} = {shown(value)} is not a {kind.__name__}")
         return value
 
     def shapes(self, name: str) -> dict[str, list[int]]:
@@ -125,7 +126,7 @@ class Files:
 
     def refuse(self, name: str, why: str) -> NoReturn:
         """Refuse the bundle because of a file, whose hash is right and whose content is not."""
-        line = " ".join(why.split())
+        line = " ".join(why.split())[:_LONGEST_REASON]
         raise InputError(f"{self._called}: {name} cannot be used, {line}: make the bundle again")
 
     @property
@@ -292,7 +293,9 @@ def _entries(folder: Path, manifest: Mapping[str, Any]) -> dict[str, Entry]:
     entries = {}
     for name, values in files.items():
         if not _inside(name):
-            raise InputError(f"{what} names {name!r}, which is not a path inside the bundle: make the bundle again")
+            raise InputError(
+                f"{what} names {shown(name)}, which is not a path inside the bundle: make the bundle again"
+            )
         sha256, size = (values.get("sha256"), values.get("size")) if isinstance(values, dict) else (None, None)
         if not isinstance(sha256, str) or not _HEX.fullmatch(sha256) or type(size) is not int or size < 0:
             raise InputError(f"{what} gives no SHA-256 and size of {name!r}: make the bundle again")
@@ -304,4 +307,4 @@ def _inside(name: str) -> bool:
     """Whether a name is a plain relative path, the same on every system."""
     parts = name.split("/")
     plain = len(name) <= _LONGEST_NAME and all(part not in ("", ".", "..") for part in parts)
-    return plain and not re.search(r"[\\:\x00-\x1f]", name)
+    return plain and not re.search(r"[\\:\x00-\x1f\x7f-\x9f]", name)

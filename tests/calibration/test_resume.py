@@ -333,11 +333,20 @@ def test_nothing_is_kept_without_a_bundle(net, task, tmp_path, monkeypatch):
 # The command, in a process of its own
 
 
+def results(place):
+    """Names of the results that are kept."""
+    return {path.name for path in place.glob(".bundle.*.progress/[!.]*")}
+
+
 def stopped(command, place, kept, after, how):
-    """Start the command and stop it ``after`` seconds from when ``kept`` results are on disk."""
+    """Start the command and stop it ``after`` seconds from when ``kept`` results are on disk.
+
+    None: from when the bundle is written.
+    """
     process = subprocess.Popen(command, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
     while process.poll() is None:
-        if sum(1 for _ in place.glob(".bundle.*.progress/[!.]*")) >= kept:
+        written = any(place.glob(".bundle.*.partial/*")) or (place / "bundle").exists()
+        if written if kept is None else len(results(place)) >= kept:
             time.sleep(after)
             process.send_signal(how)
             break
@@ -389,21 +398,24 @@ def test_twenty_kills(folder, tmp_path):
     calibrate(folder, "wordsim", **OPTIONS, out=tmp_path / "whole")
     kills = finished = 0
     while kills < 20:
-        before = {path.name for path in place.glob(".bundle.*.progress/[!.]*")}
-        wanted = min(len(before) + draw.randrange(8), SCORES + FITS)
-        code, _ = stopped(command, place, wanted, draw.uniform(0, 0.5), signal.SIGKILL)
-        assert code in (0, 2, -signal.SIGKILL)
-        kills += code == -signal.SIGKILL
-        if (place / "bundle").exists():
-            same_bundle(place / "bundle", tmp_path / "whole")
+        before = results(place)
+        wanted = len(before) + draw.randint(1, 6)
+        late = wanted > SCORES + FITS
+        after = draw.uniform(0, 0.3 if late else 0.5)
+        code, _ = stopped(command, place, None if late else wanted, after, signal.SIGKILL)
+        assert code in (0, -signal.SIGKILL)
+        kills += code != 0
+        if not (place / "bundle").exists():
+            assert before <= results(place)
+            continue
+        same_bundle(place / "bundle", tmp_path / "whole")
+        if code != 0:
             again = subprocess.run(command, capture_output=True, text=True)
             assert again.returncode == 2
             assert "exists already" in again.stderr
-            assert [path.name for path in place.iterdir()] == ["bundle"]
-            shutil.rmtree(place / "bundle")
-            finished += 1
-        else:
-            assert before <= {path.name for path in place.glob(".bundle.*.progress/[!.]*")}
+        assert [path.name for path in place.iterdir()] == ["bundle"]
+        shutil.rmtree(place / "bundle")
+        finished += 1
     subprocess.run(command, capture_output=True, check=True)
     same_bundle(place / "bundle", tmp_path / "whole")
     assert [path.name for path in place.iterdir()] == ["bundle"]

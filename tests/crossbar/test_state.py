@@ -3,6 +3,7 @@
 import dataclasses
 import json
 import math
+import random
 import resource
 import struct
 from dataclasses import dataclass
@@ -29,6 +30,8 @@ from crossbar import (
     save_state,
 )
 from tests.limits import files_of_at_most
+from tests.mutations import of_bytes
+from tests.tensor_mutations import of_tensors
 
 PCM = dataclasses.replace(presets.pcm(), tile=Tile(4, 3))
 KEPT = ("cells.programmed", "cells.exponent", "scales", "column_gain")
@@ -290,7 +293,7 @@ def rewritten(path, change):
     save_file(tensors, path, {**metadata, "layers": json.dumps(layers)})
 
 
-@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf])
+@pytest.mark.parametrize("bad", [math.nan, math.inf, -math.inf, 1e19])
 @pytest.mark.parametrize("key", ["cells.programmed", "cells.exponent", *FINITE, *ABOVE_0])
 def test_refuses_numbers_that_no_setter_takes(complete, path, key, bad):
     def change(tensors, _):
@@ -316,8 +319,8 @@ UNREADABLE = r"holds cells of 0 that programming never leaves, without a possibl
 @pytest.mark.parametrize(
     ("change", "told"),
     [
-        (lambda t, _: t["0/cells.exponent"].fill_(-1e30), UNREADABLE),
-        (lambda t, _: t["0/cells.programmed"].fill_(3e38), UNREADABLE),
+        (lambda t, _: t["0/cells.exponent"].fill_(-20.0), UNREADABLE),
+        (lambda t, _: t["0/cells.programmed"].fill_(1e17), UNREADABLE),
         (lambda t, _: t["0/fault_map"].fill_(5), r"has a bad fault_map in 0, which takes codes from 0 to 4"),
         (lambda t, _: t.update({"0/fault_map": t["0/fault_map"].int()}), r"has fault_map torch.int32 in 0, the model"),
         (lambda t, _: t.update({"0/scales": t["0/scales"].half()}), r"has scales torch.float16 in 0, the model"),
@@ -395,3 +398,35 @@ def test_metadata_is_plain_json(saved, path):
         layers = json.loads(file.metadata()["layers"])
     assert layers["0"]["seed"] == 5
     assert layers["2"]["seconds"] == 3600.0
+
+
+# Damaged files of every kind
+
+
+def finite(model):
+    with torch.no_grad():
+        return bool(model(inputs()).isfinite().all())
+
+
+def test_damaged_files_are_refused_in_a_sentence(complete, path):
+    """500 of them; what is loaded computes."""
+    data, before, told = path.read_bytes(), picture(complete), []
+    draw = random.Random(0)
+    for _ in range(500):
+        (damaged,) = of_bytes(data, 1, draw.random()) if draw.random() < 0.3 else [of_tensors(data, draw)]
+        path.write_bytes(damaged)
+        model = analog_model()
+        unloaded = picture(model)
+        try:
+            load_state(model, path)
+        except InputError as error:
+            told.append(str(error))
+            if not same(picture(model), unloaded):
+                pytest.fail(f"half loaded: {error}")
+        else:
+            assert finite(model)
+    assert 250 < len(told) < 500
+    assert all("\n" not in line and len(line) < 2000 for line in told)
+    path.write_bytes(data)
+    load_state(model, path)
+    assert same(picture(model), before)
