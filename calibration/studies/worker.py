@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 import time
 import traceback
 from collections import Counter
@@ -10,6 +11,7 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
+from torch import Tensor, nn
 
 from attention import Memory, renew_memory
 from calibration import tasks
@@ -121,11 +123,17 @@ class _Setup:
         self._experiment = Experiment.prepare(network, self._task, hardware, values["pattern"], *layers, memory=memory)
         self._recipe = None if values["recipe"] is None else Recipe.from_dict(values["recipe"])
         self._chip: int | None = None
+        # Copies with some of the steps before programming, by the last of them, for the staircase.
+        self._parts: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
         if self._recipe is not None:
             require_disjoint(self._task)
             self._staircase, self._wait = values["staircase"], values["wait"]
-            for step in self._steps(Stage.BEFORE_PROGRAMMING):
+            written = self._recipe.steps_at(Stage.BEFORE_PROGRAMMING)
+            for index, step in written.items():
                 self._experiment.write(step, self._found(step))
+                if self._staircase and index != max(written):
+                    part = copy.deepcopy(self._experiment.analog), dict(self._experiment.adc_ranges)
+                    self._parts[index] = part
 
     def score(self, seed: int | None, seconds: float | None) -> Scores:
         """Scores by arm, of a chip at a time or of the digital model."""
@@ -148,6 +156,7 @@ class _Setup:
 
     def _climb(self, recipe: Recipe, seed: int, seconds: float) -> None:
         """Calibrate a chip at one time as `calibration.calibrate` does."""
+        self._climb_written(recipe, seed, seconds)
         analog = self._experiment.analog
         if self._steps(Stage.PROGRAMMED):  # which change the cells
             self._chip = None
@@ -162,6 +171,21 @@ class _Setup:
             if self._staircase or index == last:
                 age(analog, seconds + self._wait)
                 self._measure(arms[index], seed, seconds + self._wait, fitted=seconds)
+
+    def _climb_written(self, recipe: Recipe, seed: int, seconds: float) -> None:
+        """Score the steps before programming but the last, each on the chip that is programmed for it."""
+        experiment = self._experiment
+        whole = experiment.analog, experiment.adc_ranges
+        try:
+            for index, (analog, ranges) in self._parts.items():
+                experiment.analog, experiment.adc_ranges = analog, ranges
+                experiment.new_chip(seed)
+                experiment.catch_up()
+                experiment.uncalibrate()
+                age(analog, seconds + self._wait)
+                self._measure(recipe.arms[index], seed, seconds + self._wait, fitted=seconds)
+        finally:
+            experiment.analog, experiment.adc_ranges = whole
 
     def _program(self, seed: int) -> None:
         if seed != self._chip:

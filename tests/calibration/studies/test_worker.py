@@ -16,16 +16,26 @@ EVERY["steps"] = [short.get(name, name) for *_, name in EVERY["steps"] if name !
 TIMES = ("1h", "1d")
 
 
-@pytest.mark.slow
-@pytest.mark.parametrize("staircase", [True, False])
-def test_every_step(folder, staircase):
-    recipe = Recipe.from_dict(EVERY)
+WRITTEN = {"name": "written", "steps": ["InputRanges", "WeightRanges", "DriftCompensation"]}
+
+
+@pytest.mark.parametrize(
+    ("values", "staircase"),
+    [
+        (WRITTEN, True),
+        pytest.param(EVERY, True, marks=pytest.mark.slow),
+        pytest.param(EVERY, False, marks=pytest.mark.slow),
+    ],
+)
+def test_every_step(folder, values, staircase):
+    recipe = Recipe.from_dict(values)
     expected = calibrate(folder, "wordsim", "pcm", recipe, times=TIMES, chips=2, staircase=staircase)
     setup = {
         "model": {"include": None, "exclude": None},
         "task": {"name": "wordsim", "options": {}},
         "pattern": None,
         "device": "cpu",
+        "memory": None,
         "hardware": presets.pcm().to_dict(),
         "recipe": recipe.to_dict(),
         "wait": 3600.0,
