@@ -104,7 +104,8 @@ def _spread(device: Device, target: Tensor, seconds: float, key: Key) -> Tensor:
 @lru_cache(maxsize=2)
 def _even_normals(count: int, dimensions: int) -> Tensor:
     """Normal numbers ``[dimensions, count]``: the middles of ``count`` (a power of 2) equal parts in each dimension."""
-    places: Tensor = SobolEngine(dimensions).draw(count, dtype=torch.float64)
+    with torch.device("cpu"):
+        places: Tensor = SobolEngine(dimensions).draw(count, dtype=torch.float64)
     normals: Tensor = torch.special.ndtri(places + 0.5 / count)
     return normals.t().float().contiguous()
 

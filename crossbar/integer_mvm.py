@@ -49,9 +49,9 @@ def _exact() -> bool:
     """Whether 8-bit products are fast and exact here: some processors' instructions saturate sums of two products."""
     if not torch.backends.mkldnn.is_available():
         return False
-    codes = torch.tensor([[127], [-127]], dtype=torch.int8).expand(-1, 256).contiguous()
-    cells = torch.tensor([[127], [-128]], dtype=torch.int8).expand(-1, 256).contiguous()
-    found = torch.empty(2, 2, dtype=torch.int32)
+    codes = torch.tensor([[127], [-127]], dtype=torch.int8, device="cpu").expand(-1, 256).contiguous()
+    cells = torch.tensor([[127], [-128]], dtype=torch.int8, device="cpu").expand(-1, 256).contiguous()
+    found = torch.empty(2, 2, dtype=torch.int32, device="cpu")
     _product(codes, cells, found)
     return torch.equal(found.double(), codes.double() @ cells.double().t())
 
@@ -69,10 +69,11 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
     from crossbar import kernels, team  # numba takes half a second to load
 
     slices, lines, outputs = weight.shape
-    weight, cells, steps = weight.contiguous(), torch.empty(slices, 2 * outputs * lines, dtype=torch.int8), []
+    weight, steps = weight.contiguous(), []
+    cells = weight.new_empty(slices, 2 * outputs * lines, dtype=torch.int8)
     for digits, parts in zip(weight, cells, strict=True):
         for line in range(0, lines, rows):
-            tile, step = digits[line : line + rows], torch.empty(outputs)
+            tile, step = digits[line : line + rows], weight.new_empty(outputs)
             both = _of_tile(parts, outputs, line, len(tile))
             team.run(kernels.fix, outputs // kernels.COLUMNS, tile, both, step, len(tile), outputs, _LARGEST, _TINY)
             steps.append(step)
@@ -135,7 +136,7 @@ def _convert(
     if not vectors:
         return
     span = adc.full_scale if array.adc_range is None else array.adc_range.detach()
-    step = torch.as_tensor(span / adc.levels, dtype=x.dtype)  # unit outputs a code stands for
+    step = torch.as_tensor(span / adc.levels, dtype=x.dtype, device=x.device)  # unit outputs a code stands for
     factors = fixed.steps / (step * dac.levels)
     scales = scales * step
     offsets = None if array.offset is None else (array.offset / step).contiguous()
@@ -145,7 +146,7 @@ def _convert(
     if deviations is not None and array.variance is not None:
         variances = (array.variance / step.square()).contiguous()
         power = x.new_empty(vectors, row_tiles)
-    codes, full_scale = torch.empty(vectors, lines, dtype=torch.int8), x.new_empty(vectors)
+    codes, full_scale = x.new_empty(vectors, lines, dtype=torch.int8), x.new_empty(vectors)
     if input_range is None and dac.range != "per_token":
         input_range = found_range(x, dac)
     known = None if input_range is None else input_range.detach().to(x.dtype).reshape(-1)
@@ -157,7 +158,7 @@ def _convert(
     )
     start, key = (0, 0) if noise is None or deviations is None else noise.counter(vectors * tiles, outputs)
     size = -(-vectors // -(-vectors // max(_VECTORS, _SUMS // (2 * outputs))))  # even pieces
-    sums = torch.empty(size, 2 * outputs, dtype=torch.int32)
+    sums = x.new_empty(size, 2 * outputs, dtype=torch.int32)
     for first in range(0, vectors, size):
         piece = slice(first, min(first + size, vectors))
         count = piece.stop - first

@@ -59,7 +59,7 @@ class ReadNoise:
         """The stream's next normal numbers, float32, of ``shape``."""
         if self._device.type != "cpu":
             return torch.randn(shape, generator=self._generator, device=self._device)
-        numbers = torch.empty(shape)
+        numbers = torch.empty(shape, device=self._device)
         flat = numbers.view(-1)
         whole = len(flat) // _ROW * _ROW
         self._fill(flat[:whole], 1, whole // _ROW, _ROW)
@@ -74,7 +74,7 @@ class ReadNoise:
         shape = (tiles, vectors, outputs)
         if self._device.type != "cpu":
             return torch.randn(shape, generator=self._generator, device=self._device)
-        numbers = torch.empty(shape)
+        numbers = torch.empty(shape, device=self._device)
         self._fill(numbers, *shape)
         return numbers
 

@@ -36,8 +36,8 @@ def weight_errors(hardware: Hardware, seconds: float) -> WeightErrors:
 
     So it holds for every device and encoding: programming error, drift and its spread, and 1/f noise together.
     """
-    levels = torch.linspace(0.0, 1.0, _LEVELS + 1)
-    probe = nn.Linear(_SAMPLES, _LEVELS + 1, bias=False)
+    levels = torch.linspace(0.0, 1.0, _LEVELS + 1, device="cpu")
+    probe = nn.Linear(_SAMPLES, _LEVELS + 1, bias=False, device="cpu")
     probe.weight.copy_(levels.unsqueeze(1).expand(-1, _SAMPLES))
     layer = AnalogLinear.from_digital(probe, replace(hardware, faults=None), "weight errors")
     layer.set_weight_range(torch.ones_like(layer.scales))

@@ -7,8 +7,21 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from crossbar import AnalogLinear, Converter, Hardware, InputError, Ledger, Tile, bypassed, devices, presets
-from tests.crossbar.conftest import digital, inputs, programmed
+from crossbar import (
+    AnalogLinear,
+    CellNoise,
+    Converter,
+    Hardware,
+    InputError,
+    Ledger,
+    Tile,
+    bypassed,
+    devices,
+    injection,
+    presets,
+)
+from crossbar.weight_errors import weight_errors
+from tests.crossbar.conftest import digital, inputs, linear_layer, programmed
 
 QUIET = Hardware(output_noise=0.0)
 
@@ -232,3 +245,22 @@ def test_bypassed_nests():
             assert model[0].bypass
         assert model[0].bypass
     assert not model[0].bypass
+
+
+def test_a_default_device_that_others_set_changes_nothing():
+    hardware = Hardware(tile=Tile(16, 8), read_noise=CellNoise(0.5, form="cheap"))
+    found = []
+    for default in ("cpu", "meta"):
+        injection.error_table.cache_clear()
+        weight_errors.cache_clear()
+        layer, x = linear_layer(40, 30, hardware, dtype=torch.float32), inputs(5, 40)
+        with torch.device(default):
+            layer.program(0)
+            layer.age(3600.0)
+            read, expected, errors = (
+                layer.read_out(x),
+                layer.expected_read_out(x),
+                weight_errors(hardware, 60.0).squared,
+            )
+            found.append([layer(x), read, expected, errors, layer.train()(x)])
+    assert all(torch.equal(*pair) for pair in zip(*found, strict=True))
