@@ -11,6 +11,9 @@ from torch import Tensor
 
 from crossbar.errors import InputError, require_whole
 
+MOST_TILES = 2**22
+"""Of events: what is counted and timed is kept for each tile, up to the last."""
+
 
 class Axis(IntEnum):
     """What an event does to a token's line.
@@ -31,7 +34,7 @@ class Events(NamedTuple):
 
     Attributes:
         time: int64, step at which the event is issued. Query row i scores in step 2i and reads values in step 2i + 1.
-        tile: int32.
+        tile: int32, below `MOST_TILES`.
         line: int32, line of the tile.
         axis: int8, an `Axis`.
         payload: int32, what a driven line carries: the pair's integer weight in the value stage. A sensed line carries

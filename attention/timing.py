@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch import Tensor
 
-from attention.events import Axis, Events
+from attention.events import MOST_TILES, Axis, Events
 from attention.platforms import Platform
 from crossbar.errors import InputError
 
@@ -174,11 +174,13 @@ def ports(events: Events) -> Tensor:
     """The port that each event goes to: a tile has one for keys and one for values.
 
     Raises:
-        InputError: for a negative tile.
+        InputError: for a tile that is negative, or beyond the most that there may be.
     """
     port = events.tile.long() * len(Axis) + events.axis
     if len(port) and int(port.min()) < 0:
         raise InputError("an event is on a negative tile: number tiles from 0")
+    if len(port) and int(port.max()) >= MOST_TILES * len(Axis):
+        raise InputError(f"an event is on tile {int(events.tile.max())}: number tiles from 0 to {MOST_TILES - 1}")
     return port
 
 

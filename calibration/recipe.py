@@ -20,9 +20,10 @@ from calibration.steps.protocol import Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
 from calibration.steps.weight_ranges import WeightRanges
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 from crossbar.plain_values import read_yaml
 
+_MOST_STEPS = 100
 _KINDS = (
     InputRanges,
     WeightRanges,
@@ -50,12 +51,13 @@ class Recipe:
     steps: tuple[Step, ...]
 
     def __post_init__(self) -> None:
-        if not self.steps:
-            raise InputError(f"recipe {self.name!r} has no steps: give one or more")
+        if not 0 < len(self.steps) <= _MOST_STEPS:
+            what = f"{len(self.steps)} steps" if self.steps else "no steps"
+            raise InputError(f"recipe {shown(self.name)} has {what}: give one or more, at most {_MOST_STEPS}")
         for before, after in pairwise(self.steps):
             if before.stage > after.stage:
                 names = type(after).__name__, type(before).__name__
-                raise InputError(f"recipe {self.name!r} is out of order: put {names[0]} before {names[1]}")
+                raise InputError(f"recipe {shown(self.name)} is out of order: put {names[0]} before {names[1]}")
 
     def steps_at(self, stage: Stage) -> dict[int, Step]:
         """The steps of a stage by their place in the recipe."""
@@ -86,11 +88,11 @@ class Recipe:
         (DriftCompensation(per='tile', reference='ideal', reads=256, seed=0),)
         """
         if not isinstance(values, Mapping) or values.keys() != {"name", "steps"}:
-            given = ", ".join(map(str, values)) if isinstance(values, Mapping) else repr(values)
+            given = shown(", ".join(map(str, values)))[1:-1] if isinstance(values, Mapping) else shown(values)
             raise InputError(f"a recipe has the fields name and steps, and this one has {given}: write both")
         name, steps = values["name"], values["steps"]
         if not isinstance(name, str) or not isinstance(steps, list | tuple):
-            raise InputError(f"recipe {name!r} is not usable: give a text as its name, and a list of steps")
+            raise InputError(f"recipe {shown(name)} is not usable: give a text as its name, and a list of steps")
         return cls(name, tuple(step_from_dict(step) for step in steps))
 
     @classmethod
@@ -118,16 +120,18 @@ def step_from_dict(values: Mapping[str, Any] | str) -> Step:
         values = {"step": values}
     name = values.get("step") if isinstance(values, Mapping) else values
     if not isinstance(values, Mapping) or not isinstance(name, str) or name not in _STEPS:
-        raise InputError(f"recipe step {name!r} is unknown: choose one of {', '.join(_STEPS)}")
+        raise InputError(f"recipe step {shown(name)} is unknown: choose one of {', '.join(_STEPS)}")
     kind = _STEPS[name]
     given = {key: value for key, value in values.items() if key != "step"}
     hints = get_type_hints(kind)
     allowed = {field.name: hints[field.name] for field in fields(kind)}
     for key, value in given.items():
         if key not in allowed:
-            raise InputError(f"recipe step {name} has no field {key!r}: allowed are {', '.join(allowed)}")
+            raise InputError(f"recipe step {name} has no field {shown(key)}: allowed are {', '.join(allowed)}")
         if not _fits(value, allowed[key]):
-            raise InputError(f"recipe step {name}: {key} = {value!r} is not allowed: give {_described(allowed[key])}")
+            raise InputError(
+                f"recipe step {name}: {key} = {shown(value)} is not allowed: give {_described(allowed[key])}"
+            )
     step: Step = kind(**given)
     return step
 
@@ -174,5 +178,5 @@ def get(name: str) -> Recipe:
     fast = (*quick, AdcRanges(), AffineCorrection())
     recipes = {"quick": quick, "fast": fast, "thorough": (*fast, LowRankAdapter(), Finetune())}
     if name not in recipes:
-        raise InputError(f"recipe {name!r} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
+        raise InputError(f"recipe {shown(name)} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
     return Recipe(name, recipes[name])

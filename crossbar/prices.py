@@ -23,7 +23,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from crossbar.energy import EnergyReport, Line, component_of
-from crossbar.errors import InputError, require_number, require_whole
+from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.ledger import COUNTERS, OUTCOMES, WHOLES, Counter, Ledger
 from crossbar.plain_values import read_text
 from crossbar.yaml_values import load_yaml
@@ -31,6 +31,7 @@ from crossbar.yaml_values import load_yaml
 Evidence = Literal["measured", "simulated", "derived", "assumed"]
 Scope = Literal["per-term", "all-in"]
 
+_MOST = 1e15  # pJ: a kilojoule
 DEFAULT = "isaac + horowitz + nvsim_reram"
 """The book of commands: per-term analog at 32 nm, digital logic and memory at 45 nm, ReRAM writes."""
 
@@ -41,10 +42,10 @@ class Price:
 
     Attributes:
         counter: its name.
-        value: pJ each.
+        value: pJ each, up to 1e15.
         bits: for conversions and digital MACs of this many bits; None: of any number that has no price of its own.
         default: also the price where the number of bits was not counted.
-        low, high: pJ, bounds on ``value``; ``value`` itself unless given.
+        low, high: pJ, up to 1e15, bounds on ``value``; ``value`` itself unless given.
         node: technology, such as ``32 nm``.
         voltage: volts, where the source gives one.
         source: publication and place in it.
@@ -71,22 +72,27 @@ class Price:
     covers: tuple[str, ...] = ()
 
     def __post_init__(self) -> None:
-        what = f"price of {self.counter}"
-        object.__setattr__(self, "covers", tuple(self.covers))
+        what = f"price of {shown(self.counter)}"
+        object.__setattr__(self, "covers", _listed(f"{what}, field covers", self.covers))
         for name in (self.counter, *self.covers):
-            if name not in COUNTERS:
-                raise InputError(f"price book has no use for counter {name!r}: known are {', '.join(COUNTERS)}")
-        for name in ("value", "low", "high", "voltage"):
+            if name not in tuple(COUNTERS):  # a list, say, has no hash
+                raise InputError(f"price book has no use for counter {shown(name)}: known are {', '.join(COUNTERS)}")
+        require_number(f"{what}, field value", self.value, most=_MOST)
+        for name in ("low", "high", "voltage"):
             if getattr(self, name) is not None:
-                require_number(f"{what}, field {name}", getattr(self, name))
+                require_number(f"{what}, field {name}", getattr(self, name), most=_MOST)
         if not (self.low_value <= self.value <= self.high_value):
             raise InputError(f"{what}, {self.value:g} pJ, is not from low to high: give low <= value <= high")
         if self.bits is not None:
-            require_whole(f"{what}, field bits", self.bits, least=1)
+            require_whole(f"{what}, field bits", self.bits, least=1, most=64)
+        if not isinstance(self.default, bool):
+            raise InputError(f"{what}, field default = {shown(self.default)} is not allowed: give true or false")
+        for name in ("node", "source"):
+            _require_text(f"{what}, field {name}", getattr(self, name), optional=name == "node")
         for name, allowed in (("evidence", get_args(Evidence)), ("scope", get_args(Scope))):
             if getattr(self, name) not in allowed:
                 raise InputError(
-                    f"{what}, field {name} = {getattr(self, name)!r} is not allowed: choose {', '.join(allowed)}"
+                    f"{what}, field {name} = {shown(getattr(self, name))} is not allowed: choose {', '.join(allowed)}"
                 )
 
     @property
@@ -108,7 +114,7 @@ class PriceBook:
         name: of the book.
         prices: no two for the same counter and bits.
         title: one line on what it stands for.
-        static_watts: power that flows whether or not anything happens.
+        static_watts: power that flows whether or not anything happens, up to a megawatt.
         notes: what a reader of its totals has to know.
 
     Raises:
@@ -122,8 +128,11 @@ class PriceBook:
     notes: tuple[str, ...] = field(default=())
 
     def __post_init__(self) -> None:
-        require_number(f"price book {self.name!r}, field static_watts", self.static_watts)
-        object.__setattr__(self, "notes", tuple(self.notes))
+        what = f"price book {shown(self.name)}"
+        for name in ("name", "title"):
+            _require_text(f"{what}, field {name}", getattr(self, name))
+        require_number(f"{what}, field static_watts", self.static_watts, most=1e6)
+        object.__setattr__(self, "notes", _listed(f"{what}, field notes", self.notes))
         seen = [(price.counter, price.bits) for price in self.prices]
         twice = next((key for key in seen if seen.count(key) > 1), None)
         if twice is not None:
@@ -233,6 +242,18 @@ def _covered(priced: Mapping[Counter, Price | None]) -> set[str]:
     }
 
 
+def _listed(what: str, values: object) -> tuple[str, ...]:
+    """Texts in a list, as a tuple."""
+    if not isinstance(values, list | tuple) or not all(isinstance(value, str) for value in values):
+        raise InputError(f"{what} = {shown(values)} is not allowed: give a list of texts")
+    return tuple(values)
+
+
+def _require_text(what: str, value: object, optional: bool = False) -> None:
+    if not isinstance(value, str) and not (optional and value is None):
+        raise InputError(f"{what} = {shown(value)} is not allowed: give a text")
+
+
 def _one(name: str) -> PriceBook:
     if name in names():
         return _from_text((_folder() / f"{name}.yaml").read_text(encoding="utf-8"), name)
@@ -250,7 +271,10 @@ def _folder() -> Any:
 
 
 def _from_text(text: str, where: str) -> PriceBook:
-    values = load_yaml(f"price book {where!r}", text)
+    return _of_values(load_yaml(f"price book {where!r}", text), where)
+
+
+def _of_values(values: Any, where: str) -> PriceBook:
     fields = _checked(values, PriceBook, where)
     if not isinstance(fields.get("name"), str) or not isinstance(fields.get("prices"), list):
         raise InputError(f"price book {where!r} lacks its name or its list of prices: give both")
@@ -266,8 +290,8 @@ def _from_text(text: str, where: str) -> PriceBook:
 def _checked(values: Any, kind: type[Any], where: str) -> dict[str, Any]:
     allowed = [f.name for f in dataclasses.fields(kind)]
     if not isinstance(values, Mapping):
-        raise InputError(f"price book {where!r} has {values!r}: give a mapping with {', '.join(allowed)}")
+        raise InputError(f"price book {where!r} has {shown(values)}: give a mapping with {', '.join(allowed)}")
     for key in values:
         if key not in allowed:
-            raise InputError(f"price book {where!r} has no field {key!r}: allowed are {', '.join(allowed)}")
+            raise InputError(f"price book {where!r} has no field {shown(key)}: allowed are {', '.join(allowed)}")
     return dict(values)

@@ -46,7 +46,7 @@ class AdcRanges:
     def __post_init__(self) -> None:
         if self.method not in get_args(Method):
             raise InputError(f"AdcRanges method {self.method!r} is unknown: choose {', '.join(get_args(Method))}")
-        require_whole("AdcRanges vectors", self.vectors, least=1)
+        require_whole("AdcRanges vectors", self.vectors, least=1, most=2**20)
 
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
         """Ranges ``[T, O]`` in unit outputs by layer; layers that no batch reaches are left out."""

@@ -82,7 +82,7 @@ def digital_outputs(layer: AnalogLinear, x: Tensor) -> Tensor:
 def require_instants(step: str, instants: int, spacing: float) -> None:
     """Refuse impossible fields of a step that reads at several instants."""
     require_whole(f"{step} instants", instants, least=1, most=10_000)
-    require_number(f"{step} spacing", spacing, above=0)
+    require_number(f"{step} spacing", spacing, above=0, most=1e9)
 
 
 def _beside(layer: AnalogLinear, x: Tensor) -> Tensor | float:

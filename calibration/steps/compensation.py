@@ -12,7 +12,7 @@ from torch import Tensor, nn
 from calibration.models.embedding import Batch
 from calibration.steps.protocol import Fitted, Stage, mean
 from crossbar import AnalogLinear, InputError, analog_layers
-from crossbar.errors import require_whole
+from crossbar.errors import MOST_SEED, require_whole
 from crossbar.streams import Key, uniform
 
 MOST_READS = 100_000
@@ -51,6 +51,7 @@ class DriftCompensation:
                 value = getattr(self, name)
                 raise InputError(f"DriftCompensation {name} = {value!r} is not allowed: choose {', '.join(choices)}")
         require_whole("DriftCompensation reads", self.reads, least=1, most=MOST_READS)
+        require_whole("DriftCompensation seed", self.seed, least=0, most=MOST_SEED)
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

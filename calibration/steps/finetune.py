@@ -15,7 +15,7 @@ from calibration.steps.finetune_loop import Trained, train
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import analog_layers
 from crossbar.corrections import CORRECTIONS
-from crossbar.errors import InputError, require_number, require_whole
+from crossbar.errors import MOST_SEED, InputError, require_number, require_whole
 
 Train = Literal["adapters", "weights"]
 Chip = Literal["own", "any"]
@@ -84,11 +84,11 @@ class Finetune:
         for name in ("accumulate", "rank", "instants"):
             require_whole(f"Finetune {name}", getattr(self, name), least=1, most=10_000)
         for name in ("rate", "spacing"):
-            require_number(f"Finetune {name}", getattr(self, name), above=0)
+            require_number(f"Finetune {name}", getattr(self, name), above=0, most=1e9)
         if self.clip is not None:
-            require_number("Finetune clip", self.clip, above=0)
-        require_whole("Finetune seed", self.seed, least=0)
-        require_number("Finetune age", self.age)
+            require_number("Finetune clip", self.clip, above=0, most=1e9)
+        require_whole("Finetune seed", self.seed, least=0, most=MOST_SEED)
+        require_number("Finetune age", self.age, most=1e12)
         if self.train == "weights" and self.chip == "own":
             raise InputError(
                 "Finetune cannot train weights for one chip, whose cells are written with them: chip='any'"

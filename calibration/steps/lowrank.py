@@ -52,7 +52,7 @@ class LowRankAdapter:
 
     def __post_init__(self) -> None:
         require_whole("LowRankAdapter rank", self.rank, least=1, most=10_000)
-        require_number("LowRankAdapter ridge", self.ridge, above=0)
+        require_number("LowRankAdapter ridge", self.ridge, above=0, most=1e9)
         require_instants("LowRankAdapter", self.instants, self.spacing)
 
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

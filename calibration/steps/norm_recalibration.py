@@ -43,7 +43,7 @@ class NormRecalibration:
     spacing: float = 60.0
 
     def __post_init__(self) -> None:
-        require_number("NormRecalibration strength", self.strength, above=0)
+        require_number("NormRecalibration strength", self.strength, above=0, most=1e9)
         require_instants("NormRecalibration", self.instants, self.spacing)
 
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

@@ -12,8 +12,8 @@ from torch import Tensor, nn
 from calibration.models.embedding import Batch
 from calibration.steps.compensation import MOST_READS, column_gain, read_out_inputs
 from calibration.steps.protocol import Fitted, Stage
-from crossbar import AnalogLinear, InputError, WriteVerify, analog_layers
-from crossbar.errors import require_number, require_whole
+from crossbar import AnalogLinear, WriteVerify, analog_layers
+from crossbar.errors import MOST_SEED, require_number, require_whole
 
 
 @dataclass(frozen=True)
@@ -40,11 +40,10 @@ class ReprogramWorst:
     seed: int = 0
 
     def __post_init__(self) -> None:
-        require_number("ReprogramWorst fraction", self.fraction, above=0)
-        if self.fraction > 1:
-            raise InputError(f"ReprogramWorst fraction = {self.fraction!r} is not allowed: give a number up to 1")
+        require_number("ReprogramWorst fraction", self.fraction, above=0, most=1)
         WriteVerify(self.tolerance, self.rounds)
         require_whole("ReprogramWorst reads", self.reads, least=1, most=MOST_READS)
+        require_whole("ReprogramWorst seed", self.seed, least=0, most=MOST_SEED)
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

@@ -56,7 +56,7 @@ class WeightRanges:
     compensate: bool = True
 
     def __post_init__(self) -> None:
-        require_number("WeightRanges seconds", self.seconds)
+        require_number("WeightRanges seconds", self.seconds, most=1e12)
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

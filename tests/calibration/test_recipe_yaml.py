@@ -44,7 +44,7 @@ def test_a_recipe_goes_to_yaml_and_back(tmp_path):
         ("name: a\nsteps: [3]\n", "recipe step 3 is unknown"),
         ("name: a\nsteps: [{step: DriftCompensation, reeds: 3}]\n", "has no field 'reeds': allowed are per, reference"),
         ("name: a\nsteps: [{step: DriftCompensation, reads: many}]\n", "reads = 'many' is not allowed: give a whole"),
-        ("name: a\nsteps: [{step: DriftCompensation, reads: 0}]\n", "reads = 0 is not allowed: give 1 or more"),
+        ("name: a\nsteps: [{step: DriftCompensation, reads: 0}]\n", "reads = 0 is not allowed: give a whole"),
         ("name: a\nsteps: [{step: DriftCompensation, reads: 2.5}]\n", "reads = 2.5 is not allowed"),
         ("name: a\nsteps: [{step: DriftCompensation, reads: true}]\n", "reads = True is not allowed"),
         ("name: a\nsteps: [{step: DriftCompensation, per: row}]\n", "per = 'row' is not allowed: give one of tile"),
