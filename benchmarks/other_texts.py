@@ -228,7 +228,9 @@ def views(digital: dict[str, list[float]], chips: list[Losses]) -> list[Table]:
     chips = [losses for losses in chips if all(arm in losses for arm in arms)]
     found = Table(title=f"perplexity, mean and median window; chips: {len(chips)}", title_justify="left")
     back = Table(title=f"part of the loss of {YARDSTICK!r} that comes back, 95% interval", title_justify="left")
-    steps = Table(title="what each step gains, part of the same loss, mean over windows", title_justify="left")
+    steps = Table(
+        title="what each step gains, part of the same loss: mean over windows, median below", title_justify="left"
+    )
     for view in (found, back, steps):
         view.add_column("text")
     for arm in ("digital", *arms):
@@ -245,10 +247,10 @@ def views(digital: dict[str, list[float]], chips: list[Losses]) -> list[Table]:
         first, last = lost[arms[0]], lost[arms[-1]]
         by_mean, by_median = (percent(bootstrap([first, last], recovered(middle))) for middle in (mean, median))
         back.add_row(text, by_mean, by_median, f"{median(first):.3f}")
-        gains = [
-            percent(bootstrap([lost[before], lost[arm], first], lambda a, b, c: (mean(a) - mean(b)) / mean(c)))
-            for before, arm in pairwise(arms)
-        ]
+        gains = []
+        for before, arm in pairwise(arms):
+            own_arms = [lost[before], lost[arm], first]
+            gains.append("\n".join(percent(bootstrap(own_arms, gained(middle))) for middle in (mean, median)))
         steps.add_row(text, *gains)
     return [found, back, steps]
 
@@ -265,6 +267,11 @@ def median(x: Samples) -> Samples:
 def recovered(middle):
     """Of the loss in the first array, what the second has no more."""
     return lambda first, last: 1 - middle(last) / middle(first)
+
+
+def gained(middle):
+    """What the second array has less than the first, part of the third."""
+    return lambda before, after, first: (middle(before) - middle(after)) / middle(first)
 
 
 def bootstrap(arrays: list[Samples], statistic, draws: int = 10_000) -> tuple[float, float, float]:
