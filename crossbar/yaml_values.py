@@ -212,7 +212,9 @@ class _Reader:
         if _WHOLE.fullmatch(text):
             if len(text) > _MOST_DIGITS:
                 line = event.start_mark.line + 1
-                raise NotYamlError(f"{self._where} has a number of more than {_MOST_DIGITS} digits in line {line}")
+                raise NotYamlError(
+                    f"{self._where} has a number of more than {_MOST_DIGITS} digits in line {line}: give a smaller one"
+                )
             return int(text.replace("_", ""), 0)
         if _NUMBER.fullmatch(text):
             return float(text.replace("_", ""))
