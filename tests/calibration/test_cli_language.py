@@ -73,7 +73,7 @@ def test_inspect_reports_the_tied_head(capsys, llama_folder):
         (["--windows", "0"], ["windows 0 is not usable: give 1 to"]),
         (["--windows", "9999999"], ["windows 9999999 is not usable"]),
         (["--window-length", "65"], ["window_length 65 is not usable: give 2 to 64 tokens"]),
-        (["--window-length", "long"], ["window_length"]),
+        (["--window-length", "long"], ["--window-length = long is not allowed"]),
         (["--pairs", "10"], ["task 'perplexity' has no option 'pairs'"]),
         (["--model", "minilm"], ["task 'perplexity' reads next tokens, and model 'minilm' gives embeddings"]),
         (["--task", "lee"], ["task 'lee' reads embeddings, and model 'letters-lm' gives next tokens", "(perplexity)"]),
