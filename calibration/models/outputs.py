@@ -86,6 +86,8 @@ def why_unfit(model: nn.Module, gives: Output) -> str:
         return "it is an encoder-decoder, which reads two texts at once"
     if getattr(model, "main_input_name", "input_ids") != "input_ids":
         return f"it reads {model.main_input_name} instead of tokens"
+    if next(model.parameters()).is_meta:
+        return ""  # which only numbers could tell
     try:
         read = hidden_states if gives == "embeddings" else next_token_scores
         known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]  # a PreTrainedModel

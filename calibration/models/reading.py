@@ -17,7 +17,7 @@ from calibration.models.quiet import quiet
 from crossbar.errors import InputError
 
 if TYPE_CHECKING:
-    from transformers import PreTrainedConfig, PreTrainedTokenizerBase
+    from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
 
 _LOCAL: dict[str, Any] = {"local_files_only": True, "trust_remote_code": False}
 _VOCABULARIES = ("tokenizer.json", "vocab.json", "vocab.txt", "merges.txt")
@@ -46,6 +46,19 @@ def read_config(files: FolderFiles) -> PreTrainedConfig:
     return config
 
 
+def read_shapes(files: FolderFiles, config: PreTrainedConfig, kind: Any) -> PreTrainedModel:
+    """A model in eval mode on torch's device ``meta``, which has shapes and no numbers.
+
+    Raises:
+        InputError: when it cannot be built, or is larger than the weights can fill.
+    """
+    from transformers import PreTrainedModel
+
+    with reading(files.folder), torch.device("meta"), _no_larger_than(files):
+        of: PreTrainedModel = kind(config) if issubclass(kind, PreTrainedModel) else kind.from_config(config)
+    return of.eval()
+
+
 def read_model(
     files: FolderFiles, config: PreTrainedConfig, kind: Any, dtype: torch.dtype
 ) -> tuple[nn.Module, list[str]]:
@@ -65,11 +78,10 @@ def read_model(
     Raises:
         InputError: when weights are missing, of another shape, not finite, or the model cannot be built.
     """
-    from transformers import GenerationConfig, PreTrainedModel
+    from transformers import GenerationConfig
 
+    of: Any = read_shapes(files, config, kind)
     with reading(files.folder):
-        with torch.device("meta"), _no_larger_than(files):
-            of = kind(config) if issubclass(kind, PreTrainedModel) else kind.from_config(config)
         generation = None
         if files.has(_GENERATION) and of.can_generate():
             generation = GenerationConfig.from_pretrained(files.folder, local_files_only=True)

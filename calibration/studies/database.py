@@ -75,7 +75,7 @@ def telling(path: Path) -> Iterator[None]:
         yield
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # a defect of ours
         raise
-    except (sqlite3.Error, DamagedError) as error:
+    except (sqlite3.Error, DamagedError, UnicodeDecodeError) as error:
         reason = " ".join(str(error).split())[:200]
         if getattr(error, "sqlite_errorname", "").startswith(_ROOM):
             raise InputError(

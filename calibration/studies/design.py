@@ -136,14 +136,16 @@ class Design:
     def _joined(self, name: str) -> Axis:
         found = [axis for grid in self.grids for axis in grid if axis.name == name]
         if any(axis.fields != found[0].fields for axis in found):
-            raise InputError(f"grid axis {name!r} has different fields in different grids: give it the same")
+            raise InputError(f"grid axis {shown(name)} has different fields in different grids: give it the same")
         values = [value for axis in found for value in axis.values]
         if len(found) < len(self.grids):
             values.append(self.base_value(found[0]))
         joined: dict[Any, Any] = {}
         for value in values:
             if _same(joined.setdefault(plain(value), value)) != _same(value):
-                raise InputError(f"grid axis {name!r} has two values called {plain(value)!r}: give one another name")
+                raise InputError(
+                    f"grid axis {shown(name)} has two values called {shown(plain(value))}: give one another name"
+                )
         return Axis(name, found[0].fields, tuple(joined.values()))
 
     def reference(self, axis: Axis) -> Any:
@@ -178,7 +180,7 @@ def read(config: str | Path | Mapping[str, Any]) -> Design:
     written = _plain_values(written)
     for key in written:
         if key not in _KEYS:
-            raise InputError(f"study has no key {key!r}: allowed are {', '.join(_KEYS)}")
+            raise InputError(f"study has no key {shown(key)}: allowed are {', '.join(_KEYS)}")
     title, staircase = written.get("title", "Study"), written.get("staircase", False)
     if not isinstance(title, str) or not isinstance(staircase, bool):
         raise InputError("study keys title and staircase are a text and true or false: give them so")
@@ -220,7 +222,7 @@ def require_name(name: Any, fields: Sequence[str]) -> None:
     """
     _require_printable("grid axis", name)
     if fields != [name] and (name in _COLUMNS or name.split(".")[0] in SECTIONS):
-        raise InputError(f"grid axis {name!r} is called like a field or a column of the tables: give another name")
+        raise InputError(f"grid axis {shown(name)} is called like a field or a column of the tables: give another name")
 
 
 def _require_printable(what: str, name: Any) -> None:
@@ -277,7 +279,7 @@ def _mapping(key: str, given: Any) -> dict[str, Any]:
     if given is None:
         return {}
     if not isinstance(given, dict):
-        raise InputError(f"{key} = {given!r} is not allowed: give a mapping of fields to lists of values")
+        raise InputError(f"{key} = {shown(given)} is not allowed: give a mapping of fields to lists of values")
     return given
 
 
@@ -288,21 +290,21 @@ def _axis(name: str, given: Any) -> Axis:
     if isinstance(given, dict) and set(given) == {"fields", "values"}:
         fields, values = given["fields"], given["values"]
         if not isinstance(fields, list) or not fields or not all(isinstance(field, str) for field in fields):
-            raise InputError(f"grid axis {name!r} has fields {fields!r}: give a list of dotted field names")
+            raise InputError(f"grid axis {shown(name)} has fields {shown(fields)}: give a list of dotted field names")
     values = _numbers(values) if isinstance(values, str) else values
     if not isinstance(values, list) or not values:
-        raise InputError(f"grid field {name!r} = {given!r} varies nothing: give a list of one value or more")
+        raise InputError(f"grid field {shown(name)} = {shown(given)} varies nothing: give a list of one value or more")
     if len(fields) > _MOST_AXES:
-        raise InputError(f"grid axis {name!r} varies {len(fields)} fields: give at most {_MOST_AXES}")
+        raise InputError(f"grid axis {shown(name)} varies {len(fields)} fields: give at most {_MOST_AXES}")
     _check_fields(fields)
     require_name(name, fields)
     if name not in ("time", "seed") and {"time", "seed"} & set(fields):
-        raise InputError(f"grid axis {name!r} varies time or seed with others: give them lists of their own")
+        raise InputError(f"grid axis {shown(name)} varies time or seed with others: give them lists of their own")
     if "time" in fields:
         values = [to_seconds(value) for value in values]
     for value in values if "seed" in fields else []:
         require_whole("seed", value, least=0, most=MOST_SEED)
-    _require_once(f"grid field {name!r}", values)
+    _require_once(f"grid field {shown(name)}", values)
     return Axis(name, tuple(fields), tuple(values))
 
 
@@ -311,8 +313,8 @@ def _require_once(where: str, values: list[Any]) -> None:
     seen: dict[Any, Any] = {}
     for value in values:
         if plain(value) in seen:
-            other = "" if _same(seen[plain(value)]) == _same(value) else f" (once as {seen[plain(value)]!r})"
-            raise InputError(f"{where} lists {value!r} twice{other}: give each value once")
+            other = "" if _same(seen[plain(value)]) == _same(value) else f" (once as {shown(seen[plain(value)])})"
+            raise InputError(f"{where} lists {shown(value)} twice{other}: give each value once")
         seen[plain(value)] = value
 
 
@@ -322,7 +324,7 @@ def _numbers(text: str) -> list[int] | None:
         return None
     first, last = int(match[1]), int(match[2])
     if last - first >= MOST_CELLS:
-        raise InputError(f"{text!r} is more than {MOST_CELLS:,} values: give fewer")
+        raise InputError(f"{shown(text)} is more than {MOST_CELLS:,} values: give fewer")
     return list(range(first, last + 1))
 
 
@@ -332,7 +334,7 @@ def _random(given: dict[str, Any]) -> tuple[tuple[Axis, ...], tuple[dict[str, An
         return (), ({},)
     for key in given:
         if key not in ("samples", "seed", "fields"):
-            raise InputError(f"random has no key {key!r}: allowed are samples, seed, fields")
+            raise InputError(f"random has no key {shown(key)}: allowed are samples, seed, fields")
     count, seed = given.get("samples"), given.get("seed", 0)
     require_whole("random.samples", count, least=1, most=MOST_CELLS)
     require_whole("random.seed", seed, least=0, most=MOST_SEED)
@@ -351,12 +353,15 @@ def _random(given: dict[str, Any]) -> tuple[tuple[Axis, ...], tuple[dict[str, An
 
 
 def _draw(name: str, spread: Any, count: int, seed: int) -> list[Any]:
+    given = f"random field {shown(name)} = {shown(spread)}"
     part = uniform((count,), (seed, name, "random design")).double().tolist()
     if isinstance(spread, list) and spread:
-        _require_once(f"random field {name!r}", spread)
+        _require_once(f"random field {shown(name)}", spread)
         return [spread[int(u * len(spread))] for u in part]
     if not isinstance(spread, dict) or not {"low", "high"} <= set(spread) <= {"low", "high", "scale"}:
-        raise InputError(f"random field {name!r} = {spread!r} is not allowed: give a list, or low, high and scale")
+        raise InputError(
+            f"random field {shown(name)} = {shown(spread)} is not allowed: give a list, or low, high and scale"
+        )
     low, high, scale = spread["low"], spread["high"], spread.get("scale", "linear")
     numbers = all(isinstance(x, int | float) and not isinstance(x, bool) and math.isfinite(x) for x in (low, high))
     if (
@@ -366,10 +371,7 @@ def _draw(name: str, spread: Any, count: int, seed: int) -> list[Any]:
         or scale not in ("linear", "log")
         or (scale == "log" and low <= 0)
     ):
-        raise InputError(
-            f"random field {name!r} = {spread!r} is not allowed: give numbers low < high, and scale linear or, above "
-            "0, log"
-        )
+        raise InputError(f"{given} is not allowed: give numbers low < high, and scale linear or, above 0, log")
     whole = isinstance(low, int) and isinstance(high, int)
     top = high + 1 if whole else high
     drawn = [low * (top / low) ** u if scale == "log" else low + (top - low) * u for u in part]
@@ -392,7 +394,7 @@ def _require_distinct(design: Design) -> None:
     if design.base["recipe"] is None and "recipe" not in fields:
         part = next((field for field in fields if field.startswith("recipe.")), None)
         if part is not None:
-            raise InputError(f"field {part!r} needs a recipe: give 'recipe: fast' too")
+            raise InputError(f"field {shown(part)} needs a recipe: give 'recipe: fast' too")
 
 
 def _same(value: Any) -> str:

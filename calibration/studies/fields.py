@@ -77,7 +77,7 @@ def put(values: dict[str, Any], field: str, value: Any, folder: Path = Path()) -
     head, *rest = field.split(".")
     if head not in SECTIONS or not all(rest) or (rest and head in ("wait", "time", "seed", "device")):
         raise InputError(
-            f"field {field!r} does not exist: give {', '.join(SECTIONS)}, or a part of the first six, such as "
+            f"field {shown(field)} does not exist: give {', '.join(SECTIONS)}, or a part of the first six, such as "
             "'hardware.adc.bits', 'task.pairs', 'memory.token_seconds' or 'recipe.DriftCompensation.reads'"
         )
     if not rest:
@@ -91,9 +91,9 @@ def put(values: dict[str, Any], field: str, value: Any, folder: Path = Path()) -
     if here is None:
         if head == "recipe":  # nothing to fit, so nothing to vary
             return
-        raise InputError(f"field {field!r} has nothing to belong to: give {head!r} too")
+        raise InputError(f"field {shown(field)} has nothing to belong to: give {shown(head)} too")
     if not isinstance(here, dict):
-        raise InputError(f"field {field!r} does not exist: {head!r} is {here!r}, which has no parts")
+        raise InputError(f"field {shown(field)} does not exist: {shown(head)} is {shown(here)}, which has no parts")
     if head == "memory" and rest[0] == "hardware" and len(rest) > 1 and isinstance(here.get("hardware"), str):
         here["hardware"] = _hardware(here["hardware"], folder).to_dict()
     for part in rest[:-1]:
@@ -103,7 +103,7 @@ def put(values: dict[str, Any], field: str, value: Any, folder: Path = Path()) -
             here[part] = {"kind": here[part]}
         here = here[part]
         if not isinstance(here, dict):
-            raise InputError(f"field {field!r} does not exist: {part!r} is {here!r}, which has no parts")
+            raise InputError(f"field {shown(field)} does not exist: {shown(part)} is {shown(here)}, which has no parts")
     here[rest[-1]] = copy.deepcopy(value)
 
 
@@ -128,13 +128,13 @@ def resolve(values: Mapping[str, Any], folder: Path = Path()) -> Job:
     model, task = _named("model", values["model"]), _named("task", values["task"])
     name, include, exclude = model.pop("name"), model.pop("include", None), model.pop("exclude", None)
     if model:
-        raise InputError(f"model has no field {next(iter(model))!r}: allowed are name, include, exclude")
+        raise InputError(f"model has no field {shown(next(iter(model)))}: allowed are name, include, exclude")
     wait = to_seconds(values["wait"])
     if wait == 0 and values["recipe"] is not None:
         raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
     require_whole("seed", values["seed"], least=0, most=2**63 - 1)
     if values["device"] not in _DEVICES:
-        raise InputError(f"device {values['device']!r} is not known: choose {' or '.join(_DEVICES)}")
+        raise InputError(f"device {shown(values['device'])} is not known: choose {' or '.join(_DEVICES)}")
     return Job(
         model=_model(name, folder),
         include=_patterns("model.include", include),
@@ -157,7 +157,7 @@ def _named(section: str, value: Any) -> dict[str, Any]:
     key = _NAMED[section]
     values = {key: value} if isinstance(value, str) else value
     if not isinstance(values, Mapping) or not isinstance(values.get(key), str):
-        raise InputError(f"{section} = {value!r} is not allowed: give a name, or a mapping with {key!r}")
+        raise InputError(f"{section} = {shown(value)} is not allowed: give a name, or a mapping with {shown(key)}")
     return dict(values)
 
 
@@ -165,7 +165,7 @@ def _patterns(field: str, value: Any) -> tuple[str, ...] | None:
     if value is None or isinstance(value, str):
         return None if value is None else (value,)
     if not isinstance(value, list) or not all(isinstance(item, str) for item in value):
-        raise InputError(f"{field} = {value!r} is not allowed: give a list of layer patterns, such as ['*.query']")
+        raise InputError(f"{field} = {shown(value)} is not allowed: give a list of layer patterns, such as ['*.query']")
     return tuple(value)
 
 
@@ -195,7 +195,9 @@ def _pattern(value: Any) -> Pattern | None:
     names = set(_PLACEHOLDER.findall(text))
     if names != set(values):
         name = min(names ^ set(values))
-        raise InputError(f"pattern {text!r} and its fields differ in {name!r}: each {{placeholder}} needs a value")
+        raise InputError(
+            f"pattern {shown(text)} and its fields differ in {shown(name)}: each {{placeholder}} needs a value"
+        )
     for name, part in values.items():
         if isinstance(part, bool) or not isinstance(part, int | str):
             raise InputError(f"pattern.{name} = {shown(part)} is not allowed: give a whole number or a text")
@@ -227,7 +229,8 @@ def _recipe(value: Any, folder: Path) -> Recipe | None:
     for kind, values in changes.items():
         if kind not in kinds or not isinstance(values, Mapping):
             raise InputError(
-                f"recipe field {kind!r} = {values!r} is not allowed: give fields of the steps {', '.join(kinds)}"
+                f"recipe field {shown(kind)} = {shown(values)} is not allowed: give fields of the steps "
+                f"{', '.join(kinds)}"
             )
         written = [{**step, **values} if step["step"] == kind else step for step in written]
     return Recipe.from_dict({"name": name, "steps": written}) if changes else recipe

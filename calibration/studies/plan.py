@@ -19,6 +19,7 @@ from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.studies.design import Design, plain
 from calibration.studies.fields import Job, resolve
+from calibration.tasks import Task
 from crossbar import InputError, convert, presets, to_seconds
 
 _VERSIONS = ("ohmformer", "torch", "numpy", "scipy", "transformers", "aihwkit")
@@ -67,6 +68,7 @@ class Plan:
         cells: each once, those of a setup together; by id.
         loaded: models by fingerprint.
         sources: names or folders of models by fingerprint.
+        tasks: by fingerprint.
     """
 
     design: Design
@@ -75,6 +77,7 @@ class Plan:
     cells: dict[str, Cell] = field(default_factory=dict)
     loaded: dict[str, Loaded] = field(default_factory=dict)
     sources: dict[str, str] = field(default_factory=dict)
+    tasks: dict[str, Task] = field(default_factory=dict)
 
     @property
     def id(self) -> str:
@@ -99,14 +102,20 @@ class Plan:
         }
 
 
-def resolve_plan(design: Design, progress: Progress | None = None) -> Plan:
+def resolve_plan(design: Design, progress: Progress | None = None, *, weights: bool = True) -> Plan:
     """Check every setting of a design and give every cell its identity; models are loaded, nothing is computed.
+
+    Args:
+        design: what is to be computed.
+        progress: called while a model is converted for the first time.
+        weights: whether to read the weights of models too, of which all but what stands in the files' headers is then
+            checked.
 
     Raises:
         InputError: for an unknown field, an impossible value, a model, task or pattern that do not fit together.
     """
     plan = Plan(design)
-    resolver = _Resolver(plan, progress)
+    resolver = _Resolver(plan, progress, weights)
     entered: dict[tuple[Any, ...], str] = {}
     for labels, values, times, seeds in design.combinations():
         job = resolve({**values, "time": times[0], "seed": seeds[0]}, design.folder)
@@ -141,7 +150,8 @@ def cell_id(setup: str, seconds: float | None, seed: int | None) -> str:
 class _Resolver:
     """Models and tasks of a plan, each loaded and checked once."""
 
-    def __init__(self, plan: Plan, progress: Progress | None) -> None:
+    def __init__(self, plan: Plan, progress: Progress | None, weights: bool) -> None:
+        self._weights = weights
         self._plan = plan
         self._progress = progress
         self._models: dict[str, str] = {}
@@ -179,7 +189,7 @@ class _Resolver:
 
     def _model(self, job: Job) -> str:
         if job.model not in self._models:
-            loaded = models.load_model(job.model, self._progress)
+            loaded = models.load_model(job.model, self._progress, weights=self._weights)
             self._models[job.model] = loaded.fingerprint
             self._plan.loaded[loaded.fingerprint] = loaded
             self._plan.sources[loaded.fingerprint] = job.model
@@ -191,7 +201,9 @@ class _Resolver:
             loaded = self._plan.loaded[model]
             tasks.require(job.task, loaded)
             task = tasks.get(job.task, loaded.tokenizer, **job.options)
-            self._tasks[key] = {"primary": task.primary, "fingerprint": fingerprint.of_task(task)}
+            found = fingerprint.of_task(task)
+            self._tasks[key] = {"primary": task.primary, "fingerprint": found}
+            self._plan.tasks[found] = task
         return self._tasks[key]
 
     def _check(self, job: Job, model: str) -> None:

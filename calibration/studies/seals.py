@@ -12,7 +12,7 @@ from typing import Any
 
 from calibration import fingerprint
 from calibration.studies.database import DamagedError
-from calibration.studies.design import require_name
+from calibration.studies.design import plain, require_name
 from calibration.studies.plan import cell_id
 from crossbar import InputError
 from crossbar.plain_values import load_json
@@ -60,17 +60,13 @@ def verify(on: sqlite3.Connection) -> None:
     Raises:
         DamagedError: with what does not fit.
     """
-    axes: dict[str, set[str]] = {}
-    checks = {"setups": _check_setup, "cells": _check_cell, "runs": _check_run}
-    for table in ("setups", "studies", "cells", "runs"):
+    checks = {"setups": _check_setup, "studies": _check_study, "cells": _check_cell, "runs": _check_run}
+    for table, check in checks.items():
         for row, below, found in _sealed(on, table):
             if (table != "cells" or row[5] != "pending") and row[1] != found:
                 raise DamagedError(f"a row of its {table} is not as it was written")
             try:
-                if table == "studies":
-                    axes[row[0]] = _check_study(row, below[0])
-                else:
-                    checks[table](row, below)
+                check(row, below)
             except InputError as error:
                 raise DamagedError(str(error)) from None
             except (KeyError, TypeError, ValueError, AttributeError):
@@ -107,10 +103,10 @@ class _Groups:
         return found
 
 
-def _check_study(row: Any, settings: list[Any]) -> set[str]:
+def _check_study(row: Any, below: list[list[Any]]) -> None:
     key, _, title, config, axes, planned = row
     written = _plain(config, dict)
-    names = []
+    names: dict[str, set[Any]] = {}
     for axis in _plain(axes, list):
         _require(axis.keys() == {"name", "fields", "values", "reference", "drawn"})
         _require(isinstance(axis["drawn"], bool) and isinstance(axis["values"], list) and len(axis["values"]) > 0)
@@ -118,13 +114,15 @@ def _check_study(row: Any, settings: list[Any]) -> set[str]:
         require_name(axis["name"], axis["fields"])
         _require(axis["reference"] in axis["values"])
         _require(axis["name"] != "time" or all(_number(value) for value in axis["values"]))
-        names.append(axis["name"])
-    varying = set(names) - {"time", "seed"}
-    _require(isinstance(title, str) and isinstance(planned, str) and len(set(names)) == len(names))
-    _require(fingerprint.of_values(written)[:32] == key and len(settings) > 0)
-    for _, own, _, _ in settings:
-        _require(_plain(own, dict).keys() == varying)
-    return varying
+        _require(axis["name"] not in names)
+        names[axis["name"]] = {plain(value) for value in axis["values"]}
+    varying = names.keys() - {"time", "seed"}
+    _require(isinstance(title, str) and isinstance(planned, str) and fingerprint.of_values(written)[:32] == key)
+    settings = [_plain(own, dict) for _, own, _, _ in below[0]]
+    for own in settings:
+        _require(own.keys() == varying and all(plain(value) in names[name] for name, value in own.items()))
+    distinct = {tuple(plain(own[name]) for name in sorted(varying)) for own in settings}
+    _require(len(distinct) == len(settings) > 0)
 
 
 def _check_setup(row: Any, below: Any) -> None:

@@ -21,6 +21,7 @@ if TYPE_CHECKING:
     from numpy.typing import NDArray
 
 _MOST_SEEDS = 10_000
+_HUGE = 1e150
 
 
 def table(study: Study) -> pd.DataFrame:
@@ -180,8 +181,8 @@ def _interval(values: NDArray[np.float64], name: str = "mean") -> dict[str, Any]
 
     if not len(values):
         return {name: np.nan, "low": np.nan, "high": np.nan, "n": 0}
-    if not np.isfinite(values).all():
-        with np.errstate(invalid="ignore"):
+    if not (np.abs(values) < _HUGE).all():  # infinite, not a number, or with squares that are
+        with np.errstate(invalid="ignore", over="ignore"):
             return {name: float(np.mean(values)), "low": np.nan, "high": np.nan, "n": len(values)}
     mean, low, high = interval(values.tolist())
     return {name: mean, "low": low, "high": high, "n": len(values)}

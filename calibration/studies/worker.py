@@ -20,6 +20,7 @@ from calibration.models import Loaded
 from calibration.overlap import require_disjoint
 from calibration.recipe import Recipe
 from calibration.steps.protocol import Fitted, Stage, Step
+from calibration.tasks import Task
 from crossbar import Hardware, Ledger, age, reset_reads
 
 Scores = dict[str, dict[str, float]]
@@ -86,7 +87,7 @@ class Worker:
     def __init__(self, load: Callable[[str], Loaded]) -> None:
         torch.set_num_threads(1)
         self._load = load
-        self._ready: tuple[str, _Setup] | None = None
+        self._ready: tuple[str, Setup] | None = None
 
     def run(self, unit: Unit) -> Iterator[Scored | Failed]:
         """Score a unit, cell by cell; ends with a cell that failed."""
@@ -94,7 +95,10 @@ class Worker:
         try:
             if self._ready is None or self._ready[0] != unit.id:
                 self._ready = None  # frees the last one before the next is made
-                self._ready = (unit.id, _Setup(unit.setup, self._load(unit.setup["model"]["fingerprint"])))
+                loaded = self._load(unit.setup["model"]["fingerprint"])
+                named = unit.setup["task"]
+                task = tasks.get(named["name"], loaded.tokenizer, **named["options"])
+                self._ready = (unit.id, Setup(unit.setup, loaded.model, task))
             setup = self._ready[1]
             for seconds in unit.seconds:
                 scores = setup.score(unit.seed, seconds)
@@ -106,17 +110,18 @@ class Worker:
             yield Failed(f"{type(error).__name__}: {reason}", traceback.format_exc())
 
 
-class _Setup:
+class Setup:
     """A model on its tiles with its task and recipe, ready for any chip at any time.
 
     What is shared is done once: the copy on tiles, the steps before programming, and a chip's programming as long as
     the next score is of the same chip.
     """
 
-    def __init__(self, values: dict[str, Any], loaded: Loaded) -> None:
+    def __init__(self, values: dict[str, Any], network: nn.Module, task: Task) -> None:
         self.counts: Counts = []
-        self._task = tasks.get(values["task"]["name"], loaded.tokenizer, **values["task"]["options"])
-        network = loaded.model.to(values["device"])
+        self._task = task
+        network = network.to(values["device"])
+        self._digital = values["hardware"] is None
         hardware = "ideal" if values["hardware"] is None else Hardware.from_dict(values["hardware"])
         layers = values["model"].get("include"), values["model"].get("exclude")
         memory = None if values["memory"] is None else Memory.from_dict(values["memory"])
@@ -135,6 +140,11 @@ class _Setup:
                     part = copy.deepcopy(self._experiment.analog), dict(self._experiment.adc_ranges)
                     self._parts[index] = part
 
+    @property
+    def model(self) -> nn.Module:
+        """The copy on tiles, or, where there is no hardware, the digital model."""
+        return self._experiment.digital if self._digital else self._experiment.analog
+
     def score(self, seed: int | None, seconds: float | None) -> Scores:
         """Scores by arm, of a chip at a time or of the digital model."""
         experiment = self._experiment
@@ -144,7 +154,7 @@ class _Setup:
             dense = experiment.counts.get("dense attention", {})
             self.counts = [(name, None, number) for name, number in dense.items()]
         elif self._recipe is None:
-            self._program(seed)
+            self.program(seed)
             age(experiment.analog, seconds)
             self._measure("analog", seed, seconds)
         else:
@@ -160,7 +170,7 @@ class _Setup:
         analog = self._experiment.analog
         if self._steps(Stage.PROGRAMMED):  # which change the cells
             self._chip = None
-        self._program(seed)
+        self.program(seed)
         self._experiment.uncalibrate()
         arms, last = recipe.arms, len(recipe.steps) - 1
         for index in range(max(len(self._steps(Stage.BEFORE_PROGRAMMING)) - 1, 0), last + 1):
@@ -187,7 +197,8 @@ class _Setup:
         finally:
             experiment.analog, experiment.adc_ranges = whole
 
-    def _program(self, seed: int) -> None:
+    def program(self, seed: int) -> None:
+        """Have a chip at hand: program it, unless it was the last."""
         if seed != self._chip:
             self._experiment.new_chip(seed)
             self._experiment.catch_up()

@@ -50,13 +50,13 @@ def test_kills_at_random_moments(folder, tmp_path):
     while sum(kills.values()) < KILLS:
         if driver is None or driver.poll() is not None:
             driver = subprocess.Popen([sys.executable, "-c", DRIVER, json.dumps(config), str(store)])
-            began = time.monotonic()
-        time.sleep(draw.uniform(0, 9))
+            early = draw.random() < 0.2  # struck while it starts
+            while not early and not workers_of(driver) and driver.poll() is None:
+                time.sleep(0.1)
+        time.sleep(draw.uniform(0, 7))
         workers = workers_of(driver)
         seen.update(workers)
         victim = "worker" if workers and kills["worker"] < KILLS // 2 and draw.random() < 0.6 else "driver"
-        if victim == "driver" and time.monotonic() - began < draw.uniform(0, 12):
-            continue
         os.kill(draw.choice(workers) if victim == "worker" else driver.pid, signal.SIGKILL)
         kills[victim] += 1
         if victim == "driver":
