@@ -180,7 +180,8 @@ def convert(
 def _doubts(analog: Mapping[str, AnalogLinear]) -> Iterator[str]:
     """What to warn of: layers that can be computed and can hardly be meant."""
     weights = {name: digital_weight(layer.digital) for name, layer in analog.items()}
-    largest = {name: float(weight.abs().amax()) for name, weight in weights.items() if weight.numel()}
+    known = {name: weight for name, weight in weights.items() if weight.numel() and not weight.is_meta}
+    largest = {name: float(weight.abs().amax()) for name, weight in known.items()}
     zero = [name for name, most in largest.items() if most == 0]
     huge = [name for name, most in largest.items() if most > _HUGE]
     if zero:

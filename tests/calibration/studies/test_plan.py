@@ -2,15 +2,13 @@
 
 import json
 import shutil
-import time
+from itertools import count
 
 import pytest
 
-from calibration import load_model
 from calibration.studies import design
 from calibration.studies.estimate import estimate
 from calibration.studies.plan import resolve_plan
-from calibration.studies.worker import Unit, Worker
 from crossbar import InputError
 from tests.calibration.studies import tiny
 
@@ -80,19 +78,40 @@ def test_weights_that_are_not_finite_are_found_by_the_run_alone(own):
         plan(own, weights=True)
 
 
-@pytest.mark.parametrize("seed", [None, 0])
-def test_estimate_of_a_cell(folder, seed):
-    """Within a factor of three of what a cell takes, both on one core; small as it is, most of it is overhead."""
-    found = plan(folder, grid={"seed": "0..9", "pattern": ["dense"]})
-    cells = [cell for cell in found.cells.values() if (cell.seed is None) == (seed is None)]
-    expected = estimate(found, cells, {}, workers=1) / len(cells)
-    loaded = load_model(folder)
-    worker = Worker(lambda key: loaded)
-    units = [Unit(cell.setup, found.setups[cell.setup], cell.seed, (cell.seconds,)) for cell in cells]
-    [*worker.run(units[0])]
-    began = time.process_time()
-    for unit in units:
-        [*worker.run(unit)]
-    took = (time.process_time() - began) / len(units)
-    assert took / 3 < expected < 3 * took
-    assert estimate(found, cells, {cells[0].setup: 7.0}, workers=2) == 7.0 * len(cells) / 2
+@pytest.fixture
+def ticks(monkeypatch):
+    """A clock that moves by one whenever somebody looks."""
+    clock = count()
+    monkeypatch.setattr("calibration.studies.estimate.time.process_time", lambda: float(next(clock)))
+
+
+def test_estimate_counts_chips_times_and_setups(folder, ticks):
+    grid = {"hardware.adc.bits": [4, 8], "time": ["0s", "1h", "1d"], "seed": "0..3"}
+    found = plan(folder, grid=grid)
+    chips = [cell for cell in found.cells.values() if cell.seed is not None]
+    first = chips[0]
+    same_chip = [cell for cell in chips if (cell.setup, cell.seed) == (first.setup, first.seed)]
+    same_setup = [cell for cell in chips if cell.setup == first.setup]
+    one, three, twelve, all_ = (
+        estimate(found, cells, {}, workers=1) for cells in ([first], same_chip, same_setup, chips)
+    )
+    cell = (three - one) / 2
+    chip = (twelve - three - 9 * cell) / 3
+    setup = all_ - twelve - 12 * cell - 4 * chip
+    assert min(cell, chip, setup) > 0
+    assert one == pytest.approx(setup + chip + cell)
+    assert estimate(found, chips, {}, workers=4) == pytest.approx(all_ / 4)
+
+
+def test_estimate_of_cells_whose_kind_was_done(folder):
+    found = plan(folder, grid={"hardware.adc.bits": [4, 8], "seed": "0..3"})
+    chips = [cell for cell in found.cells.values() if cell.seed is not None]
+    assert estimate(found, chips, {chips[0].setup: 7.0}, workers=2) == 7.0 * 8 / 2
+
+
+@pytest.mark.parametrize("pattern", [None, "window(2)"])
+def test_estimate_of_digital_models_recipes_and_layers_by_name(folder, ticks, pattern):
+    recipe = {"name": "own", "steps": ["InputRanges", "AffineCorrection", {"step": "Finetune", "steps": 10**6}]}
+    model = {"name": str(folder), "include": ["encoder.layer.1.*"]}
+    found = plan(folder, model=model, recipe=recipe, pattern=pattern, grid={"seed": "0..1"})
+    assert estimate(found, found.cells.values(), {}, workers=1) > 3 * 10**6
