@@ -396,12 +396,12 @@ def test_twenty_kills(folder, tmp_path):
     command = [SCRIPT, "calibrate", "--model", folder, "--task", "wordsim", "--times", "[1h, 1d]", "--chips", "2"]
     command += ["--recipe", recipe, "--out", place / "bundle"]
     calibrate(folder, "wordsim", **OPTIONS, out=tmp_path / "whole")
-    kills = finished = 0
+    kills = 0
     while kills < 20:
         before = results(place)
         wanted = len(before) + draw.randint(1, 6)
         late = wanted > SCORES + FITS
-        after = draw.uniform(0, 0.3 if late else 0.5)
+        after = draw.uniform(0, 3 if late else 0.5)
         code, _ = stopped(command, place, None if late else wanted, after, signal.SIGKILL)
         assert code in (0, -signal.SIGKILL)
         kills += code != 0
@@ -415,8 +415,6 @@ def test_twenty_kills(folder, tmp_path):
             assert "exists already" in again.stderr
         assert [path.name for path in place.iterdir()] == ["bundle"]
         shutil.rmtree(place / "bundle")
-        finished += 1
     subprocess.run(command, capture_output=True, check=True)
     same_bundle(place / "bundle", tmp_path / "whole")
     assert [path.name for path in place.iterdir()] == ["bundle"]
-    assert finished > 0

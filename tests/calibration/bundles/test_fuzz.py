@@ -20,7 +20,9 @@ def bundle(net, task, tmp_path):
     return tmp_path / "bundle"
 
 
-@pytest.mark.filterwarnings("ignore:layer .* has:UserWarning")  # weights of 0, before they are compared with the tiles
+@pytest.mark.filterwarnings(
+    "ignore:.*is the model whole:UserWarning"
+)  # weights of 0, before they are compared with the tiles
 def test_damaged_bundles_are_refused_in_a_sentence(bundle):
     """500 of them; a bundle that is told of or loaded is of the same chip, and computes."""
     files = {path.relative_to(bundle).as_posix(): path for path in bundle.rglob("*") if path.is_file()}
