@@ -186,7 +186,7 @@ def test_gradients_vanish_outside_the_dac_range():
 
 
 def test_gradients_vanish_outside_the_adc_range():
-    hardware = Hardware(dac=None, adc=Converter(full_scale=1e-3), output_noise=0.0)
+    hardware = Hardware(dac=None, adc=Converter(full_scale=1e-6), output_noise=0.0)
     layer = AnalogLinear.from_digital(digital(), hardware).train()
     x = inputs(B, I).requires_grad_()
     layer(x).sum().backward()
