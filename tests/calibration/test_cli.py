@@ -2,6 +2,7 @@
 
 import json
 import os
+import shutil
 import subprocess
 from pathlib import Path
 
@@ -146,6 +147,48 @@ def test_a_missing_folder_is_refused_before_work_starts(capsys, tmp_path, job, o
 )
 def test_a_file_that_cannot_be_written_is_refused_before_work_starts(capsys, tmp_path, job, option, name, no_work):
     assert_one_sentence(*run(capsys, "emulate", *job, option, tmp_path / name))
+
+
+@pytest.mark.parametrize(
+    ("command", "option"),
+    [
+        ("emulate", "--out"),
+        ("emulate", "--plot"),
+        ("calibrate", "--plot"),
+        ("calibrate", "--out"),
+        ("energy", "--out"),
+        ("energy", "--plot"),
+        ("energy", "--pareto"),
+    ],
+)
+@pytest.mark.parametrize("kind", ["link to a device", "pipe", "beneath a file", "where nothing can be made"])
+def test_no_file_and_no_folder_is_refused_before_work_starts(capsys, tmp_path, command, option, kind, no_work):
+    name = "x.json" if option == "--out" else "x.png"
+    path = tmp_path / name
+    if kind == "link to a device":
+        path.symlink_to("/dev/null")
+    elif kind == "pipe":
+        os.mkfifo(path)
+    elif kind == "beneath a file":
+        (tmp_path / "file").write_text("")
+        path = tmp_path / "file" / name
+    else:
+        path = Path("/proc") / name
+    said = {"beneath a file": "(Not a directory)", "where nothing can be made": "cannot be written ("}
+    found = run(capsys, command, option, path)
+    assert_one_sentence(*found, str(path), said.get(kind, "is a device or a pipe: give the path of a file"))
+
+
+def test_names_that_look_like_markup(capsys, tmp_path, folder, job):
+    """A folder's name stands in titles of tables and of the picture."""
+    strange = tmp_path / "[bold] $x$ \x1b[31m"
+    shutil.copytree(folder, strange)
+    picture = tmp_path / "picture.png"
+    code, out, err = run(capsys, "emulate", *job, "--model", strange, "--plot", picture)
+    assert (code, err) == (0, "")
+    assert r"[bold] $x$ \x1b[31m: wordsim" in out
+    assert "\x1b" not in out
+    assert picture.read_bytes().startswith(b"\x89PNG")
 
 
 def test_inspect(capsys, monkeypatch, folder):
