@@ -57,7 +57,7 @@ def test_dry_run_counts_what_is_done(capsys, write):
     [
         ({"grid": {"hardware.adc.bitz": [4]}}, ["bitz", "bits"]),
         ({"grid": {"hardware.adc.bits": [40]}}, ["40", "1 to 16"]),
-        ({"grid": {"hardware.device.prog_noise_scale": [-1.0]}}, ["-1.0", "0 or more"]),
+        ({"grid": {"hardware.device.prog_noise_scale": [-1.0]}}, ["-1.0", "0 to 1000"]),
         ({"grid": {"pattern": ["window(x)"]}}, ["window(x)"]),
         ({"grid": {"recipe": ["slow"]}}, ["slow", "fast"]),
         ({"grid": {"recipe.DriftCompensation.reads": [0]}, "recipe": "fast"}, ["reads"]),
