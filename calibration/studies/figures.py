@@ -248,7 +248,7 @@ def staircase(study: Study, table: pd.DataFrame) -> Drawn:
     panel.set_xlabel(study.primary)
     panel.grid(alpha=0.3, axis="x")
     note = f"{study.primary} of the digital model, of chips as programmed and after each step of the recipe, at "
-    note += f"{format_seconds(time)} (steps are scored later, by the wait), with 95% intervals over chips"
+    note += f"{format_seconds(time)} (all of them scored later, by the wait), with 95% intervals over chips"
     if not any(arm.startswith("after") for arm, *_ in bars):
         note += "; steps between are scored where the study says staircase: true and the recipe has several"
     return Drawn("staircase", "Staircase: what each step gets back", f"{note}.", figure)

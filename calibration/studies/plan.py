@@ -153,6 +153,7 @@ class _Resolver:
     def __init__(self, plan: Plan, progress: Progress | None, weights: bool) -> None:
         self._weights = weights
         self._plan = plan
+        self._calibrates = any(chosen.values["recipe"] is not None for chosen in plan.design.combinations())
         self._progress = progress
         self._models: dict[str, str] = {}
         self._tasks: dict[str, dict[str, str]] = {}
@@ -179,7 +180,9 @@ class _Resolver:
             "recipe": None,
         }
         if job.recipe is not None:
-            analog |= {"recipe": job.recipe.to_dict(), "wait": job.wait, "staircase": self._plan.design.staircase}
+            analog |= {"recipe": job.recipe.to_dict(), "staircase": self._plan.design.staircase}
+        if self._calibrates:  # chips without a recipe are scored when those with one are
+            analog |= {"wait": job.wait}
         return self._enter(analog), digital
 
     def _enter(self, values: dict[str, Any]) -> str:

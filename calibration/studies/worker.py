@@ -127,12 +127,13 @@ class Setup:
         memory = None if values["memory"] is None else Memory.from_dict(values["memory"])
         self._experiment = Experiment.prepare(network, self._task, hardware, values["pattern"], *layers, memory=memory)
         self._recipe = None if values["recipe"] is None else Recipe.from_dict(values["recipe"])
+        self._wait = values.get("wait", 0.0)  # of a study without recipes there is none
         self._chip: int | None = None
         # Copies with some of the steps before programming, by the last of them, for the staircase.
         self._parts: dict[int, tuple[nn.Module, dict[str, Tensor]]] = {}
         if self._recipe is not None:
             require_disjoint(self._task)
-            self._staircase, self._wait = values["staircase"], values["wait"]
+            self._staircase = values["staircase"]
             written = self._recipe.steps_at(Stage.BEFORE_PROGRAMMING)
             for index, step in written.items():
                 self._experiment.write(step, self._found(step))
@@ -155,8 +156,8 @@ class Setup:
             self.counts = [(name, None, number) for name, number in dense.items()]
         elif self._recipe is None:
             self.program(seed)
-            age(experiment.analog, seconds)
-            self._measure("analog", seed, seconds)
+            age(experiment.analog, seconds + self._wait)
+            self._measure("analog", seed, seconds + self._wait)
         else:
             self._climb(self._recipe, seed, seconds)
         scores: Scores = {}
