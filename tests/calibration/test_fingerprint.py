@@ -3,6 +3,7 @@
 import copy
 import json
 import shutil
+from importlib import import_module
 
 import pytest
 import torch
@@ -38,7 +39,7 @@ def test_a_journal_of_another_configuration_is_not_gone_on_with(folder, tmp_path
     def stop(*_):
         raise KeyboardInterrupt
 
-    monkeypatch.setattr("calibration.results.Calibration.save", stop)
+    monkeypatch.setattr(import_module("calibration.calibrate"), "save_bundle", stop)
     found = []
     for path in (folder, folder, other(folder, tmp_path, hidden_act="relu")):
         told = []

@@ -67,7 +67,7 @@ def test_every_chip_gets_the_same(net, task, tmp_path):
     ("recipe", "options", "told"),
     [
         (DRIFT, {"population": 0}, "population = 0 is not allowed"),
-        (DRIFT, {"population": 2, "chips": 1_000_001}, "would be fitted on and scored"),
+        (DRIFT, {"population": 2, "chips": 2, "seed": 1_000_001}, "would be fitted on and scored"),
         (Recipe("r", (ReprogramWorst(),)), {"population": 2}, "ReprogramWorst belongs to one chip: leave it out"),
     ],
 )

@@ -182,9 +182,7 @@ def test_a_file_with_a_bad_adapter_is_refused(tmp_path):
     other, twin = chip()
     with pytest.raises(InputError, match="has half an adapter of 0: write it again"):
         load_state(other, tmp_path / "half")
-    with pytest.raises(
-        InputError, match=r"has adapter_up torch.float32 \[4, 7\] in 0, the model torch.float32 \[3, 7\]"
-    ):
+    with pytest.raises(InputError, match=r"has adapter_up \[4, 7\] in 0, the model \[3, 7\]"):
         load_state(other, tmp_path / "ranks")
     assert twin.adapter_down is None
 

@@ -227,7 +227,7 @@ def test_programming_again_forgets_the_gains():
     [
         ({"per": "layer"}, "DriftCompensation per = 'layer' is not allowed: choose tile, column"),
         ({"reference": "digital"}, "DriftCompensation reference = 'digital' is not allowed"),
-        ({"reads": 0}, "DriftCompensation reads = 0 is not allowed: give 1 or more"),
+        ({"reads": 0}, "DriftCompensation reads = 0 is not allowed: give a whole number from 1 to 100000"),
     ],
 )
 def test_refusals(options, message):
