@@ -36,7 +36,7 @@ def test_a_study_of_another_configuration_has_other_cells(folder, tmp_path, valu
 
 
 def test_a_journal_of_another_configuration_is_not_gone_on_with(folder, tmp_path, monkeypatch):
-    def stop(*_):
+    def stop(*_, **__):
         raise KeyboardInterrupt
 
     monkeypatch.setattr(import_module("calibration.calibrate"), "save_bundle", stop)
