@@ -14,7 +14,7 @@ from torch.nn.modules import module as hooks
 
 from calibration.models.folder_files import CONFIG, TOKENIZER_CONFIG, FolderFiles, reason, refuse
 from calibration.models.quiet import quiet
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedConfig, PreTrainedModel, PreTrainedTokenizerBase
@@ -120,7 +120,7 @@ def read_tokenizer(files: FolderFiles, config: PreTrainedConfig) -> PreTrainedTo
     if not words:
         refuse(files.folder, "its tokenizer knows no token but special ones", "save the tokenizer again beside it")
     if not isinstance(limit, int | float) or not limit >= 1:
-        refuse(files.folder, f"{TOKENIZER_CONFIG} says model_max_length = {limit!r}", "give a number of tokens")
+        refuse(files.folder, f"{TOKENIZER_CONFIG} says model_max_length = {shown(limit)}", "give a number of tokens")
     positions = getattr(config, "max_position_embeddings", None)  # a configuration may or may not know
     if isinstance(positions, int):
         tokenizer.model_max_length = min(limit, positions)

@@ -76,7 +76,7 @@ def telling(path: Path) -> Iterator[None]:
     except (sqlite3.IntegrityError, sqlite3.ProgrammingError):  # a defect of ours
         raise
     except (sqlite3.Error, DamagedError, UnicodeDecodeError) as error:
-        reason = " ".join(str(error).split())[:200]
+        reason = " ".join(word for word in str(error).split() if word.isprintable())[:200]  # it may quote the file
         if getattr(error, "sqlite_errorname", "").startswith(_ROOM):
             raise InputError(
                 f"store {str(path)!r} cannot be used ({reason}): see to room and access there, and run the same "
