@@ -181,6 +181,15 @@ def test_sparse_from_scratch(tmp_path):
     assert len([part for part in done.stdout.split("│") if part.strip().endswith("%")]) == 4
 
 
+def test_trainer(tmp_path):
+    done = run_example("trainer.py", tmp_path, "--steps", "20", "--chips", "1", timeout=300)
+    assert done.returncode == 0, done.stderr
+    for name in ("trained in digital", "trained through the tiles"):
+        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name}, 1 chips: ")]
+        assert all(0.1 < float(part.split()[-1]) < 1 for part in line.partition(": ")[2].split(", "))
+    assert list(tmp_path.iterdir()) == []
+
+
 @pytest.mark.slow
 def test_the_demo(tmp_path):
     import json
