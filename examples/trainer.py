@@ -1,6 +1,6 @@
 """transformers' Trainer on a model whose layers are analog: handwritten digits, a small vision transformer.
 
-In train mode every step meets the converters and the errors of cells that nobody has seen; in eval mode a model computes
+In train mode every step meets the converters and the errors of cells that nobody has seen; in eval mode a model does
 what one chip does. As many steps in digital and through the tiles; then the same chips, with drift compensated.
 """
 
