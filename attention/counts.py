@@ -12,7 +12,7 @@ from attention.events import Axis, Events
 from attention.patterns.base import Pattern
 from attention.platforms import ideal
 from crossbar.errors import InputError, require_whole
-from crossbar.ledger import book
+from crossbar.costs.ledger import book
 
 
 @dataclass(frozen=True)

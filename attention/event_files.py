@@ -6,7 +6,7 @@ from pathlib import Path
 
 from attention.events import MOST_TILES, Axis, Events
 from crossbar.errors import InputError, shown
-from crossbar.files import write_whole
+from crossbar.storage.files import write_whole
 
 _SCHEMA = "ohmformer events 1"
 _TYPES = {"time": "I64", "tile": "I32", "line": "I32", "axis": "I8", "payload": "I32", "query": "I32"}

@@ -26,7 +26,7 @@ from attention.patterns.base import LARGEST, Pattern
 from attention.patterns.hierarchical import Hierarchical
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.hardware import Hardware
-from crossbar.streams import seed as derived_seed
+from crossbar.random.streams import seed as derived_seed
 
 Impl = Literal["auto", "blocks", "flex", "reference"]
 

@@ -22,7 +22,7 @@ from attention.simulation import Simulation
 from attention.timing import DROPPED, Timing
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
-from crossbar.ledger import book, counting
+from crossbar.costs.ledger import book, counting
 
 
 class EventsDropped(UserWarning):

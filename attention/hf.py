@@ -28,8 +28,8 @@ from attention.patterns.base import Pattern
 from attention.patterns.text import parse
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
-from crossbar.ledger import counting
-from crossbar.streams import seed
+from crossbar.costs.ledger import counting
+from crossbar.random.streams import seed
 
 if TYPE_CHECKING:
     from attention.hf_cache import AnalogCache

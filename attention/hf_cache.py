@@ -13,7 +13,7 @@ from attention.memory.description import Memory
 from attention.memory.memory import AnalogMemory
 from attention.memory.report import MemoryReport
 from crossbar.errors import InputError
-from crossbar.streams import Key
+from crossbar.random.streams import Key
 
 
 class MemoryView(torch.Tensor):

@@ -12,11 +12,11 @@ from attention.patterns.base import Pattern
 from attention.patterns.routing import random_directions, rerouted, routings, similarity, unit
 from attention.patterns.tokens import Dense
 from crossbar import AnalogLinear
-from crossbar.convert import ConversionReport, LayerReport
+from crossbar.nn.convert import ConversionReport, LayerReport
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.hardware import Hardware
-from crossbar.mapping import tile_grid
-from crossbar.streams import uniform
+from crossbar.tiles.mapping import tile_grid
+from crossbar.random.streams import uniform
 
 _STEPS = 10  # of k-means, from random tokens
 

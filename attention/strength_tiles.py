@@ -8,13 +8,13 @@ import torch
 from torch import Tensor, nn
 
 from crossbar import AnalogLinear
-from crossbar.array import Array
-from crossbar.converters import convert, drive
+from crossbar.tiles.readout import Array
+from crossbar.backends.converters import convert, drive
 from crossbar.errors import InputError
-from crossbar.faults import Fault
+from crossbar.tiles.faults import Fault
 from crossbar.hardware import Hardware
-from crossbar.ledger import book, counting
-from crossbar.streams import ReadNoise
+from crossbar.costs.ledger import book, counting
+from crossbar.random.streams import ReadNoise
 
 
 class StrengthTiles(AnalogLinear):

@@ -16,7 +16,7 @@ from attention.kernel.schedule import schedule
 from attention.patterns.base import Pattern
 from attention.patterns.intervals import repeat
 from attention.strength_tiles import StrengthTiles
-from crossbar.convert import ConversionReport, LayerReport
+from crossbar.nn.convert import ConversionReport, LayerReport
 from crossbar.errors import InputError, require_whole
 from crossbar.hardware import Hardware
 

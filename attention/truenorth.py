@@ -19,7 +19,7 @@ import torch
 from torch import Tensor
 
 from crossbar.errors import InputError, require_whole
-from crossbar.ledger import book
+from crossbar.costs.ledger import book
 
 AXONS = NEURONS = 256
 TYPES = 4

@@ -8,8 +8,8 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 from transformers import ViTConfig, ViTForImageClassification
 
-from crossbar.streams import seed as derived_seed
-from crossbar.streams import uniform
+from crossbar.random.streams import seed as derived_seed
+from crossbar.random.streams import uniform
 
 _HELD_OUT = 1000
 _MEAN, _SPREAD = 0.1307, 0.3081  # of MNIST's pixels between 0 and 1

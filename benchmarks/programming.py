@@ -15,7 +15,8 @@ from paired import Arms, judge, measure, options, print_setting, ratio, table
 from rich.console import Console
 from torch import nn
 
-from crossbar import age, analog_layers, convert, presets, program
+from crossbar import age, analog_layers, presets, program
+from crossbar.nn import convert
 
 
 def main() -> None:

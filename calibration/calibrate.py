@@ -31,7 +31,7 @@ from calibration.results import Calibration
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
 from crossbar import InputError, age, to_seconds
-from crossbar.files import require_room
+from crossbar.storage.files import require_room
 from crossbar.presets import HardwareLike
 
 

@@ -11,8 +11,8 @@ from typing import Any
 from torch import Tensor
 
 from calibration import fingerprint
-from crossbar import tensor_files
-from crossbar.files import write_whole
+from crossbar.storage import tensor_files
+from crossbar.storage.files import write_whole
 
 _SUM = "sha256"
 

@@ -19,7 +19,7 @@ from calibration.options import MODEL_OPTIONS, make_parser
 from calibration.printable import printable
 from calibration.studies import commands as study_commands
 from crossbar import InputError
-from crossbar.files import require_room, require_writable, write_whole
+from crossbar.storage.files import require_room, require_writable, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
@@ -110,7 +110,8 @@ def _inspect(options: Namespace) -> int:
         return _inspect_bundle(options)
 
     from calibration.models import load_model
-    from crossbar import convert, presets
+    from crossbar import presets
+    from crossbar.nn import convert
 
     hardware = presets.get(options.hardware)
     with console.progress_bar("inspect") as progress:

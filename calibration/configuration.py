@@ -1,4 +1,4 @@
-"""Options from the command line and from ``--config`` files, read within the bounds of `crossbar.yaml_values`."""
+"""Options from the command line and from ``--config`` files, read within the bounds of `crossbar.storage.yaml_values`."""
 
 from __future__ import annotations
 
@@ -9,8 +9,8 @@ from typing import Any
 from jsonargparse import ArgumentParser, Namespace, set_loader
 
 from crossbar import InputError
-from crossbar.plain_values import read_yaml
-from crossbar.yaml_values import NotYamlError, load_yaml
+from crossbar.storage.plain_values import read_yaml
+from crossbar.storage.yaml_values import NotYamlError, load_yaml
 
 _MODE = "plain_yaml"
 
@@ -24,7 +24,7 @@ set_loader(_MODE, _load, exceptions=(NotYamlError,))
 
 
 class BoundedParser(ArgumentParser):  # type: ignore[misc]  # jsonargparse is not typed for mypy here
-    """A parser that reads YAML, of files and of values, by `crossbar.yaml_values.load_yaml`."""
+    """A parser that reads YAML, of files and of values, by `crossbar.storage.yaml_values.load_yaml`."""
 
     def __init__(self, *args: Any, **kwargs: Any) -> None:
         super().__init__(*args, parser_mode=_MODE, **kwargs)

@@ -16,7 +16,7 @@ from attention.patterns.routing import routings
 from calibration.progress import Progress
 from calibration.tasks.recall import BLANK, Recall
 from crossbar.errors import InputError, require_number, require_whole
-from crossbar.streams import seed as derived_seed
+from crossbar.random.streams import seed as derived_seed
 
 _DECAY = 0.95  # of routing centroids: training takes hundreds of steps, in which Roy's 0.999 would hardly move them
 _WAIT = 150  # steps of dense attention before routing: a curriculum is then at sequences of half the length or less

@@ -16,7 +16,7 @@ from torch import Tensor
 
 from calibration import checked_files
 from crossbar.errors import InputError
-from crossbar.tensor_files import as_os_error
+from crossbar.storage.tensor_files import as_os_error
 
 Counts = dict[str, dict[str, int]]
 """Totals of counters by part, as in `calibration.Emulation.counts`."""

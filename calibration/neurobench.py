@@ -11,11 +11,11 @@ from torch import Tensor, nn
 
 from attention.hf import attached_pattern
 from calibration.models.outputs import device_of
-from crossbar.chip import bypassed
-from crossbar.digital import digital_weight, is_linear
+from crossbar.nn.chip import bypassed
+from crossbar.nn.adapters import digital_weight, is_linear
 from crossbar.errors import InputError
-from crossbar.ledger import Ledger
-from crossbar.linear import AnalogLinear
+from crossbar.costs.ledger import Ledger
+from crossbar.nn.linear import AnalogLinear
 
 _SPIKES = (-1.0, 0.0, 1.0)
 

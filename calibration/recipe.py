@@ -21,7 +21,7 @@ from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
 from calibration.steps.weight_ranges import WeightRanges
 from crossbar.errors import InputError, shown
-from crossbar.plain_values import read_yaml
+from crossbar.storage.plain_values import read_yaml
 
 _MOST_STEPS = 100
 _KINDS = (
@@ -100,7 +100,7 @@ class Recipe:
         """A recipe from a YAML file with ``name`` and ``steps``.
 
         Raises:
-            InputError: for what `crossbar.plain_values.read_yaml` or `from_dict` refuses.
+            InputError: for what `crossbar.storage.plain_values.read_yaml` or `from_dict` refuses.
         """
         return cls.from_dict(read_yaml("recipe", path))
 

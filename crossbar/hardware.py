@@ -15,8 +15,8 @@ from crossbar.devices.hermes import Hermes
 from crossbar.devices.measured import Measured, from_csv
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole, shown
-from crossbar.files import write_whole
-from crossbar.plain_values import build, mapping, read_yaml
+from crossbar.storage.files import write_whole
+from crossbar.storage.plain_values import build, mapping, read_yaml
 
 _MOST_LINES = 8192
 _MOST_PLACES = 2**26  # a defect is drawn for each, whatever the size of the layer
@@ -304,7 +304,7 @@ class Hardware:
         """Hardware from a YAML file with the fields of this class; a device's ``csv`` is beside it.
 
         Raises:
-            InputError: for what `crossbar.plain_values.read_yaml` or `from_dict` refuses.
+            InputError: for what `crossbar.storage.plain_values.read_yaml` or `from_dict` refuses.
         """
         return cls.from_dict(read_yaml("hardware", path), Path(path).parent)
 

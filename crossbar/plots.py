@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from crossbar import trajectory
+from crossbar.tiles import ageing as trajectory
 from crossbar.devices import AnyDevice, Device, State, window
 from crossbar.units import format_seconds, to_seconds
 

@@ -27,9 +27,9 @@ from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
 from attention.kernel.gather import Step, steps
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
-from crossbar.converters import convert, drive
+from crossbar.backends.converters import convert, drive
 from crossbar.hardware import Hardware
-from crossbar.streams import Key, ReadNoise
+from crossbar.random.streams import Key, ReadNoise
 
 _TINY = 1e-30  # range of an all-zero row: any positive number gives zeros
 

@@ -13,7 +13,7 @@ from attention.counts import Counts, book_attention
 from attention.kernel.gather import Step
 from attention.kernel.schedule import Schedule
 from crossbar.hardware import Hardware
-from crossbar.ledger import book, counting
+from crossbar.costs.ledger import book, counting
 
 
 def book_writes(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware) -> None:

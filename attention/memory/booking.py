@@ -7,8 +7,8 @@ from torch import Tensor
 from attention.kernel.analog_counts import book_reads, book_writes, read_counts
 from attention.kernel.schedule import Schedule
 from crossbar.hardware import Hardware
-from crossbar.ledger import book, counting
-from crossbar.remainder import BYTES
+from crossbar.costs.ledger import book, counting
+from crossbar.costs.digital_layers import BYTES
 
 
 def book_rows(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware, digital: bool) -> None:

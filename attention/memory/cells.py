@@ -9,13 +9,14 @@ import torch
 from torch import Tensor
 
 from attention.kernel.token_rows import TokenRows, require_supported
-from crossbar import row_reads, trajectory
+from crossbar.backends.cpu import rows as row_reads
+from crossbar.tiles import ageing as trajectory
 from crossbar.devices import Decaying, PowerLawDrift, RedrawDevice, State, span, window
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Hardware
-from crossbar.mapping import cell_weights, target_conductances
-from crossbar.row_reads import RowNumbers
-from crossbar.streams import Key, normal
+from crossbar.tiles.mapping import cell_weights, target_conductances
+from crossbar.backends.cpu.rows import RowNumbers
+from crossbar.random.streams import Key, normal
 
 Scale = Literal["row", "head", "channel"]
 

@@ -12,7 +12,7 @@ from attention.memory.layout import Order
 from crossbar import presets
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole, shown
 from crossbar.hardware import Hardware
-from crossbar.plain_values import build, mapping
+from crossbar.storage.plain_values import build, mapping
 
 _MOST_ROWS = 2**24
 

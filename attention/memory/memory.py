@@ -25,8 +25,8 @@ from attention.patterns.windows import LocalWindow
 from crossbar import presets
 from crossbar.devices import GainCell
 from crossbar.errors import InputError, require_number
-from crossbar.ledger import book, counting
-from crossbar.streams import Key
+from crossbar.costs.ledger import book, counting
+from crossbar.random.streams import Key
 
 
 class AnalogMemory:

@@ -12,8 +12,8 @@ from attention.kernel.schedule import Schedule, placed
 from attention.memory.layout import Layout
 from attention.patterns.base import Pattern
 from attention.patterns.held import Present
-from crossbar.row_reads import RowNumbers
-from crossbar.streams import Key
+from crossbar.backends.cpu.rows import RowNumbers
+from crossbar.random.streams import Key
 
 
 @dataclass(frozen=True, eq=False)

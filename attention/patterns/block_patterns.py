@@ -13,7 +13,7 @@ from attention.patterns.base import LARGEST
 from attention.patterns.family import Constant, Family, SizedFamily, as_tensor
 from attention.patterns.intervals import Spans, runs
 from crossbar.errors import InputError, require_whole
-from crossbar.streams import uniform
+from crossbar.random.streams import uniform
 
 _MOST_COMPARED = 2**32  # drawn blocks with each other: some seconds
 

@@ -16,7 +16,7 @@ from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import Spans
 from attention.patterns.selection import Selected, Selecting, require_scores
 from crossbar.errors import InputError, require_whole
-from crossbar.streams import normal
+from crossbar.random.streams import normal
 
 _MOST_CLUSTERS = 4096  # each token is compared with each; √n of n tokens are usual
 

@@ -16,7 +16,8 @@ from calibration.bundles import contents, model_folders, writer
 from calibration.bundles.files import Files
 from calibration.recipe import step_from_dict, step_to_dict
 from calibration.steps.compensation import DriftCompensation
-from crossbar import Hardware, InputError, age, analog_layers, convert, load_state, reset_reads, to_seconds
+from crossbar import Hardware, InputError, age, analog_layers, load_state, reset_reads, to_seconds
+from crossbar.nn import convert
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -116,9 +117,9 @@ class Bundle:
         """The model with every analog layer computed by aihwkit, and what that does not honour, a phrase each.
 
         The tiles hold the cells of this age as numbers, with the same converters and output noise
-        (`crossbar.to_aihwkit`).
+        (`crossbar.nn.to_aihwkit`).
         """
-        from crossbar.to_aihwkit import to_aihwkit
+        from crossbar.nn.to_aihwkit import to_aihwkit
 
         return to_aihwkit(self.model)
 

@@ -14,7 +14,7 @@ from attention import detach
 from calibration.bundles import model_folders, writer
 from calibration.bundles.files import digest, new_folder, write_json
 from crossbar import AnalogLinear, InputError, analog_layers
-from crossbar.digital import raw_weight
+from crossbar.nn.adapters import raw_weight
 
 if TYPE_CHECKING:
     from calibration.bundles.bundle import Bundle

@@ -20,9 +20,9 @@ from torch import Tensor
 from calibration.checked_files import sync
 from calibration.journal import tidy
 from crossbar.errors import InputError, shown
-from crossbar.files import require_room
-from crossbar.plain_values import load_json
-from crossbar.tensor_files import as_os_error, opened, shapes
+from crossbar.storage.files import require_room
+from crossbar.storage.plain_values import load_json
+from crossbar.storage.tensor_files import as_os_error, opened, shapes
 
 FORMAT = "ohmformer bundle"
 SCHEMA = 1
@@ -190,7 +190,7 @@ def write_json(path: Path, values: Mapping[str, Any]) -> None:
 
 
 def parse_json(text: bytes, what: str) -> dict[str, Any]:
-    """The object that JSON text holds (`crossbar.plain_values.load_json`); ``what`` names it.
+    """The object that JSON text holds (`crossbar.storage.plain_values.load_json`); ``what`` names it.
 
     Raises:
         InputError: for anything else.

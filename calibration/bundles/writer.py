@@ -14,7 +14,8 @@ from torch import Tensor, nn
 from attention import Pattern
 from calibration.bundles import model_folders
 from calibration.bundles.files import Files, new_folder, seal, write_json
-from crossbar import AnalogLinear, InputError, analog_layers, save_state, tensor_files
+from crossbar import AnalogLinear, InputError, analog_layers, save_state
+from crossbar.storage import tensor_files
 
 if TYPE_CHECKING:
     from calibration.experiment import Experiment

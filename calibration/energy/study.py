@@ -25,27 +25,13 @@ from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
-from crossbar import (
-    Baseline,
-    EnergyReport,
-    InputError,
-    Ledger,
-    PriceBook,
-    analog_layers,
-    bypassed,
-    convert,
-    digital_baselines,
-    presets,
-    price,
-    program,
-    reset_reads,
-    to_seconds,
-)
+from crossbar import Baseline, EnergyReport, InputError, Ledger, PriceBook, analog_layers, bypassed, digital_baselines, presets, price, program, reset_reads, to_seconds
+from crossbar.nn import convert
 from crossbar import age as set_age
-from crossbar.digital import is_linear, raw_weight
-from crossbar.ledger import PAIRS
+from crossbar.nn.adapters import is_linear, raw_weight
+from crossbar.costs.ledger import PAIRS
 from crossbar.presets import HardwareLike
-from crossbar.prices import DEFAULT
+from crossbar.costs.prices import DEFAULT
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
 

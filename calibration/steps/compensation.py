@@ -13,7 +13,7 @@ from calibration.models.embedding import Batch
 from calibration.steps.protocol import Fitted, Stage, mean
 from crossbar import AnalogLinear, InputError, analog_layers
 from crossbar.errors import MOST_SEED, require_whole
-from crossbar.streams import Key, uniform
+from crossbar.random.streams import Key, uniform
 
 MOST_READS = 100_000
 """Of a layer at once; the error of a gain is in their square root."""

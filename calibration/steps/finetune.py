@@ -14,7 +14,7 @@ from calibration.progress import Progress
 from calibration.steps.finetune_loop import Trained, train
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import analog_layers
-from crossbar.corrections import CORRECTIONS
+from crossbar.nn.corrections import CORRECTIONS
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole
 
 Train = Literal["adapters", "weights"]
@@ -51,7 +51,7 @@ class Finetune:
             Outliers carry pretrained transformers: without enough training clipping does harm.
         age: with ``weights``: seconds since programming, at which errors are drawn.
         compensated: with ``weights``: the errors are those that are left when the mean drift of that age is
-            compensated (`crossbar.weight_errors`), for recipes that go on with `DriftCompensation`.
+            compensated (`crossbar.nn.weight_errors`), for recipes that go on with `DriftCompensation`.
         instants: with ``own``: how many, spread over the steps.
         spacing: seconds between them.
         checkpoint: compute the activations of each block again in the backward pass instead of keeping them.

@@ -27,7 +27,7 @@ from calibration.steps.finetune_parameters import is_range, prepared
 from calibration.steps.observe import digital
 from crossbar import analog_layers, clip_weights
 from crossbar.errors import InputError
-from crossbar.streams import uniform
+from crossbar.random.streams import uniform
 
 if TYPE_CHECKING:
     from calibration.steps.finetune import Finetune

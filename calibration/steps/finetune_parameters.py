@@ -14,9 +14,9 @@ from torch.utils.checkpoint import checkpoint
 from calibration.models.embedding import Batch
 from calibration.steps.observe import digital, observe
 from crossbar import AnalogLinear, analog_layers, replayed_reads
-from crossbar.corrections import CORRECTIONS
-from crossbar.streams import normal
-from crossbar.weight_errors import weight_errors
+from crossbar.nn.corrections import CORRECTIONS
+from crossbar.random.streams import normal
+from crossbar.nn.weight_errors import weight_errors
 
 if TYPE_CHECKING:
     from calibration.steps.finetune import Finetune

@@ -7,7 +7,7 @@ from typing import Any
 
 from calibration.studies.results import Study
 from crossbar import InputError
-from crossbar.files import require_writable, write_whole
+from crossbar.storage.files import require_writable, write_whole
 
 
 def write_scores(study: Study, path: Path) -> None:

@@ -16,7 +16,7 @@ from calibration.studies import tradeoffs
 from calibration.studies.design import plain
 from calibration.studies.results import FINAL, StoredAxis, Study, level
 from crossbar import InputError, format_seconds
-from crossbar.files import write_whole
+from crossbar.storage.files import write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -14,7 +14,7 @@ from calibration.studies import figures
 from calibration.studies.results import StoredAxis, Study
 from calibration.studies.sentences import summary
 from crossbar import InputError
-from crossbar.files import require_writable, write_whole
+from crossbar.storage.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     import pandas as pd

@@ -15,7 +15,7 @@ from calibration.studies.database import DamagedError
 from calibration.studies.design import plain, require_name
 from calibration.studies.plan import cell_id
 from crossbar import InputError
-from crossbar.plain_values import load_json
+from crossbar.storage.plain_values import load_json
 
 SINCE = 2
 """The version of a store from which on rows are sealed."""

@@ -10,8 +10,8 @@ from calibration.metrics import metric
 from calibration.studies.results import FINAL, Study
 from calibration.studies.worker import Counts
 from crossbar import Ledger, price
-from crossbar.ledger import PAIRS
-from crossbar.prices import DEFAULT, PriceBook
+from crossbar.costs.ledger import PAIRS
+from crossbar.costs.prices import DEFAULT, PriceBook
 
 if TYPE_CHECKING:
     import pandas as pd

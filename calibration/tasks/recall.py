@@ -14,7 +14,7 @@ from calibration.models.embedding import Batch
 from calibration.models.outputs import Output, device_of, next_token_scores
 from calibration.tasks.protocol import Split
 from crossbar.errors import InputError, require_whole
-from crossbar.streams import Key, uniform
+from crossbar.random.streams import Key, uniform
 
 BLANK = 0
 """The token where nothing stands."""

@@ -17,7 +17,7 @@ from torch import Tensor
 from crossbar.devices.power_law import log1p
 from crossbar.devices.protocol import require_conductance
 from crossbar.errors import InputError, require_number, shown
-from crossbar.plain_values import read_text
+from crossbar.storage.plain_values import read_text
 
 if TYPE_CHECKING:
     from crossbar.devices.protocol import Draw, State

@@ -18,7 +18,7 @@ import math
 import torch
 from torch import Tensor
 
-from crossbar.streams import Key, normal, uniform
+from crossbar.random.streams import Key, normal, uniform
 
 _LINES = 2  # a decade of time constants
 _FIRST = -4  # of these lines: time constants from 10^(-4 / 2) s up have one of their own

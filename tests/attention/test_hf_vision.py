@@ -7,7 +7,8 @@ import torch
 from transformers import ViTConfig, ViTForImageClassification, ViTModel
 
 from attention import attach, detach, parse
-from crossbar import Ledger, age, convert, presets, program
+from crossbar import Ledger, age, presets, program
+from crossbar.nn import convert
 from tests.attention.hf_models import generator, seeded
 
 TOKENS = 17  # a class token, and 4 x 4 patches

@@ -21,7 +21,7 @@ from attention.strength_tiles import StrengthTiles
 from calibration import DriftCompensation
 from crossbar import Ledger, age, analog_layers, load_state, new_chip, presets, program, save_state
 from crossbar.errors import InputError
-from crossbar.faults import Fault
+from crossbar.tiles.faults import Fault
 from crossbar.hardware import Converter, Faults, Tile
 
 N, H, D = 12, 2, 8

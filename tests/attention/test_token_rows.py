@@ -5,10 +5,11 @@ import torch
 from scipy.stats import ks_2samp
 
 from attention.kernel.token_rows import error_statistics, require_supported, write
-from crossbar import presets, trajectory
+from crossbar import presets
+from crossbar.tiles import ageing as trajectory
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Converter, Faults, Tile, WriteVerify
-from crossbar.mapping import cell_weights, target_conductances
+from crossbar.tiles.mapping import cell_weights, target_conductances
 
 PCM = presets.pcm()
 

@@ -12,7 +12,7 @@ from matplotlib.figure import Figure
 
 import calibration
 from crossbar import InputError
-from crossbar.files import write_whole
+from crossbar.storage.files import write_whole
 from tests.calibration.command import SCRIPT, assert_one_sentence, run
 
 

@@ -14,7 +14,8 @@ from transformers import BertConfig, BertModel
 
 from attention import parse
 from calibration import Emulation, emulate
-from crossbar import Hardware, InputError, Ledger, Tile, age, convert, devices, presets, program
+from crossbar import Hardware, InputError, Ledger, Tile, age, devices, presets, program
+from crossbar.nn import convert
 
 SPARSE = "window(3) | sinks(1)"
 

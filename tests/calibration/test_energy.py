@@ -12,7 +12,7 @@ from calibration.energy import DECODE, PREFILL, default_book, energy
 from calibration.energy.command import tables
 from calibration.energy.plots import breakdown, pareto
 from crossbar import InputError, PriceBook, analog_layers, presets
-from crossbar.prices import DEFAULT
+from crossbar.costs.prices import DEFAULT
 from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS
 from tests.calibration.command import assert_one_sentence, run
 

@@ -8,7 +8,7 @@ import pytest
 
 from calibration.recipe import _KINDS, Recipe
 from crossbar import InputError
-from crossbar.plain_values import load_yaml
+from crossbar.storage.plain_values import load_yaml
 from tests.mutations import of_bytes, of_values
 
 EXAMPLE = Path(__file__).parents[2] / "docs/recipe.example.yaml"

@@ -11,7 +11,8 @@ from transformers import BertConfig, BertForMaskedLM
 
 from calibration import calibrate, emulate, load_model, tasks
 from calibration.tasks.wikipedia import articles, plain
-from crossbar import InputError, convert, presets
+from crossbar import InputError, presets
+from crossbar.nn import convert
 
 SIZES = {"windows": 3, "window_length": 40, "calibration_windows": 2}
 

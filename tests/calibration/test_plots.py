@@ -7,7 +7,8 @@ from torch import nn
 
 from calibration import Emulation, Measurement
 from calibration.plots import accuracy_over_time
-from crossbar import convert, presets
+from crossbar import presets
+from crossbar.nn import convert
 
 DAY = 86400.0
 

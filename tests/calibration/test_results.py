@@ -8,7 +8,8 @@ import pytest
 from torch import nn
 
 from calibration import Emulation, Measurement
-from crossbar import convert, presets
+from crossbar import presets
+from crossbar.nn import convert
 
 
 def emulation(*measurements, **setup):

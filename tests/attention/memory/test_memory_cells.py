@@ -66,7 +66,7 @@ def test_drift_of_rows_written_apart_is_that_of_the_device_at_each_age():
 
 
 def test_a_device_that_knows_one_time_for_all_cells_is_asked_for_each_age():
-    from crossbar import trajectory
+    from crossbar.tiles import ageing as trajectory
 
     device = GainCell(tau=1.0)
     state = {"programmed": torch.rand(2, 5, 3)}

@@ -20,9 +20,10 @@ from calibration.recipe import get
 from calibration.steps.distillation import distance
 from calibration.steps.finetune import losses
 from calibration.steps.protocol import Stage
-from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, bypassed, convert, presets, program
+from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, bypassed, presets, program
+from crossbar.nn import convert
 from crossbar.devices import Ideal
-from crossbar.weight_errors import weight_errors
+from crossbar.nn.weight_errors import weight_errors
 
 ROUGH = Hardware(presets.pcm().device, tile=Tile(16, 16), output_noise=0.02)
 SHORT = {

@@ -5,7 +5,8 @@ import torch
 from torch import nn
 
 from calibration.steps.lowrank import LowRankAdapter, _shrinkage
-from crossbar import Hardware, InputError, analog_layers, convert, devices, program
+from crossbar import Hardware, InputError, analog_layers, devices, program
+from crossbar.nn import convert
 
 QUIET = Hardware(devices.Ideal(), dac=None, adc=None, output_noise=0.0)
 

@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from calibration import InputRanges
-from crossbar import Converter, InputError, analog_layers, convert, presets, program
+from crossbar import Converter, InputError, analog_layers, presets, program
+from crossbar.nn import convert
 
 
 class Pair(nn.Module):

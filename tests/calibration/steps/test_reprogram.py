@@ -7,7 +7,8 @@ import torch
 from torch import nn
 
 from calibration.steps.reprogram import ReprogramWorst
-from crossbar import InputError, Ledger, Tile, WriteVerify, age, analog_layers, convert, presets, program
+from crossbar import InputError, Ledger, Tile, WriteVerify, age, analog_layers, presets, program
+from crossbar.nn import convert
 
 
 @pytest.fixture

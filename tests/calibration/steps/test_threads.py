@@ -8,7 +8,8 @@ from torch import nn
 from calibration import recipe
 from calibration.steps.protocol import Stage
 from calibration.threads import one_thread, strict_products
-from crossbar import Converter, Hardware, Tile, age, convert, presets, program
+from crossbar import Converter, Hardware, Tile, age, presets, program
+from crossbar.nn import convert
 
 STRICT = "STRICT" in os.environ.get("MKL_CBWR", "")  # what `calibration` asks MKL for on Intel's processors
 

@@ -1,0 +1,1 @@
+"""What computes with cells: drive, sense, convert, on each kind of processor."""

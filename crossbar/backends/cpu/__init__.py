@@ -1,0 +1,1 @@
+"""The CPU: whole numbers on its 8-bit units, by kernels that numba compiles."""

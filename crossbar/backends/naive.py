@@ -1,0 +1,217 @@
+"""The float64 oracle: one tile, one column, one converter at a time, as the hardware would do it.
+
+Slow and plain on purpose. The fast path is tested against this module and shares no code with it. All it is given are
+conductances in µS and the numbers that were drawn; what weights become conductances is in `crossbar.backends.naive_cells`.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import dataclass
+
+import numpy as np
+from numpy.typing import NDArray
+
+from crossbar.hardware import Converter, Hardware
+
+Array = NDArray[np.float64]
+
+
+@dataclass(frozen=True)
+class Draws:
+    """What chance decides, as plain arrays; None: nothing.
+
+    ``T = S T_in`` counts the conversions of one output, slice after slice, row tile after row tile. With bit-serial
+    inputs there is a set of reads for each bit, least significant first: ``P = bits - 1``; else ``P`` is 1.
+
+    Attributes:
+        output: standard normal numbers for the output noise, ``[P, T, B, O]``, or ``[T, B, O]`` where P is 1.
+        plus, minus: standard normal numbers for the white noise of each cell, ``[pairs, S, P, B, I, O]``.
+        pulses: of the ``rate`` coding: pulses that came, with the sign of the input, ``[B, I]``.
+        row_gain, row_offset: of each word line's driver, ``[S, I, T_out]``: errors, 0 is none; of full scale.
+        col_gain, col_offset: of each column's ADC, ``[T, O]``: errors, 0 is none; in unit outputs.
+    """
+
+    output: Array | None = None
+    plus: Array | None = None
+    minus: Array | None = None
+    pulses: Array | None = None
+    row_gain: Array | None = None
+    row_offset: Array | None = None
+    col_gain: Array | None = None
+    col_offset: Array | None = None
+
+
+def multiply(
+    x: Array,
+    g_plus: Array,
+    g_minus: Array,
+    scales: Array,
+    hardware: Hardware,
+    input_range: float | None = None,
+    noise: Array | None = None,
+    *,
+    adc_range: Array | float | None = None,
+    g_min: float = 0.0,
+    draws: Draws | None = None,
+) -> Array:
+    """Products of a layer's tiles with input vectors (docs/physics.md, "Mapping" and "Converters").
+
+    Args:
+        x: ``[B, I]``.
+        g_plus, g_minus: conductances in µS, ``[pairs, S, T_out, T_in, R, C]`` without the first two where they are 1;
+            absent cells NaN. The ``offset`` encoding has no ``g_minus``.
+        scales: digital scale of every column of every row tile, ``[T_in, O]``.
+        hardware: converters, output noise, read noise, encoding and g_max.
+        input_range: calibrated DAC range in activation units; None: found as ``hardware.dac.range`` says.
+        noise: short for ``Draws(output=noise)``.
+        adc_range: calibrated, a number or ``[T, O]``, unit outputs; None: ``hardware.adc.full_scale``.
+        g_min: conductance of an empty cell, µS.
+        draws: all other chance.
+
+    Returns:
+        ``[B, O]``.
+    """
+    tile, dac = hardware.tile, hardware.dac
+    draws = draws or Draws(output=noise)
+    g_plus = g_plus.reshape(tile.pairs, tile.slices, *g_plus.shape[-4:])
+    g_minus = g_minus.reshape(g_plus.shape) if tile.encoding != "offset" else np.zeros_like(g_plus)
+    chip = _Chip(g_plus, g_minus, g_min, hardware, adc_range, draws)
+    (batch, in_features), out_features = x.shape, scales.shape[1]
+    y = np.zeros((batch, out_features))
+    for b in range(batch):
+        full_scale = _dac_range(x, b, dac, input_range)
+        if full_scale == 0:
+            continue  # nothing but zeros, and their digital scale is 0
+        codes = [_convert(v / full_scale, dac, 1.0) for v in x[b]]  # parts of full scale
+        if draws.pulses is not None and dac is not None:
+            codes = [float(count) / _levels(dac) for count in draws.pulses[b]]
+        reads = _bits(codes, dac) if dac is not None and dac.coding == "bit_serial" else [(codes, 1.0)]
+        for j in range(len(scales)):
+            lines = range(j * tile.rows, min((j + 1) * tile.rows, in_features))
+            for o in range(out_features):
+                y[b, o] += _weighted_sum(chip, b, j, o, lines, codes, reads) * scales[j, o] * full_scale
+    return y
+
+
+Reads = list[tuple[list[float], float]]
+"""What the word lines carry in each read of a tile, ``[I]`` parts of full scale, and what the read is worth."""
+
+
+@dataclass(frozen=True)
+class _Chip:
+    plus: Array  # [pairs, S, T_out, T_in, R, C], µS
+    minus: Array
+    g_min: float
+    hardware: Hardware
+    adc_range: Array | float | None
+    draws: Draws
+
+    @property
+    def span(self) -> float:
+        return self.hardware.device.g_max - self.g_min
+
+
+def _weighted_sum(chip: _Chip, b: int, j: int, o: int, lines: range, codes: list[float], reads: Reads) -> float:
+    """Inputs of row tile ``j`` times the scaled weights of output ``o``: slices shifted and added."""
+    tile = chip.hardware.tile
+    shifted = full = 0.0
+    for s in range(tile.slices):
+        digit = 0.0
+        for p in range(len(reads)):
+            digit += _converted_column(chip, (s, j, o), (p, b), lines, reads) * reads[p][1]
+        shifted, full = shifted * 2**tile.slice_bits + digit, full * 2**tile.slice_bits + 1
+    if tile.encoding != "offset":
+        return shifted / full
+    # G of a weight of 0 lies half a window above g_min, and half a window stands for a weight of 1.
+    zero = (chip.g_min + chip.span / 2) / chip.span * math.fsum(codes[line] for line in lines)
+    return 2 * (shifted / full - zero)
+
+
+def _converted_column(
+    chip: _Chip, column: tuple[int, int, int], read: tuple[int, int], lines: range, reads: Reads
+) -> float:
+    """One conversion of one column of one tile, unit outputs."""
+    (s, j, o), (p, b), draws, hardware = column, read, chip.draws, chip.hardware
+    i, c = divmod(o, hardware.tile.cols)
+    t = s * chip.plus.shape[3] + j
+    pulse = reads[p][0]
+    currents = []
+    for r, line in enumerate(lines):
+        volts = pulse[line]
+        if draws.row_gain is not None:
+            volts *= 1 + draws.row_gain[s, line, i]
+        if draws.row_offset is not None:
+            volts += draws.row_offset[s, line, i]
+        for pair in range(hardware.tile.pairs):
+            cell, number = (pair, s, i, j, r, c), (pair, s, p, b, line, o)
+            currents.append(volts * _noisy(chip.plus[cell], hardware, draws.plus, number))
+            if hardware.tile.encoding != "offset":
+                currents.append(-volts * _noisy(chip.minus[cell], hardware, draws.minus, number))
+    unit_output = math.fsum(currents) / hardware.tile.pairs / chip.span
+    if draws.col_gain is not None:
+        unit_output *= 1 + draws.col_gain[t, o]
+    if draws.col_offset is not None:
+        unit_output += draws.col_offset[t, o]
+    if draws.output is not None:
+        unit_output += (
+            hardware.output_noise * draws.output.reshape(len(reads), -1, *draws.output.shape[-2:])[p, t, b, o]
+        )
+    return _convert(unit_output, hardware.adc, _adc_range(chip, t, o, [pulse[line] for line in lines]))
+
+
+def _noisy(g: float, hardware: Hardware, z: Array | None, index: tuple[int, ...]) -> float:
+    noise = hardware.read_noise
+    if z is None or noise is None:
+        return g
+    return g + math.sqrt(noise.constant**2 + (noise.relative * g) ** 2) * float(z[index])
+
+
+def _bits(codes: list[float], dac: Converter) -> Reads:
+    """Full-scale pulses for each magnitude bit of the codes, least significant first, and what each bit is worth."""
+    levels = _levels(dac)
+    whole = [round(code * levels) for code in codes]
+    planes = []
+    for bit in range(dac.bits - 1):
+        planes.append(([math.copysign((abs(n) >> bit) & 1, n) for n in whole], 2**bit / levels))
+    return planes
+
+
+def _dac_range(x: Array, b: int, dac: Converter | None, calibrated: float | None) -> float:
+    if dac is None:
+        return 1.0
+    if calibrated is not None:
+        return calibrated
+    if dac.range == "static":
+        return dac.full_scale
+    return float(np.abs(x[b] if dac.range == "per_token" else x).max())
+
+
+def _adc_range(chip: _Chip, t: int, o: int, pulse: list[float]) -> float:
+    """Unit outputs at full scale, for word lines of one tile that carry ``pulse``."""
+    adc, given = chip.hardware.adc, chip.adc_range
+    if adc is None:
+        return math.inf
+    limit = adc.full_scale if given is None else given
+    limit = float(limit[t, o] if isinstance(limit, np.ndarray) else limit)
+    if adc.range == "active_rows":
+        limit *= math.sqrt(max(sum(v != 0 for v in pulse), 1) / len(pulse))
+    return limit
+
+
+def _levels(converter: Converter) -> int:
+    return (1 << (converter.bits - 1)) - 1
+
+
+def _convert(value: float, converter: Converter | None, full_scale: float) -> float:
+    """The nearest of ``2^bits - 1`` levels over ± full scale, ties to even, clipped; a single bit tells only the sign.
+
+    Unchanged without a converter.
+    """
+    if converter is None:
+        return value
+    if converter.bits == 1:
+        return full_scale if value >= 0 else -full_scale
+    levels = _levels(converter)
+    code = max(-levels, min(levels, round(value / full_scale * levels)))
+    return float(code * full_scale / levels)

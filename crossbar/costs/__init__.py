@@ -1,0 +1,1 @@
+"""Events counted while a model runs, and what they cost."""

@@ -1,0 +1,1 @@
+"""Compiled loops: how numba's C functions run on torch's own threads."""

@@ -1,0 +1,86 @@
+"""What compiled kernels are made of: addresses to arrays, bits to numbers, a thread's share of the work.
+
+A kernel is a C function for `crossbar.native.openmp.run`, compiled by numba when its module is first imported and kept
+in numba's cache, which follows changes of the kernel's own file only: after a change here or of another function that
+is compiled into a kernel, touch the kernel's file. What a C function raises is lost, so division by 0 gives infinity
+or NaN, and a thread that comes to the end says so.
+"""
+
+from __future__ import annotations
+
+from typing import Any
+
+import numpy as np
+from llvmlite import ir
+from numba import carray, njit, types
+from numba.extending import intrinsic
+
+SIGNATURE = types.void(types.CPointer(types.int64))
+"""Of a kernel: a pointer to its arguments, each of 64 bits."""
+
+FAST = {"contract"}
+"""Multiply-adds are allowed; NaN and infinity keep their meaning."""
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def as_float(context: Any, word: Any) -> Any:
+    """The float32 with these 32 bits."""
+    return types.float32(types.uint32), lambda _, builder, __, given: builder.bitcast(given[0], ir.FloatType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def as_bits(context: Any, number: Any) -> Any:
+    """The 32 bits of a float32."""
+    return types.uint32(types.float32), lambda _, builder, __, given: builder.bitcast(given[0], ir.IntType(32))
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def as_double(context: Any, word: Any) -> Any:
+    """The float64 with these 64 bits."""
+    return types.float64(types.int64), lambda _, builder, __, given: builder.bitcast(given[0], ir.DoubleType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def pointer(context: Any, address: Any) -> Any:
+    """What stands at an address."""
+
+    def generate(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        return builder.inttoptr(given[0], ir.IntType(8).as_pointer())
+
+    return types.voidptr(types.int64), generate
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def _called(context: Any, address: Any) -> Any:
+    """What the C function at an address, ``int function(void)``, returns."""
+
+    def generate(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        function = ir.FunctionType(ir.IntType(32), []).as_pointer()
+        return builder.call(builder.inttoptr(given[0], function), [])
+
+    return types.int32(types.int64), generate
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def share(given: Any, work: int) -> Any:
+    """The part of the work, from and to, that the calling thread does: neighbours, as torch's products share them."""
+    thread, threads = _place(given)
+    return work * thread // threads, work * (thread + 1) // threads
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _place(given: Any) -> Any:
+    """The number of the calling thread, and how many there are: maybe fewer than were asked for."""
+    members = carray(pointer(given[0]), 2, np.int64)
+    thread, threads = 0, 1
+    if members[0] != 0:
+        thread, threads = _called(members[0]), _called(members[1])
+    return thread, threads
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def done(given: Any) -> None:
+    """Tell `crossbar.native.openmp.run` that the calling thread came to the end: what a C function raises is lost."""
+    thread, threads = _place(given)
+    members = carray(pointer(given[0]), 2 + given[1], np.int64)
+    members[2 + thread] = threads

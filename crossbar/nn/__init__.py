@@ -1,0 +1,1 @@
+"""Analog layers and models: convert, program, age, train, save."""

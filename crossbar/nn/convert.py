@@ -1,0 +1,301 @@
+"""Digital models to analog ones, in place, with a report of what changed and what did not."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterator, Mapping, Sequence
+from dataclasses import dataclass
+from fnmatch import fnmatchcase
+from typing import Any
+
+import torch
+from torch import Tensor, nn
+from torch.nn.parameter import is_lazy
+
+from crossbar.nn.adapters import digital_weight, is_linear
+from crossbar.errors import InputError
+from crossbar.hardware import Hardware
+from crossbar.nn.linear import AnalogLinear
+from crossbar.tiles.mapping import tile_grid
+
+_HUGE = 65504.0  # the largest number in half precision
+
+
+@dataclass(frozen=True)
+class LayerReport:
+    """What became of one layer.
+
+    Attributes:
+        name: path in the model.
+        kind: class of the digital layer.
+        parameters: how many it holds.
+        in_features, out_features: of an analog layer; 0 for a digital one.
+        tiles: number of tiles; 0 for a digital layer.
+        utilisation: part of the tiles' cells that hold a weight; 0 for a digital layer.
+        reason: why a digital layer stayed digital; empty for an analog one.
+    """
+
+    name: str
+    kind: str
+    parameters: int
+    in_features: int = 0
+    out_features: int = 0
+    tiles: int = 0
+    utilisation: float = 0.0
+    reason: str = ""
+
+
+@dataclass(frozen=True)
+class ConversionReport:
+    """Every layer with parameters: what became analog, on how many tiles, and what stayed digital and why."""
+
+    layers: tuple[LayerReport, ...]
+
+    @property
+    def analog(self) -> tuple[LayerReport, ...]:
+        """Layers on tiles."""
+        return tuple(layer for layer in self.layers if layer.tiles)
+
+    @property
+    def digital(self) -> tuple[LayerReport, ...]:
+        """Layers with parameters that stayed digital."""
+        return tuple(layer for layer in self.layers if not layer.tiles)
+
+    @property
+    def tiles(self) -> int:
+        """Tiles in use."""
+        return sum(layer.tiles for layer in self.layers)
+
+    @property
+    def utilisation(self) -> float:
+        """Part of all tiles' cells that hold a weight."""
+        return sum(layer.utilisation * layer.tiles for layer in self.layers) / self.tiles
+
+    @property
+    def analog_parameters(self) -> int:
+        """Weights in cells."""
+        return sum(layer.in_features * layer.out_features for layer in self.analog)
+
+    @property
+    def parameters(self) -> int:
+        """Parameters of the whole model; a shared tensor counts once."""
+        return sum(layer.parameters for layer in self.layers)
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values for JSON."""
+        return {
+            "analog_layers": len(self.analog),
+            "tiles": self.tiles,
+            "utilisation": self.utilisation,
+            "parameters": self.parameters,
+            "analog_parameters": self.analog_parameters,
+            "layers": [vars(layer) for layer in self.layers],
+        }
+
+    def __str__(self) -> str:
+        share = self.analog_parameters / self.parameters
+        lines = [
+            f"{len(self.analog)} layers became analog: {self.analog_parameters:,} of {self.parameters:,} parameters "
+            f"({share:.0%}) on {self.tiles} tiles, {self.utilisation:.0%} of their cells in use"
+        ]
+        for reason, layers in self.digital_by_reason().items():
+            count = sum(layer.parameters for layer in layers)
+            lines.append(f"{len(layers)} stayed digital ({count:,} parameters): {reason}")
+        return "\n".join(lines)
+
+    def digital_by_reason(self) -> dict[str, list[LayerReport]]:
+        """The digital layers, grouped by why they stayed digital."""
+        groups: dict[str, list[LayerReport]] = {}
+        for layer in self.digital:
+            groups.setdefault(layer.reason, []).append(layer)
+        return groups
+
+
+def convert(
+    model: nn.Module,
+    hardware: Hardware,
+    include: str | Sequence[str] | None = None,
+    exclude: str | Sequence[str] | None = None,
+    per_layer: Mapping[str, Hardware] | None = None,
+) -> ConversionReport:
+    """Put the linear layers of a model on analog tiles, in place.
+
+    Converts ``nn.Linear`` and transformers ``Conv1D``. A linear layer whose weight belongs to another module too (tied
+    embeddings) and one inside ``nn.MultiheadAttention`` (which reads the weight without calling the layer) stay digital
+    and are reported. Analog layers start in eval mode: call ``model.train()`` to train through them.
+
+    Args:
+        model: changed in place; `restore` undoes it.
+        hardware: the tiles.
+        include: shell patterns of layer names; only these become analog. None: all.
+        exclude: shell patterns of layer names that stay digital, such as ``"pooler*"``.
+        per_layer: other hardware for layers whose name matches a shell pattern; the first match counts.
+
+    Raises:
+        InputError: if no layer would become analog, a pattern matches nothing, or a weight is NaN or infinite. The
+            model is then unchanged.
+
+    Warns:
+        UserWarning: of layers whose weights are all 0, or that have weights beyond 65504.
+    """
+    if is_linear(model):
+        raise InputError("the model is itself a linear layer: use AnalogLinear.from_digital")
+    include, exclude, per_layer = _patterns(include), _patterns(exclude), per_layer or {}
+    names = [name for name, module in _leaves(model) if is_linear(module)]
+    if not names:
+        raise InputError(f"{type(model).__name__} has no linear layer left to convert: nothing would become analog")
+    for pattern in (*(include or ()), *(exclude or ()), *per_layer):
+        if not any(fnmatchcase(name, pattern) for name in names):
+            raise InputError(
+                f"layer pattern {pattern!r} matches none of the {len(names)} linear layers, such as {names[0]!r}"
+            )
+
+    for name, parameter in model.named_parameters():
+        if not is_lazy(parameter) and not parameter.is_meta and not torch.isfinite(parameter).all():
+            raise InputError(f"parameter {name!r} holds NaN or infinite numbers: repair the model first")
+    owners = _owners(model)
+    counted: set[int] = set()
+    reports: list[LayerReport] = []
+    analog: dict[str, AnalogLinear] = {}
+    for name, module in _leaves(model):
+        own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+        counted.update(id(p) for p in own)
+        parameters = sum(0 if is_lazy(p) else p.numel() for p in own)
+        reason = _why_digital(model, name, module, include, exclude, owners)
+        if reason:
+            reports.append(LayerReport(name, type(module).__name__, parameters, reason=reason))
+            continue
+        layer_hardware = next((h for pattern, h in per_layer.items() if fnmatchcase(name, pattern)), hardware)
+        analog[name] = AnalogLinear.from_digital(module, layer_hardware, name)
+        reports.append(_analog_report(name, module, parameters, layer_hardware))
+    if not analog:
+        raise InputError("no linear layer would become analog: all are excluded by name, or tied to another module")
+    for doubt in _doubts(analog):
+        warnings.warn(doubt, stacklevel=2)
+    _replace(model, {id(layer.digital): layer for layer in analog.values()})
+    _call_layers(model, False)
+    return ConversionReport(tuple(reports))
+
+
+def _doubts(analog: Mapping[str, AnalogLinear]) -> Iterator[str]:
+    """What to warn of: layers that can be computed and can hardly be meant."""
+    weights = {name: digital_weight(layer.digital) for name, layer in analog.items()}
+    known = {name: weight for name, weight in weights.items() if weight.numel() and not weight.is_meta}
+    largest = {name: float(weight.abs().amax()) for name, weight in known.items()}
+    zero = [name for name, most in largest.items() if most == 0]
+    huge = [name for name, most in largest.items() if most > _HUGE]
+    if zero:
+        yield f"{_named(zero)} only weights of 0, so that tiles add nothing to the bias: is the model whole?"
+    if huge:
+        yield f"{_named(huge)} weights beyond {_HUGE:g}, which no trained one has: is the model whole?"
+
+
+def _named(layers: list[str]) -> str:
+    if len(layers) == 1:
+        return f"layer {layers[0]!r} has"
+    return f"{len(layers)} layers, such as {layers[0]!r}, have"
+
+
+def restore(model: nn.Module) -> None:
+    """Put the digital layers back, in place: the very modules that `convert` took, weights untouched.
+
+    Raises:
+        InputError: for an analog layer by itself, whose digital layer is its attribute ``digital``.
+    """
+    if isinstance(model, AnalogLinear):
+        raise InputError(
+            "restore takes a model that holds analog layers: a single one has its digital layer in .digital"
+        )
+    _replace(model, {id(m): m.digital for m in model.modules() if isinstance(m, AnalogLinear)})
+    _call_layers(model, True)
+
+
+def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    return (patterns,) if isinstance(patterns, str) else None if patterns is None else tuple(patterns)
+
+
+def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
+    """Modules that own parameters themselves, and linear layers whose weight is computed, outside analog layers."""
+    inside = {id(part) for layer in model.modules() if isinstance(layer, AnalogLinear) for part in layer.modules()}
+    for name, module in model.named_modules():
+        if id(module) not in inside and (is_linear(module) or next(module.parameters(recurse=False), None) is not None):
+            yield name, module
+
+
+def _owners(model: nn.Module) -> dict[int, list[str]]:
+    owners: dict[int, list[str]] = {}
+    for name, module in _leaves(model):
+        for parameter in module.parameters(recurse=False):
+            owners.setdefault(id(parameter), []).append(name)
+    return owners
+
+
+def _why_digital(
+    model: nn.Module,
+    name: str,
+    module: nn.Module,
+    include: tuple[str, ...] | None,
+    exclude: tuple[str, ...] | None,
+    owners: dict[int, list[str]],
+) -> str:
+    if not is_linear(module):
+        return "not a linear layer"
+    if any(fnmatchcase(name, pattern) for pattern in exclude or ()):
+        return "excluded by name"
+    if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
+        return "not included by name"
+    weight = module.weight
+    assert isinstance(weight, Tensor)
+    if is_lazy(weight):
+        return "its size is not known before the model has run once"
+    sharers = owners.get(id(weight), [])
+    if name not in sharers:
+        return "its weight is computed from other parameters (pruned or parametrised): make it permanent first"
+    shared = [other for other in sharers if other != name]
+    if shared:
+        return f"weight shared with {shared[0]}"
+    parent = model.get_submodule(name.rpartition(".")[0])
+    if isinstance(parent, nn.MultiheadAttention):
+        return "nn.MultiheadAttention reads the weight without calling the layer"
+    return ""
+
+
+def _analog_report(name: str, module: nn.Module, parameters: int, hardware: Hardware) -> LayerReport:
+    out_features, in_features = digital_weight(module).shape
+    t_out, t_in = tile_grid(in_features, out_features, hardware.tile)
+    tiles = t_out * t_in * hardware.tile.slices
+    return LayerReport(
+        name=name,
+        kind=type(module).__name__,
+        parameters=parameters,
+        in_features=in_features,
+        out_features=out_features,
+        tiles=tiles,
+        utilisation=in_features * out_features / (t_out * t_in * hardware.tile.rows * hardware.tile.cols),
+    )
+
+
+def _replace(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
+    """Put modules in the place of others, given by identity, everywhere in the model that they are used."""
+    for parent in list(model.modules()):
+        for child, module in list(parent._modules.items()):
+            if id(module) in replacements:
+                parent._modules[child] = replacements[id(module)]
+
+
+_FUSED = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}
+"""Switches of torch's fused inference paths, which read ``linear1.weight`` past the tiles; 0 and False are off."""
+
+
+def _call_layers(model: nn.Module, fused: bool) -> None:
+    """Make torch's encoder modules call their layers where these are analog, or (``fused``) do as they did before."""
+    for module in model.modules():
+        switch = next((name for kind, name in _FUSED.items() if isinstance(module, kind)), None)
+        if switch is None:
+            continue
+        saved = f"_ohmformer_{switch}"
+        if fused and saved in vars(module):
+            setattr(module, switch, vars(module).pop(saved))
+        elif not fused and any(isinstance(m, AnalogLinear) for m in module.modules()):
+            vars(module).setdefault(saved, getattr(module, switch))
+            setattr(module, switch, type(getattr(module, switch))())

@@ -1,0 +1,49 @@
+"""How well cells keep weights: the error of every weight after a time, relative to the largest one."""
+
+from __future__ import annotations
+
+from dataclasses import dataclass, replace
+from functools import lru_cache
+
+import torch
+from torch import Tensor, nn
+
+from crossbar.hardware import Hardware
+from crossbar.nn.linear import AnalogLinear
+
+_LEVELS = 64  # steps of the weight between 0 and 1
+_SAMPLES = 1024  # cells written at each level
+
+
+@dataclass(frozen=True)
+class WeightErrors:
+    """What becomes of weights from 0 to 1, where 1 is a cell at g_max, behind one gain that brings back what it can.
+
+    Attributes:
+        gain: least squares against the targets, over all levels.
+        squared: mean of ``(gain · w(t) - w)²`` at 65 weights ``w`` from 0 to 1, float64.
+    """
+
+    gain: float
+    squared: Tensor
+
+
+@lru_cache(maxsize=32)
+@torch.inference_mode(False)
+@torch.no_grad()
+def weight_errors(hardware: Hardware, seconds: float) -> WeightErrors:
+    """Errors of weights at a time, from 1,024 cells (or groups of them) a level, written, aged and read as any others.
+
+    So it holds for every device and encoding: programming error, drift and its spread, and 1/f noise together.
+    """
+    levels = torch.linspace(0.0, 1.0, _LEVELS + 1, device="cpu")
+    probe = nn.Linear(_SAMPLES, _LEVELS + 1, bias=False, device="cpu")
+    probe.weight.copy_(levels.unsqueeze(1).expand(-1, _SAMPLES))
+    layer = AnalogLinear.from_digital(probe, replace(hardware, faults=None), "weight errors")
+    layer.set_weight_range(torch.ones_like(layer.scales))
+    layer.program(0)
+    layer.age(seconds)
+    found, wanted = layer.effective_weight().double(), levels.double().unsqueeze(1)
+    products, squares = (found * wanted).sum(1), found.square().sum(1)  # level by level: the same with any threads
+    gain = float(products.sum() / squares.sum())
+    return WeightErrors(gain, (gain * found - wanted).square().mean(1))

@@ -1,0 +1,1 @@
+"""Cells: from weights to targets, programming, ageing, faults, and what columns see of them."""

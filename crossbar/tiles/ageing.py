@@ -1,0 +1,141 @@
+"""The seeded life of a set of cells: the same chip at the same time always reads the same conductances.
+
+Every draw is keyed by seed, layer and purpose, and the 1/f fluctuation by the time too, so that a conductance depends
+on no other call. Fluctuations at distinct times are independent, which is right for well separated times (a 1/f band
+forgets within a fraction of the age), or, if the device is ``correlated``, one path of each cell.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterator
+from typing import Any
+
+import torch
+from torch import Tensor
+
+from crossbar.devices import AgesApart, AnyDevice, Device, PowerLawDrift, RedrawDevice, State, one_over_f, window
+from crossbar.errors import InputError
+from crossbar.random.streams import Key, normal, seed
+
+_PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
+_FURTHEST = 10  # deviations: no normal number is drawn that far out
+_MOST = 1e6  # g_max
+
+
+def program(device: AnyDevice, target: Tensor, key: Key) -> State:
+    """Write ``target`` (µS) into the cells of ``key``: programming error and drift exponents are drawn once."""
+    if isinstance(device, RedrawDevice):
+        return device.write(target, seed((*key, "programming")))
+    cells, whole, state = target.reshape(-1), State(), State()
+    for piece in _pieces(cells):
+
+        def draw(purpose: str, piece: slice = piece) -> Tensor:
+            if purpose not in whole:
+                whole[purpose] = normal(tuple(cells.shape), (*key, purpose), cells.device).to(cells.dtype)
+            return whole[purpose][piece]
+
+        for name, part in device.program(cells[piece], draw).items():
+            state.setdefault(name, torch.empty_like(cells))[piece] = part
+    return {name: part.view(target.shape) for name, part in state.items()}
+
+
+def conductances(device: AnyDevice, state: State, seconds: float, key: Key, noise: bool = True) -> Tensor:
+    """Conductances (µS) of programmed cells at a time, with or without the 1/f fluctuation; within `window`."""
+    if isinstance(device, RedrawDevice):
+        return device.read(state, seconds, seed((*key, "redraw", seconds)), noise)
+    like = next(iter(state.values()))
+    flat = {name: part.reshape(-1) for name, part in state.items()}
+    found, z = torch.empty_like(like).view(-1), None
+    low, high = window(device)
+    for piece in _pieces(found):
+        part = {name: cells[piece] for name, cells in flat.items()}
+        drifted = device.drifted(part, seconds)
+        deviation = device.fluctuation(part, drifted, seconds) if noise else None
+        if deviation is not None:
+            if z is None:
+                z = _fluctuations(device, tuple(found.shape), seconds, key, found.device).to(found.dtype)
+            drifted = torch.addcmul(drifted, deviation, z[piece]).clamp_(low, high)
+        elif high < math.inf:
+            drifted = drifted.clamp(low, high)
+        found[piece] = drifted
+    return found.view(like.shape)
+
+
+def is_readable(device: AnyDevice, state: State, seconds: float) -> bool:
+    """Whether programmed cells have a conductance at a time, however the 1/f fluctuation falls.
+
+    NaN is none, and neither is a million times g_max, with which a column's sum would leave float32. Of a
+    `RedrawDevice`, which says so itself when it is read, only the state is looked at.
+    """
+    most = _MOST * device.g_max
+    if isinstance(device, RedrawDevice):
+        return all(bool((part.abs() <= most).all()) for part in state.values())
+    flat = {name: part.reshape(-1) for name, part in state.items()}
+    for piece in _pieces(next(iter(flat.values()))):
+        part = {name: cells[piece] for name, cells in flat.items()}
+        drifted = device.drifted(part, seconds)
+        deviation = device.fluctuation(part, drifted, seconds)
+        furthest = drifted.abs() if deviation is None else drifted.abs().add(deviation.abs(), alpha=_FURTHEST)
+        if not bool((furthest <= most).all()):
+            return False
+    return True
+
+
+def require_conductances(device: AnyDevice, cells: Tensor, seconds: float, where: str) -> None:
+    """Refuse cells (µS) that a device gave and that are NaN or a million times g_max or more.
+
+    Raises:
+        InputError: naming the device, the time and ``where`` the cells are.
+    """
+    low, high = cells.aminmax() if cells.numel() else (0.0, 0.0)
+    most = _MOST * device.g_max
+    if not (-most <= low and high <= most):  # false for NaN
+        bad = int((~(cells.abs() <= most)).sum())
+        raise InputError(
+            f"{where}: {bad} of {cells.numel()} cells of device {device.kind!r} read as NaN or as more than "
+            f"{most:g} µS at {seconds:g} s: mend the device, or choose another"
+        )
+
+
+def aged(device: Device, state: State, seconds: Tensor, z: Callable[[], Tensor] | None) -> Tensor:
+    """Conductances (µS) of cells that have ages of their own, such as rows written one by one.
+
+    Args:
+        device: of the cells.
+        state: as `program` left it.
+        seconds: float64 [L, 1]: ages of the rows along the last dimension but one.
+        z: gives standard normal numbers shaped like the cells, for the 1/f fluctuation; None: without it.
+    """
+    like = next(iter(state.values()))
+    low, high = window(device)
+
+    def read(cells: State, age: Any, rows: Tensor | None = None) -> Tensor:
+        drifted = device.drifted(cells, age)
+        deviation = None if z is None else device.fluctuation(cells, drifted, age)
+        if deviation is not None and z is not None:
+            own = z() if rows is None else z().index_select(-2, rows)
+            return torch.addcmul(drifted, deviation, own.to(drifted.dtype)).clamp_(low, high)
+        return drifted.clamp(low, high) if high < math.inf else drifted
+
+    if isinstance(device, AgesApart):
+        return read(state, seconds.to(like.dtype))
+    found = torch.empty_like(like)
+    for age in seconds.unique().tolist():
+        rows = (seconds[:, 0] == age).nonzero()[:, 0]
+        found.index_copy_(
+            -2, rows, read({name: part.index_select(-2, rows) for name, part in state.items()}, age, rows)
+        )
+    return found
+
+
+def _pieces(cells: Tensor) -> Iterator[slice]:
+    """Slices that cover the cells, one of them at least; on a GPU a single one."""
+    step = _PIECE if cells.device.type == "cpu" else max(len(cells), 1)
+    return (slice(first, first + step) for first in range(0, max(len(cells), 1), step))
+
+
+def _fluctuations(device: AnyDevice, shape: tuple[int, ...], seconds: float, key: Key, place: torch.device) -> Tensor:
+    if isinstance(device, PowerLawDrift) and device.correlated:
+        return one_over_f.correlated(shape, seconds, device.t_0, device.t_read, key, place)
+    return normal(shape, (*key, "1/f", seconds), place)

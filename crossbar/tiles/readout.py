@@ -1,0 +1,119 @@
+"""From the conductances of a layer to what its columns see: digits, mismatch and the variance of read noise."""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass
+
+import torch.nn.functional as F
+from torch import Tensor
+
+from crossbar.devices import span
+from crossbar.tiles.faults import Fault
+from crossbar.hardware import CellNoise, Hardware, Tile
+from crossbar.tiles.mapping import cell_weights
+from crossbar.random.streams import Key, normal
+
+
+@dataclass(frozen=True)
+class Array:
+    """A layer's cells as its columns see them now.
+
+    ``T = S T_in`` counts the conversions that make up one output: slice after slice, row tile after row tile.
+
+    Attributes:
+        weight: signed digits (`crossbar.tiles.mapping.cell_weights`), mismatch of gains included, ``[S, I, O]``.
+        scales: what one unit output is worth, calibrated gains included, ``[T, O]``, weight units.
+        offset: what mismatch adds to each column, ``[T, O]``, unit outputs; None: nothing.
+        variance: of each cell's white read noise, ``[S, I, O]``, or the mean of each column, ``[T, O]``; unit outputs
+            squared; None: no such noise.
+        bias_scales: of the ``offset`` encoding, ``[T_in, O]``: digital logic takes the sum of the inputs times these.
+        adc_range: calibrated or learned, 0-d or ``[T, O]``, unit outputs; None: the converter's own.
+        fixed: gives ``weight`` in fixed point; None: products must be computed in floating point.
+    """
+
+    weight: Tensor
+    scales: Tensor
+    offset: Tensor | None = None
+    variance: Tensor | None = None
+    bias_scales: Tensor | None = None
+    adc_range: Tensor | None = None
+    fixed: Callable[[], FixedPoint] | None = None
+
+
+@dataclass(frozen=True)
+class FixedPoint:
+    """Cells as integers, two bytes each (`crossbar.backends.cpu.integers`).
+
+    Attributes:
+        bytes: ``[S, 2 O I]`` int8, row tile after row tile: all high bytes ``[O, R]`` of a tile, then all low ones.
+        steps: what 1 stands for, ``[T, O]``, unit outputs.
+    """
+
+    bytes: Tensor
+    steps: Tensor
+
+
+def digits(cells: Tensor, hardware: Hardware, key: Key | None) -> tuple[Tensor, Tensor | None]:
+    """Digits ``[S, I, O]`` and column offsets ``[T, O]`` of cells ``[K, I, O]`` (µS), with chip ``key``'s mismatch.
+
+    A word line's gain error multiplies its drive, a column's the sum of its cells; a word line's offset is a drive that
+    never goes away. They are drawn once for a chip; without a key there is no mismatch.
+    """
+    weight = cell_weights(cells, hardware.tile, span(hardware.device)[1])
+    offset: Tensor | None = None
+    if key is None:
+        return weight, offset
+    tile, dac, adc = hardware.tile, hardware.dac, hardware.adc
+    in_features, out_features = weight.shape[1:]
+    t_in, t_out = -(-in_features // tile.rows), -(-out_features // tile.cols)
+
+    def drawn(std: float, shape: tuple[int, ...], what: str) -> Tensor:
+        return normal(shape, (*key, "mismatch", what), weight.device).to(weight.dtype) * std
+
+    def by_line(std: float, what: str) -> Tensor:
+        shape = (tile.slices, in_features, t_out)
+        return drawn(std, shape, what).repeat_interleave(tile.cols, 2)[:, :, :out_features]
+
+    if dac is not None and dac.offset_std:
+        offset = _tile_sums(weight * by_line(dac.offset_std, "dac offset"), tile)
+    if dac is not None and dac.gain_std:
+        weight = weight * (1 + by_line(dac.gain_std, "dac gain"))
+    columns = (tile.slices * t_in, out_features)
+    if adc is not None and adc.gain_std:
+        gain = 1 + drawn(adc.gain_std, columns, "adc gain")
+        by_slice = gain.unflatten(0, (tile.slices, t_in)).repeat_interleave(tile.rows, 1)
+        weight = weight * by_slice[:, :in_features]
+        offset = None if offset is None else offset * gain
+    if adc is not None and adc.offset_std:
+        own = drawn(adc.offset_std, columns, "adc offset")
+        offset = own if offset is None else offset + own
+    return weight, offset
+
+
+def read_variance(
+    cells: Tensor, noise: CellNoise | None, hardware: Hardware, fault_map: Tensor | None = None
+) -> Tensor | None:
+    """Variance of white read noise of cells ``[K, I, O]`` (µS) in unit outputs squared: see `Array.variance`.
+
+    Cells that carry no current, open ones of ``fault_map``, make no noise.
+    """
+    if noise is None or noise.constant == noise.relative == 0:
+        return None
+    tile = hardware.tile
+    each = cells.square().mul_(noise.relative**2).add_(noise.constant**2)
+    if fault_map is not None:
+        each.masked_fill_(fault_map == Fault.OPEN, 0.0)
+    each = each.view(tile.signs * tile.pairs, tile.slices, *cells.shape[1:]).sum(0)
+    each.div_((tile.pairs * span(hardware.device)[1]) ** 2)
+    alike = noise.relative == 0 and not (fault_map is not None and bool((fault_map == Fault.OPEN).any()))
+    if noise.form == "exact" and not alike:
+        return each
+    lines = F.pad(each.new_ones(each.shape[1]), (0, -each.shape[1] % tile.rows)).view(-1, tile.rows).sum(1)
+    return _tile_sums(each, tile) / lines.repeat(tile.slices).unsqueeze(1)
+
+
+def _tile_sums(cells: Tensor, tile: Tile) -> Tensor:
+    """Sums of ``[S, I, O]`` over the word lines of each row tile, ``[T, O]``."""
+    padded = F.pad(cells, (0, 0, 0, -cells.shape[1] % tile.rows))
+    return padded.view(-1, tile.rows, cells.shape[2]).sum(1)

@@ -1,0 +1,74 @@
+"""Modules that compute with the weights of their layers instead of calling them."""
+
+import pytest
+import torch
+from torch import nn
+
+from crossbar import Ledger, presets, program, restore
+from crossbar.nn import convert
+from tests.crossbar.conftest import inputs, reasons, seeded
+
+
+def encoder_layer(**options):
+    options = {"dropout": 0.1, "batch_first": True, **options}
+    return seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32, **options))
+
+
+def test_multihead_attention_stays_digital_and_is_reported():
+    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Linear(8, 3)})
+    report = convert(model, presets.ideal())
+    assert [layer.name for layer in report.analog] == ["head"]
+    assert reasons(report) == {
+        "attention": "not a linear layer",
+        "attention.out_proj": "nn.MultiheadAttention reads the weight without calling the layer",
+    }
+
+
+@pytest.mark.parametrize("options", [{}, {"activation": "gelu"}, {"activation": nn.ReLU()}, {"norm_first": True}])
+def test_encoder_layers_go_through_the_tiles(options):
+    model = encoder_layer(**options)
+    x = inputs(2, 5, 16)
+    fused = model.activation_relu_or_gelu
+    assert fused
+    with torch.no_grad():  # where torch takes its fused path
+        expected = model(x)
+        report = convert(model, presets.pcm())
+        program(model)
+        with Ledger() as ledger:
+            analog = model(x)
+        assert {layer.name for layer in report.analog} == {"linear1", "linear2"}
+        assert ledger.totals()["cell_macs"] == 2 * 5 * (16 * 32 + 32 * 16)
+        assert (analog - expected).norm() / expected.norm() > 1e-3
+        restore(model)
+        assert torch.equal(model(x), expected)
+        assert model.activation_relu_or_gelu == fused
+
+
+@pytest.mark.parametrize("include", ["linear1", "linear2"])
+def test_one_analog_half_of_an_encoder_layer_is_used(include):
+    model = encoder_layer()
+    convert(model, presets.pcm(), include=include)
+    with torch.no_grad(), Ledger() as ledger:
+        model(inputs(2, 5, 16))
+    assert set(ledger.by_layer) == {include}
+    assert ledger.totals()["cell_macs"] == 2 * 5 * 16 * 32
+
+
+@pytest.mark.filterwarnings("ignore:The PyTorch API of nested tensors is in prototype stage:UserWarning")
+@pytest.mark.parametrize("nested", [True, False])
+def test_encoder_stacks_with_padding_go_through_the_tiles(nested):
+    layer = encoder_layer()
+    model = seeded(lambda: nn.TransformerEncoder(layer, 2, enable_nested_tensor=nested))
+    assert model.use_nested_tensor is nested
+    x, padding = inputs(2, 5, 16), torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+    with torch.no_grad():
+        expected = model(x, src_key_padding_mask=padding)
+        convert(model, presets.ideal())
+        with Ledger() as ledger:
+            found = model(x, src_key_padding_mask=padding)
+        assert len(ledger.by_layer) == 4
+        assert ledger.totals()["cell_macs"] == 2 * 2 * 5 * (16 * 32 + 32 * 16)
+        assert (found - expected)[~padding].abs().max() < 1e-5
+        restore(model)
+        assert model.use_nested_tensor is nested
+        assert torch.equal(model(x, src_key_padding_mask=padding), expected)

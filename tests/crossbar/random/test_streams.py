@@ -1,0 +1,126 @@
+"""Random streams: the key decides the numbers, and nothing else does."""
+
+import numpy as np
+import pytest
+import torch
+from scipy import stats
+
+from crossbar.random.streams import ReadNoise, normal, seed, uniform
+
+N = 200_000
+
+
+def read_noise(shape, key):
+    return ReadNoise(key).draw(shape)
+
+
+normals = pytest.mark.parametrize("draw", [normal, read_noise])
+draws = pytest.mark.parametrize("draw", [normal, read_noise, uniform])
+
+
+def correlation(a, b):
+    return float(np.corrcoef(a.flatten().numpy(), b.flatten().numpy())[0, 1])
+
+
+@normals
+@pytest.mark.parametrize("seed", [0, 1, 2])
+def test_numbers_are_standard_normal(draw, seed):
+    z = draw((N,), (seed, "distribution")).double()
+    assert stats.kstest(z.numpy(), "norm").pvalue > 0.01
+    n = 1_000_000
+    for half in draw((2, n), (seed, "moments")).double():  # the two numbers of a pair are made in different ways
+        assert abs(half.mean()) < 4 / n**0.5  # 4 standard errors of a mean
+        assert abs(half.var() - 1) < 4 * (2 / n) ** 0.5  # and of a variance
+        assert abs((half**4).mean() - 3) < 4 * (96 / n) ** 0.5  # and of a fourth moment
+
+
+def test_uniform_numbers_are_uniform():
+    z = uniform((N,), (0, "distribution"))
+    assert stats.kstest(z.numpy(), "uniform").pvalue > 0.01
+    assert z.min() >= 0
+    assert z.max() < 1
+
+
+@draws
+def test_neighbours_and_halves_are_independent(draw):
+    z = draw((N,), ("lags",))
+    for lag in (1, 2, 3, 4, N // 2):  # four numbers share a word of bits in one stream, two halves in the other
+        a, b = z[:-lag], z[lag:]
+        assert abs(correlation(a, b)) < 4 / len(a) ** 0.5
+        assert abs(correlation(a**2, b**2)) < 4 / len(a) ** 0.5
+
+
+@draws
+def test_same_key_same_bits(draw):
+    assert torch.equal(
+        draw((50, 41), (3, "layer.0", "read", 3600.0, 2)), draw((50, 41), (3, "layer.0", "read", 3600.0, 2))
+    )
+
+
+@draws
+@pytest.mark.parametrize("other", [(1, "a", 2.0), (0, "b", 2.0), (0, "a", 3.0), ("0", "a", 2.0), (0, "a"), (0, "a2.0")])
+def test_another_key_gives_unrelated_numbers(draw, other):
+    a, b = draw((N,), (0, "a", 2.0)), draw((N,), other)
+    assert (a == b).float().mean() < 1e-3  # 2^-16 by chance where 16 bits pick a number
+    assert abs(correlation(a, b)) < 4 / N**0.5
+
+
+@draws
+def test_global_generators_neither_matter_nor_move(draw):
+    with torch.random.fork_rng():
+        torch.manual_seed(1)
+        before_torch, before_numpy = torch.get_rng_state(), np.random.get_state()[1].copy()  # noqa: NPY002 - the point
+        a = draw((1001,), ("global",))
+        assert torch.equal(torch.get_rng_state(), before_torch)
+        assert np.array_equal(np.random.get_state()[1], before_numpy)  # noqa: NPY002 - the point
+        torch.manual_seed(2)
+        assert torch.equal(draw((1001,), ("global",)), a)
+
+
+@draws
+@pytest.mark.parametrize("n", [1, 7, 1000, 65_537, 200_001])  # the last ones are worked on by several threads
+def test_thread_count_changes_no_bit(draw, n):
+    threads = torch.get_num_threads()
+    try:
+        torch.set_num_threads(1)
+        one = draw((n,), ("threads", n))
+        torch.set_num_threads(2)
+        two = draw((n,), ("threads", n))
+    finally:
+        torch.set_num_threads(threads)
+    assert torch.equal(one, two)
+
+
+@draws
+@pytest.mark.parametrize("shape", [(), (1,), (3,), (5, 7), (0, 4), (3, 1, 5)])
+def test_any_shape(draw, shape):
+    z = draw(shape, ("shape",))
+    assert z.shape == shape
+    assert z.dtype == torch.float32
+    assert z.isfinite().all()
+
+
+def test_consecutive_reads_differ_and_repeat_from_the_start():
+    stream = ReadNoise(("stream",))
+    first, second = stream.draw((N,)), stream.draw((N,))
+    assert abs(correlation(first, second)) < 4 / N**0.5
+    again = ReadNoise(("stream",))
+    assert torch.equal(again.draw((N,)), first)
+    assert torch.equal(again.draw((N,)), second)
+
+
+def test_a_number_can_be_large_and_stays_finite():
+    z = normal((2_000_000,), ("tails",)).abs()
+    assert 4.5 < z.max() < 6.7  # the largest of 2e6 is below 4.5 with probability exp(-13)
+    assert z.isfinite().all()
+
+
+def test_seeds_for_foreign_generators():
+    keys = [(0, "layer", "redraw", t) for t in (0.0, 1.0, 2.0)] + [
+        (0, "layer", "redraw", 0),
+        (1, "layer", "redraw", 0.0),
+    ]
+    seeds = [seed(key) for key in keys]
+    assert len(set(seeds)) == len(keys)
+    assert all(0 <= s < 2**64 for s in seeds)
+    assert seeds == [seed(key) for key in keys]
