@@ -11,20 +11,26 @@ torch.Size([1, 2, 100, 8])
 '25% of the conversions'
 """
 
-from attention import platforms
 from attention.activation import Saturating, Softmax
-from attention.capacity import Excess
-from attention.controller import Controller
-from attention.counts import Counts, count, tally
-from attention.delivered import accumulate, score
-from attention.events import Axis, Events, Placement
+from attention.controller import platforms
+from attention.controller.capacity import Excess
+from attention.controller.controller import Controller
+from attention.controller.counts import Counts, count, tally
+from attention.controller.delivered import accumulate, score
+from attention.controller.events import Axis, Events, Placement
+from attention.controller.gating import EventsDropped
+from attention.controller.platforms import Limits, Platform
+from attention.controller.routing_tables import RoutingTables
+from attention.controller.timing import Timing
 from attention.gated import gated_attention
-from attention.gating import EventsDropped
-from attention.hf import attach, attached_pattern, detach, memory_cache, renew_memory
+from attention.hf.attach import attach, attached_pattern, detach, memory_cache, renew_memory
 from attention.kernel.reference import attention_reference
+from attention.learned.router import Router, commitment, place_centroids, routers
+from attention.learned.strengths import LearnedStrengths, place_strengths
 from attention.memory.description import Memory, Protected
 from attention.memory.memory import AnalogMemory
 from attention.memory.report import MemoryReport
+from attention.neuromorphic.strength_cores import CoreStrengths, fitted_to_cores
 from attention.patterns import conventions
 from attention.patterns.base import CSR, Pattern, Piece
 from attention.patterns.block_patterns import BigBird, BlockSparse, RandomBlocks
@@ -38,12 +44,6 @@ from attention.patterns.strides import Fixed, Strided
 from attention.patterns.text import parse
 from attention.patterns.tokens import Dense, GlobalTokens, Sinks
 from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
-from attention.platforms import Limits, Platform
-from attention.router import Router, commitment, place_centroids, routers
-from attention.routing_tables import RoutingTables
-from attention.strength_cores import CoreStrengths, fitted_to_cores
-from attention.strengths import LearnedStrengths, place_strengths
-from attention.timing import Timing
 
 __all__ = [
     "CSR",

@@ -8,8 +8,8 @@ from typing import Literal, NamedTuple, cast, get_args, overload
 import torch
 from torch import Tensor
 
-from attention.controller import Controller
-from attention.gating import gate, require_rows
+from attention.controller.controller import Controller
+from attention.controller.gating import gate, require_rows
 from attention.inputs import require_tensors
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_counts import book_reads, book_writes, real_queries
@@ -98,9 +98,9 @@ def gated_attention(
     the digital one. While a `crossbar.Ledger` is open, writes and reads are booked.
 
     With a ``controller``, every pair's events go to the memory's tiles on its platform, and attention is computed from
-    delivered events only (`attention.gating`): a pair whose score event is dropped is not in the softmax, and one whose
-    value event is dropped keeps its weight but brings no value. A platform that drops nothing gives the pattern itself;
-    one that does warns with `attention.EventsDropped`. Counts are those of the events.
+    delivered events only (`attention.controller.gating`): a pair whose score event is dropped is not in the softmax,
+    and one whose value event is dropped keeps its weight but brings no value. A platform that drops nothing gives the
+    pattern itself; one that does warns with `attention.EventsDropped`. Counts are those of the events.
 
     Args:
         q: queries [B, H, N_queries, D]; float32, float64, bfloat16 or float16.

@@ -15,8 +15,9 @@ import torch
 from paired import Arms, judge, measure, option_parser, peak_memory, print_setting, ratio, table, use
 from rich.console import Console
 
-from attention import Controller, Events, Platform, gated_attention, parse, platforms
-from attention.gating import _kept
+from attention import Controller, Events, Platform, gated_attention, parse
+from attention.controller import platforms
+from attention.controller.gating import _kept
 from crossbar import presets
 
 PATTERN = parse("causal(window(256) | sinks(4))")

@@ -11,8 +11,7 @@ from rich.console import Console
 import calibration
 from attention import attach
 from calibration import tasks
-from crossbar import age, presets, program, reset_reads
-from crossbar.nn import convert
+from crossbar import age, convert, presets, program, reset_reads
 
 PATTERN = "window(64) | sinks(4)"
 BAR = 4.0

@@ -21,10 +21,9 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from attention import LearnedStrengths, parse, place_strengths
-from attention.strength_cores import fitted_to_cores
+from attention.neuromorphic.strength_cores import fitted_to_cores
 from calibration import DriftCompensation
-from crossbar import Ledger, age, presets, program, reset_reads
-from crossbar.nn import convert
+from crossbar import Ledger, age, convert, presets, program, reset_reads
 
 BAR = 2.0  # points
 HEAD = 16  # numbers of a head

@@ -22,8 +22,7 @@ from rich.console import Console
 from rich.table import Table
 
 from calibration import DriftCompensation, InputRanges, load_model, tasks
-from crossbar import age, analog_layers, presets, program, reset_reads, to_seconds
-from crossbar.nn import convert
+from crossbar import age, analog_layers, convert, presets, program, reset_reads, to_seconds
 
 WRITERS = ("model.layers.2.mlp.down_proj", "model.layers.11.mlp.down_proj")
 """What writes the activation of SmolLM2's first token: 800 at first, taken away by layer 8, then 24,000."""

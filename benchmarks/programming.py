@@ -15,8 +15,7 @@ from paired import Arms, judge, measure, options, print_setting, ratio, table
 from rich.console import Console
 from torch import nn
 
-from crossbar import age, analog_layers, presets, program
-from crossbar.nn import convert
+from crossbar import age, analog_layers, convert, presets, program
 
 
 def main() -> None:

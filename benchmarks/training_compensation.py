@@ -35,8 +35,7 @@ from calibration.journal import Fit, Journal, Scored
 from calibration.metrics import interval
 from calibration.tasks import Batch
 from calibration.tasks.protocol import fitted_on
-from crossbar import Hardware, age, format_seconds, presets, program, reset_gains, reset_reads, to_seconds
-from crossbar.nn import convert
+from crossbar import Hardware, age, convert, format_seconds, presets, program, reset_gains, reset_reads, to_seconds
 from crossbar.devices import PCM
 
 PUBLISHED = {  # arm: accuracy in %, at once and after a year

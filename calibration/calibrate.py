@@ -31,8 +31,8 @@ from calibration.results import Calibration
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
 from crossbar import InputError, age, to_seconds
-from crossbar.storage.files import require_room
 from crossbar.presets import HardwareLike
+from crossbar.storage.files import require_room
 
 
 def calibrate(

@@ -110,8 +110,7 @@ def _inspect(options: Namespace) -> int:
         return _inspect_bundle(options)
 
     from calibration.models import load_model
-    from crossbar import presets
-    from crossbar.nn import convert
+    from crossbar import convert, presets
 
     hardware = presets.get(options.hardware)
     with console.progress_bar("inspect") as progress:

@@ -1,4 +1,4 @@
-"""Options from the command line and from ``--config`` files, read within the bounds of `crossbar.storage.yaml_values`."""
+"""Options from command line and ``--config`` files, read within the bounds of `crossbar.storage.yaml_values`."""
 
 from __future__ import annotations
 

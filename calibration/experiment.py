@@ -21,8 +21,19 @@ from calibration.results import Measurement
 from calibration.steps.protocol import Fitted, LongStep, Step, uncalibrate
 from calibration.tasks import Batch, Task
 from calibration.tasks.protocol import fitted_on
-from crossbar import ConversionReport, Hardware, InputError, Ledger, analog_layers, new_chip, presets, program, reset_reads, to_seconds
-from crossbar.nn import convert
+from crossbar import (
+    ConversionReport,
+    Hardware,
+    InputError,
+    Ledger,
+    analog_layers,
+    convert,
+    new_chip,
+    presets,
+    program,
+    reset_reads,
+    to_seconds,
+)
 from crossbar.errors import shown
 from crossbar.presets import HardwareLike
 

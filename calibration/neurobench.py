@@ -9,12 +9,12 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from attention.hf import attached_pattern
+from attention.hf.attach import attached_pattern
 from calibration.models.outputs import device_of
-from crossbar.nn.chip import bypassed
-from crossbar.nn.adapters import digital_weight, is_linear
-from crossbar.errors import InputError
 from crossbar.costs.ledger import Ledger
+from crossbar.errors import InputError
+from crossbar.nn.adapters import digital_weight, is_linear
+from crossbar.nn.chip import bypassed
 from crossbar.nn.linear import AnalogLinear
 
 _SPIKES = (-1.0, 0.0, 1.0)

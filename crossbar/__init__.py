@@ -5,14 +5,14 @@
 
 from crossbar import devices, presets
 from crossbar.costs.baselines import Baseline, digital_baselines
-from crossbar.nn.chip import age, analog_layers, bypassed, new_chip, program, reset_gains, reset_reads
-from crossbar.nn.convert import ConversionReport, LayerReport, convert, restore
 from crossbar.costs.energy import EnergyReport
+from crossbar.costs.ledger import Ledger
+from crossbar.costs.prices import Price, PriceBook, price
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Converter, Faults, Hardware, Tile, WriteVerify
-from crossbar.costs.ledger import Ledger
+from crossbar.nn.chip import age, analog_layers, bypassed, new_chip, program, reset_gains, reset_reads
+from crossbar.nn.convert import ConversionReport, LayerReport, convert, restore
 from crossbar.nn.linear import AnalogLinear
-from crossbar.costs.prices import Price, PriceBook, price
 from crossbar.nn.state import load_state, save_state
 from crossbar.nn.training import clip_weights, learn_ranges, replayed_reads
 from crossbar.units import format_seconds, to_seconds

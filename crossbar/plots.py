@@ -13,8 +13,8 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices import AnyDevice, Device, State, window
+from crossbar.tiles import ageing
 from crossbar.units import format_seconds, to_seconds
 
 if TYPE_CHECKING:
@@ -50,9 +50,9 @@ def conductance_histograms(
     """
     axes = _axes(axes)
     targets = _targets(device, levels)
-    state = trajectory.program(device, targets.unsqueeze(1).expand(-1, cells).contiguous(), (seed, _KEY))
+    state = ageing.program(device, targets.unsqueeze(1).expand(-1, cells).contiguous(), (seed, _KEY))
     seconds = [to_seconds(time) for time in times]
-    reads = [trajectory.conductances(device, state, t, (seed, _KEY)) for t in seconds]
+    reads = [ageing.conductances(device, state, t, (seed, _KEY)) for t in seconds]
     low, high = min(float(read.min()) for read in reads), max(float(read.max()) for read in reads)
     for row, read in enumerate(reversed(reads)):
         for values, colour in zip(read, _shades(levels), strict=True):
@@ -82,9 +82,9 @@ def programming_error(device: AnyDevice, *, cells: int = 4_000, seed: int = 0, a
     """
     axes = _axes(axes)
     targets = _targets(device, cells)
-    state = trajectory.program(device, targets, (seed, _KEY))
+    state = ageing.program(device, targets, (seed, _KEY))
     noise = not isinstance(device, Device)
-    error = trajectory.conductances(device, state, 0.0, (seed, _KEY), noise) - targets
+    error = ageing.conductances(device, state, 0.0, (seed, _KEY), noise) - targets
     axes.scatter(targets.numpy(), error.numpy(), s=6, color=_BLUE, alpha=0.4, linewidth=0, label="cells")
     if isinstance(device, Device):
         for draw, style, label in ((0.0, "-", "typical"), (1.0, "--", "one deviation"), (-1.0, "--", None)):
@@ -124,9 +124,9 @@ def population_drift(
     first = min(1.0, last / 1000)
     seconds = torch.logspace(0, 1, 49, base=last / first, dtype=torch.float64).mul_(first).tolist()
     goal = torch.full((cells,), target)
-    state = trajectory.program(device, goal, (seed, _KEY))
+    state = ageing.program(device, goal, (seed, _KEY))
     parts = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
-    spread = torch.stack([trajectory.conductances(device, state, t, (seed, _KEY)).quantile(parts) for t in seconds])
+    spread = torch.stack([ageing.conductances(device, state, t, (seed, _KEY)).quantile(parts) for t in seconds])
     low, lower, median, upper, high = spread.T.numpy()
     axes.fill_between(seconds, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="5% to 95%")
     axes.fill_between(seconds, lower, upper, color=_BLUE, alpha=0.3, linewidth=0, label="25% to 75%")

@@ -15,8 +15,7 @@ from torch import Tensor, nn
 from transformers import Trainer, TrainingArguments, ViTConfig, ViTForImageClassification, set_seed
 
 from calibration import DriftCompensation
-from crossbar import Converter, age, presets, program
-from crossbar.nn import convert
+from crossbar import Converter, age, convert, presets, program
 
 HARDWARE = replace(presets.pcm(), dac=Converter(bits=3, range="per_token"), adc=Converter(bits=4))
 TIMES = {"1 h": 3600, "1 d": 86_400, "30 d": 30 * 86_400, "1 y": 365 * 86_400}

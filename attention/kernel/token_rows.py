@@ -12,9 +12,9 @@ from torch import Tensor
 from crossbar.devices import AnyDevice, span
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Hardware, Tile, WriteVerify
+from crossbar.random.streams import Key, ReadNoise
 from crossbar.tiles.injection import QUANTILES, quantiles, sampled
 from crossbar.tiles.mapping import cell_weights, target_conductances
-from crossbar.random.streams import Key, ReadNoise
 
 _LEVELS = 256  # steps of a written number between −1 and 1, where its error is looked up
 _TINY = 1e-30  # a token row of nothing but smaller numbers is 0 to a cell
@@ -53,9 +53,9 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
     """Rows as they are ``seconds`` after all of them were written; gradients go straight through to ``x``.
 
     A row's scale is the abs-max of its token. What the device adds to a number in ±1 is drawn from 256 quantiles of
-    cells that were written, aged and read at each of 257 levels (`crossbar.tiles.injection.sampled`), so it has their mean,
-    deviation and skew for every device, encoding and number of pairs. Row n of a head gets the same error however many
-    rows follow, and the same quantile at another age.
+    cells that were written, aged and read at each of 257 levels (`crossbar.tiles.injection.sampled`), so it has their
+    mean, deviation and skew for every device, encoding and number of pairs. Row n of a head gets the same error however
+    many rows follow, and the same quantile at another age.
 
     Args:
         x: keys or values [B, H_kv, N, D].

@@ -6,9 +6,9 @@ from torch import Tensor
 
 from attention.kernel.analog_counts import book_reads, book_writes, read_counts
 from attention.kernel.schedule import Schedule
-from crossbar.hardware import Hardware
-from crossbar.costs.ledger import book, counting
 from crossbar.costs.digital_layers import BYTES
+from crossbar.costs.ledger import book, counting
+from crossbar.hardware import Hardware
 
 
 def book_rows(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware, digital: bool) -> None:

@@ -10,13 +10,13 @@ from torch import Tensor
 
 from attention.kernel.token_rows import TokenRows, require_supported
 from crossbar.backends.cpu import rows as row_reads
-from crossbar.tiles import ageing as trajectory
+from crossbar.backends.cpu.rows import RowNumbers
 from crossbar.devices import Decaying, PowerLawDrift, RedrawDevice, State, span, window
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Hardware
-from crossbar.tiles.mapping import cell_weights, target_conductances
-from crossbar.backends.cpu.rows import RowNumbers
 from crossbar.random.streams import Key, normal
+from crossbar.tiles import ageing
+from crossbar.tiles.mapping import cell_weights, target_conductances
 
 Scale = Literal["row", "head", "channel"]
 
@@ -149,7 +149,7 @@ class TokenCells:
             return TokenRows(digits, scale, variance)
         state = rows.take(index).state
         shape = next(iter(state.values())).shape
-        cells = trajectory.aged(self.device, state, ages[:, None], lambda: numbers.drawn(tuple(shape), index.device))
+        cells = ageing.aged(self.device, state, ages[:, None], lambda: numbers.drawn(tuple(shape), index.device))
         variance = None if noise is None else _variance(cells, noise, tile.pairs * self._width)
         return TokenRows(cell_weights(cells, tile, self._width)[0], scale, variance)
 

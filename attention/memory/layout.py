@@ -8,7 +8,7 @@ from typing import Literal
 import torch
 from torch import Tensor
 
-from attention.events import Placement
+from attention.controller.events import Placement
 from attention.patterns.base import Pattern
 from attention.patterns.composition import Intersection, Union
 from attention.patterns.tokens import Sinks

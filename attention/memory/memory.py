@@ -23,9 +23,9 @@ from attention.patterns.held import Beyond
 from attention.patterns.tokens import Sinks
 from attention.patterns.windows import LocalWindow
 from crossbar import presets
+from crossbar.costs.ledger import book, counting
 from crossbar.devices import GainCell
 from crossbar.errors import InputError, require_number
-from crossbar.costs.ledger import book, counting
 from crossbar.random.streams import Key
 
 

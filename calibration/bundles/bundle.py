@@ -16,8 +16,7 @@ from calibration.bundles import contents, model_folders, writer
 from calibration.bundles.files import Files
 from calibration.recipe import step_from_dict, step_to_dict
 from calibration.steps.compensation import DriftCompensation
-from crossbar import Hardware, InputError, age, analog_layers, load_state, reset_reads, to_seconds
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, age, analog_layers, convert, load_state, reset_reads, to_seconds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase

@@ -18,8 +18,8 @@ from calibration.bundles import writer
 from calibration.bundles.files import Files
 from crossbar import AnalogLinear, Hardware, InputError, Tile
 from crossbar.errors import require_number, require_whole
-from crossbar.tiles.mapping import tile_grid
 from crossbar.nn.state import described_layers
+from crossbar.tiles.mapping import tile_grid
 
 _PAIRS = 2**22  # of a pattern, looked at at once
 _TILE = ("G_minus", "G_plus")

@@ -13,7 +13,7 @@ import torch
 from torch import Tensor, nn
 
 from attention import Memory, Pattern, attach, parse, renew_memory
-from attention.hf import memory_of
+from attention.hf.attach import memory_of
 from calibration import models, tasks
 from calibration import recipe as recipes
 from calibration.chips import require_chips, require_device
@@ -25,13 +25,27 @@ from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
-from crossbar import Baseline, EnergyReport, InputError, Ledger, PriceBook, analog_layers, bypassed, digital_baselines, presets, price, program, reset_reads, to_seconds
-from crossbar.nn import convert
+from crossbar import (
+    Baseline,
+    EnergyReport,
+    InputError,
+    Ledger,
+    PriceBook,
+    analog_layers,
+    bypassed,
+    convert,
+    digital_baselines,
+    presets,
+    price,
+    program,
+    reset_reads,
+    to_seconds,
+)
 from crossbar import age as set_age
-from crossbar.nn.adapters import is_linear, raw_weight
 from crossbar.costs.ledger import PAIRS
-from crossbar.presets import HardwareLike
 from crossbar.costs.prices import DEFAULT
+from crossbar.nn.adapters import is_linear, raw_weight
+from crossbar.presets import HardwareLike
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
 

@@ -14,8 +14,8 @@ from calibration.progress import Progress
 from calibration.steps.finetune_loop import Trained, train
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import analog_layers
-from crossbar.nn.corrections import CORRECTIONS
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole
+from crossbar.nn.corrections import CORRECTIONS
 
 Train = Literal["adapters", "weights"]
 Chip = Literal["own", "any"]

@@ -15,8 +15,8 @@ from calibration.models.embedding import Batch
 from calibration.steps.observe import digital, observe
 from crossbar import AnalogLinear, analog_layers, replayed_reads
 from crossbar.nn.corrections import CORRECTIONS
-from crossbar.random.streams import normal
 from crossbar.nn.weight_errors import weight_errors
+from crossbar.random.streams import normal
 
 if TYPE_CHECKING:
     from calibration.steps.finetune import Finetune

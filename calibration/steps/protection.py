@@ -9,7 +9,7 @@ from typing import ClassVar, Literal
 from torch import Tensor, nn
 
 from attention import Protected, renew_memory
-from attention.hf import memory_of
+from attention.hf.attach import memory_of
 from calibration.models.embedding import Batch
 from calibration.steps.protocol import Stage
 from crossbar.errors import InputError

@@ -16,8 +16,8 @@ from typing import Any, NamedTuple
 from calibration.studies.fields import DEFAULTS, SECTIONS, look_up, put
 from crossbar import InputError, to_seconds
 from crossbar.errors import require_whole, shown
-from crossbar.storage.plain_values import read_yaml
 from crossbar.random.streams import uniform
+from crossbar.storage.plain_values import read_yaml
 
 MOST_CELLS = 1_000_000
 MOST_SEED = 2**63 - 1

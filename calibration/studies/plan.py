@@ -20,8 +20,7 @@ from calibration.progress import Progress
 from calibration.studies.design import Design, plain
 from calibration.studies.fields import Job, resolve
 from calibration.tasks import Task
-from crossbar import InputError, presets, to_seconds
-from crossbar.nn import convert
+from crossbar import InputError, convert, presets, to_seconds
 
 _VERSIONS = ("ohmformer", "torch", "numpy", "scipy", "transformers", "aihwkit")
 

@@ -9,11 +9,11 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossbar.backends.cpu import integers as integer_mvm
-from crossbar.tiles.readout import Array
 from crossbar.backends.converters import Drive, bit_planes, convert, drive, found_range
+from crossbar.backends.cpu import integers
 from crossbar.hardware import Hardware
 from crossbar.random.streams import ReadNoise
+from crossbar.tiles.readout import Array
 
 _VECTORS = 128  # input vectors worked on at once, at least, so that products stay efficient ...
 _PARTIALS = 2**18  # ... or this many partial sums: 1 MiB of float32, so that what comes after them stays in cache
@@ -25,8 +25,9 @@ def multiply(
     """Products of a layer's row tiles with input vectors, accumulated in digital.
 
     DAC codes drive the word lines, each column of each row tile sums its cells, noise is added, the ADC converts, and
-    the digital side scales and adds the row tiles. In integers where that can be (`crossbar.backends.cpu.integers`), otherwise in
-    floating point, with the same noise. A slow transcription of the same is `crossbar.backends.naive.multiply`.
+    the digital side scales and adds the row tiles. In integers where that can be (`crossbar.backends.cpu.integers`),
+    otherwise in floating point, with the same noise. A slow transcription of the same is
+    `crossbar.backends.naive.multiply`.
 
     Args:
         x: ``[B, I]``.
@@ -43,8 +44,8 @@ def multiply(
         driven = _drive(x, hardware, input_range, noise)
         y = driven.codes @ folded(array.weight, array.scales, hardware.tile.rows)
         return _finish(y.mul_(driven.unit), driven, array, hardware)
-    if array.fixed is not None and not integer_mvm.differentiates(x, array, input_range):
-        return integer_mvm.multiply(x, array.fixed(), array, hardware, input_range, noise)
+    if array.fixed is not None and not integers.differentiates(x, array, input_range):
+        return integers.multiply(x, array.fixed(), array, hardware, input_range, noise)
     if input_range is None and hardware.dac is not None:
         input_range = found_range(x, hardware.dac)
     size = max(_VECTORS, _PARTIALS // array.scales.numel())
@@ -67,8 +68,8 @@ def read_columns(
 
     Arguments as in `multiply`.
     """
-    if array.fixed is not None and not integer_mvm.differentiates(x, array, input_range):
-        return integer_mvm.read_columns(x, array.fixed(), array, hardware, input_range, noise)
+    if array.fixed is not None and not integers.differentiates(x, array, input_range):
+        return integers.read_columns(x, array.fixed(), array, hardware, input_range, noise)
     # Sums in float64: what their order changes is far below a step of any converter.
     offset, variance, span = map(_double, (array.offset, array.variance, array.adc_range))
     wide = replace(array, weight=array.weight.double(), offset=offset, variance=variance, adc_range=span)

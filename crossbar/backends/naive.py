@@ -1,7 +1,8 @@
 """The float64 oracle: one tile, one column, one converter at a time, as the hardware would do it.
 
 Slow and plain on purpose. The fast path is tested against this module and shares no code with it. All it is given are
-conductances in µS and the numbers that were drawn; what weights become conductances is in `crossbar.backends.naive_cells`.
+conductances in µS and the numbers that were drawn; what weights become conductances is in
+`crossbar.backends.naive_cells`.
 """
 
 from __future__ import annotations

@@ -2,8 +2,8 @@
 
 from __future__ import annotations
 
-from crossbar.hardware import Hardware
 from crossbar.costs.ledger import book
+from crossbar.hardware import Hardware
 from crossbar.tiles.mapping import tile_grid
 
 _OUTPUT_BYTES = 2  # of a sum of converted columns, as digital logic keeps it

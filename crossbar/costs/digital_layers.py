@@ -14,8 +14,8 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crossbar.nn.cells import ProgrammedCells
 from crossbar.nn.adapters import is_linear, raw_weight
+from crossbar.nn.cells import ProgrammedCells
 
 Add = Callable[[str, str, int], None]
 

@@ -60,7 +60,8 @@ class Ledger:
 
     Args:
         model: a model whose digital layers (linear layers, embeddings, norms, activation functions) are counted too,
-            by `crossbar.costs.digital_layers`. A kind of layer with parameters that it does not know is named in ``uncounted``.
+            by `crossbar.costs.digital_layers`. A kind of layer with parameters that it does not know is named in
+            ``uncounted``.
 
     Attributes:
         by_layer: counts.

@@ -23,8 +23,8 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from crossbar.costs.energy import EnergyReport, Line, component_of
-from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.costs.ledger import COUNTERS, OUTCOMES, WHOLES, Counter, Ledger
+from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.storage.plain_values import read_text
 from crossbar.storage.yaml_values import load_yaml
 

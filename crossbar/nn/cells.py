@@ -9,16 +9,16 @@ from typing import Self
 import torch
 from torch import Tensor, nn
 
-from crossbar.tiles import ageing as trajectory, faults, mapping, programming, readout as array
-from crossbar.backends.cpu import integers as integer_mvm
-from crossbar.tiles.readout import FixedPoint
-from crossbar.nn.corrections import Corrected
+from crossbar.backends.cpu import integers
+from crossbar.costs.ledger import book
 from crossbar.devices import State, window
-from crossbar.nn.adapters import digital_weight
 from crossbar.errors import InputError
 from crossbar.hardware import Faults, Hardware, WriteVerify
-from crossbar.costs.ledger import book
+from crossbar.nn.adapters import digital_weight
+from crossbar.nn.corrections import Corrected
 from crossbar.nn.per_thread import PerThread
+from crossbar.tiles import ageing, faults, mapping, programming, readout
+from crossbar.tiles.readout import FixedPoint
 from crossbar.units import to_seconds
 
 _READING = threading.RLock()  # threads that run one model wait for the one that reads its cells
@@ -76,7 +76,7 @@ class ProgrammedCells(Corrected):
         tile, device, key = self.hardware.tile, self.hardware.device, (seed, self.name)
         targets = self._targets()
         if self.hardware.verify is None:
-            state = trajectory.program(device, targets, key)
+            state = ageing.program(device, targets, key)
         else:
             state, pulses = programming.write(device, targets, key, self.hardware.verify)
             book(self.name, "write_pulses", pulses)
@@ -168,7 +168,9 @@ class ProgrammedCells(Corrected):
                 raise InputError(f"{self.name} got a bad fault map: give an integer tensor {list(shape)}")
             codes, most = (int(fault_map.amin()), int(fault_map.amax())), int(max(faults.Fault))
             if codes[0] < 0 or codes[1] > most:
-                raise InputError(f"{self.name} got fault codes {codes}: give 0 to {most}, see crossbar.tiles.faults.Fault")
+                raise InputError(
+                    f"{self.name} got fault codes {codes}: give 0 to {most}, see crossbar.tiles.faults.Fault"
+                )
             fault_map = fault_map.to(self.scales.device, torch.uint8)
         self.fault_map = fault_map
         self._forget_cells()
@@ -247,7 +249,7 @@ class ProgrammedCells(Corrected):
         """The cells in fixed point; found when first asked for after they changed."""
         with _READING:
             if self._bytes is None or self._steps is None:
-                fixed = integer_mvm.fixed_point(self.cell_weight, self.hardware.tile.rows)
+                fixed = integers.fixed_point(self.cell_weight, self.hardware.tile.rows)
                 self._bytes, self._steps = fixed.bytes, fixed.steps
             return FixedPoint(self._bytes, self._steps)
 
@@ -279,8 +281,8 @@ class ProgrammedCells(Corrected):
         if self.seed is None:
             return self._targets()
         device, key = self.hardware.device, (self.seed, self.name)
-        cells = trajectory.conductances(device, self.state(), self.seconds, key, noise)
-        trajectory.require_conductances(device, cells, self.seconds, self.name)
+        cells = ageing.conductances(device, self.state(), self.seconds, key, noise)
+        ageing.require_conductances(device, cells, self.seconds, self.name)
         if self.fault_map is None:
             return cells
         short = (self.hardware.faults or Faults()).short_conductance
@@ -292,8 +294,8 @@ class ProgrammedCells(Corrected):
         """Keep what the columns see of the cells at this time."""
         cells = self._conductances(noise=True)
         key = None if self.seed is None else (self.seed, self.name)
-        digits, self._offset = array.digits(cells, self.hardware, key)
-        self._variance = array.read_variance(cells, self.hardware.read_noise, self.hardware, self.fault_map)
+        digits, self._offset = readout.digits(cells, self.hardware, key)
+        self._variance = readout.read_variance(cells, self.hardware.read_noise, self.hardware, self.fault_map)
         self._forget_cells()
         self._digits = digits
         return digits

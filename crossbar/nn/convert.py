@@ -12,9 +12,9 @@ import torch
 from torch import Tensor, nn
 from torch.nn.parameter import is_lazy
 
-from crossbar.nn.adapters import digital_weight, is_linear
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
+from crossbar.nn.adapters import digital_weight, is_linear
 from crossbar.nn.linear import AnalogLinear
 from crossbar.tiles.mapping import tile_grid
 

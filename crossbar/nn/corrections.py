@@ -5,8 +5,8 @@ from __future__ import annotations
 import torch
 from torch import Tensor, nn
 
-from crossbar.errors import InputError
 from crossbar.costs.ledger import book
+from crossbar.errors import InputError
 
 CORRECTIONS = ("output_gain", "output_offset", "adapter_down", "adapter_up")
 

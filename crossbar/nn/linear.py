@@ -7,19 +7,19 @@ from typing import Any
 import torch
 from torch import Tensor, nn
 
-from crossbar.tiles import injection, mapping, readout as array
-from crossbar.backends.cpu import integers as integer_mvm
-from crossbar.backends import eager as mvm
-from crossbar.nn.cells import ProgrammedCells
+from crossbar.backends import eager
 from crossbar.backends.converters import found_range
+from crossbar.backends.cpu import integers
 from crossbar.costs.counts import book_reads
+from crossbar.costs.ledger import book, counting
 from crossbar.devices import span
-from crossbar.nn.adapters import raw_weight
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
-from crossbar.costs.ledger import book, counting
+from crossbar.nn.adapters import raw_weight
+from crossbar.nn.cells import ProgrammedCells
 from crossbar.nn.per_thread import PerThread
 from crossbar.random.streams import ReadNoise
+from crossbar.tiles import injection, mapping, readout
 
 
 class AnalogLinear(ProgrammedCells):
@@ -52,7 +52,8 @@ class AnalogLinear(ProgrammedCells):
             the output; None until calibration.
         adapter_down, adapter_up: digital low-rank adapter beside the tiles, ``[I, r]`` and ``[r, O]``: the output has
             ``x @ down @ up`` in it; None until calibration. As parameters they can be trained.
-        fault_map: codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``; None: no faults. Programming leaves it as it is.
+        fault_map: codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``; None: no faults. Programming leaves it as it
+        is.
         seed: which chip this is; None until it is programmed.
         seconds: time since programming.
         bypass: compute with the digital layer instead (`crossbar.bypassed`), in the thread that sets it.
@@ -108,7 +109,7 @@ class AnalogLinear(ProgrammedCells):
             if (noise is not None or self.training) and not self.replaying:
                 self._require_first_read()
             cells = self._fresh_array() if self.training else self._array()
-            y = mvm.multiply(vectors, cells, self.hardware, self.input_range, noise)
+            y = eager.multiply(vectors, cells, self.hardware, self.input_range, noise)
             y = self._corrected(y, inputs)
         self.reads += 1
         if isinstance(self.digital.bias, Tensor):
@@ -127,12 +128,12 @@ class AnalogLinear(ProgrammedCells):
         """
         x = self._vectors(x)
         self._book_reads(x.shape[0])
-        return mvm.read_columns(x, self._array(), self.hardware, self.input_range, self._noise("read-out", read))
+        return eager.read_columns(x, self._array(), self.hardware, self.input_range, self._noise("read-out", read))
 
     def expected_read_out(self, x: Tensor) -> Tensor:
         """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
-        weight, _ = array.digits(self._targets(), self.hardware, None)
-        return mvm.ideal_columns(self._vectors(x), weight, self.hardware, self.input_range)
+        weight, _ = readout.digits(self._targets(), self.hardware, None)
+        return eager.ideal_columns(self._vectors(x), weight, self.hardware, self.input_range)
 
     @torch.inference_mode(False)
     def set_line_scale(self, scale: Tensor | None) -> None:
@@ -208,7 +209,7 @@ class AnalogLinear(ProgrammedCells):
     def effective_weight(self) -> Tensor:
         """What noise-free converters would see now, ``[O, I]`` in weight units, with calibrated gains and adapter."""
         cells, rows = self._array(), self.hardware.tile.rows
-        weight = mvm.folded(cells.weight, cells.scales, rows)
+        weight = eager.folded(cells.weight, cells.scales, rows)
         if cells.bias_scales is not None:
             weight = weight - cells.bias_scales.repeat_interleave(rows, 0)[: self.in_features]
         return self.corrected_weight(weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
@@ -301,16 +302,16 @@ class AnalogLinear(ProgrammedCells):
                 "use_reentrant=False and context_fn=crossbar.replayed_reads(model)"
             )
 
-    def _array(self) -> array.Array:
+    def _array(self) -> readout.Array:
         scales = self._column_scales(self.scales)
         bias_scales = self._bias_scales(self.scales)
         weight = self.cell_weight
-        integers = self.scales.device.type == "cpu" and self.scales.dtype == torch.float32
+        whole = self.scales.device.type == "cpu" and self.scales.dtype == torch.float32
         exact = self._variance is not None and self._variance.dim() > 2
-        fixed = self._fixed_point if integers and not exact and integer_mvm.serves(self.hardware) else None
-        return array.Array(weight, scales, self._offset, self._variance, bias_scales, self.adc_range, fixed)
+        fixed = self._fixed_point if whole and not exact and integers.serves(self.hardware) else None
+        return readout.Array(weight, scales, self._offset, self._variance, bias_scales, self.adc_range, fixed)
 
-    def _fresh_array(self) -> array.Array:
+    def _fresh_array(self) -> readout.Array:
         """Cells of a chip that nobody has seen, written with the digital weights as they are now."""
         hardware = self.hardware
         weight = raw_weight(self.digital).to(self.scales.dtype)
@@ -321,12 +322,12 @@ class AnalogLinear(ProgrammedCells):
         targets = self._mapped(weight, scales)
         draws = ReadNoise((self.seed or 0, self.name, "training", self.seconds, self.reads), scales.device)
         cells = injection.written(targets, hardware, self.seconds, draws)
-        digits, _ = array.digits(cells, hardware, None)
+        digits, _ = readout.digits(cells, hardware, None)
         per_digit = (scales * (2 / hardware.tile.signs)).repeat_interleave(hardware.tile.rows, 0)[: self.in_features]
-        variance = array.read_variance(cells, hardware.read_noise, hardware)
+        variance = readout.read_variance(cells, hardware.read_noise, hardware)
         bias_scales = self._bias_scales(scales)
         weight = injection.noisy_digits(weight.t(), per_digit, digits)
-        return array.Array(weight, self._column_scales(scales), None, variance, bias_scales, self.adc_range)
+        return readout.Array(weight, self._column_scales(scales), None, variance, bias_scales, self.adc_range)
 
     def _bias_scales(self, scales: Tensor) -> Tensor | None:
         """Of the ``offset`` encoding: a weight of 0 is half the window above its foot."""

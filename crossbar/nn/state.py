@@ -10,15 +10,15 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
-from crossbar.tiles import ageing as trajectory
+from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.nn.chip import analog_layers
 from crossbar.nn.corrections import CORRECTIONS
-from crossbar.errors import InputError, require_number, require_whole, shown
-from crossbar.tiles.faults import Fault
-from crossbar.storage.files import write_whole
 from crossbar.nn.linear import AnalogLinear
+from crossbar.storage.files import write_whole
 from crossbar.storage.plain_values import load_json
 from crossbar.storage.tensor_files import opened, shapes, write
+from crossbar.tiles import ageing
+from crossbar.tiles.faults import Fault
 
 _T = TypeVar("_T")
 
@@ -98,7 +98,7 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         for key, tensor in _own(tensors, name).items():
             _require_numbers(where, layer, name, key, tensor)
         cells = _cells(_own(tensors, name))
-        if not trajectory.is_readable(layer.hardware.device, cells, saved[name]["seconds"]):
+        if not ageing.is_readable(layer.hardware.device, cells, saved[name]["seconds"]):
             raise InputError(
                 f"{where} holds cells of {name} that programming never leaves, without a possible conductance at "
                 f"{saved[name]['seconds']:g} s: write it again"
@@ -148,7 +148,7 @@ def _require_shapes(
     if saved["hardware"] != repr(layer.hardware):
         raise InputError(f"{where} needs other hardware in {name}: {saved['hardware'][:1000]}")
     one = layer.scales.new_zeros(1, 1, 1)
-    cells = {f"cells.{key}" for key in trajectory.program(layer.hardware.device, one, (0, name))}
+    cells = {f"cells.{key}" for key in ageing.program(layer.hardware.device, one, (0, name))}
     needed = {"scales", "column_gain", *cells, *(f"cells.{key}" for key in saved["cells"])}
     if needed - found.keys():
         raise InputError(f"{where} lacks {shown(min(needed - found.keys()))} of {name}: write it again")

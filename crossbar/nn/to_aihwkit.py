@@ -8,8 +8,8 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
-from crossbar.nn.chip import analog_layers
 from crossbar.hardware import Hardware
+from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import AnalogLinear
 
 if TYPE_CHECKING:

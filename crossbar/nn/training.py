@@ -8,8 +8,8 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import Tensor, nn
 
-from crossbar.nn.chip import analog_layers
 from crossbar.errors import InputError, require_number
+from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import AnalogLinear
 
 

@@ -23,7 +23,7 @@ _ROW = 1024  # numbers that one thread makes in one go
 def normal(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
     """Standard normal numbers, float32, of ``shape``, for state that lives long (programming, drift, 1/f noise).
 
-    On the CPU the numbers are made by `crossbar.backends.cpu.kernels`, from a counter, with any number of threads.
+    On the CPU the numbers are made by `crossbar.random.kernels`, from a counter, with any number of threads.
     """
     return ReadNoise(key, device).draw(shape)
 
@@ -44,7 +44,8 @@ def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu"
 class ReadNoise:
     """A stream of random numbers for reads, at a fraction of the cost of a matrix product.
 
-    On the CPU normal numbers come from a counter (`crossbar.backends.cpu.kernels`): whoever makes number ``i`` gets the same bits.
+    On the CPU normal numbers come from a counter (`crossbar.random.kernels`): whoever makes number ``i`` gets the same
+    bits.
     """
 
     def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
@@ -89,12 +90,12 @@ class ReadNoise:
         return np.random.SFC64(self._digest)  # takes longer than the rest of a stream, and few need it
 
     def _fill(self, numbers: Tensor, groups: int, rows: int, width: int) -> None:
-        from crossbar.backends.cpu import kernels
-        from crossbar.native import openmp as team  # numba takes half a second to load
+        from crossbar.native import openmp  # numba takes half a second to load
+        from crossbar.random import kernels
 
         if numbers.numel():
             start, key = self.counter(groups * rows, width)
-            team.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, key)
+            openmp.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, key)
 
     def binomial(self, chance: Tensor, trials: int) -> Tensor:
         """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype."""

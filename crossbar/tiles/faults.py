@@ -23,7 +23,7 @@ class Fault(IntEnum):
 
 
 def draw(faults: Faults, tile: Tile, in_features: int, out_features: int, key: Key, device: torch.device) -> Tensor:
-    """A fault map, uint8 codes of `Fault`, ``[K, I, O]`` (`crossbar.tiles.mapping.target_conductances`), seeded by ``key``.
+    """A fault map, uint8 codes of `Fault`, ``[K, I, O]`` as `crossbar.tiles.mapping` lays them out, seeded by ``key``.
 
     A broken word line takes all its cells in one tile, a broken column all of its in one tile.
     """

@@ -11,10 +11,10 @@ import torch
 from torch import Tensor
 from torch.quasirandom import SobolEngine
 
-from crossbar.tiles import ageing as trajectory, programming
 from crossbar.devices import AnyDevice, Device, RedrawDevice, span, window
 from crossbar.hardware import Hardware, WriteVerify
 from crossbar.random.streams import Key, ReadNoise, normal
+from crossbar.tiles import ageing, programming
 
 _LEVELS = 256  # steps of the target between 0 and g_max
 QUANTILES = 256
@@ -69,11 +69,9 @@ def sampled(
         if spread:
             cells = _spread(cast(Device, device), target, seconds, key)
         else:
-            state = (
-                programming.write(device, target, key, verify)[0] if verify else trajectory.program(device, target, key)
-            )
-            cells = trajectory.conductances(device, state, seconds, key)
-        trajectory.require_conductances(device, cells, seconds, purpose)
+            state = programming.write(device, target, key, verify)[0] if verify else ageing.program(device, target, key)
+            cells = ageing.conductances(device, state, seconds, key)
+        ageing.require_conductances(device, cells, seconds, purpose)
         yield wanted, cells
 
 

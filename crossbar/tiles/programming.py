@@ -5,10 +5,10 @@ from __future__ import annotations
 import torch
 from torch import Tensor
 
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices import AnyDevice, RedrawDevice, State
 from crossbar.hardware import WriteVerify
 from crossbar.random.streams import Key, normal
+from crossbar.tiles import ageing
 
 
 def write(device: AnyDevice, target: Tensor, key: Key, verify: WriteVerify) -> tuple[State, int]:
@@ -19,7 +19,7 @@ def write(device: AnyDevice, target: Tensor, key: Key, verify: WriteVerify) -> t
     Returns:
         The state of the cells, and how many pulses (writes of one cell) it took.
     """
-    state = trajectory.program(device, target, key)
+    state = ageing.program(device, target, key)
     error = _error(device, state, target, verify, (*key, "verify", 0))
     pulses = target.numel()
     for turn in range(1, verify.rounds):
@@ -29,7 +29,7 @@ def write(device: AnyDevice, target: Tensor, key: Key, verify: WriteVerify) -> t
             break
         pulses += count
         wanted = target[far]
-        attempt = trajectory.program(device, wanted, (*key, "round", turn))
+        attempt = ageing.program(device, wanted, (*key, "round", turn))
         missed = _error(device, attempt, wanted, verify, (*key, "verify", turn))
         better = missed < error[far]
         error[far] = torch.where(better, missed, error[far])
@@ -41,7 +41,7 @@ def write(device: AnyDevice, target: Tensor, key: Key, verify: WriteVerify) -> t
 def _error(device: AnyDevice, state: State, target: Tensor, verify: WriteVerify, key: Key) -> Tensor:
     """Distance (µS) from the target as the verifying read sees it."""
     # Devices that are drawn anew at each time have no conductance apart from their noise.
-    found = trajectory.conductances(device, state, 0.0, key, noise=isinstance(device, RedrawDevice))
+    found = ageing.conductances(device, state, 0.0, key, noise=isinstance(device, RedrawDevice))
     if verify.read_std > 0:
         noise = normal(tuple(target.shape), key, target.device).to(target.dtype)
         found = found + noise * (verify.read_std * device.g_max)

@@ -9,10 +9,10 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossbar.devices import span
-from crossbar.tiles.faults import Fault
 from crossbar.hardware import CellNoise, Hardware, Tile
-from crossbar.tiles.mapping import cell_weights
 from crossbar.random.streams import Key, normal
+from crossbar.tiles.faults import Fault
+from crossbar.tiles.mapping import cell_weights
 
 
 @dataclass(frozen=True)

@@ -10,8 +10,7 @@ import pytest
 import torch
 
 from calibration import DriftCompensation, InputRanges, Recipe, Stage, calibrate, emulate, tasks
-from crossbar import Hardware, InputError, Tile, age, analog_layers, presets, program
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, Tile, age, analog_layers, convert, presets, program
 
 HOUR, DAY = 3600.0, 86400.0
 PLAIN = Recipe("plain", (InputRanges(), DriftCompensation()))

@@ -12,8 +12,7 @@ from torch import nn
 from calibration import DriftCompensation, Emulation, InputRanges, Measurement, Recipe, calibrate, console, emulate
 from calibration.console import accuracy_table, conversion_table, progress_bar, say, terminal
 from calibration.printable import drawable, printable
-from crossbar import presets
-from crossbar.nn import convert
+from crossbar import convert, presets
 
 
 def shown(primary, *values):

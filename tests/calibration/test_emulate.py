@@ -14,8 +14,7 @@ from transformers import BertConfig, BertModel
 
 from attention import parse
 from calibration import Emulation, emulate
-from crossbar import Hardware, InputError, Ledger, Tile, age, devices, presets, program
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, Ledger, Tile, age, convert, devices, presets, program
 
 SPARSE = "window(3) | sinks(1)"
 

@@ -7,7 +7,7 @@ import pytest
 
 import calibration
 from attention import Memory, Protected, attach
-from attention.hf import memory_of
+from attention.hf.attach import memory_of
 from calibration import Recipe, TokenProtection, tasks
 from crossbar import presets
 from crossbar.errors import InputError

@@ -9,8 +9,7 @@ from torch import nn
 
 from attention import attach, parse
 from calibration.neurobench import neurobench_workload
-from crossbar import InputError, presets
-from crossbar.nn import convert
+from crossbar import InputError, convert, presets
 from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS, llama, tokens
 
 

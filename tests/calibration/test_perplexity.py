@@ -11,8 +11,7 @@ from transformers import BertConfig, BertForMaskedLM
 
 from calibration import calibrate, emulate, load_model, tasks
 from calibration.tasks.wikipedia import articles, plain
-from crossbar import InputError, presets
-from crossbar.nn import convert
+from crossbar import InputError, convert, presets
 
 SIZES = {"windows": 3, "window_length": 40, "calibration_windows": 2}
 

@@ -7,8 +7,7 @@ from torch import nn
 
 from calibration import Emulation, Measurement
 from calibration.plots import accuracy_over_time
-from crossbar import presets
-from crossbar.nn import convert
+from crossbar import convert, presets
 
 DAY = 86400.0
 

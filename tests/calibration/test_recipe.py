@@ -8,8 +8,7 @@ import torch
 from torch import nn
 
 from calibration import AdcRanges, AffineCorrection, DriftCompensation, InputRanges, Recipe, Stage, WeightRanges, recipe
-from crossbar import InputError, Tile, age, analog_layers, presets, program, reset_reads
-from crossbar.nn import convert
+from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
 
 STEPS = {
     "balanced": InputRanges(),

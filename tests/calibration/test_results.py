@@ -8,8 +8,7 @@ import pytest
 from torch import nn
 
 from calibration import Emulation, Measurement
-from crossbar import presets
-from crossbar.nn import convert
+from crossbar import convert, presets
 
 
 def emulation(*measurements, **setup):

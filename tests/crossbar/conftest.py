@@ -7,8 +7,7 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from crossbar import AnalogLinear, Tile, age, presets, program
-from crossbar.nn import convert
+from crossbar import AnalogLinear, Tile, age, convert, presets, program
 
 QUIET = dataclasses.replace(presets.ideal(), tile=Tile(4, 3))
 

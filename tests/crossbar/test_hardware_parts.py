@@ -12,8 +12,22 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from crossbar import CellNoise, Converter, Faults, Hardware, InputError, Tile, WriteVerify, age, devices, load_state, presets, program, save_state
-from crossbar.nn import convert
+from crossbar import (
+    CellNoise,
+    Converter,
+    Faults,
+    Hardware,
+    InputError,
+    Tile,
+    WriteVerify,
+    age,
+    convert,
+    devices,
+    load_state,
+    presets,
+    program,
+    save_state,
+)
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.reram import CmoReRam, ReRam

@@ -8,8 +8,7 @@ import pytest
 import torch
 from torch import nn
 
-from crossbar import Hardware, InputError, age, program
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, age, convert, program
 from crossbar.storage.plain_values import load_yaml
 from tests.mutations import of_bytes, of_values
 

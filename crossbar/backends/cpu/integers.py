@@ -5,8 +5,9 @@ an integer: 256 times the product with the cells' high bytes and once that with 
 same in any order and with any number of threads. What the fixed point costs is an error of each cell evenly spread over
 ± 1/65,276 of its column's largest cell, or 0.4 nS of 25 µS.
 
-Noise, ADC, digital scale and the sum over tiles then take one pass over these sums (`crossbar.backends.cpu.kernels`). `crossbar.backends.eager`
-does the same in floating point, for gradients, for devices other than the CPU, and for the converters left out here.
+Noise, ADC, digital scale and the sum over tiles then take one pass over these sums (`crossbar.backends.cpu.kernels`).
+`crossbar.backends.eager` does the same in floating point, for gradients, for devices other than the CPU, and for the
+converters left out here.
 """
 
 from __future__ import annotations
@@ -16,10 +17,10 @@ from functools import cache
 import torch
 from torch import Tensor
 
-from crossbar.tiles.readout import Array, FixedPoint
 from crossbar.backends.converters import found_range
 from crossbar.hardware import Hardware
 from crossbar.random.streams import ReadNoise
+from crossbar.tiles.readout import Array, FixedPoint
 
 _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
 _MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
@@ -67,7 +68,7 @@ def differentiates(x: Tensor, array: Array, input_range: Tensor | None) -> bool:
 def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
     """Digits ``[S, I, O]``, float32, as integers."""
     from crossbar.backends.cpu import kernels
-    from crossbar.native import openmp as team  # numba takes half a second to load
+    from crossbar.native import openmp  # numba takes half a second to load
 
     slices, lines, outputs = weight.shape
     weight, steps = weight.contiguous(), []
@@ -76,7 +77,7 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
         for line in range(0, lines, rows):
             tile, step = digits[line : line + rows], weight.new_empty(outputs)
             both = _of_tile(parts, outputs, line, len(tile))
-            team.run(kernels.fix, outputs // kernels.COLUMNS, tile, both, step, len(tile), outputs, _LARGEST, _TINY)
+            openmp.run(kernels.fix, outputs // kernels.COLUMNS, tile, both, step, len(tile), outputs, _LARGEST, _TINY)
             steps.append(step)
     return FixedPoint(cells, torch.stack(steps))
 
@@ -106,7 +107,7 @@ def multiply(
 def read_columns(
     x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: ReadNoise | None
 ) -> Tensor:
-    """`crossbar.backends.eager.read_columns` for the same, so that read-outs have the same bits with any number of threads."""
+    """`crossbar.backends.eager.read_columns` for the same: read-outs have the same bits with any number of threads."""
     tiles, outputs = array.scales.shape
     columns = x.new_zeros(tiles, len(x), outputs)
     _convert(x, fixed, array, hardware, input_range, noise, torch.ones_like(array.scales), list(columns))
@@ -128,7 +129,7 @@ def _convert(
     The first tile's is set to 0 before.
     """
     from crossbar.backends.cpu import kernels
-    from crossbar.native import openmp as team  # numba takes half a second to load
+    from crossbar.native import openmp  # numba takes half a second to load
 
     dac, adc, rows = hardware.dac, hardware.adc, hardware.tile.rows
     assert dac is not None
@@ -152,7 +153,7 @@ def _convert(
     if input_range is None and dac.range != "per_token":
         input_range = found_range(x, dac)
     known = None if input_range is None else input_range.detach().to(x.dtype).reshape(-1)
-    team.run(
+    openmp.run(
         kernels.encode,
         vectors,
         *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
@@ -170,7 +171,7 @@ def _convert(
             driven = codes[piece, line : line + rows]
             cells = _of_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1])
             _product(driven, cells, sums[:count])
-            team.run(
+            openmp.run(
                 kernels.convert,
                 count,
                 *(sums, factors[tile], None if offsets is None else offsets[tile]),

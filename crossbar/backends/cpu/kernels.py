@@ -205,9 +205,9 @@ def age_rows(words: Any) -> None:
         for each in range(pairs):
             one, other = programmed[each, vector, slot], programmed[pairs + each, vector, slot]
             if given[3] == 0:
-                share = _halved(times)
+                kept = _halved(times)
                 for i in range(size):
-                    up[i], down[i] = one[i] * share, other[i] * share
+                    up[i], down[i] = one[i] * kept, other[i] * kept
             else:
                 first, second = exponent[each, vector, slot], exponent[pairs + each, vector, slot]
                 for i in range(size):

@@ -41,7 +41,7 @@ class RowNumbers:
         return whole.index_select(2, self.tile * self.lines + self.line).permute(3, 0, 1, 2, 4)
 
     def counters(self, width: int) -> tuple[Tensor, Tensor]:
-        """The same for `crossbar.backends.cpu.kernels`: where each row's ``width`` numbers start, and their keys, int64 [L]."""
+        """The same for the kernels of the CPU: where each row's ``width`` numbers start, and their keys, int64 [L]."""
         found = [stream.counter(0, width) for stream in self._streams(self.tile.device)]
         start, key = torch.tensor(found, device=self.tile.device).t()
         return start[self.tile] + self.line * (2 * ((width + 1) // 2)), key[self.tile]
@@ -78,7 +78,7 @@ def read(
         noise: white noise of a read.
     """
     from crossbar.backends.cpu import kernels
-    from crossbar.native import openmp as team  # numba takes half a second to load
+    from crossbar.native import openmp  # numba takes half a second to load
 
     programmed, noise = state["programmed"], noise or CellNoise(constant=0.0, relative=0.0)
     count, batch, heads, rows, size = programmed.shape
@@ -88,7 +88,7 @@ def read(
     start = key = slots  # not looked at without a fluctuation
     if amplitude is not None:
         start, key = numbers.counters(count * size)
-    team.run(
+    openmp.run(
         kernels.age_rows, batch * heads * len(slots), programmed, state.get("exponent"), amplitude, slots,
         device.halvings(seconds).float(), device.band(seconds).float(), start, key, digits, variance, count,
         batch * heads, rows, len(slots), size, numbers.lines * (2 * ((count * size + 1) // 2)), 1 / digit,

@@ -66,12 +66,12 @@ def test_drift_of_rows_written_apart_is_that_of_the_device_at_each_age():
 
 
 def test_a_device_that_knows_one_time_for_all_cells_is_asked_for_each_age():
-    from crossbar.tiles import ageing as trajectory
+    from crossbar.tiles import ageing
 
     device = GainCell(tau=1.0)
     state = {"programmed": torch.rand(2, 5, 3)}
     ages = torch.tensor([0.0, 1.0, 0.5, 1.0, 0.0], dtype=torch.float64)[:, None]
-    each = trajectory.aged(device, state, ages, None)
+    each = ageing.aged(device, state, ages, None)
     torch.testing.assert_close(each, state["programmed"] * torch.exp(-ages).float())
 
     class Plain:
@@ -85,7 +85,7 @@ def test_a_device_that_knows_one_time_for_all_cells_is_asked_for_each_age():
             return torch.full_like(drifted, seconds)
 
     z = torch.randn(2, 5, 3).abs()
-    found = trajectory.aged(Plain(), state, ages, lambda: z)
+    found = ageing.aged(Plain(), state, ages, lambda: z)
     torch.testing.assert_close(found, each + ages.float() * z)
 
 

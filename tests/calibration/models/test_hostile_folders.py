@@ -22,8 +22,7 @@ from transformers import (
 )
 
 from calibration import emulate, load_model, tasks
-from crossbar import InputError, presets
-from crossbar.nn import convert
+from crossbar import InputError, convert, presets
 from tests.calibration.models.test_loading import save_tokenizer, tiny_config
 from tests.mutations import of_bytes, of_values
 

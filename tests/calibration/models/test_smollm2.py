@@ -16,8 +16,7 @@ import torch
 from attention import attach
 from calibration import load_model, tasks
 from calibration.models import smollm2
-from crossbar import InputError, presets
-from crossbar.nn import convert
+from crossbar import InputError, convert, presets
 
 ROOT = Path(__file__).resolve().parents[3]
 WIDTH, WORDS, LAYERS = 64, 96, 2

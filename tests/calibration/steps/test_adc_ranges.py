@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from calibration.steps.adc_ranges import AdcRanges
-from crossbar import Converter, Hardware, InputError, analog_layers, devices, program
-from crossbar.nn import convert
+from crossbar import Converter, Hardware, InputError, analog_layers, convert, devices, program
 
 FULL = 10.0
 

@@ -7,8 +7,7 @@ from torch import nn
 
 from calibration.steps.affine import AffineCorrection
 from calibration.steps.lines import Lines
-from crossbar import Hardware, InputError, age, analog_layers, devices, presets, program
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, age, analog_layers, convert, devices, presets, program
 
 
 def test_lines_are_least_squares():

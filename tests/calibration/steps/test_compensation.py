@@ -9,8 +9,21 @@ from torch import nn
 
 from calibration import DriftCompensation
 from calibration.steps.compensation import read_out_inputs
-from crossbar import AnalogLinear, Converter, Hardware, InputError, Ledger, Tile, age, analog_layers, devices, presets, program, reset_reads
-from crossbar.nn import convert
+from crossbar import (
+    AnalogLinear,
+    Converter,
+    Hardware,
+    InputError,
+    Ledger,
+    Tile,
+    age,
+    analog_layers,
+    convert,
+    devices,
+    presets,
+    program,
+    reset_reads,
+)
 
 TILE = Tile(16, 8)
 UNEVEN = 1 + 0.3 * torch.linspace(-1, 1, 20)

@@ -20,8 +20,7 @@ from calibration.recipe import get
 from calibration.steps.distillation import distance
 from calibration.steps.finetune import losses
 from calibration.steps.protocol import Stage
-from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, bypassed, presets, program
-from crossbar.nn import convert
+from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, bypassed, convert, presets, program
 from crossbar.devices import Ideal
 from crossbar.nn.weight_errors import weight_errors
 

@@ -5,8 +5,7 @@ import torch
 from torch import nn
 
 from calibration.steps.lowrank import LowRankAdapter, _shrinkage
-from crossbar import Hardware, InputError, analog_layers, devices, program
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, analog_layers, convert, devices, program
 
 QUIET = Hardware(devices.Ideal(), dac=None, adc=None, output_noise=0.0)
 

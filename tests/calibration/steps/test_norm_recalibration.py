@@ -7,8 +7,7 @@ from torch import nn
 
 from calibration.steps.norm_recalibration import NormRecalibration
 from calibration.steps.norms import norms, restore_norms
-from crossbar import Hardware, InputError, devices, presets, program
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, convert, devices, presets, program
 
 
 class Plus1Norm(nn.Module):

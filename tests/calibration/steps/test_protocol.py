@@ -11,8 +11,7 @@ from torch import nn
 from calibration import recipe
 from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import PopulationStep, Stage, uncalibrate
-from crossbar import Ledger, Tile, age, load_state, new_chip, presets, program, reset_reads, save_state
-from crossbar.nn import convert
+from crossbar import Ledger, Tile, age, convert, load_state, new_chip, presets, program, reset_reads, save_state
 
 DAY = 86400.0
 KINDS = [kind for kind in recipe._STEPS.values() if kind is not TokenProtection]

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from calibration import InputRanges
-from crossbar import Converter, InputError, analog_layers, presets, program
-from crossbar.nn import convert
+from crossbar import Converter, InputError, analog_layers, convert, presets, program
 
 
 class Pair(nn.Module):

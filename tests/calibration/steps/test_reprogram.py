@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from calibration.steps.reprogram import ReprogramWorst
-from crossbar import InputError, Ledger, Tile, WriteVerify, age, analog_layers, presets, program
-from crossbar.nn import convert
+from crossbar import InputError, Ledger, Tile, WriteVerify, age, analog_layers, convert, presets, program
 
 
 @pytest.fixture

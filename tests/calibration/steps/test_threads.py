@@ -8,8 +8,7 @@ from torch import nn
 from calibration import recipe
 from calibration.steps.protocol import Stage
 from calibration.threads import one_thread, strict_products
-from crossbar import Converter, Hardware, Tile, age, presets, program
-from crossbar.nn import convert
+from crossbar import Converter, Hardware, Tile, age, convert, presets, program
 
 STRICT = "STRICT" in os.environ.get("MKL_CBWR", "")  # what `calibration` asks MKL for on Intel's processors
 

@@ -7,8 +7,7 @@ import torch
 from torch import nn
 
 from calibration import InputRanges, Recipe, WeightRanges
-from crossbar import InputError, Tile, age, analog_layers, presets, program, reset_reads
-from crossbar.nn import convert
+from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
 from crossbar.nn.weight_errors import weight_errors
 
 YEAR = 365 * 86400.0

@@ -11,7 +11,7 @@ from hypothesis import strategies as st
 from scipy import stats
 
 from crossbar import AnalogLinear, CellNoise, Converter, Ledger, Tile
-from crossbar.backends import eager as mvm
+from crossbar.backends import eager
 from crossbar.backends.converters import bit_planes
 from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
@@ -334,6 +334,6 @@ def test_chunks_change_nothing_but_draws(monkeypatch, dac):
     layer, x = linear_layer(10, 7, hardware), inputs64(40, 10)
     whole = layer(x)
     layer.reset_reads()
-    monkeypatch.setattr(mvm, "_VECTORS", 1)
-    monkeypatch.setattr(mvm, "_PARTIALS", 1)
+    monkeypatch.setattr(eager, "_VECTORS", 1)
+    monkeypatch.setattr(eager, "_PARTIALS", 1)
     torch.testing.assert_close(layer(x), whole, rtol=1e-12, atol=1e-12)  # pulses are drawn before; float64

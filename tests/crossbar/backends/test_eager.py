@@ -12,9 +12,9 @@ from scipy import stats
 from torch import nn
 
 from crossbar import AnalogLinear, Converter, Hardware, Tile, devices, presets
-from crossbar.backends import eager as mvm, naive as reference
-from crossbar.tiles.readout import Array
+from crossbar.backends import eager, naive
 from crossbar.random.streams import ReadNoise
+from crossbar.tiles.readout import Array
 from tests.crossbar.conftest import inputs64, linear_layer
 
 QUIET = presets.ideal()
@@ -48,7 +48,7 @@ def oracle(layer, x, noise, unit_roundoff):
     plus, minus = (cells.double().numpy() for cells in layer.conductances())
     scales = layer.scales.double().numpy()
     input_range = None if layer.input_range is None else float(layer.input_range)
-    expected = reference.multiply(x, plus, minus, scales, hw, input_range, noise)
+    expected = naive.multiply(x, plus, minus, scales, hw, input_range, noise)
 
     analog = dataclasses.replace(hw, adc=None)
     net = plus - minus
@@ -56,17 +56,15 @@ def oracle(layer, x, noise, unit_roundoff):
     for j in range(len(scales)):
         only = np.zeros_like(scales)
         only[j] = 1
-        value = reference.multiply(x, plus, minus, only, analog, input_range, noise) / full_scales(
-            x, hw.dac, input_range
-        )
-        size = reference.multiply(np.abs(x), np.abs(net), np.zeros_like(net), only, analog, input_range)
+        value = naive.multiply(x, plus, minus, only, analog, input_range, noise) / full_scales(x, hw.dac, input_range)
+        size = naive.multiply(np.abs(x), np.abs(net), np.zeros_like(net), only, analog, input_range)
         size = size / full_scales(x, hw.dac, input_range)
         if noise is not None:
             size = size + hw.output_noise * np.abs(noise[j])
         error = (hw.tile.rows + 10 + len(scales)) * unit_roundoff * size
         if layer._array().fixed is not None:
             largest = np.broadcast_to(np.nan_to_num(np.abs(net)).max(2, keepdims=True), net.shape)
-            drives = reference.multiply(np.abs(x), largest, np.zeros_like(net), only, analog, input_range)
+            drives = naive.multiply(np.abs(x), largest, np.zeros_like(net), only, analog, input_range)
             error = error + 1.01 / 65_276 * drives / full_scales(x, hw.dac, input_range)
         if hw.adc is not None:
             step = hw.adc.full_scale / hw.adc.levels
@@ -147,7 +145,7 @@ def test_exact_ties_go_to_even_as_the_oracle_does():
     even = [-3.0, -2.0, -2.0, 0.0, 0.0, 2.0, 2.0, 3.0]
     assert layer(x).flatten().tolist() == even
     plus, minus = (cells.numpy() for cells in layer.conductances())
-    assert reference.multiply(x.numpy(), plus, minus, layer.scales.numpy(), layer.hardware).flatten().tolist() == even
+    assert naive.multiply(x.numpy(), plus, minus, layer.scales.numpy(), layer.hardware).flatten().tolist() == even
 
 
 @pytest.mark.parametrize("chunk", [1, 7, 200])
@@ -162,10 +160,10 @@ def test_chunks_change_nothing(monkeypatch, chunk, tile):
     weight = torch.randint(-8, 9, (23, 12), generator=generator) / 8
     scales = torch.randint(1, 9, (math.ceil(23 / tile.rows), 12), generator=generator) / 8
     x = torch.rand(50, 23, generator=generator) * 2 - 1
-    whole = mvm.multiply(x, Array(weight.unsqueeze(0), scales), hardware)
-    monkeypatch.setattr(mvm, "_VECTORS", 1)
-    monkeypatch.setattr(mvm, "_PARTIALS", chunk)
-    assert torch.equal(mvm.multiply(x, Array(weight.unsqueeze(0), scales), hardware), whole)
+    whole = eager.multiply(x, Array(weight.unsqueeze(0), scales), hardware)
+    monkeypatch.setattr(eager, "_VECTORS", 1)
+    monkeypatch.setattr(eager, "_PARTIALS", chunk)
+    assert torch.equal(eager.multiply(x, Array(weight.unsqueeze(0), scales), hardware), whole)
 
 
 def test_converters_by_hand():
@@ -288,8 +286,8 @@ def test_gradient_of_the_largest_input_is_not_lost(range_, dtype):
 
 @pytest.mark.parametrize("chunk", [2**20, 1])
 def test_gradient_with_noise_and_in_chunks(monkeypatch, chunk):
-    monkeypatch.setattr(mvm, "_VECTORS", 1)
-    monkeypatch.setattr(mvm, "_PARTIALS", chunk)
+    monkeypatch.setattr(eager, "_VECTORS", 1)
+    monkeypatch.setattr(eager, "_PARTIALS", chunk)
     hardware = dataclasses.replace(QUIET, tile=Tile(3, 3), adc=Converter(bits=8, full_scale=100.0), output_noise=0.1)
     layer = linear_layer(7, 5, hardware)
     x = inputs64(4, 7).requires_grad_()

@@ -9,9 +9,9 @@ import torch
 from scipy import stats
 
 from crossbar import AnalogLinear, CellNoise, Converter, Hardware, Tile, presets
-from crossbar.backends.cpu import integers as integer_mvm, kernels
-from crossbar.backends import eager as mvm
-from crossbar.native import openmp as team
+from crossbar.backends import eager
+from crossbar.backends.cpu import integers, kernels
+from crossbar.native import openmp
 from crossbar.random.streams import ReadNoise
 from tests.crossbar.conftest import inputs, linear_layer
 
@@ -48,7 +48,8 @@ def both_ways(layer, x):
     floating = dataclasses.replace(array, fixed=None)
     with torch.no_grad():
         return tuple(
-            mvm.multiply(x, cells, hardware, layer.input_range, layer._noise("read", 0)) for cells in (array, floating)
+            eager.multiply(x, cells, hardware, layer.input_range, layer._noise("read", 0))
+            for cells in (array, floating)
         )
 
 
@@ -94,12 +95,12 @@ def test_how_many_conversions_take_the_next_step(rows, bits, share):
 def test_a_cell_is_off_by_half_a_step_at_most(shape):
     weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
     weight[:, :, -1] = 0
-    fixed = integer_mvm.fixed_point(weight, 256)
+    fixed = integers.fixed_point(weight, 256)
     tiles = [tile for digits in weight for tile in digits.split(256)]
     first = [line for _ in weight for line in range(0, shape[0], 256)]
     assert fixed.steps.shape == (len(tiles), shape[1])
     for index, (tile, line) in enumerate(zip(tiles, first, strict=True)):
-        parts = integer_mvm._of_tile(fixed.bytes[index // (len(tiles) // 2)], shape[1], line, len(tile)).double()
+        parts = integers._of_tile(fixed.bytes[index // (len(tiles) // 2)], shape[1], line, len(tile)).double()
         whole = (256 * parts[: shape[1]] + parts[shape[1] :]).t()
         assert whole.abs().max() <= 32_638
         step = tile.abs().amax(0).double() / 32_638
@@ -113,16 +114,16 @@ def test_products_are_exact(shape):
     codes = torch.randint(-127, 128, (vectors, lines + 3), generator=generator, dtype=torch.int8)[:, 1:-2]
     cells = torch.randint(-128, 128, (2 * outputs, lines), generator=generator, dtype=torch.int8)
     found = torch.full((vectors, 2 * outputs), 7, dtype=torch.int32)
-    integer_mvm._product(codes, cells, found)
+    integers._product(codes, cells, found)
     assert torch.equal(found.double(), codes.double() @ cells.double().t())
     codes, cells = torch.full_like(codes, -127), torch.full_like(cells, -128)  # sums that 16 bits would not hold
-    integer_mvm._product(codes, cells, found)
+    integers._product(codes, cells, found)
     assert (found == 127 * 128 * lines).all()
 
 
 def test_where_products_are_not_exact_layers_compute_in_floating_point(monkeypatch):
     assert programmed(NOISY)._array().fixed is not None
-    monkeypatch.setattr(integer_mvm, "_exact", lambda: False)
+    monkeypatch.setattr(integers, "_exact", lambda: False)
     assert programmed(NOISY)._array().fixed is None
 
 
@@ -131,8 +132,8 @@ def test_a_vectors_result_does_not_depend_on_its_batch(monkeypatch):
     whole = layer(x)
     layer.reset_reads()
     assert torch.equal(layer(x[:7]), whole[:7])
-    monkeypatch.setattr(integer_mvm, "_SUMS", 1)
-    monkeypatch.setattr(integer_mvm, "_VECTORS", 11)
+    monkeypatch.setattr(integers, "_SUMS", 1)
+    monkeypatch.setattr(integers, "_VECTORS", 11)
     layer.reset_reads()
     assert torch.equal(layer(x), whole)
 
@@ -149,7 +150,7 @@ def test_thread_count_changes_no_bit(hardware, monkeypatch):
             results.append(layer(x))
     finally:
         torch.set_num_threads(threads)
-    monkeypatch.setattr(team, "_openmp", lambda: None)  # where torch's OpenMP cannot be called
+    monkeypatch.setattr(openmp, "_openmp", lambda: None)  # where torch's OpenMP cannot be called
     layer.reset_reads()
     results.append(layer(x))
     assert all(torch.equal(result, results[0]) for result in results)
@@ -212,7 +213,7 @@ def test_codes_are_those_of_the_converter(bits, given):
     ranges = {"each": None, "one": torch.tensor([2.0]), "all": torch.rand(33) + 1}[given]
     codes, full_scale, power = torch.empty(33, 130, dtype=torch.int8), torch.empty(33), torch.empty(33, 3)
     known = 1 if ranges is None else len(ranges)
-    team.run(kernels.encode, 33, x, ranges, known, codes, full_scale, power, 33, 130, 64, levels, 1e-30)
+    openmp.run(kernels.encode, 33, x, ranges, known, codes, full_scale, power, 33, 130, 64, levels, 1e-30)
     span = x.abs().amax(1).clamp(min=1e-30) if ranges is None else ranges.expand(33)
     expected = (x * (levels / span).unsqueeze(1)).round().clamp(-levels, levels)
     assert torch.equal(codes.float(), expected)

@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from crossbar import CellNoise, Converter, Faults, Hardware, Tile, devices
-from crossbar.backends import naive as reference
+from crossbar.backends import naive
+from crossbar.backends.naive import Draws
 from crossbar.devices import window
 from crossbar.devices.reram import CmoReRam
-from crossbar.backends.naive import Draws
 from crossbar.random.streams import ReadNoise, normal
 from tests.crossbar.conftest import linear_layer
 
@@ -120,7 +120,7 @@ def test_agrees_with_the_oracle(shape, tile, dac, adc, device, output_noise, fau
         drawn["output"] = np.stack(reads)
 
     plus, minus = (cells.numpy() for cells in layer.conductances())
-    expected = reference.multiply(
+    expected = naive.multiply(
         x, plus, minus, layer.scales.numpy(), hardware, g_min=window(device)[0], draws=Draws(**drawn), **ranges
     )
     found = layer(torch.as_tensor(x)).detach().numpy()
@@ -177,8 +177,8 @@ def test_cell_noise_agrees_with_the_oracle(coding, encoding, noise):
         for (side, pair, line), part in parts.items():
             numbers[side][pair, s, p, b, line, o] = part * share
 
-    expected = reference.multiply(x, plus, minus, layer.scales.numpy(), hardware, draws=Draws(output=output, **numbers))
+    expected = naive.multiply(x, plus, minus, layer.scales.numpy(), hardware, draws=Draws(output=output, **numbers))
     found = layer(torch.as_tensor(x)).detach().numpy()
     np.testing.assert_allclose(found, expected, rtol=1e-11, atol=1e-11)  # float64, terms of order 1
-    quiet = reference.multiply(x, plus, minus, layer.scales.numpy(), hardware)
+    quiet = naive.multiply(x, plus, minus, layer.scales.numpy(), hardware)
     assert np.abs(quiet - expected).max() > 0.01

@@ -7,9 +7,9 @@ import numpy as np
 import pytest
 import torch
 
+from crossbar.backends.cpu.rows import RowNumbers, read
 from crossbar.devices import PCM, Decaying, GainCell, Hermes, Ideal
 from crossbar.hardware import CellNoise
-from crossbar.backends.cpu.rows import RowNumbers, read
 
 B, H, ROWS = 2, 3, 12
 SLOTS = torch.tensor([11, 0, 3, 7, 8])

@@ -3,8 +3,7 @@
 import torch
 from torch import nn
 
-from crossbar import Hardware, Ledger, Tile
-from crossbar.nn import convert
+from crossbar import Hardware, Ledger, Tile, convert
 
 
 class RMSNorm(nn.Module):

@@ -7,8 +7,7 @@ import pytest
 import torch
 from torch import nn
 
-from crossbar import Hardware, InputError, Ledger, Tile, program
-from crossbar.nn import convert
+from crossbar import Hardware, InputError, Ledger, Tile, convert, program
 from crossbar.costs.ledger import book, counting
 
 

@@ -15,11 +15,10 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from calibration import InputRanges
-from crossbar import AnalogLinear, Hardware, age, presets, program
-from crossbar.nn import convert
-from crossbar.tiles import ageing as trajectory
+from crossbar import AnalogLinear, Hardware, age, convert, presets, program
 from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.rpu_config import NotHonouredWarning
+from crossbar.tiles import ageing
 
 DAY = 86400.0
 DRIFT = {"g_lst": [0.0, 5.0, 25.0], "nu_mean_lst": [0.1, 0.07, 0.05], "nu_std_lst": [0.04, 0.02, 0.01]}
@@ -87,8 +86,8 @@ def test_wan_2022_refers_to_40_microsiemens():
     model, target = ReRamWan2022NoiseModel(), torch.full((20_000,), 12.5)
     theirs = model.apply_programming_noise_to_conductance(target)
     device = AihwkitDevice(model)
-    state = trajectory.program(device, target, (0, "wan"))
-    ours = trajectory.conductances(device, state, 1.0, (0, "wan"))
+    state = ageing.program(device, target, (0, "wan"))
+    ours = ageing.conductances(device, state, 1.0, (0, "wan"))
     for read, expected in ((theirs, 0.081), (ours, 0.0506), (state["programmed"], 0.0506)):
         assert float((read - target).std()) / 25 == pytest.approx(expected, rel=4 / 40_000**0.5)  # 4 standard errors
     assert model.coeff_g_max_reference == 25  # the user's model is left alone

@@ -16,11 +16,10 @@ from aihwkit.inference.noise.reram import ReRamCMONoiseModel, ReRamWan2022NoiseM
 from scipy import stats
 from torch import nn
 
-from crossbar import Hardware, InputError, load_state, program, save_state
-from crossbar.nn import convert
-from crossbar.tiles import ageing as trajectory
+from crossbar import Hardware, InputError, convert, load_state, program, save_state
 from crossbar.devices import Device, RedrawDevice
 from crossbar.devices.aihwkit import AihwkitDevice
+from crossbar.tiles import ageing
 from tests.crossbar import conftest
 from tests.crossbar.conftest import reads, same
 
@@ -198,10 +197,10 @@ def test_zero_seconds_is_as_programmed_where_a_model_defines_nothing_there():
 def test_effects_are_drawn_independently():
     device = AihwkitDevice(PCMLikeNoiseModel())
     target = torch.full((20_000,), 20.0)
-    state = trajectory.program(device, target, (0, "layer"))
+    state = ageing.program(device, target, (0, "layer"))
     key = (0, "layer")
-    hour, day = (trajectory.conductances(device, state, t, key) for t in (HOUR, DAY))
-    quiet_hour, quiet_day = (trajectory.conductances(device, state, t, key, noise=False) for t in (HOUR, DAY))
+    hour, day = (ageing.conductances(device, state, t, key) for t in (HOUR, DAY))
+    quiet_hour, quiet_day = (ageing.conductances(device, state, t, key, noise=False) for t in (HOUR, DAY))
     effects = [state["programmed"], state["coefficients"], hour / quiet_hour, day / quiet_day]
     correlations = np.corrcoef(torch.stack(effects).double().numpy())
     assert abs(correlations - np.eye(4)).max() < 4 / 20_000**0.5
@@ -256,14 +255,14 @@ def test_same_distribution_as_aihwkit(name, level):
     model = ReRamWan2022NoiseModel(g_max=40.0) if name == "wan 2022" else MODELS[name][0]
     device, key = AihwkitDevice(model), (5, f"{name} {level}")
     target = torch.full((N,), device.g_min + level * (device.g_max - device.g_min))
-    state = trajectory.program(device, target, key)
+    state = ageing.program(device, target, key)
     with torch.random.fork_rng():
         torch.manual_seed(5)
         programmed = model.apply_programming_noise_to_conductance(target)
         coefficients = model.generate_drift_coefficients(target)
         pairs = [(state["programmed"], programmed)]
         for time in LIVES[name]:
-            ours = trajectory.conductances(device, state, time, key)
+            ours = ageing.conductances(device, state, time, key)
             if name == "wan 2022" and time == 0:
                 assert torch.equal(ours, state["programmed"])
                 continue

@@ -12,11 +12,10 @@ from numba import cfunc
 from torch import nn
 
 from attention.kernel import token_rows
-from crossbar import CellNoise, Converter, Faults, Hardware, InputError, Tile, WriteVerify, age, program
-from crossbar.nn import convert
+from crossbar import CellNoise, Converter, Faults, Hardware, InputError, Tile, WriteVerify, age, convert, program
 from crossbar.backends.cpu import kernels
-from crossbar.native import openmp as team
 from crossbar.devices import PCM, CmoReRam, GainCell, Ideal, ReRam
+from crossbar.native import openmp
 from tests.crossbar.conftest import inputs, linear_layer
 
 
@@ -121,7 +120,7 @@ def test_a_kernel_that_fails_is_not_taken_for_one_that_worked():
         torch.set_num_threads(threads)
         try:
             with pytest.raises(RuntimeError, match="kernel"):
-                team.run(failing, 8)
+                openmp.run(failing, 8)
         finally:
             torch.set_num_threads(before)
 

@@ -9,10 +9,10 @@ import torch
 from matplotlib.figure import Figure
 
 from crossbar import plots, presets
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices import PCM
 from crossbar.devices.reram import CmoReRam
 from crossbar.random.streams import normal
+from crossbar.tiles import ageing
 
 DAY = 86400.0
 
@@ -49,10 +49,10 @@ def test_histograms_count_the_cells():
     axes = plots.conductance_histograms(device, times, levels=3, cells=4000, seed=5)
     assert [label.get_text() for label in axes.get_yticklabels()] == ["1 d", "0 s"]
     targets = torch.tensor([0.0, 12.5, 25.0]).unsqueeze(1).expand(-1, 4000).contiguous()
-    state = trajectory.program(device, targets, (5, "plots"))
+    state = ageing.program(device, targets, (5, "plots"))
     drawn = iter(axes.patches)
     for row, seconds in enumerate((DAY, 0.0)):
-        for cells in trajectory.conductances(device, state, seconds, (5, "plots")):
+        for cells in ageing.conductances(device, state, seconds, (5, "plots")):
             values, edges, baseline = next(drawn).get_data()
             assert baseline == row
             heights = values - row
@@ -68,7 +68,7 @@ def test_programming_error_shows_cells_and_deviation():
     device = PCM()
     axes = plots.programming_error(device, cells=2001, seed=3)
     targets = torch.linspace(0, 25, 2001)
-    state = trajectory.program(device, targets, (3, "plots"))
+    state = ageing.program(device, targets, (3, "plots"))
     points = axes.collections[0].get_offsets()
     np.testing.assert_allclose(points[:, 0], targets, rtol=1e-6)
     np.testing.assert_allclose(points[:, 1], state["programmed"] - targets, atol=1e-6)
@@ -89,8 +89,8 @@ def test_drift_shows_the_population_and_the_law():
     assert seconds[0] == pytest.approx(1.0)
     assert seconds[-1] == pytest.approx(DAY)
     np.testing.assert_allclose(typical.get_ydata(), 25 * ((seconds + 20) / 20) ** -0.049, rtol=1e-5)
-    state = trajectory.program(device, torch.full((3000,), 25.0), (2, "plots"))
-    last = trajectory.conductances(device, state, float(seconds[-1]), (2, "plots"))
+    state = ageing.program(device, torch.full((3000,), 25.0), (2, "plots"))
+    last = ageing.conductances(device, state, float(seconds[-1]), (2, "plots"))
     assert median.get_ydata()[-1] == pytest.approx(float(last.quantile(0.5)), rel=1e-6)
     for band, (low, high) in zip(axes.collections, ((0.05, 0.95), (0.25, 0.75)), strict=True):
         drawn = band.get_paths()[0].vertices

@@ -12,13 +12,13 @@ from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices import PCM, Device, Ideal, window
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.measured import Measured
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.random.streams import normal
+from crossbar.tiles import ageing
 
 TIMES = {"0s": 0.0, "1s": 1.0, "1h": 3600.0, "1d": 86400.0, "30d": 30 * 86400.0, "1y": 365 * 86400.0}
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)  # g = G / g_max
@@ -142,13 +142,13 @@ def test_a_target_is_met_on_average(device):
 def test_conductance_stays_in_its_window_and_a_full_cell_does_not_grow(device):
     target = targets(device)
     key = (0, "contract")
-    state = trajectory.program(device, target, key)
+    state = ageing.program(device, target, key)
     low, high = window(device)
     assert low >= 0
     means = []
     for seconds in TIMES.values():
         for noise in (False, True):
-            read = trajectory.conductances(device, state, seconds, key, noise)
+            read = ageing.conductances(device, state, seconds, key, noise)
             assert read.isfinite().all()
             assert (read >= low).all()
             assert (read <= high).all()
@@ -174,8 +174,8 @@ def test_threads_change_no_bit(device):
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            state = trajectory.program(device, target, (0, "threads"))
-            found.append(trajectory.conductances(device, state, 7200.0, (0, "threads")))
+            state = ageing.program(device, target, (0, "threads"))
+            found.append(ageing.conductances(device, state, 7200.0, (0, "threads")))
     finally:
         torch.set_num_threads(threads)
     assert torch.equal(*found)
@@ -197,9 +197,9 @@ def test_fluctuation_is_a_deviation(device):
 @devices
 def test_reading_changes_nothing(device):
     target = targets(device)
-    state = trajectory.program(device, target, (0, "contract"))
+    state = ageing.program(device, target, (0, "contract"))
     before = {name: tensor.clone() for name, tensor in state.items()}
-    reads = [trajectory.conductances(device, state, s, (0, "contract")) for s in (0.0, 3600.0, 0.0, 3600.0)]
+    reads = [ageing.conductances(device, state, s, (0, "contract")) for s in (0.0, 3600.0, 0.0, 3600.0)]
     assert all(torch.equal(state[name], before[name]) for name in before)
     assert torch.equal(reads[0], reads[2])
     assert torch.equal(reads[1], reads[3])
@@ -214,8 +214,8 @@ def test_zero_seconds_is_as_programmed():
 
 def test_ideal_keeps_its_target_for_ever():
     target = targets(Ideal())
-    state = trajectory.program(Ideal(), target, (0, "ideal"))
-    assert torch.equal(trajectory.conductances(Ideal(), state, TIMES["1y"], (0, "ideal")), target)
+    state = ageing.program(Ideal(), target, (0, "ideal"))
+    assert torch.equal(ageing.conductances(Ideal(), state, TIMES["1y"], (0, "ideal")), target)
 
 
 # PCM against its formulas (docs/physics.md, "PCM")
@@ -269,7 +269,7 @@ def test_pcm_effects_can_be_turned_off():
     [(0.0, 0.154, 5e-4), (0.25, 0.68, 5e-3), (0.5, 0.953, 5e-4), (0.75, 1.08, 5e-3), (1.0, 1.06, 5e-3)],
 )
 def test_golden_programming_deviation(level, golden, rounding):
-    state = trajectory.program(PCM(), torch.full((4 * N,), 25 * level), (0, f"golden {level}"))
+    state = ageing.program(PCM(), torch.full((4 * N,), 25 * level), (0, f"golden {level}"))
     error = (state["programmed"] - 25 * level).double()
     error -= error.mean()
     deviation = error.square().mean().sqrt()
@@ -284,8 +284,8 @@ def test_golden_programming_deviation(level, golden, rounding):
 )
 def test_golden_drift_at_full_conductance(time, golden, rounding):
     key = (0, "golden drift")
-    state = trajectory.program(PCM(), torch.full((4 * N,), 25.0), key)
-    ratio = trajectory.conductances(PCM(), state, TIMES[time], key) / state["programmed"]
+    state = ageing.program(PCM(), torch.full((4 * N,), 25.0), key)
+    ratio = ageing.conductances(PCM(), state, TIMES[time], key) / state["programmed"]
     assert abs(ratio.mean() - golden) < rounding + 4 * ratio.std() / ratio.numel() ** 0.5
 
 
@@ -327,10 +327,10 @@ def our_lives():
     lives = {}
     for level in LEVELS:
         key = (4, f"level {level}")
-        state = trajectory.program(PCM(), torch.full((N,), 25 * level), key)
+        state = ageing.program(PCM(), torch.full((N,), 25 * level), key)
         lives[level, "programmed"], lives[level, "exponent"] = state["programmed"], state["exponent"]
         for time in ("0s", "1h", "1d", "1y"):
-            lives[level, time] = trajectory.conductances(PCM(), state, TIMES[time], key)
+            lives[level, time] = ageing.conductances(PCM(), state, TIMES[time], key)
     return lives
 
 

@@ -4,8 +4,8 @@ from aihwkit.inference.noise.hermes import HermesNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError, presets, to_seconds
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices.hermes import Hermes
+from crossbar.tiles import ageing
 
 N = 20_000
 LEVELS = [0.02, 0.12, 0.25, 0.5, 1.0]  # both sides of every branch of the fits
@@ -20,7 +20,7 @@ def test_same_distribution_as_aihwkit(devices, level):
     assert (device.g_max, device.t_0, device.t_read) == (model.g_max, model.t_0, model.t_read)
     target = torch.full((N,), device.g_max * level)
     key = (7, f"{devices} devices at {level}")
-    state = trajectory.program(device, target, key)
+    state = ageing.program(device, target, key)
     with torch.random.fork_rng():
         torch.manual_seed(7)
         programmed = model.apply_programming_noise_to_conductance(target)
@@ -29,7 +29,7 @@ def test_same_distribution_as_aihwkit(devices, level):
         for time in TIMES:
             seconds = to_seconds(time)
             theirs = model.apply_drift_noise_to_conductance(programmed, exponent, seconds)
-            pairs.append((trajectory.conductances(device, state, seconds, key), theirs))
+            pairs.append((ageing.conductances(device, state, seconds, key), theirs))
     # 60 comparisons at fixed seeds: below 1e-3 none is expected by chance.
     assert min(stats.ks_2samp(ours.numpy(), theirs.numpy()).pvalue for ours, theirs in pairs) > 1e-3
 

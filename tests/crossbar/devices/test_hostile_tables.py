@@ -13,7 +13,7 @@ from crossbar.devices import Measured, from_csv
 from crossbar.storage.plain_values import load_yaml
 from tests.mutations import of_bytes, of_values
 
-BOOKS = Path(crossbar.__file__).parent / "price_books"
+BOOKS = Path(crossbar.__file__).parent / "costs" / "price_books"
 TABLE = (
     b"target_us,mean_us,std_us,drift_mean,drift_std\n0,0.2,0.3,0.05,0.01\n10,9.5,0.7,0.04,0.02\n25,24,1,-0.01,0.02\n"
 )

@@ -7,8 +7,8 @@ import pytest
 import torch
 
 from crossbar import Hardware, InputError, devices
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices.measured import Measured
+from crossbar.tiles import ageing
 
 N = 20_000
 KEY = (0, "measured")
@@ -55,7 +55,7 @@ def test_through_yaml(tmp_path):
 @pytest.mark.parametrize("target", [0.0, 4.0, 10.0, 12.5, 30.0])
 def test_moments_are_interpolated(tmp_path, target):
     device = devices.from_csv(write(tmp_path / "cell.csv", TABLE))
-    state = trajectory.program(device, torch.full((N,), target, dtype=torch.float64), KEY)
+    state = ageing.program(device, torch.full((N,), target, dtype=torch.float64), KEY)
     rows = [0.0, 10.0, 30.0]
     columns = {"programmed": ([0.5, 9.5, 30.5], [0.1, 0.8, 0.4]), "exponent": ([0.1, 0.05, -0.01], [0.02, 0.01, 0.0])}
     for name, (means, deviations) in columns.items():
@@ -66,12 +66,12 @@ def test_moments_are_interpolated(tmp_path, target):
 
 def test_drifts_by_its_exponent():
     device = Measured((0.0, 10.0), (0.0, 10.0), (0.0, 0.0), (0.0, 0.1), (0.0, 0.0), t_0=5.0)
-    state = trajectory.program(device, torch.tensor([0.0, 10.0], dtype=torch.float64), KEY)
-    read = trajectory.conductances(device, state, 3600.0, KEY)
+    state = ageing.program(device, torch.tensor([0.0, 10.0], dtype=torch.float64), KEY)
+    read = ageing.conductances(device, state, 3600.0, KEY)
     assert read.tolist() == pytest.approx([0.0, 10 * (3605 / 5) ** -0.1], rel=1e-12)
     still = Measured((0.0, 10.0), (0.0, 10.0), (0.0, 0.0))
-    state = trajectory.program(still, torch.tensor([0.0, 4.0]), KEY)
-    assert trajectory.conductances(still, state, 1e9, KEY).tolist() == [0.0, 4.0]
+    state = ageing.program(still, torch.tensor([0.0, 4.0]), KEY)
+    assert ageing.conductances(still, state, 1e9, KEY).tolist() == [0.0, 4.0]
 
 
 HEAD = "target_us,mean_us,std_us\n"

@@ -8,10 +8,10 @@ from scipy import stats
 from scipy.special import exp1
 
 from crossbar import InputError
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices import PCM
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.one_over_f import correlated
+from crossbar.tiles import ageing
 
 N = 200_000
 T_0, T_READ = 20.0, 250e-9
@@ -60,12 +60,12 @@ def test_standard_normal_at_each_time(seconds):
 @pytest.mark.parametrize("device", [PCM, Hermes])
 def test_noise_has_the_deviation_of_independent_noise(device):
     key, one, other = (1, "layer"), device(), device(correlated=True)
-    state = trajectory.program(one, torch.full((N,), 0.8 * one.g_max), key)
-    again = trajectory.program(other, torch.full((N,), 0.8 * one.g_max), key)
+    state = ageing.program(one, torch.full((N,), 0.8 * one.g_max), key)
+    again = ageing.program(other, torch.full((N,), 0.8 * one.g_max), key)
     assert all(torch.equal(state[name], again[name]) for name in state)
     for seconds in (0.0, HOUR, DAY):
         drifted = one.drifted(state, seconds)
-        reads = [trajectory.conductances(d, state, seconds, key) - drifted for d in (one, other)]
+        reads = [ageing.conductances(d, state, seconds, key) - drifted for d in (one, other)]
         deviations = [float(read.double().std()) for read in reads]
         assert deviations[1] == pytest.approx(deviations[0], rel=4 * math.sqrt(1 / N))  # two deviations, √2 of one's
 

@@ -9,8 +9,8 @@ from aihwkit.inference.noise.reram import ReRamCMONoiseModel, ReRamWan2022NoiseM
 from scipy import stats
 
 from crossbar import InputError, presets
-from crossbar.tiles import ageing as trajectory
 from crossbar.devices.reram import CmoReRam, ReRam
+from crossbar.tiles import ageing
 
 N = 20_000
 HOUR, DAY, YEAR = 3600.0, 86400.0, 365 * 86400.0
@@ -24,7 +24,7 @@ WAN = [  # of Wan 2022, as aihwkit has it: time, σ in µS as a polynomial ascen
 
 
 def cells(device, target, key):
-    return trajectory.program(device, torch.full((N,), target), key)
+    return ageing.program(device, torch.full((N,), target), key)
 
 
 def correlation(a, b):
@@ -39,13 +39,13 @@ def test_wan_has_the_distribution_of_aihwkit_at_its_own_40_us(level):
     device, key = ReRam(), (1, f"level {level}")
     model = ReRamWan2022NoiseModel(g_max=40.0)
     target = torch.full((N,), 40 * level)
-    state = trajectory.program(device, target, key)
+    state = ageing.program(device, target, key)
     with torch.random.fork_rng():
         torch.manual_seed(1)
         pairs = [(device.drifted(state, 0.0), model.apply_programming_noise_to_conductance(target))]
         for time, _ in WAN:
             theirs = model.apply_drift_noise_to_conductance(target, target, time)
-            pairs.append((trajectory.conductances(device, state, time, key), theirs))
+            pairs.append((ageing.conductances(device, state, time, key), theirs))
     # 20 comparisons at fixed seeds: below 1e-3 none is expected by chance.
     assert min(stats.ks_2samp(ours.numpy(), theirs.numpy()).pvalue for ours, theirs in pairs) > 1e-3
 
@@ -107,14 +107,14 @@ def test_cmo_has_the_distribution_of_aihwkit(level, acceptance):
     device, key = CmoReRam(acceptance=acceptance), (6, f"{acceptance} {level}")
     model = ReRamCMONoiseModel(g_max=88.2, g_min=9.0, acceptance_range=acceptance)
     target = torch.full((N,), 9.0 + 79.2 * level)
-    state = trajectory.program(device, target, key)
+    state = ageing.program(device, target, key)
     with torch.random.fork_rng():
         torch.manual_seed(6)
         programmed = model.apply_programming_noise_to_conductance(target)
         pairs = [(state["programmed"], programmed)]
         for time in (1.0, HOUR, DAY, YEAR):
             theirs = model.apply_drift_noise_to_conductance(programmed, target, time)
-            pairs.append((trajectory.conductances(device, state, time, key), theirs))
+            pairs.append((ageing.conductances(device, state, time, key), theirs))
     # 50 comparisons at fixed seeds: below 1e-3 none is expected by chance.
     assert min(stats.ks_2samp(ours.numpy(), theirs.numpy()).pvalue for ours, theirs in pairs) > 1e-3
 
@@ -123,7 +123,7 @@ def test_cmo_has_the_distribution_of_aihwkit(level, acceptance):
 def test_cmo_stays_in_its_window_at_0_s_where_aihwkit_leaves_it():
     device, key = CmoReRam(acceptance=2.0), (7, "window")
     state = cells(device, 88.2, key)
-    assert trajectory.conductances(device, state, 0.0, key).max() <= device.g_max
+    assert ageing.conductances(device, state, 0.0, key).max() <= device.g_max
     model = ReRamCMONoiseModel(g_max=88.2, g_min=9.0, acceptance_range=2)
     with torch.random.fork_rng():
         torch.manual_seed(7)

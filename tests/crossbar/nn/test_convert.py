@@ -9,8 +9,7 @@ from torch import nn
 from torch.nn.utils import parametrizations, prune
 from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
-from crossbar import AnalogLinear, Hardware, InputError, Ledger, Tile, analog_layers, presets, program, restore
-from crossbar.nn import convert
+from crossbar import AnalogLinear, Hardware, InputError, Ledger, Tile, analog_layers, convert, presets, program, restore
 from tests.crossbar.conftest import inputs, reasons, seeded
 
 SMALL = Hardware(tile=Tile(4, 3))

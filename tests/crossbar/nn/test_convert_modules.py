@@ -4,8 +4,7 @@ import pytest
 import torch
 from torch import nn
 
-from crossbar import Ledger, presets, program, restore
-from crossbar.nn import convert
+from crossbar import Ledger, convert, presets, program, restore
 from tests.crossbar.conftest import inputs, reasons, seeded
 
 

@@ -4,8 +4,20 @@ import pytest
 import torch
 from torch import nn
 
-from crossbar import AnalogLinear, InputError, Ledger, age, load_state, new_chip, presets, program, reset_gains, reset_reads, save_state
-from crossbar.nn import convert
+from crossbar import (
+    AnalogLinear,
+    InputError,
+    Ledger,
+    age,
+    convert,
+    load_state,
+    new_chip,
+    presets,
+    program,
+    reset_gains,
+    reset_reads,
+    save_state,
+)
 from crossbar.nn.corrections import CORRECTIONS
 
 I, O, R = 12, 7, 3  # noqa: E741 - the letters of the docs

@@ -15,8 +15,20 @@ from safetensors import safe_open
 from safetensors.torch import save_file
 from torch import nn
 
-from crossbar import Hardware, InputError, Tile, age, analog_layers, devices, load_state, presets, program, reset_reads, save_state
-from crossbar.nn import convert
+from crossbar import (
+    Hardware,
+    InputError,
+    Tile,
+    age,
+    analog_layers,
+    convert,
+    devices,
+    load_state,
+    presets,
+    program,
+    reset_reads,
+    save_state,
+)
 from tests.limits import files_of_at_most
 from tests.mutations import of_bytes
 from tests.tensor_mutations import of_tensors

@@ -6,8 +6,7 @@ import pytest
 import torch
 from torch import nn
 
-from crossbar import CellNoise, Converter, Hardware, Tile, age, analog_layers, devices, presets, program
-from crossbar.nn import convert
+from crossbar import CellNoise, Converter, Hardware, Tile, age, analog_layers, convert, devices, presets, program
 from crossbar.nn.to_aihwkit import AihwkitTiles, to_aihwkit
 
 QUIET = replace(presets.pcm(), output_noise=0.0)

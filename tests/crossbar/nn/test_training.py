@@ -9,11 +9,26 @@ import torch
 from torch import nn
 from transformers.pytorch_utils import Conv1D
 
-from crossbar import AnalogLinear, Converter, Hardware, InputError, Tile, analog_layers, clip_weights, devices, learn_ranges, load_state, presets, program, restore, save_state
-from crossbar.nn import convert
-from crossbar.tiles import injection
+from crossbar import (
+    AnalogLinear,
+    Converter,
+    Hardware,
+    InputError,
+    Tile,
+    analog_layers,
+    clip_weights,
+    convert,
+    devices,
+    learn_ranges,
+    load_state,
+    presets,
+    program,
+    restore,
+    save_state,
+)
 from crossbar.devices.reram import CmoReRam
 from crossbar.random.streams import ReadNoise
+from crossbar.tiles import injection
 from tests.crossbar import conftest
 
 STATIC = Converter(range="static", full_scale=1.5)

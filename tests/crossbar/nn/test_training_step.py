@@ -9,8 +9,20 @@ import torch
 from torch import nn
 from torch.utils.checkpoint import checkpoint
 
-from crossbar import Hardware, InputError, Ledger, Tile, age, analog_layers, bypassed, presets, program, replayed_reads, reset_reads
-from crossbar.nn import convert
+from crossbar import (
+    Hardware,
+    InputError,
+    Ledger,
+    Tile,
+    age,
+    analog_layers,
+    bypassed,
+    convert,
+    presets,
+    program,
+    replayed_reads,
+    reset_reads,
+)
 from tests.crossbar.conftest import inputs
 
 NOISY = Hardware(tile=Tile(8, 8))

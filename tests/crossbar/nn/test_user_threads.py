@@ -8,8 +8,7 @@ from concurrent.futures import ThreadPoolExecutor
 import torch
 from torch import nn
 
-from crossbar import Ledger, Tile, bypassed, presets, program, reset_reads
-from crossbar.nn import convert
+from crossbar import Ledger, Tile, bypassed, convert, presets, program, reset_reads
 from tests.crossbar.conftest import inputs
 
 NOISY = dataclasses.replace(presets.pcm(), tile=Tile(16, 8))

@@ -8,10 +8,9 @@ import torch
 from scipy import stats
 from torch import nn
 
-from crossbar import InputError, age, load_state, presets, program, save_state
-from crossbar.nn import convert
-from crossbar.tiles import ageing as trajectory
+from crossbar import InputError, age, convert, load_state, presets, program, save_state
 from crossbar.devices import PCM
+from crossbar.tiles import ageing
 from tests.crossbar import conftest
 from tests.crossbar.conftest import reads, same
 
@@ -24,7 +23,7 @@ chip = functools.partial(conftest.chip, presets.pcm())
 
 def cells(key=KEY):
     target = torch.linspace(12.5, 25.0, N)  # far from 0 µS, where clamping would hide the noise
-    return trajectory.program(PCM(), target, key)
+    return ageing.program(PCM(), target, key)
 
 
 def correlation(a, b):
@@ -34,7 +33,7 @@ def correlation(a, b):
 def standardised(state, seconds, key=KEY):
     """The 1/f noise in units of its deviation."""
     drifted = PCM().drifted(state, seconds)
-    read = trajectory.conductances(PCM(), state, seconds, key)
+    read = ageing.conductances(PCM(), state, seconds, key)
     return (read - drifted) / PCM().fluctuation(state, drifted, seconds)
 
 
@@ -164,4 +163,4 @@ def test_other_seeds_and_names_are_other_chips(key):
 
 def test_noise_can_be_left_out():
     state = cells()
-    assert torch.equal(trajectory.conductances(PCM(), state, DAY, KEY, noise=False), PCM().drifted(state, DAY))
+    assert torch.equal(ageing.conductances(PCM(), state, DAY, KEY, noise=False), PCM().drifted(state, DAY))

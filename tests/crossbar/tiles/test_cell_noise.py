@@ -8,9 +8,9 @@ import torch
 from scipy import stats
 
 from crossbar import AnalogLinear, CellNoise, Converter, Faults, InputError, Tile, devices, presets
-from crossbar.backends import eager as mvm, naive as reference
-from crossbar.tiles.readout import read_variance
+from crossbar.backends import eager, naive
 from crossbar.tiles.faults import Fault
+from crossbar.tiles.readout import read_variance
 from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
 NOISES = [CellNoise(0.8), CellNoise(relative=0.05), CellNoise(0.5, 0.03)]
@@ -69,9 +69,9 @@ def test_the_oracles_cells_add_up_to_the_same_deviation(noise):
     numbers = {side: generator.standard_normal((1, 1, 1, 2000, 6, 2)) for side in ("plus", "minus")}
     scales = np.ones((1, 2))
     args = (x.numpy(), plus, minus, scales, layer.hardware)
-    noisy = reference.multiply(*args, draws=reference.Draws(**numbers))
+    noisy = naive.multiply(*args, draws=naive.Draws(**numbers))
     # The deviation of 2000 numbers has a relative standard error of 1/sqrt(4000)
-    found = noisy.std(0, mean=reference.multiply(*args).mean(0, keepdims=True))
+    found = noisy.std(0, mean=naive.multiply(*args).mean(0, keepdims=True))
     np.testing.assert_allclose(found, column_deviation(layer, x[:1])[0, 0].numpy(), rtol=4 / 4000**0.5)
 
 
@@ -213,8 +213,8 @@ def test_noise_is_converted_too():
 
 @pytest.mark.parametrize("form", ["exact", "cheap"])
 def test_chunks_have_the_same_deviation(monkeypatch, form):
-    monkeypatch.setattr(mvm, "_VECTORS", 1)
-    monkeypatch.setattr(mvm, "_PARTIALS", 200)
+    monkeypatch.setattr(eager, "_VECTORS", 1)
+    monkeypatch.setattr(eager, "_PARTIALS", 200)
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=CellNoise(0.8, form=form)))
     x = inputs64(5000, 10)
     quiet = x @ layer.digital.weight.t()

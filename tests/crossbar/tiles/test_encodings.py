@@ -12,10 +12,10 @@ from hypothesis import strategies as st
 from torch import nn
 
 from crossbar import AnalogLinear, Converter, Ledger, Tile, devices, load_state, presets, save_state
+from crossbar.backends.naive_cells import cells, weight_of, weight_step
 from crossbar.devices import window
 from crossbar.devices.reram import CmoReRam
 from crossbar.tiles.mapping import cell_weights, column_scales, slice_weights, target_conductances
-from crossbar.backends.naive_cells import cells, weight_of, weight_step
 from tests.crossbar.conftest import inputs64, linear_layer
 
 QUIET = presets.ideal()

@@ -10,8 +10,19 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crossbar import AnalogLinear, Faults, InputError, Tile, age, devices, load_state, presets, program, save_state
-from crossbar.nn import convert
+from crossbar import (
+    AnalogLinear,
+    Faults,
+    InputError,
+    Tile,
+    age,
+    convert,
+    devices,
+    load_state,
+    presets,
+    program,
+    save_state,
+)
 from crossbar.tiles.faults import Fault, apply, draw
 from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 

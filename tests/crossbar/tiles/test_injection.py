@@ -9,12 +9,12 @@ from aihwkit.inference import PCMLikeNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError, Tile, WriteVerify, devices, presets
-from crossbar.tiles import ageing as trajectory, injection
 from crossbar.devices import span, window
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.reram import CmoReRam, ReRam
-from crossbar.tiles.programming import write
 from crossbar.random.streams import ReadNoise
+from crossbar.tiles import ageing, injection
+from crossbar.tiles.programming import write
 from tests.crossbar.conftest import linear_layer
 
 QUIET = Hardware(dac=None, adc=None, output_noise=0.0)
@@ -45,8 +45,8 @@ def cells_at(device, level, n, seconds, verify=None):
     hardware = dataclasses.replace(QUIET, device=device, verify=verify)
     injected = injection.written(targets.clone(), hardware, seconds, ReadNoise(("test", level)))
     key = (1, "elsewhere")
-    state = trajectory.program(device, targets, key) if verify is None else write(device, targets, key, verify)[0]
-    return targets[0], injected.double(), trajectory.conductances(device, state, seconds, key).double()
+    state = ageing.program(device, targets, key) if verify is None else write(device, targets, key, verify)[0]
+    return targets[0], injected.double(), ageing.conductances(device, state, seconds, key).double()
 
 
 # Distribution
@@ -79,7 +79,7 @@ def test_a_row_of_the_table_has_mean_deviation_and_distribution_of_a_large_sampl
         for row in (0, 3, 200):
             target = torch.full((n,), float(torch.linspace(0.0, width, 257)[row]) + g_min)
             key = (1, "elsewhere", row)
-            cells = trajectory.conductances(device, trajectory.program(device, target, key), seconds, key)
+            cells = ageing.conductances(device, ageing.program(device, target, key), seconds, key)
             real, found = (cells - target).double(), table[row]
             spread, middle = real.std(), real.mean()
             # Four standard errors of the sample, and what the table itself is off by.

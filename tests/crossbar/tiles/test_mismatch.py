@@ -8,9 +8,8 @@ import torch
 from scipy import stats
 from torch import nn
 
-from crossbar import Converter, Hardware, Tile, age, load_state, program, save_state
-from crossbar.nn import convert
-from crossbar.backends import eager as mvm
+from crossbar import Converter, Hardware, Tile, age, convert, load_state, program, save_state
+from crossbar.backends import eager
 from crossbar.random.streams import normal
 from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
@@ -155,7 +154,7 @@ def test_effective_weight_shows_gains(part):
     hardware = dataclasses.replace(mismatched(**{f"{part}_gain": 0.1}), tile=Tile(4, 3, encoding="offset", slices=2))
     layer = programmed(hardware)
     exact = dataclasses.replace(hardware, dac=None, adc=None)
-    identity = mvm.multiply(torch.eye(10, dtype=torch.float64), layer._array(), exact).t()
+    identity = eager.multiply(torch.eye(10, dtype=torch.float64), layer._array(), exact).t()
     torch.testing.assert_close(layer.effective_weight(), identity, rtol=1e-12, atol=1e-12)
 
 

@@ -11,11 +11,23 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
 
-from crossbar import Faults, Hardware, InputError, Ledger, Tile, WriteVerify, devices, load_state, presets, program, save_state
-from crossbar.nn import convert
-from crossbar.tiles import ageing as trajectory
+from crossbar import (
+    Faults,
+    Hardware,
+    InputError,
+    Ledger,
+    Tile,
+    WriteVerify,
+    convert,
+    devices,
+    load_state,
+    presets,
+    program,
+    save_state,
+)
 from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.devices.reram import CmoReRam, ReRam
+from crossbar.tiles import ageing
 from crossbar.tiles.programming import write
 from tests.crossbar import conftest
 
@@ -39,14 +51,14 @@ def targets(device, *shape, seed=0):
 
 def distance(device, state, target):
     """Distance from the target as a part of g_max, as a read without error or 1/f noise finds it."""
-    return (trajectory.conductances(device, state, 0.0, KEY, noise=False) - target).abs() / device.g_max
+    return (ageing.conductances(device, state, 0.0, KEY, noise=False) - target).abs() / device.g_max
 
 
 @every_device
 def test_one_round_is_plain_programming(device):
     target = targets(device, 40, 30)
     state, pulses = write(device, target, KEY, WriteVerify(rounds=1))
-    plain = trajectory.program(device, target, KEY)
+    plain = ageing.program(device, target, KEY)
     assert state.keys() == plain.keys()
     assert all(torch.equal(state[name], plain[name]) for name in plain)
     assert pulses == target.numel()
@@ -55,7 +67,7 @@ def test_one_round_is_plain_programming(device):
 @every_device
 def test_cells_that_were_near_at_once_keep_their_first_write(device):
     target = targets(device, 40, 30)
-    plain = trajectory.program(device, target, KEY)
+    plain = ageing.program(device, target, KEY)
     state, _ = write(device, target, KEY, WriteVerify(tolerance=0.01))
     same = torch.stack([state[name] == plain[name] for name in plain]).all(0)
     if not isinstance(device, AihwkitDevice):  # whose verifying read has noise of its own
@@ -67,7 +79,7 @@ def test_cells_that_were_near_at_once_keep_their_first_write(device):
 @decomposed
 def test_every_cell_is_within_the_tolerance_in_the_end(device):
     target = targets(device, 60, 50)
-    tolerance = 0.25 * float(distance(device, trajectory.program(device, target, KEY), target).mean())
+    tolerance = 0.25 * float(distance(device, ageing.program(device, target, KEY), target).mean())
     state, pulses = write(device, target, KEY, WriteVerify(tolerance=tolerance, rounds=500))
     assert distance(device, state, target).max() <= tolerance * (1 + 1e-5)  # float32
     assert pulses > 2 * target.numel()
@@ -76,7 +88,7 @@ def test_every_cell_is_within_the_tolerance_in_the_end(device):
 @decomposed
 def test_each_round_leaves_no_cell_further_away(device):
     target = targets(device, 60, 50)
-    before = distance(device, trajectory.program(device, target, KEY), target)
+    before = distance(device, ageing.program(device, target, KEY), target)
     for rounds in (2, 3, 6, 12):
         state, _ = write(device, target, KEY, WriteVerify(tolerance=1e-6, rounds=rounds))
         after = distance(device, state, target)

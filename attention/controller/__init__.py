@@ -1,0 +1,1 @@
+"""The spike-gated controller: events, their routing and timing, what they gate and cost."""

@@ -1,0 +1,231 @@
+"""What a controller lets through: attention over the pairs whose events were delivered, and their counts."""
+
+from __future__ import annotations
+
+import warnings
+from collections import Counter
+from dataclasses import dataclass
+from functools import lru_cache
+
+import torch
+from torch import Tensor
+
+from attention.controller.controller import SMALL_PART, Controller
+from attention.controller.counts import Counts, book_attention, tally
+from attention.controller.events import Axis, Placement
+from attention.controller.simulation import Simulation
+from attention.controller.timing import DROPPED, Timing
+from attention.patterns.base import CSR, Pattern
+from attention.patterns.family import Constant
+from attention.patterns.heads import PerHead, per_sequence
+from attention.patterns.intervals import padded, repeat
+from attention.patterns.selection import Selected
+from crossbar.costs.ledger import book, counting
+from crossbar.errors import InputError
+from crossbar.hardware import Hardware
+
+
+class EventsDropped(UserWarning):
+    """A controller lost events, so attention was computed without the pairs that they belong to."""
+
+
+@dataclass(frozen=True, eq=False)
+class Passed:
+    """What became of one head's events in one sequence.
+
+    Attributes:
+        scored: pairs whose score event was delivered: those that the softmax is taken over.
+        valued: of them, those whose value event was delivered too: those that reach the output.
+        timing: of the head's own memory; heads work at the same time.
+        counts: of its delivered events, for a head of one dimension; 0 unless a ledger was open.
+        queries: that were sent, which is all but padding.
+    """
+
+    scored: Pattern
+    valued: Pattern
+    timing: Timing
+    counts: Counts
+    queries: int
+
+
+@dataclass(frozen=True)
+class Gates:
+    """`Passed` of a whole batch, as patterns.
+
+    Attributes:
+        scored, valued: as in `Passed`, of each sequence and head.
+        parts: the different results, and of how many heads each is.
+    """
+
+    scored: Pattern
+    valued: Pattern
+    parts: tuple[tuple[Passed, int], ...]
+
+    @property
+    def lossy(self) -> bool:
+        """Whether a value was lost whose score counts."""
+        return self.valued != self.scored
+
+    def book(self, layer: str, q: Tensor, hardware: Hardware | None) -> None:
+        """Book the delivered events of queries [B, H, N, D] in open ledgers."""
+        if not counting():
+            return
+        counts, columns = Counts(), hardware.tile.cols if hardware else 256
+        for part, heads in self.parts:
+            counts += heads * part.counts.of_head(q.shape[3], columns)
+            for name, number in (
+                ("events", part.timing.injected),
+                ("events_dropped", part.timing.dropped),
+                ("hops_x", part.timing.hops_x),
+                ("hops_y", part.timing.hops_y),
+            ):
+                book(layer, name, heads * number)
+        book(layer, "barriers", max(part.timing.barriers for part, _ in self.parts))
+        dac, adc = ((part.bits if part else None) for part in (hardware.dac, hardware.adc)) if hardware else (None,) * 2
+        book_attention(
+            layer,
+            counts,
+            head_dim=q.shape[3],
+            queries=sum(heads * part.queries for part, heads in self.parts),
+            columns=columns,
+            pairs=hardware.tile.pairs if hardware else 1,
+            dac=dac,
+            adc=adc,
+        )
+
+    def warn(self) -> None:
+        """Say how many events were lost, if any."""
+        lost, all_ = (sum(n * count(p.timing) for p, n in self.parts) for count in (_dropped, _injected))
+        if lost:
+            warnings.warn(
+                f"the controller dropped {lost:,} of {all_:,} events ({lost / all_:.1%}): their pairs are missing from "
+                "this attention",
+                EventsDropped,
+                stacklevel=3,
+            )
+
+
+def _dropped(timing: Timing) -> int:
+    return timing.dropped
+
+
+def _injected(timing: Timing) -> int:
+    return timing.injected
+
+
+def require_rows(controller: Controller, hardware: Hardware) -> None:
+    """Refuse a platform whose tiles have other rows than the memory's."""
+    if controller.platform.rows != hardware.tile.rows:
+        raise InputError(
+            f"platform {controller.platform.name!r} has {controller.platform.rows} rows and the hardware's tiles have "
+            f"{hardware.tile.rows}: give both the same"
+        )
+
+
+def gate(
+    controller: Controller, pattern: Pattern, q: Tensor, n_keys: int, offset: int, mask: Tensor | None, fixed: bool
+) -> Gates:
+    """Send the events of a pattern's pairs to the memory and see which arrive.
+
+    Keys stand in order, ``platform.rows`` to a tile; padding has no place, and sends nothing where queries and keys are
+    the same tokens. Every query head of every sequence has tiles of its own, so that streams of different heads never
+    meet.
+
+    Args:
+        controller: with the platform.
+        pattern: static; may differ by head and sequence.
+        q: queries [B, H, N_queries, D].
+        n_keys: number of keys.
+        offset: position of the first query.
+        mask: bool [B, N_keys], True for a real key.
+        fixed: whether the same will be asked again.
+    """
+    ask = _kept if fixed else _passed
+    found: Counter[Passed] = Counter()
+
+    def of_sequence(b: int) -> list[Passed]:
+        real = None if mask is None or bool(mask[b].all()) else Constant(mask[b])
+        own = pattern.sequence(b)
+        alone = [own.head(h) for h in range(own.n_heads)] if own.n_heads else [own]
+        passed = [ask(controller, each, q.shape[2], n_keys, offset, real, counting()) for each in alone]
+        for each in passed:
+            found[each] += q.shape[1] // len(passed)
+        return passed
+
+    def joined(passed: list[Pattern]) -> Pattern:
+        return passed[0] if len(passed) == 1 else PerHead(passed)
+
+    sequences = [of_sequence(b) for b in range(q.shape[0])]
+    scored, valued = (
+        [joined([part.scored if stage else part.valued for part in passed]) for passed in sequences]
+        for stage in (True, False)
+    )
+    return Gates(_alike(scored), _alike(valued), tuple(found.items()))
+
+
+def _alike(patterns: list[Pattern]) -> Pattern:
+    if all(each == patterns[0] for each in patterns):
+        return patterns[0]
+    return per_sequence(len(patterns), lambda b: patterns[b])
+
+
+def _passed(
+    controller: Controller,
+    pattern: Pattern,
+    n_queries: int,
+    n_keys: int,
+    offset: int,
+    real: Constant | None,
+    counted: bool,
+) -> Passed:
+    csr = pattern.rows(n_queries, n_keys, offset)
+    sent = real.tensor[offset:] if real is not None and offset + n_queries == n_keys else None
+    wanted = csr if real is None else _only(csr, _real(csr, real.tensor, sent))
+    placement = Placement.sequential(n_keys, controller.platform.rows)
+    # A part is made, timed and counted while it is in cache; a later event may drive out one of an earlier part.
+    whole = 2 * len(wanted.indices) if controller.platform.full == "drop_old" else 0
+    simulation, counts = Simulation(controller.platform), Counts()
+    scored, reached = [], []
+    for events in controller.parts(wanted, placement, offset, part=max(SMALL_PART, whole)):
+        depart = simulation.add(events)
+        if not controller.platform.lossless:
+            arrived = depart != DROPPED
+            scored.append(arrived[events.axis == Axis.COL])  # pairs in the CSR's order
+            reached.append(arrived[events.axis == Axis.ROW])
+            events = events.where(arrived)
+        if counted:
+            counts += tally(events, head_dim=1)
+    timing = simulation.result()
+    queries = n_queries if sent is None else int(sent.sum())
+    if not timing.dropped:
+        return Passed(pattern, pattern, timing, counts, queries)
+    kept = torch.cat(scored)
+    heard, felt = (_pattern(_only(wanted, x), pattern, n_keys, offset) for x in (kept, kept & torch.cat(reached)))
+    return Passed(heard, felt, timing, counts, queries)
+
+
+_kept = lru_cache(maxsize=16)(_passed)
+
+
+def _real(csr: CSR, keys: Tensor, queries: Tensor | None) -> Tensor:
+    """Which entries of rows have a real key, and a real query where these are told apart."""
+    kept = keys[csr.indices]
+    return kept if queries is None else kept & repeat(queries, csr.indptr.diff())
+
+
+def _only(csr: CSR, kept: Tensor) -> CSR:
+    """The entries of rows that a bool mask keeps."""
+    before = torch.zeros(len(kept) + 1, dtype=torch.int64, device=kept.device)
+    torch.cumsum(kept, 0, out=before[1:])
+    return CSR(before[csr.indptr], csr.indices[kept])
+
+
+def _pattern(csr: CSR, of: Pattern, n_keys: int, offset: int) -> Pattern:
+    """Rows as a pattern."""
+    n_queries = len(csr.indptr) - 1
+    row = repeat(torch.arange(n_queries, device="cpu"), csr.indptr.diff())
+    starts = torch.ones(len(row), dtype=torch.bool, device="cpu")
+    starts[1:] = (row[1:] != row[:-1]) | (csr.indices[1:] != csr.indices[:-1] + 1)
+    stops = torch.cat([starts[1:], starts.new_ones(1)])[: len(starts)]
+    spans = padded(row[starts], csr.indices[starts], csr.indices[stops] + 1, n_queries, n_keys)
+    return Selected(spans.start, spans.stop, offset, is_causal=of.is_causal)

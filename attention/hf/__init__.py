@@ -1,0 +1,1 @@
+"""transformers models: attached patterns, analog caches, their masks."""

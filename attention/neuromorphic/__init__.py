@@ -1,0 +1,1 @@
+"""Bridges to neuromorphic hardware: TrueNorth, Loihi, integrate-and-fire neurons, NIR."""
