@@ -42,7 +42,7 @@ def run(kernel: Any, work: int, *arguments: Tensor | int | float | None) -> None
         parallel(kernel.address, ctypes.addressof(words), threads, 0)
     ended = words[place + 2 :]
     if not ended[0] or ended[: ended[0]] != [ended[0]] * ended[0]:
-        raise RuntimeError("a compiled kernel of crossbar.backends.cpu.kernels failed, maybe for want of memory")
+        raise RuntimeError("a compiled kernel failed, maybe for want of memory")
 
 
 def _word(argument: Tensor | int | float | None) -> int:

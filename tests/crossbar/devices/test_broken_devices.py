@@ -13,9 +13,8 @@ from torch import nn
 
 from attention.kernel import token_rows
 from crossbar import CellNoise, Converter, Faults, Hardware, InputError, Tile, WriteVerify, age, convert, program
-from crossbar.backends.cpu import kernels
 from crossbar.devices import PCM, CmoReRam, GainCell, Ideal, ReRam
-from crossbar.native import openmp
+from crossbar.native import compiled, openmp
 from tests.crossbar.conftest import inputs, linear_layer
 
 
@@ -111,7 +110,7 @@ def test_a_range_that_is_none_gives_no_numbers(value):
 
 @pytest.mark.filterwarnings("ignore::pytest.PytestUnraisableExceptionWarning")
 def test_a_kernel_that_fails_is_not_taken_for_one_that_worked():
-    @cfunc(kernels._SIGNATURE)
+    @cfunc(compiled.SIGNATURE)
     def failing(words):
         raise ValueError
 
