@@ -322,7 +322,7 @@ def test_broken_rows_are_broken_in_spares_too():
         (torch.full((2, 10, 7), -1), r"linear got fault codes \(-1, -1\): give 0 to 4"),
         (torch.zeros(2, 10, 7, dtype=torch.bool), r"give an integer tensor"),
         ([0, 1], r"give an integer tensor"),
-        (torch.full((2, 10, 7), 5), r"linear got fault codes \(5, 5\): give 0 to 4, see crossbar\.tiles\.faults\.Fault"),
+        (torch.full((2, 10, 7), 5), r"fault codes \(5, 5\): give 0 to 4, see crossbar\.tiles\.faults\.Fault"),
         (torch.full((2, 10, 7), 256), r"linear got fault codes \(256, 256\): give 0 to 4"),
     ],
     ids=["turned", "one sign", "floats", "negative", "bools", "a list", "5", "256"],
