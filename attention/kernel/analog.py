@@ -29,7 +29,7 @@ from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
 from crossbar.backends.converters import convert, drive
 from crossbar.hardware import Hardware
-from crossbar.random.streams import Key, ReadNoise
+from crossbar.random.streams import Cursor, Key
 
 _TINY = 1e-30  # range of an all-zero row: any positive number gives zeros
 
@@ -143,9 +143,9 @@ class _AnalogAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_keys, grad_values, None
 
 
-def _stream(problem: _Problem, q: Tensor) -> ReadNoise | None:
+def _stream(problem: _Problem, q: Tensor) -> Cursor | None:
     noisy = problem.hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None
-    return ReadNoise((*problem.key, "read"), q.device) if noisy else None
+    return Cursor((*problem.key, "read"), q.device) if noisy else None
 
 
 def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_Part]:
@@ -179,7 +179,7 @@ def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterat
         )
 
 
-def _attend(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> tuple[Tensor, Tensor]:
+def _attend(part: _Part, hardware: Hardware, noise: Cursor | None) -> tuple[Tensor, Tensor]:
     """A step's output [P, R, D] and log-sum-exp [P, R, 1]; differentiable.
 
     Changes its own tensors in place where autograd does not need them: passes over scores are what takes the time.
@@ -216,7 +216,7 @@ def _rounded(x: Tensor, steps: int) -> Tensor:
     return x + (x.detach().mul(steps).round_().div_(steps) - x.detach())
 
 
-def _scores(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> Tensor:
+def _scores(part: _Part, hardware: Hardware, noise: Cursor | None) -> Tensor:
     """Scores [P, R, L] times log₂ e, as digital logic has them after the ADC and the scales, attended or not."""
     size, columns = part.rows.shape[2], hardware.tile.cols
     queries = part.rows.reshape(-1, size)
@@ -246,7 +246,7 @@ def _scores(part: _Part, hardware: Hardware, noise: ReadNoise | None) -> Tensor:
     return total.mul_(flat.full_scale)
 
 
-def _values(part: _Part, weights: Tensor, total: Tensor, hardware: Hardware, noise: ReadNoise | None) -> Tensor:
+def _values(part: _Part, weights: Tensor, total: Tensor, hardware: Hardware, noise: Cursor | None) -> Tensor:
     """Outputs [P, R, D] of weights [P, R, L], which are those of softmax times ``total`` [P, R, 1]."""
     dac, unit = hardware.dac, 1.0
     full_scale: Tensor | float = 1.0
@@ -293,7 +293,7 @@ def _sense_tiles(
     unit: float,
     opened: Tensor | None,
     hardware: Hardware,
-    noise: ReadNoise | None,
+    noise: Cursor | None,
 ) -> Tensor:
     """Digital sum [P, R, D] over ``tiles`` neighbouring tiles of equally many keys, ``here`` among the step's keys."""
 
@@ -330,7 +330,7 @@ def _sense(
     variance: Tensor | None,
     share: Tensor | None,
     hardware: Hardware,
-    noise: ReadNoise | None,
+    noise: Cursor | None,
 ) -> Tensor:
     """What the ADCs deliver for ``codes @ cells``, in unit outputs."""
     adc, sigma = hardware.adc, hardware.output_noise
@@ -339,7 +339,7 @@ def _sense(
     if noise is None or (sigma == 0 and variance is None):
         y, beta = codes.new_empty(shape), 0.0
     else:
-        y, beta = noise.draw(shape).to(codes.dtype), sigma / step
+        y, beta = noise.normal(shape).to(codes.dtype), sigma / step
         if variance is not None:
             y, beta = y.mul_(variance.add_(sigma**2).sqrt_()), 1 / step
     y = y.baddbmm_(codes, cells, beta=beta, alpha=unit / step)

@@ -12,7 +12,7 @@ from torch import Tensor
 from crossbar.devices import AnyDevice, span
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Hardware, Tile, WriteVerify
-from crossbar.random.streams import Key, ReadNoise
+from crossbar.random.streams import Key, Stream
 from crossbar.tiles.injection import QUANTILES, quantiles, sampled
 from crossbar.tiles.mapping import cell_weights, target_conductances
 
@@ -85,7 +85,7 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
             if variance is not None:
                 variance[b, h] = _variance(statistics, noise, hardware).to(rows)[level].view_as(rows)
             if noisy:
-                draws = ReadNoise((*key, b, h), x.device).bytes(tuple(rows.shape)).view(-1)
+                draws = Stream((*key, b, h), x.device).bytes(tuple(rows.shape)).view(-1)
                 rows += errors.view(-1).index_select(0, level.mul_(QUANTILES).add_(draws)).view_as(rows)
     if torch.is_grad_enabled() and x.requires_grad:
         digits = _Written.apply(x, scale, digits)  # type: ignore[no-untyped-call]  # torch's own

@@ -12,7 +12,7 @@ from crossbar.backends.converters import convert, drive
 from crossbar.costs.ledger import book, counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Cursor
 from crossbar.tiles.faults import Fault
 from crossbar.tiles.readout import Array
 
@@ -134,7 +134,7 @@ class StrengthTiles(AnalogLinear):
             variance = read.new_tensor(hardware.output_noise**2)
             if cells.variance is not None and cells.variance.dim() == 3:
                 variance = variance + of_pairs(cells.variance[0])
-            read = read + variance.sqrt() * noise.draw(tuple(read.shape)).to(read)
+            read = read + variance.sqrt() * noise.normal(tuple(read.shape)).to(read)
         if cells.offset is not None:
             read = read + cells.offset.view(self.heads, -1)[:, column]
         if hardware.adc is not None:
@@ -143,7 +143,7 @@ class StrengthTiles(AnalogLinear):
             read = convert(read / step, hardware.adc).mul(step)
         return read * cells.scales.view(self.heads, -1)[:, column]
 
-    def _sensed(self, codes: Tensor, unit: float, cells: Array, noise: ReadNoise | None) -> Tensor:
+    def _sensed(self, codes: Tensor, unit: float, cells: Array, noise: Cursor | None) -> Tensor:
         """What the ADCs deliver for codes [H T, vectors, R], unit outputs [H T, vectors, C]."""
         adc, sigma = self.hardware.adc, self.hardware.output_noise
         y = codes @ self._by_tile(cells.weight[0]) * unit

@@ -12,7 +12,7 @@ from torch import Tensor
 from crossbar.backends.converters import Drive, bit_planes, convert, drive, found_range
 from crossbar.backends.cpu import integers
 from crossbar.hardware import Hardware
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Cursor
 from crossbar.tiles.readout import Array
 
 _VECTORS = 128  # input vectors worked on at once, at least, so that products stay efficient ...
@@ -20,7 +20,7 @@ _PARTIALS = 2**18  # ... or this many partial sums: 1 MiB of float32, so that wh
 
 
 def multiply(
-    x: Tensor, array: Array, hardware: Hardware, input_range: Tensor | None = None, noise: ReadNoise | None = None
+    x: Tensor, array: Array, hardware: Hardware, input_range: Tensor | None = None, noise: Cursor | None = None
 ) -> Tensor:
     """Products of a layer's row tiles with input vectors, accumulated in digital.
 
@@ -62,7 +62,7 @@ def multiply(
 
 
 def read_columns(
-    x: Tensor, array: Array, hardware: Hardware, input_range: Tensor | None = None, noise: ReadNoise | None = None
+    x: Tensor, array: Array, hardware: Hardware, input_range: Tensor | None = None, noise: Cursor | None = None
 ) -> Tensor:
     """What the ADCs deliver, before any digital scale: ``[T, B, O]`` in unit outputs x activation units.
 
@@ -109,7 +109,7 @@ def _double(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.double()
 
 
-def _digital(array: Array, hardware: Hardware, noise: ReadNoise | None) -> bool:
+def _digital(array: Array, hardware: Hardware, noise: Cursor | None) -> bool:
     quiet = noise is None or (hardware.output_noise == 0 and array.variance is None)
     return quiet and hardware.adc is None and array.offset is None
 
@@ -121,12 +121,12 @@ def _finish(y: Tensor, driven: Drive, array: Array, hardware: Hardware) -> Tenso
     return y.mul_(driven.full_scale)
 
 
-def _drive(x: Tensor, hardware: Hardware, input_range: Tensor | None, noise: ReadNoise | None) -> Drive:
+def _drive(x: Tensor, hardware: Hardware, input_range: Tensor | None, noise: Cursor | None) -> Drive:
     driven = drive(x, hardware.dac, input_range)
     return driven._replace(codes=_pulses(driven.codes, hardware, noise))
 
 
-def _pulses(codes: Tensor, hardware: Hardware, noise: ReadNoise | None) -> Tensor:
+def _pulses(codes: Tensor, hardware: Hardware, noise: Cursor | None) -> Tensor:
     """Codes as the word lines carry them: with the ``rate`` coding, the pulses that happen to come."""
     dac = hardware.dac
     if dac is None or dac.coding != "rate" or noise is None:
@@ -136,7 +136,7 @@ def _pulses(codes: Tensor, hardware: Hardware, noise: ReadNoise | None) -> Tenso
     return codes + (counts - codes).detach()  # straight through; a NaN code stays NaN
 
 
-def _sense(driven: Drive, array: Array, hardware: Hardware, noise: ReadNoise | None) -> tuple[Tensor, float | Tensor]:
+def _sense(driven: Drive, array: Array, hardware: Hardware, noise: Cursor | None) -> tuple[Tensor, float | Tensor]:
     """Converted columns ``[T, B, O]`` of word-line codes, and the unit outputs that 1 of them stands for."""
     dac = hardware.dac
     if dac is None or dac.coding != "bit_serial":
@@ -157,7 +157,7 @@ def _sense(driven: Drive, array: Array, hardware: Hardware, noise: ReadNoise | N
 
 
 def _read(
-    codes: Tensor, unit: float, array: Array, hardware: Hardware, noise: ReadNoise | None
+    codes: Tensor, unit: float, array: Array, hardware: Hardware, noise: Cursor | None
 ) -> tuple[Tensor, float | Tensor]:
     adc, rows = hardware.adc, hardware.tile.rows
     fixed = adc is None or (array.adc_range is None and adc.range == "static")
@@ -195,7 +195,7 @@ def _accumulate(y: Tensor, codes: Tensor, weight: Tensor, rows: int, alpha: floa
 
 
 def _noise(
-    codes: Tensor, unit: float, step: float, array: Array, hardware: Hardware, noise: ReadNoise | None
+    codes: Tensor, unit: float, step: float, array: Array, hardware: Hardware, noise: Cursor | None
 ) -> tuple[Tensor, float]:
     """What the columns hold before the cells are summed, ``[T, B, O]``, and what to multiply it with, in ADC steps."""
     shape = (len(array.scales), codes.shape[0], array.weight.shape[2])

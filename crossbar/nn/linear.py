@@ -18,7 +18,7 @@ from crossbar.hardware import Hardware
 from crossbar.nn.adapters import raw_weight
 from crossbar.nn.cells import ProgrammedCells
 from crossbar.nn.per_thread import PerThread
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Cursor, Stream
 from crossbar.tiles import injection, mapping, readout
 
 
@@ -320,7 +320,7 @@ class AnalogLinear(ProgrammedCells):
         weight = self._written(weight)
         scales = self._found_scales(weight)
         targets = self._mapped(weight, scales)
-        draws = ReadNoise((self.seed or 0, self.name, "training", self.seconds, self.reads), scales.device)
+        draws = Stream((self.seed or 0, self.name, "training", self.seconds, self.reads), scales.device)
         cells = injection.written(targets, hardware, self.seconds, draws)
         digits, _ = readout.digits(cells, hardware, None)
         per_digit = (scales * (2 / hardware.tile.signs)).repeat_interleave(hardware.tile.rows, 0)[: self.in_features]
@@ -341,12 +341,12 @@ class AnalogLinear(ProgrammedCells):
             scales = torch.cat([scales * share for share in slices])
         return scales * self.column_gain
 
-    def _noise(self, purpose: str, index: int) -> ReadNoise | None:
+    def _noise(self, purpose: str, index: int) -> Cursor | None:
         dac = self.hardware.dac
         noisy = self.hardware.output_noise > 0 or self.hardware.read_noise is not None
         if not noisy and (dac is None or dac.coding != "rate"):
             return None
-        return ReadNoise((self.seed or 0, self.name, purpose, self.seconds, index), self.scales.device)
+        return Cursor((self.seed or 0, self.name, purpose, self.seconds, index), self.scales.device)
 
     def _book_reads(self, vectors: int) -> None:
         if counting():

@@ -21,11 +21,13 @@ _ROW = 1024  # numbers that one thread makes in one go
 
 
 def normal(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
-    """Standard normal numbers, float32, of ``shape``, for state that lives long (programming, drift, 1/f noise).
+    """Standard normal numbers, float32, of ``shape``: `Stream.normal`."""
+    return Stream(key, device).normal(shape)
 
-    On the CPU the numbers are made by `crossbar.random.kernels`, from a counter, with any number of threads.
-    """
-    return ReadNoise(key, device).draw(shape)
+
+def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
+    """Numbers evenly spread over [0, 1), float32, of ``shape``: `Stream.uniform`."""
+    return Stream(key, device).uniform(shape)
 
 
 def seed(key: Key) -> int:
@@ -33,90 +35,132 @@ def seed(key: Key) -> int:
     return _digest(key) >> 64
 
 
-def uniform(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
-    """Numbers evenly spread over [0, 1), float32, of ``shape``."""
-    device = torch.device(device)
-    if device.type != "cpu":
-        return torch.rand(shape, generator=torch.Generator(device).manual_seed(seed(key)), device=device)
-    return torch.from_numpy(np.random.Generator(_bit_generator(key)).random(shape, dtype=np.float32))
+class Stream:
+    """The random numbers of a key: each has its place, and the same bits whoever makes it, in whatever order.
 
+    Nothing is used up: a second call gives the same numbers. A key is therefore for one purpose, and a tensor that is
+    made in parts takes ``first``; `Cursor` is for parts that have no place but their order.
 
-class ReadNoise:
-    """A stream of random numbers for reads, at a fraction of the cost of a matrix product.
-
-    On the CPU normal numbers come from a counter (`crossbar.random.kernels`): whoever makes number ``i`` gets the same
-    bits.
+    Attributes:
+        key: what the numbers are for.
+        device: where they are made.
+        start: of the counter: the word (mod 2^32) with which the numbers begin.
+        word_key: 32 bits that tell this counter from others.
     """
 
     def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
-        self._device = torch.device(device)
-        self._digest = digest = _digest(key)
-        if self._device.type == "cpu":
-            self._start, self._key = digest & _WORD, digest >> 32 & _WORD
-        else:
-            self._generator = torch.Generator(self._device).manual_seed(digest >> 64)
+        self.key, self.device = key, torch.device(device)
+        self._digest = _digest(key)
+        self.start, self.word_key = self._digest & _WORD, self._digest >> 32 & _WORD
 
-    def draw(self, shape: tuple[int, ...]) -> Tensor:
-        """The stream's next normal numbers, float32, of ``shape``."""
-        if self._device.type != "cpu":
-            return torch.randn(shape, generator=self._generator, device=self._device)
-        numbers = torch.empty(shape, device=self._device)
-        flat = numbers.view(-1)
-        whole = len(flat) // _ROW * _ROW
-        self._fill(flat[:whole], 1, whole // _ROW, _ROW)
-        self._fill(flat[whole:], 1, 1, len(flat) - whole)
-        return numbers
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """Standard normal numbers, float32, of ``shape``."""
+        return self._normal(shape, self.start)[0]
 
-    def columns(self, tiles: int, vectors: int, outputs: int) -> Tensor:
-        """The stream's next normal numbers for columns ``[T, B, O]``: those of one input vector follow one another.
+    def columns(self, tiles: int, vectors: int, outputs: int, first: int = 0) -> Tensor:
+        """Standard normal numbers of columns ``[T, B, O]``, those of one input vector after one another.
 
-        So pieces of a batch get the numbers that the whole batch would.
+        Args:
+            tiles: T, conversions of an output.
+            vectors: B, input vectors.
+            outputs: O, columns.
+            first: of the vectors, in a batch of which these are a part.
         """
+        return self._columns(tiles, vectors, outputs, self.place(first * tiles, outputs))
+
+    def place(self, row: int, width: int) -> int:
+        """The word with which a row of normal numbers begins, of rows of ``width`` from `start` on."""
+        return self.start + row * words(width) & _WORD
+
+    def uniform(self, shape: tuple[int, ...]) -> Tensor:
+        """Numbers evenly spread over [0, 1), float32, of ``shape``."""
+        if self.device.type != "cpu":
+            return torch.rand(shape, generator=self._generator(), device=self.device)
+        return torch.from_numpy(np.random.Generator(np.random.SFC64(self._digest)).random(shape, dtype=np.float32))
+
+    def bytes(self, shape: tuple[int, ...]) -> Tensor:
+        """Numbers evenly spread over 0 … 255, uint8, of ``shape``."""
+        if self.device.type != "cpu":
+            return torch.randint(256, shape, generator=self._generator(), device=self.device, dtype=torch.uint8)
+        n = math.prod(shape)
+        return torch.from_numpy(np.random.SFC64(self._digest).random_raw((n + 7) // 8).view(np.uint8)[:n]).view(shape)
+
+    def _normal(self, shape: tuple[int, ...], start: int) -> tuple[Tensor, int]:
+        """Numbers of ``shape`` from a word on, and how many words they take."""
+        count = math.prod(shape)
+        whole, rest = divmod(count, _ROW)
+        if self.device.type != "cpu":
+            generator = torch.Generator(self.device).manual_seed(self._digest ^ start - self.start & 2**64 - 1)
+            return torch.randn(shape, generator=generator, device=self.device), whole * _ROW + words(rest)
+        numbers = torch.empty(shape, device=self.device)
+        flat = numbers.view(-1)
+        self._fill(flat[: whole * _ROW], 1, whole, _ROW, start)
+        self._fill(flat[whole * _ROW :], 1, 1, rest, start + whole * _ROW & _WORD)
+        return numbers, whole * _ROW + words(rest)
+
+    def _columns(self, tiles: int, vectors: int, outputs: int, start: int) -> Tensor:
         shape = (tiles, vectors, outputs)
-        if self._device.type != "cpu":
-            return torch.randn(shape, generator=self._generator, device=self._device)
-        numbers = torch.empty(shape, device=self._device)
-        self._fill(numbers, *shape)
+        if self.device.type != "cpu":
+            return self._normal(shape, start)[0]
+        numbers = torch.empty(shape, device=self.device)
+        self._fill(numbers, *shape, start)
         return numbers
 
-    def counter(self, rows: int, width: int) -> tuple[int, int]:
-        """Where the next ``rows`` rows of ``width`` normal numbers start, and their key, for a kernel to make them."""
-        start = self._start
-        self._start = start + rows * 2 * ((width + 1) // 2) & _WORD
-        return start, self._key
-
-    @cached_property
-    def _bits(self) -> np.random.SFC64:
-        return np.random.SFC64(self._digest)  # takes longer than the rest of a stream, and few need it
-
-    def _fill(self, numbers: Tensor, groups: int, rows: int, width: int) -> None:
+    def _fill(self, numbers: Tensor, groups: int, rows: int, width: int, start: int) -> None:
         from crossbar.native import openmp  # numba takes half a second to load
         from crossbar.random import kernels
 
         if numbers.numel():
-            start, key = self.counter(groups * rows, width)
-            openmp.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, key)
+            openmp.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, self.word_key)
+
+    def _generator(self) -> torch.Generator:
+        return torch.Generator(self.device).manual_seed(self._digest >> 64)
+
+
+class Cursor:
+    """A stream whose normal numbers are taken one tensor after another, for parts that have no place but their order.
+
+    Attributes:
+        stream: whose numbers are taken.
+    """
+
+    def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
+        self.stream = Stream(key, device)
+        self._at = self.stream.start
+
+    def normal(self, shape: tuple[int, ...]) -> Tensor:
+        """The next standard normal numbers, float32, of ``shape``."""
+        numbers, taken = self.stream._normal(shape, self._at)
+        self._at = self._at + taken & _WORD
+        return numbers
+
+    def columns(self, tiles: int, vectors: int, outputs: int) -> Tensor:
+        """The next numbers for columns ``[T, B, O]``: pieces of a batch get those that the whole batch would."""
+        return self.stream._columns(tiles, vectors, outputs, self.take(tiles * vectors, outputs))
+
+    def take(self, rows: int, width: int) -> int:
+        """The word with which the next ``rows`` rows of ``width`` normal numbers begin, for a kernel to make them."""
+        at = self._at
+        self._at = at + rows * words(width) & _WORD
+        return at
 
     def binomial(self, chance: Tensor, trials: int) -> Tensor:
-        """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype."""
-        if self._device.type != "cpu":
-            return torch.binomial(chance.new_full(chance.shape, trials), chance, generator=self._generator)
-        counts = np.random.Generator(self._bits).binomial(trials, chance.double().numpy())
+        """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype; the next of such numbers."""
+        if self.stream.device.type != "cpu":
+            return torch.binomial(chance.new_full(chance.shape, trials), chance, generator=self.stream._generator())
+        counts = self._pulses.binomial(trials, chance.double().numpy())
         return torch.from_numpy(counts).to(chance.dtype)
 
-    def bytes(self, shape: tuple[int, ...]) -> Tensor:
-        """Numbers evenly spread over 0 … 255, int32, of ``shape``."""
-        if self._device.type != "cpu":
-            return torch.randint(256, shape, generator=self._generator, device=self._device, dtype=torch.int32)
-        n = math.prod(shape)
-        words = self._bits.random_raw((n + 7) // 8).view(np.uint8)[:n]
-        return torch.from_numpy(words).to(torch.int32).view(shape)
+    @cached_property
+    def _pulses(self) -> np.random.Generator:
+        return np.random.Generator(np.random.SFC64(self.stream._digest))
+
+
+def words(width: int) -> int:
+    """Words that a row of ``width`` normal numbers takes."""
+    return 2 * ((width + 1) // 2)
 
 
 def _digest(key: Key) -> int:
     """128 bits from a key; ``repr`` tells 1 from 1.0 and "1", and gives floats exactly."""
     return int.from_bytes(hashlib.blake2b(repr(key).encode(), digest_size=16).digest(), "little")
-
-
-def _bit_generator(key: Key) -> np.random.SFC64:
-    return np.random.SFC64(_digest(key))

@@ -13,7 +13,7 @@ from torch.quasirandom import SobolEngine
 
 from crossbar.devices import AnyDevice, Device, RedrawDevice, span, window
 from crossbar.hardware import Hardware, WriteVerify
-from crossbar.random.streams import Key, ReadNoise, normal
+from crossbar.random.streams import Key, Stream, normal
 from crossbar.tiles import ageing, programming
 
 _LEVELS = 256  # steps of the target between 0 and g_max
@@ -126,7 +126,7 @@ def quantiles(samples: Tensor) -> Tensor:
     return (middle + apart * stretch).clamp(parts[..., 0], parts[..., -1]).float()
 
 
-def written(targets: Tensor, hardware: Hardware, seconds: float, draws: ReadNoise) -> Tensor:
+def written(targets: Tensor, hardware: Hardware, seconds: float, draws: Stream) -> Tensor:
     """Cells (µS) written to ``targets`` and read at a time, from 8 random bits each; overwrites ``targets``.
 
     Targets are rounded to 1/256 of the window where their error is looked up, not where it is added.
@@ -135,9 +135,10 @@ def written(targets: Tensor, hardware: Hardware, seconds: float, draws: ReadNois
     table = error_table(device, hardware.verify, seconds)  # type: ignore[arg-type]  # devices are frozen, so hashable
     table = table.to(targets.device, targets.dtype).view(-1)
     (g_min, width), (low, high) = span(device), window(device)
-    for cells in targets.view(-1).split(_CHUNK):
+    cells_drawn = zip(targets.view(-1).split(_CHUNK), draws.bytes((targets.numel(),)).split(_CHUNK), strict=True)
+    for cells, drawn in cells_drawn:
         row = (cells - g_min).mul_(_LEVELS / width).round_().int()
-        cells += table.index_select(0, row.mul_(QUANTILES).add_(draws.bytes((len(cells),))))
+        cells += table.index_select(0, row.mul_(QUANTILES).add_(drawn))
         cells.clamp_(low, high)
     return targets
 

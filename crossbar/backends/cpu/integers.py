@@ -19,7 +19,7 @@ from torch import Tensor
 
 from crossbar.backends.converters import found_range
 from crossbar.hardware import Hardware
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Cursor
 from crossbar.tiles.readout import Array, FixedPoint
 
 _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
@@ -96,7 +96,7 @@ def _of_tile(parts: Tensor, outputs: int, line: int, lines: int) -> Tensor:
 
 
 def multiply(
-    x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: ReadNoise | None
+    x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: Cursor | None
 ) -> Tensor:
     """`crossbar.backends.eager.multiply` for inputs ``[B, I]`` in float32 on the CPU and hardware that `serves`."""
     out = x.new_empty(len(x), array.scales.shape[1])
@@ -105,7 +105,7 @@ def multiply(
 
 
 def read_columns(
-    x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: ReadNoise | None
+    x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: Cursor | None
 ) -> Tensor:
     """`crossbar.backends.eager.read_columns` for the same: read-outs have the same bits with any number of threads."""
     tiles, outputs = array.scales.shape
@@ -120,7 +120,7 @@ def _convert(
     array: Array,
     hardware: Hardware,
     input_range: Tensor | None,
-    noise: ReadNoise | None,
+    noise: Cursor | None,
     scales: Tensor,
     outs: list[Tensor],
 ) -> None:
@@ -159,7 +159,9 @@ def _convert(
         *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
         *(vectors, lines, rows, dac.levels, _TINY),
     )
-    start, key = (0, 0) if noise is None or deviations is None else noise.counter(vectors * tiles, outputs)
+    start, key = 0, 0
+    if noise is not None and deviations is not None:
+        start, key = noise.take(vectors * tiles, outputs), noise.stream.word_key
     size = -(-vectors // -(-vectors // max(_VECTORS, _SUMS // (2 * outputs))))  # even pieces
     sums = x.new_empty(size, 2 * outputs, dtype=torch.int32)
     for first in range(0, vectors, size):

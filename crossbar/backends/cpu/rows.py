@@ -9,7 +9,7 @@ from torch import Tensor
 
 from crossbar.devices import Decaying, State
 from crossbar.hardware import CellNoise
-from crossbar.random.streams import Key, ReadNoise
+from crossbar.random.streams import Key, Stream, words
 
 
 @dataclass(frozen=True)
@@ -42,12 +42,12 @@ class RowNumbers:
 
     def counters(self, width: int) -> tuple[Tensor, Tensor]:
         """The same for the kernels of the CPU: where each row's ``width`` numbers start, and their keys, int64 [L]."""
-        found = [stream.counter(0, width) for stream in self._streams(self.tile.device)]
+        found = [(stream.start, stream.word_key) for stream in self._streams(self.tile.device)]
         start, key = torch.tensor(found, device=self.tile.device).t()
-        return start[self.tile] + self.line * (2 * ((width + 1) // 2)), key[self.tile]
+        return start[self.tile] + self.line * words(width), key[self.tile]
 
-    def _streams(self, device: torch.device) -> list[ReadNoise]:
-        return [ReadNoise((*self.key, number), device) for number in self.tiles]
+    def _streams(self, device: torch.device) -> list[Stream]:
+        return [Stream((*self.key, number), device) for number in self.tiles]
 
 
 def serves(cells: Tensor) -> bool:
@@ -91,7 +91,7 @@ def read(
     openmp.run(
         kernels.age_rows, batch * heads * len(slots), programmed, state.get("exponent"), amplitude, slots,
         device.halvings(seconds).float(), device.band(seconds).float(), start, key, digits, variance, count,
-        batch * heads, rows, len(slots), size, numbers.lines * (2 * ((count * size + 1) // 2)), 1 / digit,
+        batch * heads, rows, len(slots), size, numbers.lines * words(count * size), 1 / digit,
         (noise.constant / digit) ** 2, (noise.relative / digit) ** 2,
     )  # fmt: skip
     return digits, variance

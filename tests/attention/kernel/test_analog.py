@@ -64,14 +64,14 @@ class Constant:
     def __init__(self, key, device):
         pass
 
-    def draw(self, shape):
+    def normal(self, shape):
         return torch.full(shape, self.value, dtype=torch.float64)
 
 
 @pytest.mark.parametrize("hardware", HARDWARE.values(), ids=HARDWARE.keys())
 @pytest.mark.parametrize("pattern", PATTERNS, ids=str)
 def test_both_stages_equal_the_slow_transcription(pattern, hardware, monkeypatch):
-    monkeypatch.setattr(attention.kernel.analog, "ReadNoise", Constant)
+    monkeypatch.setattr(attention.kernel.analog, "Cursor", Constant)
     q, k, v = draw(N, 10)
     keys, values = (write(x, hardware, (0, role)) for x, role in ((k, "k"), (v, "v")))
     work = make(pattern, N, N, tile=hardware.tile.rows)

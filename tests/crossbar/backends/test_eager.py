@@ -13,7 +13,7 @@ from torch import nn
 
 from crossbar import AnalogLinear, Converter, Hardware, Tile, devices, presets
 from crossbar.backends import eager, naive
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Stream
 from crossbar.tiles.readout import Array
 from tests.crossbar.conftest import inputs64, linear_layer
 
@@ -127,7 +127,7 @@ def test_agrees_with_the_oracle(
     noise = None
     if noisy:
         shape = (math.ceil(in_features / rows), batch, out_features)
-        noise = ReadNoise((3, "linear", "read", 3600.0, 0)).columns(*shape).double().numpy()
+        noise = Stream((3, "linear", "read", 3600.0, 0)).columns(*shape).double().numpy()
 
     found = layer(x).detach().double().numpy()
     expected, allowed = oracle(layer, x.double().numpy(), noise, torch.finfo(dtype).eps / 2)

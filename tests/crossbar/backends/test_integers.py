@@ -12,7 +12,7 @@ from crossbar import AnalogLinear, CellNoise, Converter, Hardware, Tile, presets
 from crossbar.backends import eager
 from crossbar.backends.cpu import integers, kernels
 from crossbar.native import openmp
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Cursor
 from tests.crossbar.conftest import inputs, linear_layer
 
 NOISY = Hardware(tile=Tile(64, 48), adc=Converter(full_scale=6.0), output_noise=0.04)
@@ -224,8 +224,8 @@ def test_codes_are_those_of_the_converter(bits, given):
 
 def test_rows_of_numbers_continue_each_other():
     # columns [T, B, O] follow vector by vector, as the kernel that converts them takes them
-    whole = ReadNoise(("columns",)).columns(3, 10, 7)
-    stream = ReadNoise(("columns",))
+    whole = Cursor(("columns",)).columns(3, 10, 7)
+    stream = Cursor(("columns",))
     assert torch.equal(torch.cat([stream.columns(3, 4, 7), stream.columns(3, 6, 7)], 1), whole)
-    rows = ReadNoise(("columns",))
-    assert torch.equal(torch.stack([rows.draw((7,)) for _ in range(30)]).view(10, 3, 7).transpose(0, 1), whole)
+    rows = Cursor(("columns",))
+    assert torch.equal(torch.stack([rows.normal((7,)) for _ in range(30)]).view(10, 3, 7).transpose(0, 1), whole)

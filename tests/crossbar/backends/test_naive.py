@@ -14,7 +14,7 @@ from crossbar.backends import naive
 from crossbar.backends.naive import Draws
 from crossbar.devices import window
 from crossbar.devices.reram import CmoReRam
-from crossbar.random.streams import ReadNoise, normal
+from crossbar.random.streams import Cursor, normal
 from tests.crossbar.conftest import linear_layer
 
 # Full scales are no fractions of whole numbers, so that no column sum of whole codes and weights is at a tie.
@@ -107,7 +107,7 @@ def test_agrees_with_the_oracle(shape, tile, dac, adc, device, output_noise, fau
         ranges["adc_range"] = chosen
     x = gated(batch, in_features, seed)
 
-    stream, serial = ReadNoise((3, "linear", "read", 3600.0, 0)), dac is not None and dac.coding == "bit_serial"
+    stream, serial = Cursor((3, "linear", "read", 3600.0, 0)), dac is not None and dac.coding == "bit_serial"
     drawn = mismatch(layer)
     if dac is not None and dac.coding == "rate":
         codes = layer_codes(x, dac, ranges.get("input_range"))
@@ -158,7 +158,7 @@ def test_cell_noise_agrees_with_the_oracle(coding, encoding, noise):
     reads = (
         [codes / 7] if coding == "pwm" else [np.sign(codes) * (np.abs(codes).astype(int) >> p & 1) for p in range(3)]
     )
-    stream = ReadNoise((3, "linear", "read", 0.0, 0))
+    stream = Cursor((3, "linear", "read", 0.0, 0))
     drawn = np.stack([stream.columns(4, batch, out_features).double().numpy() for _ in reads])
 
     output, sides = np.zeros_like(drawn), {"plus": plus, "minus": minus}

@@ -11,7 +11,7 @@ from torch import nn
 
 from crossbar import AnalogLinear, Converter, Hardware, Tile
 from crossbar.devices import Ideal
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Stream
 
 I, O, B = 12, 5, 40  # noqa: E741 - as in every docstring
 FINE, NOISE = Converter(bits=16), 0.1
@@ -33,7 +33,7 @@ def layer_of(rows, **converters):
 def outputs(layer, drives, clip=lambda columns: columns):
     """What a layer computes from what drives its lines: columns ``[T, B, O]``, with the layer's own noise, summed."""
     rows, weight = layer.hardware.tile.rows, layer.digital.weight.detach().t()
-    noise = NOISE * ReadNoise((0, "linear", "read", 0.0, 0)).columns(len(layer.scales), B, O).double()
+    noise = NOISE * Stream((0, "linear", "read", 0.0, 0)).columns(len(layer.scales), B, O).double()
     tiles = zip(drives.split(rows, 1), weight.split(rows), layer.scales, strict=True)
     columns = torch.stack([part @ (cells / scale) for part, cells, scale in tiles]) + noise
     return (clip(columns) * layer.scales.unsqueeze(1)).sum(0)

@@ -27,7 +27,7 @@ from crossbar import (
     save_state,
 )
 from crossbar.devices.reram import CmoReRam
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Stream
 from crossbar.tiles import injection
 from tests.crossbar import conftest
 
@@ -83,7 +83,7 @@ def transcription(x, weight, bias, hardware, line_scale, input_range, adc_range)
     targets = torch.stack([torch.stack(digits_of(part, tile)) for part in signs for _ in range(tile.pairs)])
     shape = (len(signs), tile.pairs, tile.slices, I, O)
     targets = (targets * window + g_min).reshape(-1, I, O)
-    cells = injection.written(targets, hardware, 0.0, ReadNoise((0, "linear", "training", 0.0, 0))).view(shape).mean(1)
+    cells = injection.written(targets, hardware, 0.0, Stream((0, "linear", "training", 0.0, 0))).view(shape).mean(1)
     net = (cells[0] - cells[1] if len(signs) == 2 else cells[0]) / window  # [S, I, O]
     straight = relative if len(signs) == 2 else relative / 2
 
@@ -93,7 +93,7 @@ def transcription(x, weight, bias, hardware, line_scale, input_range, adc_range)
         full = x.detach().abs().amax(1, keepdim=True) if dac.range == "per_token" else x.new_tensor(dac.full_scale)
         full = full if input_range is None else input_range
         codes, unit = rounded(x / full * dac.levels, dac.levels), 1 / dac.levels
-    z = ReadNoise((0, "linear", "read", 0.0, 0)).columns(tile.slices * len(row_tiles), B, O).double()
+    z = Stream((0, "linear", "read", 0.0, 0)).columns(tile.slices * len(row_tiles), B, O).double()
     base, y = 2**tile.slice_bits, 0.0
     for place in range(tile.slices):
         worth = base ** (tile.slices - 1 - place) * (base - 1) / (base**tile.slices - 1) * (2 / len(signs))

@@ -5,17 +5,19 @@ import pytest
 import torch
 from scipy import stats
 
-from crossbar.random.streams import ReadNoise, normal, seed, uniform
+from crossbar.random.streams import Cursor, Stream, normal, seed, uniform
 
 N = 200_000
 
 
-def read_noise(shape, key):
-    return ReadNoise(key).draw(shape)
+def after_others(shape, key):
+    cursor = Cursor(key)
+    cursor.normal((3,))
+    return cursor.normal(shape)
 
 
-normals = pytest.mark.parametrize("draw", [normal, read_noise])
-draws = pytest.mark.parametrize("draw", [normal, read_noise, uniform])
+normals = pytest.mark.parametrize("draw", [normal, after_others])
+draws = pytest.mark.parametrize("draw", [normal, after_others, uniform])
 
 
 def correlation(a, b):
@@ -100,13 +102,20 @@ def test_any_shape(draw, shape):
     assert z.isfinite().all()
 
 
+def test_a_stream_is_not_used_up_and_parts_are_those_of_the_whole():
+    stream = Stream(("stream",))
+    whole = stream.columns(3, 10, 7)
+    assert torch.equal(stream.columns(3, 10, 7), whole)
+    assert torch.equal(torch.cat([stream.columns(3, 4, 7), stream.columns(3, 6, 7, first=4)], 1), whole)
+
+
 def test_consecutive_reads_differ_and_repeat_from_the_start():
-    stream = ReadNoise(("stream",))
-    first, second = stream.draw((N,)), stream.draw((N,))
+    stream = Cursor(("stream",))
+    first, second = stream.normal((N,)), stream.normal((N,))
     assert abs(correlation(first, second)) < 4 / N**0.5
-    again = ReadNoise(("stream",))
-    assert torch.equal(again.draw((N,)), first)
-    assert torch.equal(again.draw((N,)), second)
+    again = Cursor(("stream",))
+    assert torch.equal(again.normal((N,)), first)
+    assert torch.equal(again.normal((N,)), second)
 
 
 def test_a_number_can_be_large_and_stays_finite():

@@ -12,7 +12,7 @@ from crossbar import Hardware, InputError, Tile, WriteVerify, devices, presets
 from crossbar.devices import span, window
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.reram import CmoReRam, ReRam
-from crossbar.random.streams import ReadNoise
+from crossbar.random.streams import Stream
 from crossbar.tiles import ageing, injection
 from crossbar.tiles.programming import write
 from tests.crossbar.conftest import linear_layer
@@ -43,7 +43,7 @@ def cells_at(device, level, n, seconds, verify=None):
     g_min, width = span(device)
     targets = torch.full((n,), g_min + level * width)
     hardware = dataclasses.replace(QUIET, device=device, verify=verify)
-    injected = injection.written(targets.clone(), hardware, seconds, ReadNoise(("test", level)))
+    injected = injection.written(targets.clone(), hardware, seconds, Stream(("test", level)))
     key = (1, "elsewhere")
     state = ageing.program(device, targets, key) if verify is None else write(device, targets, key, verify)[0]
     return targets[0], injected.double(), ageing.conductances(device, state, seconds, key).double()
@@ -137,7 +137,7 @@ def test_targets_between_rows_of_the_table_keep_their_place():
     # The error is looked up at the nearest of 257 targets and added to the target itself.
     targets = torch.linspace(0.0, 25.0, 10_001)
     hardware = dataclasses.replace(QUIET, device=devices.Ideal())
-    assert torch.equal(injection.written(targets.clone(), hardware, 0.0, ReadNoise(("test",))), targets)
+    assert torch.equal(injection.written(targets.clone(), hardware, 0.0, Stream(("test",))), targets)
 
 
 tiles = {
@@ -194,7 +194,7 @@ def test_no_number_is_used_twice():
     device = devices.PCM()
     targets = torch.full((2, 256, 256), 12.5)
     hardware = dataclasses.replace(QUIET, device=device)
-    error = injection.written(targets, hardware, 0.0, ReadNoise(("test",))).double().flatten().numpy()
+    error = injection.written(targets, hardware, 0.0, Stream(("test",))).double().flatten().numpy()
     error = (error - error.mean()) / error.std()
     n = error.size
     power = np.abs(np.fft.rfft(error, 2 * n)) ** 2
@@ -266,7 +266,7 @@ def test_injected_cells_are_the_same_bits_with_any_number_of_threads(monkeypatch
             torch.set_num_threads(count)
             injection.error_table.cache_clear()
             targets = torch.linspace(0.0, 25.0, 100_000)
-            found.append(injection.written(targets, QUIET, DAY, ReadNoise(("test",))))
+            found.append(injection.written(targets, QUIET, DAY, Stream(("test",))))
     finally:
         torch.set_num_threads(threads)
         injection.error_table.cache_clear()
