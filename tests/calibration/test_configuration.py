@@ -3,7 +3,7 @@
 import time
 
 import pytest
-from tests.crossbar.test_yaml_values import BOMB
+from tests.crossbar.storage.test_yaml_values import BOMB
 
 from calibration.options import make_parser
 from tests.calibration.command import assert_one_sentence, run
