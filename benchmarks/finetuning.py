@@ -31,7 +31,7 @@ from rich.table import Table
 
 from calibration import DriftCompensation, Finetune, InputRanges, Recipe, calibrate, load_model, tasks
 from calibration import recipe as recipes
-from calibration.results import Calibration
+from calibration.results.emulation import Calibration
 from crossbar import format_seconds
 
 YARDSTICKS = {"drift": "drift", "quick": "thorough: after DriftCompensation"}

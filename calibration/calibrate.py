@@ -12,22 +12,22 @@ from typing import Any
 from torch import nn
 
 from attention import Pattern
-from calibration import fingerprint, populations
 from calibration import recipe as recipes
-from calibration.bundles.deployment import Deployment, FittedStep
 from calibration.bundles.files import require_new
 from calibration.bundles.writer import require_no_memory, save_bundle
-from calibration.chips import require_chips
 from calibration.emulate import score_uncalibrated
-from calibration.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
-from calibration.journal import Journal, only_run
 from calibration.models import Loaded
 from calibration.models.outputs import device_of
-from calibration.overlap import require_disjoint
-from calibration.populations import Shared
 from calibration.progress import Progress
 from calibration.recipe import Recipe
-from calibration.results import Calibration
+from calibration.results.emulation import Calibration
+from calibration.runs import fingerprint, populations
+from calibration.runs.chips import require_chips
+from calibration.runs.deployment import Deployment, FittedStep
+from calibration.runs.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
+from calibration.runs.journal import Journal, only_run
+from calibration.runs.overlap import require_disjoint
+from calibration.runs.populations import Shared
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
 from crossbar import InputError, age, to_seconds
@@ -61,7 +61,7 @@ def calibrate(
     Steps that change the cells are fitted once, on the task's calibration data, before programming. The others are
     fitted on each chip at each time ``t`` and scored at ``t + wait``: at one instant they would fit a snapshot of the
     1/f noise. The uncalibrated chips are scored at ``t + wait`` too. Comparisons are paired, since all arms use the
-    same seeds and instants (`calibration.staircase`).
+    same seeds and instants (`calibration.results.staircase`).
 
     Args:
         model: as in `emulate`.

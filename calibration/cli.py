@@ -14,10 +14,10 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import Namespace
 
 from calibration import console
-from calibration.energy import command as energy_command
-from calibration.options import MODEL_OPTIONS, make_parser
+from calibration.commands import energy as energy_command
+from calibration.commands import study as study_commands
+from calibration.commands.options import MODEL_OPTIONS, make_parser
 from calibration.printable import printable
-from calibration.studies import commands as study_commands
 from crossbar import InputError
 from crossbar.storage.files import require_room, require_writable, write_whole
 
@@ -25,7 +25,7 @@ if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
     from calibration.progress import Progress
-    from calibration.results import Emulation
+    from calibration.results.emulation import Emulation
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -61,10 +61,10 @@ def _emulate(options: Namespace) -> int:
 
 
 def _calibrate(options: Namespace) -> int:
-    from calibration import chips, populations
     from calibration import recipe as recipes
     from calibration.bundles.files import require_new
     from calibration.calibrate import calibrate, require_wait
+    from calibration.runs import chips, populations
 
     recipe, seeds = recipes.get(options.recipe), chips.require_chips(options.chips, options.seed)
     require_wait(options.wait)
@@ -187,7 +187,8 @@ _COMMANDS = {
 def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
     """Arguments that `emulate` and `calibrate` share."""
     from attention import Memory, parse
-    from calibration import chips, experiment, models, tasks
+    from calibration import models, tasks
+    from calibration.runs import chips, experiment
     from crossbar import presets
 
     # What costs nothing to check comes before what takes seconds to load.

@@ -26,8 +26,8 @@ from calibration import progress
 from calibration.doctor import Check
 from calibration.metrics import metric
 from calibration.printable import printable
-from calibration.results import Calibration, Emulation, Row
-from calibration.staircase import Range
+from calibration.results.emulation import Calibration, Emulation, Row
+from calibration.results.staircase import Range
 from crossbar import ConversionReport, format_seconds
 
 _FEW = 1.3

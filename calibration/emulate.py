@@ -9,11 +9,11 @@ from pathlib import Path
 from torch import nn
 
 from attention import Pattern
-from calibration.chips import require_chips
-from calibration.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
 from calibration.models import Loaded
 from calibration.progress import Progress
-from calibration.results import Emulation
+from calibration.results.emulation import Emulation
+from calibration.runs.chips import require_chips
+from calibration.runs.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
 from calibration.tasks import Task
 from crossbar import age
 from crossbar.presets import HardwareLike

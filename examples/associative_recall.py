@@ -14,7 +14,7 @@ from rich.table import Table
 
 from attention import BlockSparse, GlobalTokens, Hierarchical, LocalWindow, Strided, parse
 from calibration import console
-from calibration.from_scratch import SmallTransformer, curriculum, train
+from calibration.tasks.from_scratch import SmallTransformer, curriculum, train
 from calibration.tasks.recall import Recall
 
 TEXTS = """dense; window(256); window(160); window(32); window(32) | sinks(4); window(16) | dilated(256, 16);

@@ -11,7 +11,8 @@ from pathlib import Path
 from rich.console import Console
 
 import calibration
-from calibration import console, plots, tasks
+from calibration import console, tasks
+from calibration.results import plots
 
 PATTERN = "window(64) | sinks(4)"
 

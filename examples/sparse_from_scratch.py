@@ -13,7 +13,7 @@ from rich.table import Table
 from attention import parse
 from calibration import Finetune, Recipe, calibrate, console
 from calibration import recipe as recipes
-from calibration.from_scratch import SmallTransformer, curriculum, train
+from calibration.tasks.from_scratch import SmallTransformer, curriculum, train
 from calibration.tasks.recall import Recall
 
 PATTERNS = ["dense", "strided(16)", "fixed(16, 2)", "hierarchical(32, 4)"]

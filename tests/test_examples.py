@@ -9,7 +9,7 @@ from pathlib import Path
 import pytest
 
 from calibration import cli
-from calibration.options import make_parser
+from calibration.commands.options import make_parser
 
 ROOT = Path(__file__).resolve().parents[1]
 PAGES = sorted([ROOT / "README.md", ROOT / "CONTRIBUTING.md", *ROOT.glob("docs/**/*.md")])

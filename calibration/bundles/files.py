@@ -17,8 +17,8 @@ from typing import Any, NoReturn, TypeVar
 
 from torch import Tensor
 
-from calibration.checked_files import sync
-from calibration.journal import tidy
+from calibration.runs.journal import tidy
+from calibration.storage.checked_files import sync
 from crossbar.errors import InputError, shown
 from crossbar.storage.files import require_room
 from crossbar.storage.plain_values import load_json

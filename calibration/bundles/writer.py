@@ -18,8 +18,8 @@ from crossbar import AnalogLinear, InputError, analog_layers, save_state
 from crossbar.storage import tensor_files
 
 if TYPE_CHECKING:
-    from calibration.experiment import Experiment
-    from calibration.results import Calibration
+    from calibration.results.emulation import Calibration
+    from calibration.runs.experiment import Experiment
 
 DESCRIPTION, HARDWARE, RECIPE, REPORT = "bundle.json", "hardware.json", "recipe.json", "report.json"
 MODEL, TILES = "model", "tiles"

@@ -16,13 +16,13 @@ from attention import Memory, Pattern, attach, parse, renew_memory
 from attention.hf.attach import memory_of
 from calibration import models, tasks
 from calibration import recipe as recipes
-from calibration.chips import require_chips, require_device
-from calibration.experiment import MemoryLike, as_memory
 from calibration.models import Loaded
 from calibration.models.outputs import device_of, is_generative
-from calibration.overlap import require_disjoint
 from calibration.progress import Progress
 from calibration.recipe import Recipe
+from calibration.runs.chips import require_chips, require_device
+from calibration.runs.experiment import MemoryLike, as_memory
+from calibration.runs.overlap import require_disjoint
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
 from crossbar import (
@@ -114,8 +114,8 @@ class EnergyStudy:
     uncounted: dict[str, str] = field(default_factory=dict)
 
     def __repr__(self) -> str:
+        from calibration.commands.energy import tables
         from calibration.console import as_text
-        from calibration.energy.command import tables
 
         return as_text(*tables(self))
 

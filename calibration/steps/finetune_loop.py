@@ -18,13 +18,13 @@ import torch
 import torch.distributed as dist
 from torch import Tensor, nn
 
-from calibration import checked_files
 from calibration.models.embedding import Batch
 from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
 from calibration.steps.distillation import distance
 from calibration.steps.finetune_parameters import is_range, prepared
 from calibration.steps.observe import digital
+from calibration.storage import checked_files
 from crossbar import analog_layers, clip_weights
 from crossbar.errors import InputError
 from crossbar.random.streams import uniform

@@ -10,8 +10,8 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import numpy as np
 
 from calibration.metrics import metric
-from calibration.plots import EARLIEST, vertical
 from calibration.printable import drawable
+from calibration.results.plots import EARLIEST, vertical
 from calibration.studies import tradeoffs
 from calibration.studies.design import plain
 from calibration.studies.results import FINAL, StoredAxis, Study, level

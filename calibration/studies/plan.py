@@ -14,9 +14,10 @@ from importlib import metadata
 from typing import Any
 
 from attention import attach
-from calibration import fingerprint, models, tasks
+from calibration import models, tasks
 from calibration.models import Loaded
 from calibration.progress import Progress
+from calibration.runs import fingerprint
 from calibration.studies.design import Design, plain
 from calibration.studies.fields import Job, resolve
 from calibration.tasks import Task

@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from calibration import fingerprint
+from calibration.runs import fingerprint
 from calibration.studies.database import DamagedError
 from calibration.studies.design import plain, require_name
 from calibration.studies.plan import cell_id

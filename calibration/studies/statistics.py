@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.metrics import CONFIDENCE, metric
-from calibration.plots import EARLIEST
+from calibration.results.plots import EARLIEST
 from calibration.studies.design import plain
 from calibration.studies.results import FINAL, StoredAxis, Study
 from crossbar import InputError, to_seconds

@@ -15,10 +15,10 @@ from torch import Tensor, nn
 
 from attention import Memory, renew_memory
 from calibration import tasks
-from calibration.experiment import Experiment, data_for
 from calibration.models import Loaded
-from calibration.overlap import require_disjoint
 from calibration.recipe import Recipe
+from calibration.runs.experiment import Experiment, data_for
+from calibration.runs.overlap import require_disjoint
 from calibration.steps.protocol import Fitted, Stage, Step
 from calibration.tasks import Task
 from crossbar import Hardware, Ledger, age, reset_reads

@@ -30,7 +30,7 @@ def corrected(result):
 
 def saved(result, path, monkeypatch, change):
     """The bundle of a result whose chip is changed after it was put together."""
-    from calibration.bundles.deployment import Deployment
+    from calibration.runs.deployment import Deployment
 
     real = Deployment.restore
     monkeypatch.setattr(Deployment, "restore", lambda self, *of: (real(self, *of), change(result)))

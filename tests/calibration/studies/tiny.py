@@ -5,7 +5,7 @@ import sqlite3
 from contextlib import closing
 from itertools import product
 
-from calibration import fingerprint
+from calibration.runs import fingerprint
 from calibration.studies import design
 from calibration.studies.plan import Cell, Plan, Setting, cell_id
 from calibration.studies.results import Study

@@ -7,7 +7,7 @@ import torch
 
 from attention import parse
 from calibration import emulate
-from calibration.from_scratch import SmallTransformer, Stage, curriculum, train
+from calibration.tasks.from_scratch import SmallTransformer, Stage, curriculum, train
 from calibration.tasks.recall import BLANK, Recall
 from crossbar.errors import InputError
 

@@ -13,11 +13,11 @@ from torch import Tensor, nn
 
 from attention import Memory, Pattern, attach, parse, renew_memory
 from calibration import models, tasks
-from calibration.chips import require_device
-from calibration.journal import Counts, Fit, Journal, Scored
 from calibration.models import Loaded
 from calibration.progress import Progress
-from calibration.results import Measurement
+from calibration.results.emulation import Measurement
+from calibration.runs.chips import require_device
+from calibration.runs.journal import Counts, Fit, Journal, Scored
 from calibration.steps.protocol import Fitted, LongStep, Step, uncalibrate
 from calibration.tasks import Batch, Task
 from calibration.tasks.protocol import fitted_on

@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration import fingerprint
+from calibration.runs import fingerprint
 from crossbar.storage import tensor_files
 from crossbar.storage.files import write_whole
 

@@ -8,7 +8,7 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.metrics import metric
 from calibration.printable import drawable
-from calibration.results import Calibration, Emulation
+from calibration.results.emulation import Calibration, Emulation
 from crossbar import format_seconds
 
 if TYPE_CHECKING:

@@ -5,7 +5,7 @@ from __future__ import annotations
 from dataclasses import dataclass
 from typing import NamedTuple
 
-from calibration.experiment import Experiment
+from calibration.runs.experiment import Experiment
 from calibration.steps.protocol import Fitted, Step
 from crossbar import InputError, age, format_seconds, new_chip, program, reset_reads
 

@@ -14,8 +14,8 @@ if TYPE_CHECKING:
     import pandas as pd
     from matplotlib.figure import Figure
 
-    from calibration.bundles.deployment import Deployment
-    from calibration.staircase import Stair
+    from calibration.results.staircase import Stair
+    from calibration.runs.deployment import Deployment
 
 
 @dataclass(frozen=True)
@@ -138,7 +138,7 @@ class Emulation:
 
     def plot(self) -> Figure:
         """Accuracy over time with intervals."""
-        from calibration.plots import accuracy_over_time
+        from calibration.results.plots import accuracy_over_time
 
         return accuracy_over_time([self])
 
@@ -158,8 +158,8 @@ class Calibration(Emulation):
     deployment: Deployment = field(repr=False, compare=False)
 
     def stairs(self) -> list[Stair]:
-        """What each step gains, paired chip by chip (`calibration.staircase`)."""
-        from calibration.staircase import stairs
+        """What each step gains, paired chip by chip (`calibration.results.staircase`)."""
+        from calibration.results.staircase import stairs
 
         return stairs(self)
 
@@ -169,7 +169,7 @@ class Calibration(Emulation):
 
     def plot(self) -> Figure:
         """The staircase, a panel for each time, with intervals."""
-        from calibration.plots import staircase
+        from calibration.results.plots import staircase
 
         return staircase(self)
 

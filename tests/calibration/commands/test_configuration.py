@@ -4,7 +4,7 @@ import time
 
 import pytest
 
-from calibration.options import make_parser
+from calibration.commands.options import make_parser
 from tests.calibration.command import assert_one_sentence, run
 from tests.crossbar.storage.test_yaml_values import BOMB
 from tests.mutations import of_bytes

@@ -50,11 +50,11 @@ def study_of(options: Namespace) -> EnergyStudy:
     from attention import parse
     from calibration import models, tasks
     from calibration import recipe as recipes
-    from calibration.chips import require_chips, require_device
     from calibration.console import progress_bar
     from calibration.energy import default_book, energy
     from calibration.energy.study import times
-    from calibration.experiment import as_memory
+    from calibration.runs.chips import require_chips, require_device
+    from calibration.runs.experiment import as_memory
     from crossbar import InputError, PriceBook, presets
 
     tasks.require(options.task)

@@ -14,7 +14,7 @@ from typing import TypedDict, TypeVar
 from filelock import FileLock, Timeout
 from torch import Tensor
 
-from calibration import checked_files
+from calibration.storage import checked_files
 from crossbar.errors import InputError
 from crossbar.storage.tensor_files import as_os_error
 

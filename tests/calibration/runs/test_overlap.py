@@ -4,7 +4,7 @@ import pytest
 import torch
 
 from calibration import calibrate, tasks
-from calibration.overlap import require_disjoint
+from calibration.runs.overlap import require_disjoint
 from crossbar import InputError
 
 MESSAGE = "sample 1 of task 'mine' for calibration is in its evaluation data too"
@@ -84,7 +84,7 @@ def test_the_splits_of_encoder_tasks_are_disjoint(minilm, name):
 
 
 def test_a_score_at_the_time_of_the_fit_is_refused(net, task):
-    from calibration.experiment import Experiment
+    from calibration.runs.experiment import Experiment
 
     experiment = Experiment.prepare(net, task, "pcm", None, None, None)
     experiment.new_chip(0)

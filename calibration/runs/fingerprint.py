@@ -54,7 +54,7 @@ def of_task(task: Task) -> str:
 @cache
 def of_code() -> str:
     """SHA-256 (hex) of this project's own modules and the versions of the libraries that compute."""
-    root = Path(__file__).parents[1]
+    root = Path(__file__).parents[2]
     sources = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
     files = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources}
     return of_values([files, {name: importlib.metadata.version(name) for name in _LIBRARIES}])

@@ -8,7 +8,7 @@ from neurobench.models import TorchModel
 from torch import nn
 
 from attention import attach, parse
-from calibration.neurobench import neurobench_workload
+from calibration.results.neurobench import neurobench_workload
 from crossbar import InputError, convert, presets
 from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS, llama, tokens
 

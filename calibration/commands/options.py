@@ -11,10 +11,10 @@ from typing import Any, NoReturn, get_args
 
 from jsonargparse import Namespace
 
-from calibration.configuration import BoundedParser
-from calibration.energy import command as energy_command
+from calibration.commands import energy as energy_command
+from calibration.commands import study as study_commands
+from calibration.commands.configuration import BoundedParser
 from calibration.printable import printable
-from calibration.studies import commands as study_commands
 
 _EPILOG = "Options can also come from a YAML file with the same names: --config file.yaml"
 MODEL_OPTIONS = {"model": "minilm", "hardware": "pcm", "include": None, "exclude": None}

@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from calibration import DriftCompensation, InputRanges, Recipe, WeightRanges, calibrate
-from calibration.journal import Journal
+from calibration.runs.journal import Journal
 from crossbar import InputError
 from tests.calibration.bundles.copies import names
 from tests.calibration.command import SCRIPT

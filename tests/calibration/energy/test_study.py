@@ -8,8 +8,8 @@ import pytest
 import torch
 
 from attention import Memory, Protected, parse
+from calibration.commands.energy import tables
 from calibration.energy import DECODE, PREFILL, default_book, energy
-from calibration.energy.command import tables
 from calibration.energy.plots import breakdown, pareto
 from crossbar import InputError, PriceBook, analog_layers, presets
 from crossbar.costs.prices import DEFAULT
@@ -201,7 +201,7 @@ def test_writes_have_the_price_of_the_memory_s_cells():
 
 
 def test_the_command_writes_what_it_is_asked_for(capsys, tmp_path, monkeypatch):
-    from calibration.energy import command
+    from calibration.commands import energy as command
 
     found = energy(language_model(), Words(), "ideal", ["dense"], recipe=None)
     monkeypatch.setattr(command, "study_of", lambda options: found)  # loading a model is tested elsewhere

@@ -4,9 +4,9 @@ from __future__ import annotations
 
 from functools import partial
 
-from calibration.chips import MOST_CHIPS
-from calibration.experiment import Experiment
 from calibration.recipe import Recipe
+from calibration.runs.chips import MOST_CHIPS
+from calibration.runs.experiment import Experiment
 from calibration.steps.protocol import Fitted, PopulationStep, Stage
 from crossbar import InputError, age
 from crossbar.errors import require_whole

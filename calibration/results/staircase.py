@@ -7,7 +7,7 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from calibration.metrics import interval, metric
-from calibration.results import Emulation, Measurement
+from calibration.results.emulation import Emulation, Measurement
 
 
 class Range(NamedTuple):

@@ -6,7 +6,7 @@ import pytest
 from torch import nn
 
 from calibration import Emulation, Measurement
-from calibration.plots import accuracy_over_time
+from calibration.results.plots import accuracy_over_time
 from crossbar import convert, presets
 
 DAY = 86400.0

@@ -9,7 +9,8 @@ import pytest
 import torch
 from torch import nn
 
-from calibration import InputRanges, Recipe, calibrate, fingerprint, load_model
+from calibration import InputRanges, Recipe, calibrate, load_model
+from calibration.runs import fingerprint
 from calibration.studies import design
 from calibration.studies.plan import resolve_plan
 from tests.calibration.studies import tiny

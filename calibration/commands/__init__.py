@@ -1,0 +1,1 @@
+"""The subcommands of ``ohmformer``: their options, and what they print."""

@@ -1,0 +1,1 @@
+"""What jobs found, as numbers, tables and pictures."""
