@@ -18,9 +18,6 @@ from numba.extending import intrinsic
 SIGNATURE = types.void(types.CPointer(types.int64))
 """Of a kernel: a pointer to its arguments, each of 64 bits."""
 
-FAST = {"contract"}
-"""Multiply-adds are allowed; NaN and infinity keep their meaning."""
-
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's own
 def as_float(context: Any, word: Any) -> Any:
@@ -38,6 +35,16 @@ def as_bits(context: Any, number: Any) -> Any:
 def as_double(context: Any, word: Any) -> Any:
     """The float64 with these 64 bits."""
     return types.float64(types.int64), lambda _, builder, __, given: builder.bitcast(given[0], ir.DoubleType())
+
+
+@intrinsic  # type: ignore[untyped-decorator]  # numba's own
+def fma(context: Any, one: Any, other: Any, added: Any) -> Any:
+    """``one * other + added`` of float32, rounded once. Nothing else is fused: no kernel is compiled with fast math."""
+
+    def generate(_: Any, builder: Any, __: Any, given: Any) -> Any:
+        return builder.fma(*given)
+
+    return types.float32(types.float32, types.float32, types.float32), generate
 
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's own

@@ -15,7 +15,7 @@ from llvmlite import ir
 from numba import carray, cfunc, njit, types
 from numba.extending import intrinsic
 
-from crossbar.native.compiled import FAST, SIGNATURE, as_bits, as_float, done, pointer, share
+from crossbar.native.compiled import SIGNATURE, as_bits, as_float, done, fma, pointer, share
 
 _F, _U = np.float32, np.uint32
 
@@ -55,13 +55,14 @@ def pair(start: Any, index: int, key: Any) -> Any:
     y = as_float(_U(code - _U(exponent << np.int32(23)))) - _F(1.0)
     log = _F(_LOG[0])
     for coefficient in _LOG[1:]:
-        log = log * y + _F(coefficient)
-    radius = np.sqrt(log * y + (_F(23.0) - _F(exponent)) * _F(2 * math.log(2)))
+        log = fma(log, y, _F(coefficient))
+    radius = np.sqrt(fma(_F(23.0) - _F(exponent), _F(2 * math.log(2)), log * y))
     # Two of the angle's 16 bits choose the quadrant, the others an angle within ± π/4 of its middle.
     angle = _F(np.int32(_U(word << _U(18)))) * _F(math.pi / 2**33)
     square = angle * angle
-    sine = angle * (_F(1.0) + square * (_F(-0.16666655) + square * _F(8.3321609e-3)))
-    cosine = _F(1.0) + square * (_F(-0.49999994) + square * (_F(4.16630e-2) + square * _F(-1.3600e-3)))
+    sine = angle * fma(square, fma(square, _F(8.3321609e-3), _F(-0.16666655)), _F(1.0))
+    cosine = fma(square, _F(-1.3600e-3), _F(4.16630e-2))
+    cosine = fma(square, fma(square, cosine, _F(-0.49999994)), _F(1.0))
     top, second = _U(word << _U(16)), _U(word << _U(17))
     swapped = np.int32(second) < np.int32(0)
     first = sine if swapped else cosine
@@ -71,7 +72,7 @@ def pair(start: Any, index: int, key: Any) -> Any:
     return one, radius * as_float(_U(as_bits(other) ^ _U(_U(top ^ second) & sign)))
 
 
-@cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fill(words: Any) -> None:
     """Standard normal numbers ``[groups, rows, width]``, made row by row, of each row all groups.
 

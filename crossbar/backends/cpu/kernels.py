@@ -10,7 +10,7 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from crossbar.native.compiled import FAST, SIGNATURE, as_bits, as_double, as_float, done, pointer, share
+from crossbar.native.compiled import SIGNATURE, as_bits, as_double, as_float, done, fma, pointer, share
 from crossbar.random.kernels import pair
 
 COLUMNS = 64
@@ -30,11 +30,11 @@ def _halved(times: Any) -> Any:
     y = power - whole
     value = _F(_EXP2[0])
     for coefficient in _EXP2[1:]:
-        value = value * y + _F(coefficient)
+        value = fma(value, y, _F(coefficient))
     return value * as_float(_U((np.int32(whole) + np.int32(127)) << np.int32(23)))
 
 
-@cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fix(words: Any) -> None:
     """Digits of a tile as integers of two bytes, within ± ``largest`` of each column, and what 1 of them stands for.
 
@@ -65,7 +65,7 @@ def fix(words: Any) -> None:
     done(given)
 
 
-@cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def encode(words: Any) -> None:
     """Input codes of a DAC, and the range of each vector: NaN where an input is NaN or the range no number above 0.
 
@@ -114,7 +114,7 @@ def encode(words: Any) -> None:
     done(given)
 
 
-@cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def convert(words: Any) -> None:
     """What the ADCs of a tile deliver of integer column sums, noise added before, scaled and added to what is there.
 
@@ -152,7 +152,7 @@ def convert(words: Any) -> None:
             else:
                 driven = power[row, row_tile]
                 for i in range(outputs):
-                    added[i] *= np.sqrt(deviation[i] * deviation[i] + driven * variance[i])
+                    added[i] *= np.sqrt(fma(deviation[i], deviation[i], driven * variance[i]))
         elif given[4] != 0:
             added[:] = 0
         if given[4] != 0:
@@ -162,14 +162,14 @@ def convert(words: Any) -> None:
         if tile == 0:
             total[:] = 0
         for i in range(outputs):
-            code = np.rint((_F(high[i]) * _F(256.0) + _F(low[i])) * factor[i] + added[i])
+            code = np.rint(fma(fma(_F(high[i]), _F(256.0), _F(low[i])), factor[i], added[i]))
             code = levels if code > levels else code
             code = -levels if code < -levels else code
-            total[i] += code * (scale[i] * unit)
+            total[i] = fma(code, scale[i] * unit, total[i])
     done(given)
 
 
-@cfunc(SIGNATURE, cache=True, fastmath=FAST, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def age_rows(words: Any) -> None:
     """Digits of opened rows, each at its own age: ``G = P 2^(-halvings exponent) (1 + amplitude band z)``, at least 0.
 
@@ -217,15 +217,15 @@ def age_rows(words: Any) -> None:
                 first, second = amplitude[each, vector, slot], amplitude[pairs + each, vector, slot]
                 for i in range(size):
                     above, below = pair(at, each * size + i, own)
-                    factor = _F(1.0) + first[i] * width * above
+                    factor = fma(first[i] * width, above, _F(1.0))
                     up[i] *= factor if factor > 0 else _F(0.0)
-                    factor = _F(1.0) + second[i] * width * below
+                    factor = fma(second[i] * width, below, _F(1.0))
                     down[i] *= factor if factor > 0 else _F(0.0)
             for i in range(size):
-                total[i] += (up[i] - down[i]) * unit
+                total[i] = fma(up[i] - down[i], unit, total[i])
             if given[11] != 0:
                 if each == 0:
                     spread[:] = 0
                 for i in range(size):
-                    spread[i] += (up[i] * up[i] + down[i] * down[i]) * relative + _F(2.0) * constant
+                    spread[i] += fma(fma(up[i], up[i], down[i] * down[i]), relative, _F(2.0) * constant)
     done(given)
