@@ -269,14 +269,24 @@ for _name, _hardware in HARDWARE.items():
     case(f"hardware: {_name}")(lambda hardware=_hardware: life(hardware, (0.0, HOUR)))  # type: ignore[misc]
 
 
-@case("hardware: a large layer")
 @torch.no_grad()
-def _() -> Found:
+def large(hardware: Hardware) -> Found:
+    """More vectors than are worked on at once."""
     model = filled(nn.Sequential(nn.Linear(600, 500)), 1 / 16)
-    crossbar.convert(model, presets.pcm())
+    crossbar.convert(model, hardware)
     crossbar.program(model, 5)
     crossbar.age(model, HOUR)
     return {"y": model(draw(300, 600)), "G+": crossbar.analog_layers(model)["0"].conductances()[0]}
+
+
+@case("hardware: a large layer")
+def _() -> Found:
+    return large(presets.pcm())
+
+
+@case("hardware: a large layer, exact read noise, max DAC")
+def _() -> Found:
+    return large(changed(presets.pcm(), read_noise=CellNoise(0.2, 0.02), dac=Converter(range="max")))
 
 
 @case("model: float64")
@@ -445,6 +455,32 @@ def _trained_by_name(name: str) -> Found:
 
 for _name in TRAINED:
     case(f"training: {_name}")(lambda name=_name: _trained_by_name(name))  # type: ignore[misc]
+
+
+@case("training: calibrated, with trained corrections")
+def _() -> Found:
+    found: Found = {}
+    model = calibrated(PCM)
+    one = crossbar.analog_layers(model)["0"]
+    one.set_adapter(nn.Parameter(draw(I, 4, seed=13) / 16), nn.Parameter(draw(4, O, seed=14) / 16))
+    one.set_output_correction(nn.Parameter(1 + draw(O, seed=11) / 16), nn.Parameter(draw(O, seed=12) / 8))
+    gradients(model, draw(6, I), found, "in eval mode")
+    gradients(model.train(), draw(6, I), found, "in train mode")
+    crossbar.learn_ranges(model)
+    gradients(model, draw(6, I), found, "with learned ranges")
+    gradients(model.eval(), draw(6, I), found, "of the chip again")
+    return found
+
+
+@case("training: float64")
+def _() -> Found:
+    found: Found = {}
+    model = layer(changed(PCM, dac=Converter(full_scale=3.0)), torch.float64)
+    crossbar.program(model, 1)
+    crossbar.learn_ranges(model)
+    for name in ("in train mode", "again"):
+        gradients(model.train(), draw(6, I, dtype=torch.float64), found, name)
+    return found
 
 
 @case("training: gradient checkpointing")
@@ -812,6 +848,26 @@ for _name, _hardware in STRENGTHS.items():
         case(f"strengths: {_name}, {'content-free' if _free else 'with content'}")(
             lambda hardware=_hardware, by=_by, free=_free: strengths_in(hardware, by, free)  # type: ignore[misc]
         )
+
+
+@case("strengths: quantised, and fitted to cores")
+def _() -> Found:
+    strengths = Mixed(by="pair", content_free=True).strengths
+    found: Found = {"4 bits": strengths.quantised(4).of_pairs().detach(), "dense": strengths.matrix().detach()}
+    fitted = attention.fitted_to_cores(strengths, seed=1)
+    return found | {"on cores": fitted.strengths.of_pairs().detach(), "error": fitted.error}
+
+
+@case("strengths: trained")
+def _() -> Found:
+    found: Found = {}
+    for content_free in (False, True):
+        model = Mixed(content_free=content_free)
+        inputs = [draw(2, H, 24, D, seed=61 + place).requires_grad_() for place in range(1 if content_free else 3)]
+        (model(*inputs) * draw(2, H, 24, D, seed=65)).sum().backward()
+        name = "content-free" if content_free else "with content"
+        found |= {f"d strength, {name}": model.strengths.strength.grad, f"dv, {name}": inputs[0].grad}  # type: ignore[dict-item]
+    return found
 
 
 @case("router: learned, and its centroids in tiles")
