@@ -31,8 +31,8 @@ from torch import nn
 
 from calibration import DriftCompensation, Finetune, InputRanges, Task, load_model, tasks
 from calibration.metrics import interval
-from calibration.runs.fingerprint import of_values
 from calibration.runs.journal import Fit, Journal, Scored
+from calibration.storage.hashes import of_values
 from calibration.tasks import Batch
 from calibration.tasks.protocol import fitted_on
 from crossbar import Hardware, age, convert, format_seconds, presets, program, reset_gains, reset_reads, to_seconds

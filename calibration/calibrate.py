@@ -29,6 +29,7 @@ from calibration.runs.journal import Journal, only_run
 from calibration.runs.overlap import require_disjoint
 from calibration.runs.populations import Shared
 from calibration.steps.protocol import Stage
+from calibration.storage import hashes
 from calibration.tasks import Task
 from crossbar import InputError, age, to_seconds
 from crossbar.presets import HardwareLike
@@ -240,5 +241,5 @@ def _journal(out: Path, experiment: Experiment, options: list[Any], notify: Call
     """Beside ``out``, in the name of everything that decides the result."""
     layers = [layer.name for layer in experiment.conversion.analog]
     parts = [fingerprint.of_model(experiment.digital), fingerprint.of_task(experiment.task), fingerprint.of_code()]
-    identity = fingerprint.of_values([*parts, experiment.setup, layers, options])
+    identity = hashes.of_values([*parts, experiment.setup, layers, options])
     return Journal(out.with_name(f".{out.name}.{identity[:16]}.progress"), notify=notify)

@@ -4,34 +4,17 @@ from __future__ import annotations
 
 import hashlib
 import importlib.metadata
-import json
 from functools import cache
 from pathlib import Path
-from typing import Any
 
-import torch
-from torch import Tensor, nn
+from torch import nn
 
+from calibration.storage.hashes import of_tensors, of_values
 from calibration.tasks import Task
 from calibration.tasks.protocol import fitted_on
 
 _PACKAGES = ("crossbar", "attention", "calibration")
 _LIBRARIES = ("torch", "numpy", "scipy", "transformers", "aihwkit")
-
-
-def of_values(values: Any) -> str:
-    """SHA-256 (hex) of plain values: what JSON can write, and anything else by its ``repr``."""
-    return hashlib.sha256(json.dumps(values, sort_keys=True, default=repr).encode()).hexdigest()
-
-
-def of_tensors(tensors: dict[str, Tensor]) -> str:
-    """SHA-256 (hex) of tensors with their names, dtypes and shapes."""
-    digest = hashlib.sha256()
-    for name in sorted(tensors):
-        tensor = tensors[name].detach().cpu().contiguous()
-        digest.update(f"{name} {tensor.dtype} {list(tensor.shape)}\n".encode())
-        digest.update(tensor.view(-1).view(torch.uint8).numpy().data)
-    return digest.hexdigest()
 
 
 def of_model(model: nn.Module) -> str:

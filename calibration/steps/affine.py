@@ -9,7 +9,7 @@ from typing import ClassVar
 from torch import Tensor, nn
 
 from calibration.models.embedding import Batch
-from calibration.steps.lines import Lines, token_weights
+from calibration.steps.least_squares import LeastSquares, token_weights
 from calibration.steps.observe import Instants, observe
 from calibration.steps.protocol import Fitted, Stage, mean
 from crossbar import AnalogLinear, analog_layers
@@ -21,9 +21,9 @@ class AffineCorrection:
     """A digital gain and offset for each output of a layer, by least squares against the digital layer.
 
     Both get the inputs that reach the layer in the analog model, on calibration data: what is fitted is the error of
-    this layer and not what it is fed with. Tokens count as `calibration.steps.lines.token_weights` says. Moments are
-    summed batch by batch in float64. Batches are read at several instants before the model's age
-    (`calibration.steps.observe.Instants`).
+    this layer and not what it is fed with. Tokens count as
+    `calibration.steps.least_squares.token_weights` says. Moments are summed batch by batch in float64. Batches are read
+    at several instants before the model's age (`calibration.steps.observe.Instants`).
 
     Attributes:
         instants: how many.
@@ -40,13 +40,13 @@ class AffineCorrection:
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
         """``<layer>.output_gain`` and ``<layer>.output_offset``, each ``[O]``; layers that no batch reaches: none."""
         layers = analog_layers(model)
-        lines: dict[str, Lines] = {}
+        fits: dict[str, LeastSquares] = {}
         before = {name: (layer.output_gain, layer.output_offset) for name, layer in layers.items()}
 
         def see(name: str, x: Tensor, y: Tensor) -> None:
             beside = _beside(layers[name], x)
             target = digital_outputs(layers[name], x) - beside
-            lines.setdefault(name, Lines()).add(y - beside, target, token_weights(target))
+            fits.setdefault(name, LeastSquares()).add(y - beside, target, token_weights(target))
 
         for layer in layers.values():
             layer.set_output_correction(None, None)
@@ -56,8 +56,8 @@ class AffineCorrection:
             for name, correction in before.items():
                 layers[name].set_output_correction(*correction)
         fitted: Fitted = {}
-        for name, line in lines.items():
-            gain, offset = line.solve()
+        for name, fit in fits.items():
+            gain, offset = fit.solve()
             dtype = layers[name].scales.dtype
             fitted |= {f"{name}.output_gain": gain.to(dtype), f"{name}.output_offset": offset.to(dtype)}
         return fitted

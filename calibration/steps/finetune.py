@@ -1,26 +1,50 @@
-"""Hardware-aware finetuning: the last step of a recipe that needs gradients."""
+"""Hardware-aware finetuning: the last step of a recipe that needs gradients.
+
+First the step with its options, then the training loop, then what is trained in a model and the way back.
+
+Under ``torchrun`` each process of the default group takes its share of each step's batches, and DistributedDataParallel
+averages their gradients. A batch's noise is keyed by its place in the whole training, not by the process, so the loss
+curve is that of one process within rounding.
+"""
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import gc
+import json
+import time
+from collections.abc import Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager, nullcontext
 from dataclasses import dataclass
+from functools import partial
 from pathlib import Path
-from typing import Literal, get_args
+from typing import Any, Literal, NamedTuple, get_args
 
+import torch
+import torch.distributed as dist
 from torch import Tensor, nn
+from torch.utils.checkpoint import checkpoint
 
 from calibration.models.embedding import Batch
+from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
-from calibration.steps.finetune_loop import Trained, train
+from calibration.steps.distillation import distance
+from calibration.steps.observe import digital, observe
 from calibration.steps.protocol import Fitted, Stage
-from crossbar import analog_layers
+from calibration.storage import checked_files
+from crossbar import AnalogLinear, analog_layers, clip_weights, replayed_reads
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole
 from crossbar.nn.corrections import CORRECTIONS
+from crossbar.nn.weight_errors import weight_errors
+from crossbar.random.streams import normal, uniform
 
 Train = Literal["adapters", "weights"]
 Chip = Literal["own", "any"]
 
 _WEIGHT = "weight of "
+_RANGES = ("input_range", "adc_range")
+_READS = 2**20  # reads that a batch may take of a layer: where the next batch's draws start
+_KEEP = 60.0  # seconds between two states on disk
+_MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW calls them
 
 
 @dataclass(frozen=True)
@@ -32,7 +56,7 @@ class Finetune:
     that return vectors the mean squared error as a part of the teacher's mean square. No labels are needed. Gradients
     go straight through converters and cells. AdamW with gradients clipped at norm 1; the rate rises over the first
     tenth of the steps and falls to 0 in a line. Every draw is keyed by the step, so the same options give the same
-    curve, in one process or several (`calibration.steps.finetune_loop`), stopped and resumed or not.
+    curve, in one process or several, stopped and resumed or not.
 
     Attributes:
         train: ``adapters``: a digital low-rank adapter beside each layer and a gain and an offset of each output, at
@@ -141,3 +165,361 @@ class Finetune:
 def losses(fitted: Fitted) -> Tensor:
     """The loss of each step, ``[steps]`` float64."""
     return fitted["losses"]
+
+
+class Trained(NamedTuple):
+    """What training found.
+
+    Attributes:
+        values: trained tensors by their names in the model.
+        losses: of each step, [steps] float64.
+    """
+
+    values: dict[str, Tensor]
+    losses: Tensor
+
+
+def train(
+    model: nn.Module, batches: list[Batch], options: Finetune, file: Path | None, progress: Progress | None
+) -> Trained:
+    """Train a converted model; it is left as it was.
+
+    Args:
+        model: converted, and for a chip's own adapters programmed and aged.
+        batches: keyword inputs of the model.
+        options: how.
+        file: where the state is kept every minute, and found again; None: nowhere.
+        progress: told of each step.
+    """
+    rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
+    if not batches:
+        raise InputError("Finetune got no batches: give calibration data")
+    if options.accumulate % world:
+        raise InputError(
+            f"Finetune accumulate = {options.accumulate} does not divide among {world} processes: give a multiple"
+        )
+    with prepared(model, batches, options) as (parameters, parts):
+        run = _Run(model, batches, options, parameters, parts, rank, world)
+        if file is not None and file.is_file():
+            run.load(file)
+        began, first, kept = time.monotonic(), len(run.losses), time.monotonic()
+        for step in range(first, options.steps):
+            if progress is not None and rank == 0:
+                progress(step, options.steps, _described(run.losses, step - first, options.steps - step, began))
+            run.step(step)
+            if file is not None and rank == 0 and (time.monotonic() - kept > _KEEP or step + 1 == options.steps):
+                run.save(file)
+                kept = time.monotonic()
+        values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        losses = torch.tensor(run.losses, dtype=torch.float64)
+        if world > 1:
+            # DistributedDataParallel is in a reference cycle and keeps the process group's threads: left to the end of
+            # the interpreter, they may abort it.
+            del run
+            gc.collect()
+    return Trained(values, losses)
+
+
+class _Run:
+    """A training: the optimizer, and the losses of the steps that were taken."""
+
+    def __init__(
+        self,
+        model: nn.Module,
+        batches: list[Batch],
+        options: Finetune,
+        parameters: dict[str, nn.Parameter],
+        parts: dict[str, Tensor],
+        rank: int,
+        world: int,
+    ) -> None:
+        self._model, self._batches, self._options = model, batches, options
+        self._parameters, self._parts = parameters, parts
+        self._rank, self._world = rank, world
+        self._layers = analog_layers(model)
+        self._ages = {name: layer.seconds for name, layer in self._layers.items()}
+        self._device = device_of(model)
+        # The teacher's parameters, where training changes them.
+        self._teacher = {
+            name: parameter.detach().clone() for name, parameter in parameters.items() if options.train == "weights"
+        }
+        self._run: nn.Module = model
+        if world > 1:
+            unused = options.train == "weights"  # there may be some that the outputs do not depend on
+            self._run = nn.parallel.DistributedDataParallel(
+                model, broadcast_buffers=False, find_unused_parameters=unused
+            )
+        self._optimizer = torch.optim.AdamW(parameters.values(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self.losses: list[float] = []
+
+    def step(self, step: int) -> None:
+        """One step of the optimizer."""
+        options, total = self._options, torch.zeros((), dtype=torch.float64)
+        self._visit(step)
+        own = range(self._rank, options.accumulate, self._world)
+        for place in own:
+            index = step * options.accumulate + place
+            inputs = {name: x.to(self._device) for name, x in self._batch(index).items()}
+            call = {**inputs, "use_cache": False} if is_generative(self._model) else inputs
+            with torch.no_grad(), digital(self._model):
+                wanted = torch.func.functional_call(self._model, self._teacher, kwargs=call)
+            for layer in self._layers.values():
+                layer.reads = index * _READS
+            with self._unsynchronised(last=place == own[-1]):
+                loss = distance(self._run(**call), wanted, inputs.get("attention_mask"))
+                (loss * (self._world / options.accumulate)).backward()
+            total += loss.detach().double().cpu()
+        if self._world > 1:
+            dist.all_reduce(total)
+        mean = float(total) / options.accumulate
+        if not torch.isfinite(total):
+            raise InputError(f"Finetune has a loss of {mean} at step {step}: give a lower rate")
+        self._move(step)
+        self.losses.append(mean)
+
+    def _move(self, step: int) -> None:
+        options = self._options
+        for name, part in self._parts.items():
+            gradient = self._parameters[name].grad
+            if gradient is not None:
+                gradient.mul_(part)
+        nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
+        warm = min(1.0, (step + 1) / max(1, options.steps // 10))
+        for group in self._optimizer.param_groups:
+            group["lr"] = options.rate * warm * (1 - step / options.steps)
+        before = {name: self._parameters[name].detach().clone() for name in self._parts}
+        self._optimizer.step()
+        self._optimizer.zero_grad()
+        with torch.no_grad():
+            for name, part in self._parts.items():
+                parameter = self._parameters[name]
+                parameter.copy_(torch.lerp(before[name], parameter, part))
+                if is_range(name):
+                    parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
+        if options.train == "weights" and options.clip is not None:
+            clip_weights(self._model, options.clip)
+
+    def save(self, file: Path) -> None:
+        """Write parameters, optimizer and losses."""
+        tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        for name, parameter in self._parameters.items():
+            tensors |= {f"{name}|value": parameter}
+            # None for what the outputs do not depend on, such as an encoder's pooler.
+            state = self._optimizer.state.get(parameter, {})
+            tensors |= {f"{name}|{key}": state[key] for key in _MOMENTS if key in state}
+        file.parent.mkdir(parents=True, exist_ok=True)
+        checked_files.write_tensors(file, tensors, {"options": self._identity()})
+
+    def load(self, file: Path) -> None:
+        """Go on from what `save` wrote."""
+        try:
+            tensors, told = checked_files.read_tensors(file)
+        except ValueError:
+            file.unlink()  # damaged: the training starts again
+            return
+        if told.get("options") != self._identity():
+            raise InputError(f"{str(file)!r} holds another training: remove it, or give another file")
+        self.losses = tensors["losses"].tolist()
+        for name, parameter in self._parameters.items():
+            parameter.data.copy_(tensors[f"{name}|value"])
+            state = {key: tensors[f"{name}|{key}"].to(parameter) for key in _MOMENTS if f"{name}|{key}" in tensors}
+            if state:
+                self._optimizer.state[parameter] = {"step": torch.tensor(float(len(self.losses))), **state}
+
+    def _identity(self) -> str:
+        shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
+        sums = [[float(x.double().sum()) for x in batch.values()] for batch in self._batches]
+        return json.dumps([repr(self._options), shapes, sums, list(self._ages.values())])
+
+    def _batch(self, index: int) -> Batch:
+        """Each epoch meets all batches in an order of its own."""
+        epoch, place = divmod(index, len(self._batches))
+        order = uniform((len(self._batches),), (self._options.seed, "finetune order", epoch)).argsort()
+        return self._batches[int(order[place])]
+
+    def _visit(self, step: int) -> None:
+        """Go to the instant of a step: a chip's 1/f noise must not be learned from one snapshot."""
+        options = self._options
+        if options.chip == "any":
+            return
+        instant = step // max(1, options.steps // options.instants) % options.instants
+        for name, layer in self._layers.items():
+            seconds = max(self._ages[name] - instant * options.spacing, 0.0)
+            if layer.seed is not None and layer.seconds != seconds:
+                layer.age(seconds)
+
+    def _unsynchronised(self, last: bool) -> AbstractContextManager[Any]:
+        if isinstance(self._run, nn.parallel.DistributedDataParallel) and not last:
+            averaged_later: AbstractContextManager[Any] = self._run.no_sync()
+            return averaged_later
+        return nullcontext()
+
+
+def _described(losses: list[float], taken: int, left: int, began: float) -> str:
+    if not taken:
+        return "finetuning"
+    seconds = (time.monotonic() - began) / taken * left
+    rest = f"{seconds:.0f} s" if seconds < 100 else f"{seconds / 60:.0f} min"
+    return f"finetuning, loss {losses[-1]:.4g}, {rest} left"
+
+
+@contextmanager
+def prepared(
+    model: nn.Module, batches: list[Batch], options: Finetune
+) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, Tensor]]]:
+    """The parameters to train, by name, and what to multiply the rate by; afterwards the model is as it was."""
+    layers = analog_layers(model)
+    parts: dict[str, Tensor] = {}
+    sizes = _sizes(model, batches[: options.accumulate]) if options.train == "adapters" else {}
+    modes = {module: module.training for module in model.modules()}
+    wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
+    before = {name: _Before.of(layer) for name, layer in layers.items()}
+    original = {
+        name: parameter.detach().clone() for name, parameter in model.named_parameters() if options.train == "weights"
+    }
+    try:
+        for module in modes:
+            module.training = False
+        for parameter in wanted:
+            parameter.requires_grad_(options.train == "weights")
+        for name, layer in layers.items():
+            layer.training = options.chip == "any"
+            if options.train == "weights":
+                # Of no chip, so that draws do not depend on which one was programmed before.
+                layer.seed, layer.seconds = None, float(options.age)
+                if options.compensated:
+                    layer.column_gain = layer.column_gain * weight_errors(layer.hardware, options.age).gain
+            elif name in sizes:
+                parts |= _add_corrections(layer, name, sizes[name], options)
+            if options.ranges:
+                layer.learn_ranges()
+            if layer.input_range is not None and options.train == "adapters":
+                layer.input_range.requires_grad_(False)  # it belongs to what was written, not to a chip's age
+        parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
+        parts |= {name: p.detach().abs().mean() for name, p in parameters.items() if is_range(name)}
+        with _checkpointed(model) if options.checkpoint else nullcontext():
+            yield parameters, parts
+    finally:
+        for name, value in original.items():
+            model.get_parameter(name).data.copy_(value)
+        for name, layer in layers.items():
+            before[name].put_back(layer)
+        for module, training in modes.items():
+            module.training = training
+        for parameter, grad in wanted.items():
+            parameter.requires_grad_(grad)
+            parameter.grad = None
+
+
+class _Before(NamedTuple):
+    """What of a layer training changes."""
+
+    input_range: Tensor | None
+    adc_range: Tensor | None
+    output_gain: Tensor | None
+    output_offset: Tensor | None
+    adapter_down: Tensor | None
+    adapter_up: Tensor | None
+    column_gain: Tensor
+    seed: int | None
+    seconds: float
+    reads: int
+
+    @classmethod
+    def of(cls, layer: AnalogLinear) -> _Before:
+        names = (*_RANGES, *CORRECTIONS, "column_gain", "seed", "seconds", "reads")
+        return cls(*(getattr(layer, name) for name in names))
+
+    def put_back(self, layer: AnalogLinear) -> None:
+        layer.fix_ranges()
+        for name in _RANGES:
+            setattr(layer, name, getattr(self, name))
+        layer.set_output_correction(self.output_gain, self.output_offset)
+        layer.set_adapter(self.adapter_down, self.adapter_up)
+        layer.column_gain, layer.seed = self.column_gain, self.seed
+        if layer.seed is not None and layer.seconds != self.seconds:
+            layer.age(self.seconds)
+        layer.seconds, layer.reads = self.seconds, self.reads
+
+
+class _Sizes(NamedTuple):
+    """Mean sizes of what a layer gets and gives: inputs ``[I]``, outputs ``[O]``, values within its adapter ``[r]``."""
+
+    inputs: Tensor
+    outputs: Tensor
+    middle: Tensor
+
+
+def _sizes(model: nn.Module, batches: list[Batch]) -> dict[str, _Sizes]:
+    """Of the layers that the batches reach. Means of magnitudes, in which few massive activations weigh less."""
+    layers = analog_layers(model)
+    seen: dict[str, list[_Sizes]] = {}
+
+    def see(name: str, x: Tensor, y: Tensor) -> None:
+        down = layers[name].adapter_down
+        middle = x.new_zeros(0) if down is None else (x @ down).abs().mean(0)
+        seen.setdefault(name, []).append(_Sizes(x.abs().mean(0), y.abs().mean(0), middle))
+
+    with digital(model):
+        observe(model, batches, layers, see)
+    return {
+        name: _Sizes(*(_floored(torch.stack(x).mean(0)) for x in zip(*some, strict=True)))
+        for name, some in seen.items()
+    }
+
+
+def _floored(size: Tensor) -> Tensor:
+    """Without zeros, by which steps are divided."""
+    return size.clamp(min=torch.finfo(size.dtype).tiny + 1e-3 * float(size.sum()) / max(1, size.numel()))
+
+
+def _add_corrections(layer: AnalogLinear, name: str, sizes: _Sizes, options: Finetune) -> dict[str, Tensor]:
+    """Make adapter, gain and offset of a layer parameters; parts of the rate that make steps relative to sizes."""
+    down, up = layer.adapter_down, layer.adapter_up
+    if down is None or up is None:
+        rank = min(options.rank, layer.in_features, layer.out_features)
+        drawn = normal((layer.in_features, rank), (options.seed, name, "adapter"), layer.scales.device)
+        down = drawn.to(layer.scales.dtype) / layer.in_features**0.5 / sizes.inputs.unsqueeze(1)
+        up = down.new_zeros(rank, layer.out_features)
+    else:
+        down, up = down / sizes.middle, up * sizes.middle.unsqueeze(1)
+    gain = torch.ones_like(sizes.outputs) if layer.output_gain is None else layer.output_gain
+    offset = torch.zeros_like(sizes.outputs) if layer.output_offset is None else layer.output_offset
+    layer.set_adapter(*(nn.Parameter(value.detach().clone()) for value in (down, up)))
+    layer.set_output_correction(*(nn.Parameter(value.detach().clone()) for value in (gain, offset)))
+    return {
+        f"{name}.adapter_down": 1 / (layer.in_features**0.5 * sizes.inputs.unsqueeze(1)),
+        f"{name}.adapter_up": sizes.outputs,
+        f"{name}.output_gain": gain.new_ones(()),
+        f"{name}.output_offset": sizes.outputs,
+    }
+
+
+@contextmanager
+def _checkpointed(model: nn.Module) -> Iterator[None]:
+    """Gradient checkpointing of the blocks of the longest list of blocks with analog layers, such as a decoder's."""
+    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
+    blocks = max(([block for block in blocks if _is_analog(block)] for blocks in lists), key=len, default=[])
+    try:
+        for block in blocks:
+            again = partial(
+                checkpoint,
+                block.forward,
+                use_reentrant=False,
+                preserve_rng_state=False,
+                context_fn=replayed_reads(block),
+            )
+            block.forward = again
+        yield
+    finally:
+        for block in blocks:
+            block.__dict__.pop("forward", None)
+
+
+def _is_analog(block: nn.Module) -> bool:
+    return any(isinstance(module, AnalogLinear) for module in block.modules())
+
+
+def is_range(name: str) -> bool:
+    """Whether the parameter of this name is the range of a converter."""
+    return name.rpartition(".")[2] in _RANGES

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from calibration.models.embedding import Batch
 from calibration.steps.affine import digital_outputs, require_instants
-from calibration.steps.lines import token_weights
+from calibration.steps.least_squares import token_weights
 from calibration.steps.observe import Instants, observe
 from calibration.steps.protocol import Fitted, Stage
 from calibration.threads import one_thread
@@ -33,9 +33,9 @@ class LowRankAdapter:
     values that noise alone would reach are left out, and the others shrunk to what is best in the mean square (Gavish
     and Donoho, IEEE Trans. Inf. Theory 63, 2137, 2017): little data then make a small correction, not a wrong one.
 
-    Tokens count as `calibration.steps.lines.token_weights` says. Sums are float64, a batch at a time. Batches are read
-    at several instants before the model's age (`calibration.steps.observe.Instants`), since 1/f noise that is fitted is
-    gone when the model is used.
+    Tokens count as `calibration.steps.least_squares.token_weights` says. Sums are float64, a batch at a time. Batches
+    are read at several instants before the model's age (`calibration.steps.observe.Instants`), since 1/f noise that is
+    fitted is gone when the model is used.
 
     Attributes:
         rank: of the adapter, at most; it costs ``rank · (I + O)`` multiply-and-adds a token.
@@ -132,30 +132,30 @@ class _Moments:
         diagonal += ridge * diagonal.mean() + torch.finfo(torch.float32).tiny
         root = torch.linalg.cholesky(s)
         whitened = torch.linalg.solve_triangular(root, d, upper=False)
-        lines, outputs = d.shape
+        inputs, outputs = d.shape
         # The leading left singular vectors, from the smaller of the two Gram matrices.
-        if lines <= outputs:
+        if inputs <= outputs:
             values, vectors = torch.linalg.eigh(whitened @ whitened.t())
         else:
             values, vectors = torch.linalg.eigh(whitened.t() @ whitened)
         chosen = values.argsort(descending=True)[:rank]
-        kept = _shrinkage(values[chosen], lines, outputs, self._noise(whitened, power))
+        kept = _shrinkage(values[chosen], inputs, outputs, self._noise(whitened, power))
         chosen, kept = chosen[kept > 0], kept[kept > 0]
-        left = vectors[:, chosen] if lines <= outputs else whitened @ vectors[:, chosen] / values[chosen].sqrt()
+        left = vectors[:, chosen] if inputs <= outputs else whitened @ vectors[:, chosen] / values[chosen].sqrt()
         down = torch.linalg.solve_triangular(root.t(), left, upper=True)
         return down, kept.unsqueeze(1) * (left.t() @ whitened)
 
     def _noise(self, whitened: Tensor, power: Tensor) -> Tensor:
         """Variance of an entry of ``whitened`` that comes from what is left when all of it is corrected."""
-        lines, outputs = whitened.shape
-        if self._count <= lines:
+        inputs, outputs = whitened.shape
+        if self._count <= inputs:
             return power / (self._count * outputs)
-        return (power - whitened.square().sum()).clamp(min=0) / ((self._count - lines) * outputs)
+        return (power - whitened.square().sum()).clamp(min=0) / ((self._count - inputs) * outputs)
 
 
-def _shrinkage(squares: Tensor, lines: int, outputs: int, noise: Tensor) -> Tensor:
+def _shrinkage(squares: Tensor, inputs: int, outputs: int, noise: Tensor) -> Tensor:
     """What to multiply singular values by whose ``squares`` are given, among noise of this variance; 0 leaves out."""
-    edge = (lines**0.5 + outputs**0.5) ** 2 * noise
-    inside = (squares - (lines + outputs) * noise).square() - 4 * lines * outputs * noise.square()
+    edge = (inputs**0.5 + outputs**0.5) ** 2 * noise
+    inside = (squares - (inputs + outputs) * noise).square() - 4 * inputs * outputs * noise.square()
     shrunk = inside.clamp(min=0).sqrt() / squares.clamp(min=torch.finfo(squares.dtype).tiny)
     return torch.where(squares > edge, shrunk, 0.0)

@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from calibration.models.embedding import Batch
 from calibration.steps.affine import require_instants
-from calibration.steps.lines import Lines
+from calibration.steps.least_squares import LeastSquares
 from calibration.steps.norms import digital_norms, digital_parameters, norms, parameters, recalibrate
 from calibration.steps.observe import Instants, run, visiting
 from calibration.steps.protocol import Fitted, Stage, mean
@@ -49,14 +49,14 @@ class NormRecalibration:
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
         """``<norm>.weight`` and, of a norm with bias, ``<norm>.bias``, each ``[D]``."""
         found = norms(model)
-        lines: dict[str, Lines] = {}
+        fits: dict[str, LeastSquares] = {}
         expected: dict[str, list[Tensor]] = {}
 
         def keep(name: str, x: Tensor, y: Tensor) -> None:
             expected.setdefault(name, []).append(y)
 
         def compare(name: str, x: Tensor, y: Tensor) -> None:
-            lines.setdefault(name, Lines()).add(y, expected[name].pop(0))
+            fits.setdefault(name, LeastSquares()).add(y, expected[name].pop(0))
 
         with visiting(model, Instants(self.instants, self.spacing)) as visit, digital_norms(model):
             for index, batch in enumerate(batches):
@@ -66,9 +66,9 @@ class NormRecalibration:
                 visit(index)
                 run(model, batch, found, compare)
         fitted: Fitted = {}
-        for name, line in lines.items():
+        for name, fit in fits.items():
             before = digital_parameters(found[name])
-            gain, offset = line.solve(intercept="bias" in before)
+            gain, offset = fit.solve(intercept="bias" in before)
             after = {"weight": before["weight"] * gain}
             if "bias" in before:
                 after["bias"] = before["bias"] * gain + offset

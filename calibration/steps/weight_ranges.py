@@ -12,7 +12,7 @@ from torch import Tensor, nn
 
 from calibration.models.embedding import Batch
 from calibration.steps.clipping import InputMoments, nearest_within
-from calibration.steps.lines import token_weights
+from calibration.steps.least_squares import token_weights
 from calibration.steps.observe import digital, observe
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import AnalogLinear, analog_layers
@@ -44,7 +44,8 @@ class WeightRanges:
     layer depend on each other, and so the other weights of a column can give most of what is taken
     (`calibration.steps.clipping.nearest_within`): of the squared error of clipping on texts that were not fitted, two
     thirds to four fifths on MiniLM, while that of cells grows by 0.3%. Cells are written with these weights; the
-    digital layer, with which later steps compare, stays. Tokens count as `calibration.steps.lines.token_weights` says.
+    digital layer, with which later steps compare, stays. Tokens count as
+    `calibration.steps.least_squares.token_weights` says.
 
     Attributes:
         seconds: the age whose errors are weighed; older cells ask for smaller ranges.

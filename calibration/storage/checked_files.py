@@ -10,7 +10,7 @@ from typing import Any
 
 from torch import Tensor
 
-from calibration.runs import fingerprint
+from calibration.storage import hashes
 from crossbar.storage import tensor_files
 from crossbar.storage.files import write_whole
 
@@ -32,7 +32,7 @@ def write_values(path: Path, values: Any) -> None:
     Raises:
         OSError, InputError: where it cannot be written.
     """
-    text = json.dumps({_SUM: fingerprint.of_values(values), "values": values})
+    text = json.dumps({_SUM: hashes.of_values(values), "values": values})
     _keep(path, lambda partial: partial.write_text(text, encoding="utf-8"))
 
 
@@ -44,7 +44,7 @@ def read_values(path: Path) -> Any:
     """
     try:
         kept = json.loads(path.read_bytes())
-        values, same = kept["values"], kept[_SUM] == fingerprint.of_values(kept["values"])
+        values, same = kept["values"], kept[_SUM] == hashes.of_values(kept["values"])
     except (ValueError, KeyError, TypeError, RecursionError) as error:
         raise ValueError(f"{path} is damaged") from error
     if not same:
@@ -79,7 +79,7 @@ def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
 
 
 def _sum(tensors: dict[str, Tensor], told: Mapping[str, str]) -> str:
-    return fingerprint.of_values([fingerprint.of_tensors(tensors), dict(told)])
+    return hashes.of_values([hashes.of_tensors(tensors), dict(told)])
 
 
 def _keep(path: Path, write: Any) -> None:

@@ -18,6 +18,7 @@ from calibration import models, tasks
 from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.runs import fingerprint
+from calibration.storage import hashes
 from calibration.studies.design import Design, plain
 from calibration.studies.fields import Job, resolve
 from calibration.tasks import Task
@@ -83,7 +84,7 @@ class Plan:
     @property
     def id(self) -> str:
         """Hash of the configuration as it was written."""
-        return fingerprint.of_values(self.design.written)[:32]
+        return hashes.of_values(self.design.written)[:32]
 
     def provenance(self, engine: str, workers: int) -> dict[str, Any]:
         """Where and with what a run computes."""
@@ -187,7 +188,7 @@ class _Resolver:
         return self._enter(analog), digital
 
     def _enter(self, values: dict[str, Any]) -> str:
-        key = fingerprint.of_values(values)[:32]
+        key = hashes.of_values(values)[:32]
         self._plan.setups[key] = values
         return key
 
@@ -200,7 +201,7 @@ class _Resolver:
         return self._models[job.model]
 
     def _task(self, job: Job, model: str) -> dict[str, str]:
-        key = fingerprint.of_values([model, job.task, job.options])
+        key = hashes.of_values([model, job.task, job.options])
         if key not in self._tasks:
             loaded = self._plan.loaded[model]
             tasks.require(job.task, loaded)

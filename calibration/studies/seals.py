@@ -10,7 +10,7 @@ from collections.abc import Iterable, Iterator
 from itertools import groupby
 from typing import Any
 
-from calibration.runs import fingerprint
+from calibration.storage import hashes
 from calibration.studies.database import DamagedError
 from calibration.studies.design import plain, require_name
 from calibration.studies.plan import cell_id
@@ -117,7 +117,7 @@ def _check_study(row: Any, below: list[list[Any]]) -> None:
         _require(axis["name"] not in names)
         names[axis["name"]] = {plain(value) for value in axis["values"]}
     varying = names.keys() - {"time", "seed"}
-    _require(isinstance(title, str) and isinstance(planned, str) and fingerprint.of_values(written)[:32] == key)
+    _require(isinstance(title, str) and isinstance(planned, str) and hashes.of_values(written)[:32] == key)
     settings = [_plain(own, dict) for _, own, _, _ in below[0]]
     for own in settings:
         _require(own.keys() == varying and all(plain(value) in names[name] for name, value in own.items()))
@@ -128,7 +128,7 @@ def _check_study(row: Any, below: list[list[Any]]) -> None:
 def _check_setup(row: Any, below: Any) -> None:
     key, _, fields, counts = row
     values = _plain(fields, dict)
-    _require(fingerprint.of_values(values)[:32] == key)
+    _require(hashes.of_values(values)[:32] == key)
     _require(isinstance(values["task"]["primary"], str) and isinstance(values["model"]["fingerprint"], str))
     recipe = values["recipe"]
     _require(recipe is None or (isinstance(recipe, dict) and isinstance(recipe["steps"], list)))

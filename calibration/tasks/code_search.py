@@ -12,8 +12,8 @@ from torch import nn
 
 from calibration.models.embedding import Batch, TokenisedTexts, embed, tokenise
 from calibration.models.outputs import Output
-from calibration.runs.overlap import all_marks, marks
 from calibration.tasks import scores
+from calibration.tasks.marks import all_marks, marks
 from calibration.tasks.protocol import Split
 from calibration.tasks.stdlib_functions import DescribedFunction, described_functions
 from crossbar.errors import InputError
@@ -30,7 +30,7 @@ class CodeSearch:
 
     Real text that every Python installation has: functions of the standard library without their ``def`` line and
     docstring (`described_functions` states the filters), in an order drawn from ``seed``. The first ``pairs`` are
-    scored, and the last ``calibration_pairs`` that share no text with them calibrate (`calibration.runs.overlap`);
+    scored, and the last ``calibration_pairs`` that share no text with them calibrate (`calibration.tasks.marks`);
     steps that train may have more of these. Another Python version has other functions, so numbers compare within one
     interpreter. MiniLM, digital, Python 3.11.7: recall@1 0.440 at 500 pairs, 0.660 at 150.
 

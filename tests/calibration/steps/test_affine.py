@@ -6,7 +6,7 @@ import torch
 from torch import nn
 
 from calibration.steps.affine import AffineCorrection
-from calibration.steps.lines import Lines
+from calibration.steps.least_squares import LeastSquares
 from crossbar import Hardware, InputError, age, analog_layers, convert, devices, presets, program
 
 
@@ -14,7 +14,7 @@ def test_lines_are_least_squares():
     draw = torch.Generator().manual_seed(0)
     a = torch.randn(200, 5, generator=draw) + 3
     b = a * torch.arange(1, 6) + torch.randn(200, 5, generator=draw) - 7
-    lines = Lines()
+    lines = LeastSquares()
     for part in (slice(0, 50), slice(50, 51), slice(51, 200)):
         lines.add(a[part], b[part])
     gain, offset = lines.solve()
@@ -28,7 +28,7 @@ def test_lines_are_least_squares():
 
 
 def test_a_column_of_one_value_keeps_its_gain():
-    lines = Lines()
+    lines = LeastSquares()
     lines.add(torch.full((9, 2), 0.5), torch.tensor([0.75, 0.5]).expand(9, 2))
     gain, offset = lines.solve()
     assert gain.tolist() == [1, 1]

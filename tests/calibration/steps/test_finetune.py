@@ -14,7 +14,7 @@ import pytest
 import torch
 from torch import nn
 
-import calibration.steps.finetune_loop as finetuning
+import calibration.steps.finetune as finetuning
 from calibration import AdcRanges, Finetune, Recipe, calibrate, load_bundle
 from calibration.recipe import get
 from calibration.steps.distillation import distance

@@ -5,7 +5,7 @@ import sqlite3
 from contextlib import closing
 from itertools import product
 
-from calibration.runs import fingerprint
+from calibration.storage import hashes
 from calibration.studies import design
 from calibration.studies.plan import Cell, Plan, Setting, cell_id
 from calibration.studies.results import Study
@@ -56,7 +56,7 @@ def made_plan(config, primary="spearman"):
         recipe = FAST if values["recipe"] == "fast" else values["recipe"]
         setup = {**common, "hardware": values["hardware"], "recipe": recipe, "pattern": values["pattern"]}
         digital = {**common, "hardware": None, "recipe": None, "pattern": values["pattern"]}
-        ids = [fingerprint.of_values(part)[:32] for part in (setup, digital)]
+        ids = [hashes.of_values(part)[:32] for part in (setup, digital)]
         plan.setups |= dict(zip(ids, (setup, digital), strict=True))
         axes = {name: value for name, value in labels.items() if name not in ("time", "seed")}
         plan.settings.append(Setting(axes, *ids))

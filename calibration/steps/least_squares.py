@@ -1,4 +1,4 @@
-"""Straight lines by least squares, from moments that are summed as data come."""
+"""Lines through points by least squares, from moments that are summed as data come."""
 
 from __future__ import annotations
 
@@ -6,7 +6,7 @@ import torch
 from torch import Tensor
 
 
-class Lines:
+class LeastSquares:
     """``target ≈ gain · measured + offset`` for each of ``O`` columns, from sums in float64 that do not grow."""
 
     def __init__(self) -> None:
