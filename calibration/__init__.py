@@ -7,7 +7,8 @@ from calibration.calibrate import calibrate
 from calibration.emulate import emulate
 from calibration.models import load_model
 from calibration.recipe import Recipe
-from calibration.results.emulation import Calibration, Emulation, Measurement
+from calibration.results.emulation import Calibration, Emulation
+from calibration.runs.measurement import Measurement
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
 from calibration.steps.compensation import DriftCompensation

@@ -113,7 +113,7 @@ def calibrate(
         result = _scored(experiment, recipe, seconds, delay, seeds, staircase, population)
         if out is not None:
             last = result.deployment.last_time()
-            save_bundle(result, Path(out), chip=seed, fitted=last, whole=experiment.journal.mark_done)
+            save_bundle(result.deployment, result.to_dict(), Path(out), seed, last, whole=experiment.journal.mark_done)
             experiment.journal.remove()
     return result
 

@@ -110,6 +110,7 @@ def _inspect(options: Namespace) -> int:
         return _inspect_bundle(options)
 
     from calibration.models import load_model
+    from calibration.results import tables
     from crossbar import convert, presets
 
     hardware = presets.get(options.hardware)
@@ -119,7 +120,7 @@ def _inspect(options: Namespace) -> int:
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
-        console.terminal().print(console.conversion_table(report, layers=True))
+        console.terminal().print(tables.conversion_table(report, layers=True))
     return 0
 
 
@@ -130,7 +131,7 @@ def _inspect_bundle(options: Namespace) -> int:
     if options.json:
         print(json.dumps(values, indent=2))
     else:
-        console.terminal().print(console.bundle_table(inspection.rows(values)))
+        console.terminal().print(console.pairs_table(inspection.rows(values)))
     return 0
 
 
@@ -164,7 +165,7 @@ def _doctor(options: Namespace) -> int:
     if options.json:
         print(json.dumps([vars(check) for check in checks], indent=2))
     else:
-        console.terminal().print(console.doctor_table(checks))
+        console.terminal().print(doctor.doctor_table(checks))
     return int(any(check.remedy and check.needed for check in checks))
 
 
@@ -221,6 +222,7 @@ def _memory_options(options: Namespace) -> dict[str, Any]:
 
 
 def _run(title: str, options: Namespace, job: Any) -> int:
+    from calibration.results import tables
 
     with console.progress_bar(title) as progress:
         result: Emulation = job(progress)
@@ -229,10 +231,10 @@ def _run(title: str, options: Namespace, job: Any) -> int:
         print(text)
     else:
         terminal = console.terminal()
-        terminal.print(*console.tables(result), sep="\n")
-        terminal.print(console.conversion_table(result.conversion, memory=result.setup["memory"] is not None))
-        terminal.print(console.counts_table(result))
-        if told := console.hint(result):
+        terminal.print(*tables.tables(result), sep="\n")
+        terminal.print(tables.conversion_table(result.conversion, memory=result.setup["memory"] is not None))
+        terminal.print(tables.counts_table(result))
+        if told := tables.hint(result):
             console.terminal(soft_wrap=True).print(told)
     _write(options.out, text, [(options.plot, result.plot)])
     return 0

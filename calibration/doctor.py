@@ -6,11 +6,12 @@ import importlib.metadata
 import importlib.util
 import os
 import platform
-from collections.abc import Callable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from pathlib import Path
 
 import torch
+from rich.table import Table
 
 from calibration.models.cache import cache_folder
 from calibration.models.packages import DEMO
@@ -153,3 +154,14 @@ def _threads() -> Check:
     found = f"{threads} torch threads on {cores or os.cpu_count()} cores"
     remedy = "more threads than cores slow each other down: set OMP_NUM_THREADS" if cores and threads > cores else ""
     return Check("threads", found, remedy, needed=False)
+
+
+def doctor_table(checks: Iterable[Check]) -> Table:
+    """What was found, and what to do."""
+    view = Table(title="ohmformer doctor", title_justify="left")
+    for name in ("check", "found", "", "what to do"):
+        view.add_column(name)
+    for check in checks:
+        mark = "ok" if not check.remedy else "missing" if check.needed else "note"
+        view.add_row(check.name, check.found, mark, check.remedy)
+    return view

@@ -12,7 +12,7 @@ from rich.console import Console
 
 import calibration
 from calibration import console, tasks
-from calibration.results import plots
+from calibration.results import plots, tables
 
 PATTERN = "window(64) | sinks(4)"
 
@@ -42,10 +42,10 @@ def main() -> None:
                     progress=progress,
                 )
             )
-        terminal.print(console.accuracy_table(results[-1]))
+        terminal.print(tables.accuracy_table(results[-1]))
 
-    terminal.print(console.conversion_table(results[0].conversion))
-    terminal.print(console.counts_table(results[0]))
+    terminal.print(tables.conversion_table(results[0].conversion))
+    terminal.print(tables.counts_table(results[0]))
     folder = Path("demo")
     folder.mkdir(exist_ok=True)
     stem = "evaluate" if full else "demo"

@@ -9,7 +9,8 @@ from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from attention import gated_attention, parse
-from calibration import calibrate, console
+from calibration import calibrate
+from calibration.results import tables
 from crossbar import Hardware
 from crossbar.devices import Draw, State
 
@@ -76,4 +77,4 @@ for _ in range(150):
     nn.functional.cross_entropy(model(**task.batches("training")[0]), labels).backward()
     optimizer.step()
 result = calibrate(model, task, Hardware(device=LeakyCell()), times=["1h", "1d", "1y"], chips=4)
-Console().print(console.accuracy_table(result), console.conversion_table(result.conversion))
+Console().print(tables.accuracy_table(result), tables.conversion_table(result.conversion))

@@ -3,10 +3,10 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from importlib import metadata
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 from torch import Tensor, nn
@@ -14,12 +14,10 @@ from torch import Tensor, nn
 from attention import Pattern
 from calibration.bundles import model_folders
 from calibration.bundles.files import Files, new_folder, seal, write_json
+from calibration.runs.deployment import Deployment
+from calibration.runs.experiment import Experiment
 from crossbar import AnalogLinear, InputError, analog_layers, save_state
 from crossbar.storage import tensor_files
-
-if TYPE_CHECKING:
-    from calibration.results.emulation import Calibration
-    from calibration.runs.experiment import Experiment
 
 DESCRIPTION, HARDWARE, RECIPE, REPORT = "bundle.json", "hardware.json", "recipe.json", "report.json"
 MODEL, TILES = "model", "tiles"
@@ -30,18 +28,28 @@ _VERSIONS = ("ohmformer", "torch", "transformers", "aihwkit")
 
 
 def save_bundle(
-    result: Calibration, path: Path, chip: int, fitted: float, whole: Callable[[], None] = lambda: None
+    deployment: Deployment,
+    report: Mapping[str, Any],
+    path: Path,
+    chip: int,
+    fitted: float,
+    whole: Callable[[], None] = lambda: None,
 ) -> None:
     """Write chip ``chip`` as it was scored after being calibrated ``fitted`` seconds after programming.
 
-    ``whole`` is called when all is written, just before the folder takes its name.
+    Args:
+        deployment: the calibrated chips.
+        report: `Calibration.to_dict` of the same.
+        path: a folder that does not exist yet.
+        chip: its seed.
+        fitted: one of the times of the calibration, s.
+        whole: called when all is written, just before the folder takes its name.
 
     Raises:
         InputError: as `Calibration.save`.
     """
-    require_no_memory(result.setup["memory"])
-    deployment = result.deployment
-    experiment, steps = deployment.experiment, result.setup["recipe"]["steps"]
+    require_no_memory(report["memory"])
+    experiment = deployment.experiment
     deployment.restore(chip, fitted)
     with new_folder(path) as folder:
         saved = model_folders.save(experiment.digital, experiment.tokenizer, folder / MODEL)
@@ -59,12 +67,12 @@ def save_bundle(
         if tables:
             tensor_files.write(tables, folder / ROUTING)
         write_json(folder / HARDWARE, experiment.hardware.to_dict())
-        write_json(folder / RECIPE, {"name": result.setup["recipe"]["name"], "steps": steps})
-        write_json(folder / REPORT, result.to_dict())
+        write_json(folder / RECIPE, report["recipe"])
+        write_json(folder / REPORT, report)
         description = {
-            "model": {"name": result.setup["model"], "fingerprint": result.setup["model_fingerprint"], **saved},
-            "task": result.setup["task"],
-            "pattern": result.setup["pattern"],
+            "model": {"name": report["model"], "fingerprint": report["model_fingerprint"], **saved},
+            "task": report["task"],
+            "pattern": report["pattern"],
             "layers": [layer.name for layer in experiment.conversion.analog],
             "chip": chip,
             "fitted": fitted,

@@ -8,7 +8,8 @@ from typing import TYPE_CHECKING, Any
 
 from calibration.metrics import metric
 from calibration.printable import drawable
-from calibration.results.emulation import Calibration, Emulation
+from calibration.results.results import Results
+from calibration.results.staircase import stairs
 from crossbar import format_seconds
 
 if TYPE_CHECKING:
@@ -28,7 +29,7 @@ _MARKERS = "osD^v"
 EARLIEST = 20.0  # s: where 0 s is drawn on a logarithmic axis, being t_0 after the last pulse
 
 
-def accuracy_over_time(results: Sequence[Emulation]) -> Figure:
+def accuracy_over_time(results: Sequence[Results]) -> Figure:
     """One panel a task: its primary metric against the time since programming, with 95% intervals over chips."""
     from matplotlib.figure import Figure
 
@@ -39,24 +40,24 @@ def accuracy_over_time(results: Sequence[Emulation]) -> Figure:
     return figure
 
 
-def staircase(result: Calibration) -> Figure:
+def staircase(result: Results) -> Figure:
     """The primary metric after each step, a line for each time, 95% intervals over chips, and the digital levels."""
     from matplotlib import colormaps
     from matplotlib.figure import Figure
 
-    stairs = [stair for stair in result.stairs() if stair.metric == result.primary]
-    arms = list(dict.fromkeys(stair.arm for stair in stairs))
-    times = list(dict.fromkeys(stair.seconds for stair in stairs))
+    found = [stair for stair in stairs(result) if stair.metric == result.primary]
+    arms = list(dict.fromkeys(stair.arm for stair in found))
+    times = list(dict.fromkeys(stair.seconds for stair in found))
     figure = Figure(figsize=(max(5.2, 1.1 * len(arms) + 2), 4.4), layout="constrained")
     axes = figure.subplots()
     levels = {row.arm: row.mean for row in result.rows() if row.metric == result.primary and row.seconds is None}
     for arm, level in levels.items():
         style: dict[str, Any] = _STYLES[arm]
         axes.axhline(level, label=arm, **style)
-    lows = [*levels.values(), *(stair.value.low for stair in stairs if stair.n > 1)]
+    lows = [*levels.values(), *(stair.value.low for stair in found if stair.n > 1)]
     for place, seconds in enumerate(times):
         colour = colormaps["viridis"](0.9 * place / max(len(times) - 1, 1))
-        members = [stair for stair in stairs if stair.seconds == seconds]
+        members = [stair for stair in found if stair.seconds == seconds]
         # Side by side, so that intervals can be told apart.
         shift = 0.3 * (place / (len(times) - 1) - 0.5) if len(times) > 1 else 0.0
         means = [stair.value.mean for stair in members]
@@ -82,11 +83,11 @@ def staircase(result: Calibration) -> Figure:
     return figure
 
 
-def _title(result: Emulation) -> str:
+def _title(result: Results) -> str:
     return drawable(f"{result.setup['model']} on {result.setup['hardware']['device']['kind']}: {result.setup['task']}")
 
 
-def _panel(axes: Axes, result: Emulation) -> None:
+def _panel(axes: Axes, result: Results) -> None:
     spare = itertools.cycle(_SPARE)
     rows = [row for row in result.rows() if row.metric == result.primary]
     for arm in dict.fromkeys(row.arm for row in rows):

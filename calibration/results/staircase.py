@@ -7,7 +7,8 @@ from collections.abc import Sequence
 from typing import NamedTuple
 
 from calibration.metrics import interval, metric
-from calibration.results.emulation import Emulation, Measurement
+from calibration.results.results import Results
+from calibration.runs.measurement import Measurement
 
 
 class Range(NamedTuple):
@@ -25,7 +26,7 @@ class Stair(NamedTuple):
         arm: what was scored.
         seconds: the time since programming at which steps were fitted; all arms were scored at one later instant.
         metric: name of the metric.
-        value: mean and interval, as in `Emulation.rows`.
+        value: mean and interval, as in `Results.rows`.
         gain: difference from the arm before; more is better, and of a logarithmic metric the difference of logarithms.
             None for the first arm of a chip.
         of_digital: value as a part of that of digital with the same pattern; of perplexity, digital's as a part of it.
@@ -44,7 +45,7 @@ class Stair(NamedTuple):
     n: int
 
 
-def stairs(result: Emulation) -> list[Stair]:
+def stairs(result: Results) -> list[Stair]:
     """The arms of chips in the order in which they were scored, for each metric and time."""
     digital = {m.metric: m.value for m in result.measurements if m.arm == "digital"}
     fits = result.fits()

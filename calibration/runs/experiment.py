@@ -15,9 +15,9 @@ from attention import Memory, Pattern, attach, parse, renew_memory
 from calibration import models, tasks
 from calibration.models import Loaded
 from calibration.progress import Progress
-from calibration.results.emulation import Measurement
 from calibration.runs.chips import require_device
 from calibration.runs.journal import Counts, Fit, Journal, Scored
+from calibration.runs.measurement import Measurement
 from calibration.steps.protocol import Fitted, LongStep, Step, uncalibrate
 from calibration.tasks import Batch, Task
 from calibration.tasks.protocol import fitted_on

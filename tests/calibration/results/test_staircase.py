@@ -9,10 +9,10 @@ import pytest
 from rich.console import Console
 
 from calibration import DriftCompensation, InputRanges, Recipe, WeightRanges, calibrate, emulate
-from calibration.console import accuracy_table, staircase_table
 from calibration.results.emulation import Emulation, Measurement
 from calibration.results.plots import accuracy_over_time
 from calibration.results.staircase import stairs
+from calibration.results.tables import accuracy_table, staircase_table
 from crossbar import ConversionReport, to_seconds
 
 T = 12.706204736  # Student's t, 95%, one degree of freedom
