@@ -87,6 +87,7 @@ def _calibrate(options: Namespace) -> int:
 
 def _energy(options: Namespace) -> int:
     from calibration.energy import plots as energy_plots
+    from calibration.energy import results as energy_results
 
     _require_writable(options.out)
     pictures = ((options.plot, energy_plots.breakdown), (options.pareto, energy_plots.pareto))
@@ -97,7 +98,7 @@ def _energy(options: Namespace) -> int:
     if options.json:
         print(text)
     else:
-        console.terminal().print(*energy_command.tables(study), sep="\n")
+        console.terminal().print(*energy_results.tables(study), sep="\n")
     _write(options.out, text, [(path, partial(draw, study)) for path, draw in pictures])
     return 0
 

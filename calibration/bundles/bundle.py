@@ -13,6 +13,7 @@ from torch import nn
 
 from attention import Pattern, attach, parse
 from calibration.bundles import contents, model_folders, writer
+from calibration.bundles.export import Weights, export_transformers
 from calibration.bundles.files import Files
 from calibration.recipe import step_from_dict, step_to_dict
 from calibration.steps.compensation import DriftCompensation
@@ -20,8 +21,6 @@ from crossbar import Hardware, InputError, age, analog_layers, convert, load_sta
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
-
-    from calibration.bundles.export import Weights
 
 
 @dataclass(frozen=True)
@@ -108,9 +107,15 @@ class Bundle:
         Raises:
             InputError: for a model of a class of one's own, and a folder that exists already or cannot be written.
         """
-        from calibration.bundles.export import export_transformers
-
-        return export_transformers(self, Path(path), weights)
+        return export_transformers(
+            Path(path),
+            weights,
+            model=self.model,
+            tokenizer=self.tokenizer,
+            pattern=self.pattern,
+            files=self.files,
+            description=self.description,
+        )
 
     def to_aihwkit(self) -> tuple[nn.Module, tuple[str, ...]]:
         """The model with every analog layer computed by aihwkit, and what that does not honour, a phrase each.

@@ -4,48 +4,58 @@ from __future__ import annotations
 
 import copy
 import shutil
+from collections.abc import Mapping
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
 from torch import Tensor, nn
 
-from attention import detach
+from attention import Pattern, detach
 from calibration.bundles import model_folders, writer
-from calibration.bundles.files import digest, new_folder, write_json
+from calibration.bundles.files import Files, digest, new_folder, write_json
 from crossbar import AnalogLinear, InputError, analog_layers
 from crossbar.nn.adapters import raw_weight
 
 if TYPE_CHECKING:
-    from calibration.bundles.bundle import Bundle
+    from transformers import PreTrainedTokenizerBase
 
 Weights = Literal["effective", "digital"]
 NOTE = "ohmformer_export.json"
 
 
-def export_transformers(bundle: Bundle, path: Path, weights: Weights = "effective") -> tuple[str, ...]:
+def export_transformers(
+    path: Path,
+    weights: Weights,
+    *,
+    model: nn.Module,
+    tokenizer: PreTrainedTokenizerBase | None,
+    pattern: Pattern | None,
+    files: Files,
+    description: Mapping[str, Any],
+) -> tuple[str, ...]:
     """Write a folder that ``from_pretrained`` reads, and say what it cannot hold: see `Bundle.export`."""
     if weights not in get_args(Weights):
         raise InputError(f"weights {weights!r} are not known: choose {' or '.join(get_args(Weights))}")
-    if bundle.description["model"]["class"] is None:
+    if description["model"]["class"] is None:
         raise InputError("the bundle holds a model of a class of your own, which transformers does not read")
     missed = []
-    if bundle.pattern is not None:
-        missed.append(f"the attention pattern {bundle.pattern} (the folder has the model's own attention)")
+    if pattern is not None:
+        missed.append(f"the attention pattern {pattern} (the folder has the model's own attention)")
     with new_folder(path) as folder:
         if weights == "digital":
-            _copy_digital(bundle, folder)
+            _copy_digital(files, folder)
         else:
-            model, lost = effective(bundle.model)
+            plain, lost = effective(model)
             missed += lost
-            model_folders.save(model, bundle.tokenizer, folder / writer.MODEL)
+            model_folders.save(plain, tokenizer, folder / writer.MODEL)
             for file in (folder / writer.MODEL).iterdir():
                 file.rename(folder / file.name)
             (folder / writer.MODEL).rmdir()
         told = {
             "weights": weights,
-            "chip": bundle.description["chip"],
-            "seconds": bundle.seconds,
+            "chip": description["chip"],
+            "seconds": next(iter(analog_layers(model).values())).seconds,
             "not exported": missed,
         }
         write_json(folder / NOTE, told)
@@ -78,11 +88,11 @@ def _has_bias(layer: AnalogLinear) -> bool:
     return isinstance(layer.digital.bias, Tensor)
 
 
-def _copy_digital(bundle: Bundle, folder: Path) -> None:
+def _copy_digital(files: Files, folder: Path) -> None:
     prefix = f"{writer.MODEL}/"
-    for name, entry in bundle.files.entries.items():
+    for name, entry in files.entries.items():
         if name.startswith(prefix):
             place = folder / name.removeprefix(prefix)
-            shutil.copyfile(bundle.files.folder / name, place)
+            shutil.copyfile(files.folder / name, place)
             if digest(place) != entry.sha256:
-                raise InputError(f"bundle {str(bundle.files.folder)!r}: file {name!r} changed since it was loaded")
+                raise InputError(f"bundle {str(files.folder)!r}: file {name!r} changed since it was loaded")

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from typing import TYPE_CHECKING
 
-from calibration.energy import DECODE, Arm, EnergyStudy, Work
+from calibration.energy.results import DECODE, Arm, EnergyStudy, Work
 from calibration.metrics import metric
 from calibration.printable import drawable
 

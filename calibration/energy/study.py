@@ -5,7 +5,6 @@ from __future__ import annotations
 import copy
 import inspect
 from collections.abc import Sequence
-from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, cast
 
@@ -16,6 +15,7 @@ from attention import Memory, Pattern, attach, parse, renew_memory
 from attention.hf.attach import memory_of
 from calibration import models, tasks
 from calibration import recipe as recipes
+from calibration.energy.results import DECODE, PREFILL, Arm, EnergyStudy, Work
 from calibration.models import Loaded
 from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
@@ -26,141 +26,23 @@ from calibration.runs.overlap import require_disjoint
 from calibration.steps.protocol import Stage
 from calibration.tasks import Task
 from crossbar import (
-    Baseline,
-    EnergyReport,
     InputError,
     Ledger,
     PriceBook,
     analog_layers,
     bypassed,
     convert,
-    digital_baselines,
     presets,
-    price,
     program,
     reset_reads,
     to_seconds,
 )
 from crossbar import age as set_age
-from crossbar.costs.ledger import PAIRS
 from crossbar.costs.prices import DEFAULT
 from crossbar.nn.adapters import is_linear, raw_weight
 from crossbar.presets import HardwareLike
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
-
-PREFILL, DECODE = "prefill", "decode"
-
-
-_OF_ATTENTION = (*PAIRS, "row_writes")  # a memory may hold its rows for a digital buffer that is read instead
-
-
-@dataclass(frozen=True)
-class Work:
-    """What was counted in one phase under one pattern.
-
-    Attributes:
-        phase: ``prefill``, whole sequences at once, or ``decode``, one token after a whole sequence.
-        tokens: that the counts are of.
-        ledger: counts.
-        macs: multiply-adds of linear layers and attended pairs, wherever they are computed.
-        numbers: weights, keys and values that a digital machine would read for them.
-    """
-
-    phase: str
-    tokens: int
-    ledger: Ledger
-    macs: int
-    numbers: int
-
-    def baselines(self) -> list[Baseline]:
-        """The same work on digital machines, at the same batch and context."""
-        return digital_baselines(macs=self.macs, numbers=self.numbers)
-
-
-@dataclass(frozen=True)
-class Arm:
-    """One pattern: its accuracy in digital and on one analog chip, and its work.
-
-    ``rows``: token rows of each head in analog memory, after as many tokens each is written again; None: no such
-    memory, or one that is written anew with each call.
-    """
-
-    pattern: str
-    digital: float
-    analog: float
-    work: tuple[Work, ...]
-    rows: int | None = None
-
-
-@dataclass(frozen=True, repr=False)
-class EnergyStudy:
-    """Energy of a model under several patterns, by a price book.
-
-    Attributes:
-        setup: model, task, hardware, chip, as plain values.
-        metric: what ``digital`` and ``analog`` of an arm are.
-        arms: a pattern each.
-        book: prices.
-        linear: names of the analog layers.
-        uncounted: digital layers whose work is not counted, by name: their kind.
-    """
-
-    setup: dict[str, Any]
-    metric: str
-    arms: tuple[Arm, ...]
-    book: PriceBook
-    linear: frozenset[str]
-    uncounted: dict[str, str] = field(default_factory=dict)
-
-    def __repr__(self) -> str:
-        from calibration.commands.energy import tables
-        from calibration.console import as_text
-
-        return as_text(*tables(self))
-
-    def report(self, arm: Arm, work: Work) -> EnergyReport:
-        """The priced counts of one phase."""
-        return price(work.ledger, self.book, tokens=work.tokens)
-
-    def part_of(self, layer: str, work: Work) -> str:
-        """``linear``, ``attention`` or ``digital``: what kind of work a layer is."""
-        if layer in self.linear:
-            return "linear"
-        return "attention" if any(c.name in _OF_ATTENTION for c in work.ledger.by_layer[layer]) else "digital"
-
-    def by_part(self, arm: Arm, work: Work) -> dict[tuple[str, str], float]:
-        """Picojoules a token by (part, component), of components that take any."""
-        found: dict[tuple[str, str], float] = {}
-        for line in self.report(arm, work).lines:
-            key = (self.part_of(line.layer, work), line.component)
-            found[key] = found.get(key, 0.0) + line.pj / work.tokens
-        return found
-
-    def to_dict(self) -> dict[str, Any]:
-        """Plain values; energies in pJ."""
-        rows = []
-        for arm in self.arms:
-            for work in arm.work:
-                report = self.report(arm, work)
-                parts = {f"{part}: {name}": pj for (part, name), pj in self.by_part(arm, work).items()}
-                values = report.to_dict()
-                del values["by_layer"]
-                rows.append(
-                    {
-                        "pattern": arm.pattern,
-                        "phase": work.phase,
-                        f"digital {self.metric}": arm.digital,
-                        f"analog {self.metric}": arm.analog,
-                        "memory_rows": arm.rows,
-                        **values,
-                        "pj_per_token_by_part": parts,
-                        "counts": work.ledger.totals(),
-                        "macs": work.macs,
-                        "baselines": [row._asdict() for row in work.baselines()],
-                    }
-                )
-        return {"setup": self.setup, "rows": rows, "uncounted": self.uncounted}
 
 
 def energy(

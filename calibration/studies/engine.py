@@ -1,14 +1,15 @@
-"""Who computes: what an engine is, and the loop that gives its workers units until every cell is done or failed."""
+"""Who computes: engines by name, and the loop that gives their workers units until every cell is done or failed."""
 
 from __future__ import annotations
 
 import os
 import sys
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
 from importlib import util
-from typing import Literal, Protocol, get_args
+from typing import Literal, get_args
 
+from calibration.studies.events import Engine, Lost
+from calibration.studies.local import LocalEngine
 from calibration.studies.plan import Cell, Plan
 from calibration.studies.schedule import Schedule
 from calibration.studies.store import Progressed, Store
@@ -20,47 +21,6 @@ Name = Literal["local", "ray"]
 MOST_WORKERS = 1024
 MOST_LOSSES = 5
 """Workers that may be lost with one cell before it counts as failed, and before any was ready."""
-
-
-@dataclass(frozen=True)
-class Ready:
-    """A worker waits for its first unit."""
-
-
-@dataclass(frozen=True)
-class Finished:
-    """A worker has come to the end of its unit."""
-
-
-@dataclass(frozen=True)
-class Lost:
-    """A worker is gone, with what it was computing; the engine starts another in its place.
-
-    Attributes:
-        reason: what is known of it.
-    """
-
-    reason: str
-
-
-Event = Ready | Scored | Failed | Finished | Lost
-
-
-class Engine(Protocol):
-    """Workers by number, each with one unit at a time."""
-
-    @property
-    def workers(self) -> int:
-        """How many there are."""
-
-    def submit(self, worker: int, unit: Unit) -> None:
-        """Give a worker that is ready or has finished its next unit."""
-
-    def events(self, timeout: float) -> Iterable[tuple[int, Event]]:
-        """What happened, by worker, waiting up to ``timeout`` seconds for something to happen."""
-
-    def close(self) -> None:
-        """Stop all workers at once."""
 
 
 def require(name: str, workers: int | None) -> None:
@@ -90,10 +50,8 @@ def make_engine(name: str, workers: int | None, plan: Plan) -> Engine:
     """
     devices = {setup["device"] for setup in plan.setups.values()}
     if name == "local":
-        from calibration.studies.local import LocalEngine
-
         return LocalEngine(plan.sources, workers or default_workers(), devices)
-    from calibration.studies.ray_engine import RayEngine
+    from calibration.studies.ray_engine import RayEngine  # imports Ray, which is an extra
 
     return RayEngine(plan.loaded, workers, devices)
 

@@ -5,12 +5,12 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from calibration.studies.results import Study
+from calibration.studies.stored import StoredStudy
 from crossbar import InputError
 from crossbar.storage.files import require_writable, write_whole
 
 
-def write_scores(study: Study, path: Path) -> None:
+def write_scores(study: StoredStudy, path: Path) -> None:
     """`calibration.studies.results.Study.export`."""
     import numpy as np
     import pandas as pd

@@ -12,9 +12,9 @@ import numpy as np
 from calibration.metrics import metric
 from calibration.printable import drawable
 from calibration.results.plots import EARLIEST, vertical
-from calibration.studies import tradeoffs
+from calibration.studies import statistics, tradeoffs
 from calibration.studies.design import plain
-from calibration.studies.results import FINAL, StoredAxis, Study, level
+from calibration.studies.stored import FINAL, StoredAxis, StoredStudy, level
 from crossbar import InputError, format_seconds
 from crossbar.storage.files import write_whole
 
@@ -54,7 +54,7 @@ class Drawn(NamedTuple):
     figure: Figure
 
 
-def draw_all(study: Study) -> Iterator[Drawn]:
+def draw_all(study: StoredStudy) -> Iterator[Drawn]:
     """Every figure of the report, in its order."""
     import matplotlib as mpl
 
@@ -72,7 +72,7 @@ def draw_all(study: Study) -> Iterator[Drawn]:
         yield pareto(study)
 
 
-def accuracy_over_time(study: Study) -> Figure:
+def accuracy_over_time(study: StoredStudy) -> Figure:
     """A panel for each axis that is sliced; `calibration.studies.results.Study.plot`."""
     import matplotlib as mpl
     from matplotlib.figure import Figure
@@ -87,7 +87,7 @@ def accuracy_over_time(study: Study) -> Figure:
     return figure
 
 
-def write(study: Study, folder: Path) -> list[Path]:
+def write(study: StoredStudy, folder: Path) -> list[Path]:
     """`calibration.studies.results.Study.write_figures`."""
     if study.scores.empty:
         raise InputError(f"store {str(study.store)!r} holds no finished chip yet: run the study first")
@@ -105,14 +105,14 @@ def write(study: Study, folder: Path) -> list[Path]:
     return paths
 
 
-def _sliced(study: Study) -> list[StoredAxis]:
+def _sliced(study: StoredStudy) -> list[StoredAxis]:
     """Axes with a panel over time: those on the grid but time and seed; the recipe is in every panel."""
     axes = [axis for axis in study.axes if axis.name not in ("time", "seed") and not axis.drawn]
     others = [axis for axis in axes if axis.fields != ("recipe",)]
     return others or axes or [StoredAxis("all", (), ("all",), "all", False)]
 
 
-def _slice_note(study: Study, axis: StoredAxis) -> str:
+def _slice_note(study: StoredStudy, axis: StoredAxis) -> str:
     named = [f"{other.label} {other.level(other.reference)}" for other in held(study, axis)]
     note = f"Mean {study.primary} against time since programming, bands for 95% intervals over chips"
     note += ", dashed lines for the digital model"
@@ -124,13 +124,13 @@ def _slice_note(study: Study, axis: StoredAxis) -> str:
     return f"{note}."
 
 
-def held(study: Study, varied: StoredAxis | None = None) -> list[StoredAxis]:
+def held(study: StoredStudy, varied: StoredAxis | None = None) -> list[StoredAxis]:
     """Axes that pictures hold at their reference: those of the grid but time, seed, recipe and ``varied``."""
     free = ("time", "seed") if varied is None else ("time", "seed", varied.name)
     return [axis for axis in study.axes if axis.name not in free and not axis.drawn and axis.fields != ("recipe",)]
 
 
-def at_reference(study: Study, table: pd.DataFrame, varied: StoredAxis | None = None) -> pd.DataFrame:
+def at_reference(study: StoredStudy, table: pd.DataFrame, varied: StoredAxis | None = None) -> pd.DataFrame:
     """Rows at the reference of every axis that is `held`, of chips without a recipe and with the longest."""
     for axis in held(study, varied):
         table = table[table[axis.name] == plain(axis.reference)]
@@ -140,7 +140,7 @@ def at_reference(study: Study, table: pd.DataFrame, varied: StoredAxis | None = 
     return table
 
 
-def _over_time(panel: Axes, study: Study, table: pd.DataFrame, axis: StoredAxis) -> None:
+def _over_time(panel: Axes, study: StoredStudy, table: pd.DataFrame, axis: StoredAxis) -> None:
     rows = at_reference(study, table[table["arm"].isin(FINAL)], axis)
     levels = list(axis.values)
     if len(levels) > len(_COLOURS):
@@ -174,7 +174,7 @@ def _line(panel: Axes, rows: pd.DataFrame, **style: Any) -> None:
     panel.fill_between(x, rows["low"], rows["high"], color=style["color"], alpha=0.15, linewidth=0)
 
 
-def _time_axis(panel: Axes, study: Study, rows: pd.DataFrame) -> None:
+def _time_axis(panel: Axes, study: StoredStudy, rows: pd.DataFrame) -> None:
     places = sorted(rows["time"].unique())
     panel.set_xscale("log")
     panel.set_xticks([max(t, EARLIEST) for t in places[:8]], [format_seconds(t) for t in places[:8]])
@@ -191,7 +191,7 @@ def _vertical(panel: Axes, name: str, lowest: float) -> None:
         panel.set_yscale("linear")
 
 
-def two_by_two(study: Study, table: pd.DataFrame) -> Drawn:
+def two_by_two(study: StoredStudy, table: pd.DataFrame) -> Drawn:
     """Recipes without and with steps before programming, by without and with steps after it."""
     from matplotlib.figure import Figure
 
@@ -225,7 +225,7 @@ def two_by_two(study: Study, table: pd.DataFrame) -> Drawn:
     return Drawn("two-by-two", "Before × after programming", note, figure)
 
 
-def staircase(study: Study, table: pd.DataFrame) -> Drawn:
+def staircase(study: StoredStudy, table: pd.DataFrame) -> Drawn:
     """From digital to programmed to each step of the recipe, at the reference of all axes."""
     figure, panel = _figure(3.0)
     time = tradeoffs.reference_time(study, table)
@@ -254,9 +254,9 @@ def staircase(study: Study, table: pd.DataFrame) -> Drawn:
     return Drawn("staircase", "Staircase: what each step gets back", f"{note}.", figure)
 
 
-def sensitivity(study: Study) -> Drawn:
+def sensitivity(study: StoredStudy) -> Drawn:
     """How much each axis costs from its best level to its worst."""
-    rows = _records(study.sensitivity().dropna(subset=["cost"]))
+    rows = _records(statistics.sensitivity(study).dropna(subset=["cost"]))
     widest = max((row["cost"] for row in rows if np.isfinite(row["cost"])), default=1.0)
     figure, panel = _figure(1.2 + 0.45 * max(len(rows), 1))
     labels = {axis.name: axis.label for axis in study.axes}
@@ -283,9 +283,9 @@ def sensitivity(study: Study) -> Drawn:
     return Drawn("sensitivity", "Sensitivity: which field costs the most", note, figure)
 
 
-def pareto(study: Study) -> Drawn:
+def pareto(study: StoredStudy) -> Drawn:
     """Accuracy against energy, by density, with the settings that no other beats."""
-    frame = study.pareto()
+    frame = tradeoffs.pareto(study)
     figure, panel = _figure(4.0)
     step = max(1, len(frame) // _MOST_POINTS)
     shown = frame[frame["best"] | (np.arange(len(frame)) % step == 0)]

@@ -13,7 +13,7 @@ from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
 from typing import IO, Any
 
-from calibration.studies.engine import Event, Finished, Lost, Ready
+from calibration.studies.events import Event, Finished, Lost, Ready
 from calibration.studies.worker import Failed, Scored, Unit, Worker
 from crossbar import InputError
 

@@ -12,7 +12,7 @@ import ray
 from ray.exceptions import RayError
 
 from calibration.models import Loaded
-from calibration.studies.engine import Event, Finished, Lost, Ready
+from calibration.studies.events import Event, Finished, Lost, Ready
 from calibration.studies.worker import Unit, Worker
 from crossbar import InputError
 

@@ -10,9 +10,9 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
 from calibration.metrics import CONFIDENCE, metric
-from calibration.studies import figures
-from calibration.studies.results import StoredAxis, Study
+from calibration.studies import figures, statistics
 from calibration.studies.sentences import summary
+from calibration.studies.stored import StoredAxis, StoredStudy
 from crossbar import InputError
 from crossbar.storage.files import require_writable, write_whole
 
@@ -22,7 +22,7 @@ if TYPE_CHECKING:
 _HALF_WIDTHS = (0.02, 0.01, 0.005)
 
 
-def write_report(study: Study, path: Path) -> None:
+def write_report(study: StoredStudy, path: Path) -> None:
     """`calibration.studies.results.Study.report`."""
     require_writable(path)
     if study.scores.empty:
@@ -31,7 +31,7 @@ def write_report(study: Study, path: Path) -> None:
     write_whole(path, lambda partial: partial.write_text(text, encoding="utf-8"), "report")
 
 
-def render(study: Study) -> str:
+def render(study: StoredStudy) -> str:
     """The page's text."""
     import yaml
     from jinja2 import Environment, PackageLoader, StrictUndefined
@@ -59,7 +59,7 @@ def render(study: Study) -> str:
     )
 
 
-def _table_note(study: Study) -> str:
+def _table_note(study: StoredStudy) -> str:
     kind = "geometric mean" if metric(study.primary).logarithmic else "mean"
     return (
         f"low and high: {CONFIDENCE:.0%} Student-t interval of the {kind} over chips; digital: the digital model with "
@@ -67,17 +67,17 @@ def _table_note(study: Study) -> str:
     )
 
 
-def _chips(study: Study) -> list[tuple[str, str, str]]:
+def _chips(study: StoredStudy) -> list[tuple[str, str, str]]:
     rows = []
     for half in _HALF_WIDTHS:
-        table = study.seeds_needed(half)
+        table = statistics.seeds_needed(study, half)
         needed = table[table["metric"] == study.primary]["needed"].dropna()
         middle, most = ("unknown", "unknown") if needed.empty else (f"{needed.median():.0f}", f"{needed.max():.0f}")
         rows.append((f"{half:g}", middle, most))
     return rows
 
 
-def _data(study: Study, table: pd.DataFrame) -> Any:
+def _data(study: StoredStudy, table: pd.DataFrame) -> Any:
     """The table for the page's script, each column as numbers or as codes of its levels."""
     from markupsafe import Markup
 
@@ -105,7 +105,7 @@ def _number(value: float) -> float | None:
     return float(f"{value:.6g}") if math.isfinite(value) else None
 
 
-def _runs(study: Study) -> list[dict[str, Any]]:
+def _runs(study: StoredStudy) -> list[dict[str, Any]]:
     runs = []
     for began, ended, provenance in study.runs():
         versions = ", ".join(f"{name} {version}" for name, version in provenance["versions"].items() if version)

@@ -9,9 +9,9 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.metrics import CONFIDENCE, metric
-from calibration.studies import figures, tradeoffs
+from calibration.studies import figures, statistics, tradeoffs
 from calibration.studies.design import plain
-from calibration.studies.results import StoredAxis, Study, level
+from calibration.studies.stored import StoredAxis, StoredStudy, level
 from crossbar import format_seconds
 
 if TYPE_CHECKING:
@@ -20,7 +20,7 @@ if TYPE_CHECKING:
 _TIME = StoredAxis("time", ("time",), (), None, False)
 
 
-def summary(study: Study, table: pd.DataFrame) -> list[str]:
+def summary(study: StoredStudy, table: pd.DataFrame) -> list[str]:
     """What was run, the reference setting in numbers, what the recipe gains and where it does harm, what costs most."""
     state = study.progress
     sentences = [
@@ -42,7 +42,7 @@ def summary(study: Study, table: pd.DataFrame) -> list[str]:
     return [*sentences, *_costs(study)]
 
 
-def _stated(study: Study, rows: pd.DataFrame, time: float) -> str:
+def _stated(study: StoredStudy, rows: pd.DataFrame, time: float) -> str:
     held = [f"{axis.label} {axis.level(axis.reference)}" for axis in figures.held(study)]
     final = rows[(rows["time"] == time) & rows["arm"].isin(("analog", "calibrated"))]
     scores = [f"{row['arm']} {_with_interval(row)} over {row['n']} chips" for row in final.to_dict("records")]
@@ -54,7 +54,7 @@ def _stated(study: Study, rows: pd.DataFrame, time: float) -> str:
     return f"{stated}. In brackets: {CONFIDENCE:.0%} Student-t intervals over chips."
 
 
-def _recipe(study: Study, time: float) -> list[str]:
+def _recipe(study: StoredStudy, time: float) -> list[str]:
     """What the longest recipe gains over none on the same chips: at the reference, and wherever both were scored."""
     axis = study.recipe
     if axis is None or axis.reference is None or None not in axis.values:
@@ -62,7 +62,7 @@ def _recipe(study: Study, time: float) -> list[str]:
     scored = set(study.settings.merge(study.scores, on="setting")[axis.name])
     if not {"none", plain(axis.reference)} <= scored:
         return []
-    rows = study.differences(axis.name, None, axis.reference)
+    rows = statistics.differences(study, axis.name, None, axis.reference)
     rows = rows[rows["metric"] == study.primary]
     name, sentences = axis.level(axis.reference), []
     own = figures.at_reference(study, rows[rows["time"] == time], axis).to_dict("records")
@@ -77,7 +77,7 @@ def _recipe(study: Study, time: float) -> list[str]:
     return sentences
 
 
-def _effect(study: Study, row: Mapping[Any, Any]) -> str:
+def _effect(study: StoredStudy, row: Mapping[Any, Any]) -> str:
     """What a paired difference says: a gain, a loss, or neither."""
     mean, low, high = row["mean"], row["low"], row["high"]
     if not math.isfinite(mean):
@@ -101,7 +101,7 @@ def _effect(study: Study, row: Mapping[Any, Any]) -> str:
     return f"changes nothing that can be told: its gain is {_with_interval(row)}"
 
 
-def _where(study: Study, rows: pd.DataFrame, recipe: StoredAxis) -> str:
+def _where(study: StoredStudy, rows: pd.DataFrame, recipe: StoredAxis) -> str:
     """The axis whose levels tell best where a recipe does harm, with how often at each."""
     best: tuple[float, str] = (-1.0, "")
     for axis in (*study.axes, _TIME):
@@ -119,9 +119,9 @@ def _where(study: Study, rows: pd.DataFrame, recipe: StoredAxis) -> str:
     return best[1]
 
 
-def _costs(study: Study) -> list[str]:
+def _costs(study: StoredStudy) -> list[str]:
     """Which field costs the most. A recipe is a choice that is spoken of elsewhere."""
-    costs = study.sensitivity()
+    costs = statistics.sensitivity(study)
     recipe = study.recipe
     if recipe is not None:
         costs = costs[costs["axis"] != recipe.name]
@@ -143,11 +143,11 @@ def _costs(study: Study) -> list[str]:
     return [f"{text}."]
 
 
-def _label(study: Study, row: Mapping[Any, Any]) -> str:
+def _label(study: StoredStudy, row: Mapping[Any, Any]) -> str:
     return next(axis.label for axis in study.axes if axis.name == row["axis"])
 
 
-def _cost(study: Study, row: Mapping[Any, Any]) -> str:
+def _cost(study: StoredStudy, row: Mapping[Any, Any]) -> str:
     if metric(study.primary).logarithmic:
         factors = {name: math.exp(row[name]) for name in ("cost", "low", "high")}
         return f"a factor of {_with_interval({**factors, 'mean': factors['cost']})}"

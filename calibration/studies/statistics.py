@@ -10,10 +10,11 @@ from typing import TYPE_CHECKING, Any
 
 import numpy as np
 
-from calibration.metrics import CONFIDENCE, metric
+from calibration.metrics import CONFIDENCE, interval, metric
 from calibration.results.plots import EARLIEST
 from calibration.studies.design import plain
-from calibration.studies.results import FINAL, StoredAxis, Study
+from calibration.studies.stored import FINAL, StoredAxis, StoredStudy
+from calibration.studies.summaries import logarithmic, summarise
 from crossbar import InputError, to_seconds
 
 if TYPE_CHECKING:
@@ -24,39 +25,7 @@ _MOST_SEEDS = 10_000
 _HUGE = 1e150
 
 
-def table(study: Study) -> pd.DataFrame:
-    """`calibration.studies.results.Study.table`."""
-    frame = summarise(study.scores, ["setting", "seconds", "arm", "metric"])
-    digital = study.digital[study.digital["arm"] == "digital"].set_index(["setting", "metric"])["value"].to_dict()
-    frame["digital"] = [digital.get(pair, np.nan) for pair in zip(frame["setting"], frame["metric"], strict=True)]
-    return _with_axes(study, frame.drop(columns="std"))
-
-
-def summarise(scores: pd.DataFrame, by: list[str]) -> pd.DataFrame:
-    """Mean, 95% Student-t interval, number and deviation of groups; logarithmic where the metric is.
-
-    Columns: ``by``, which has ``metric`` among it, then ``mean, low, high, n, std``; ``std`` is of logarithms where
-    means are geometric.
-    """
-    from scipy import stats
-
-    logarithmic = _logarithmic(scores["metric"])
-    with np.errstate(divide="ignore", invalid="ignore"):
-        values = np.where(logarithmic, np.log(scores["value"]), scores["value"])
-    groups = scores[by].assign(value=values).groupby(by, observed=True, sort=False)["value"]
-    with np.errstate(invalid="ignore"):  # of infinite scores
-        frame = groups.agg(mean="mean", std="std", n="size", known="count").reset_index()
-    frame.loc[frame["known"] < frame["n"], ["mean", "std"]] = np.nan
-    spread = stats.t.ppf((1 + CONFIDENCE) / 2, np.maximum(frame["n"] - 1, 1)) * frame["std"] / np.sqrt(frame["n"])
-    frame["low"], frame["high"] = frame["mean"] - spread, frame["mean"] + spread
-    with np.errstate(over="ignore"):
-        geometric = _logarithmic(frame["metric"])
-        for name in ("mean", "low", "high"):
-            frame[name] = np.where(geometric, np.exp(frame[name]), frame[name])
-    return frame[[*by, "mean", "low", "high", "n", "std"]]
-
-
-def differences(study: Study, axis: str, first: Any, second: Any) -> pd.DataFrame:
+def differences(study: StoredStudy, axis: str, first: Any, second: Any) -> pd.DataFrame:
     """`calibration.studies.results.Study.differences`."""
     if axis == "seed" or axis not in [known.name for known in study.axes]:
         names = ", ".join(known.name for known in study.axes if known.name != "seed")
@@ -76,7 +45,7 @@ def differences(study: Study, axis: str, first: Any, second: Any) -> pd.DataFram
     return _plain_summary(joined, by)
 
 
-def sensitivity(study: Study) -> pd.DataFrame:
+def sensitivity(study: StoredStudy) -> pd.DataFrame:
     """`calibration.studies.results.Study.sensitivity`, of the primary metric.
 
     For each axis, levels are compared chip by chip where all other axes are equal: ``cost`` is how far the worst level
@@ -135,7 +104,7 @@ def _drawn_cost(frame: pd.DataFrame, axis: str) -> dict[str, Any]:
     return {"best": best, "worst": worst, **_interval(costs, "cost"), "per_unit": slope}
 
 
-def seeds_needed(study: Study, half_width: float) -> pd.DataFrame:
+def seeds_needed(study: StoredStudy, half_width: float) -> pd.DataFrame:
     """`calibration.studies.results.Study.seeds_needed`."""
     from scipy import stats
 
@@ -149,25 +118,17 @@ def seeds_needed(study: Study, half_width: float) -> pd.DataFrame:
         place = np.searchsorted(-halves, -half_width / frame["std"].to_numpy())
     known = frame["std"].notna() & (place < len(counts))
     frame["needed"] = np.where(known, counts[np.minimum(place, len(counts) - 1)], np.nan)
-    return _with_axes(study, frame)
+    return study.with_axes(frame)
 
 
-def goodness(study: Study) -> pd.DataFrame:
+def goodness(study: StoredStudy) -> pd.DataFrame:
     """Final scores with axes, ``time`` and ``seed``, and ``good``: higher is better, logarithms where those count."""
     scores = study.scores[study.scores["arm"].isin(FINAL)]
     frame = study.settings[["setting", *study.varying]].merge(scores, on="setting").rename(columns={"seconds": "time"})
     sign = np.array([1.0 if metric(name).higher_is_better else -1.0 for name in frame["metric"]])
     with np.errstate(divide="ignore", invalid="ignore"):
-        value = np.where(_logarithmic(frame["metric"]), np.log(frame["value"]), frame["value"])
+        value = np.where(logarithmic(frame["metric"]), np.log(frame["value"]), frame["value"])
     return frame.assign(good=sign * value)
-
-
-def _with_axes(study: Study, frame: pd.DataFrame) -> pd.DataFrame:
-    axes = study.settings[["setting", *study.varying, "steps", "before", "after"]]
-    joined = axes.merge(frame, on="setting").drop(columns="setting").rename(columns={"seconds": "time"})
-    for name in ("arm", "metric"):
-        joined[name] = joined[name].astype(str)
-    return joined
 
 
 def _plain_summary(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
@@ -177,8 +138,6 @@ def _plain_summary(frame: pd.DataFrame, by: list[str]) -> pd.DataFrame:
 
 
 def _interval(values: NDArray[np.float64], name: str = "mean") -> dict[str, Any]:
-    from calibration.metrics import interval
-
     if not len(values):
         return {name: np.nan, "low": np.nan, "high": np.nan, "n": 0}
     if not (np.abs(values) < _HUGE).all():  # infinite, not a number, or with squares that are
@@ -194,8 +153,3 @@ def _places(axis: str, values: NDArray[np.float64]) -> NDArray[np.float64]:
 
 def _numeric(column: pd.Series[Any]) -> bool:
     return all(isinstance(value, int | float) and not isinstance(value, bool) for value in column.unique())
-
-
-def _logarithmic(names: pd.Series[Any]) -> NDArray[np.bool_]:
-    known = {name: metric(str(name)).logarithmic for name in names.unique()}
-    return names.map(known).to_numpy(bool)

@@ -7,7 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.metrics import metric
-from calibration.studies.results import FINAL, Study
+from calibration.studies.stored import FINAL, StoredStudy
 from calibration.studies.worker import Counts
 from crossbar import Ledger, price
 from crossbar.costs.ledger import PAIRS
@@ -21,7 +21,7 @@ BOOK = f"andrulis_22nm + {DEFAULT}"
 """Price books of the trade-off: converters are priced by their bits, which studies vary."""
 
 
-def pareto(study: Study, book: str = BOOK) -> pd.DataFrame:
+def pareto(study: StoredStudy, book: str = BOOK) -> pd.DataFrame:
     """Accuracy at the reference time, energy and density of each setting.
 
     Columns: the axes, ``arm``, ``mean``, ``energy`` (µJ an evaluation, by the price book), ``density`` (attended pairs
@@ -45,7 +45,7 @@ def pareto(study: Study, book: str = BOOK) -> pd.DataFrame:
     return table[[*study.varying, "arm", "mean", "low", "high", "n", "energy", "density", "best"]]
 
 
-def reference_time(study: Study, table: pd.DataFrame) -> float:
+def reference_time(study: StoredStudy, table: pd.DataFrame) -> float:
     """The time that pictures at one time show."""
     known = [float(axis.reference) for axis in study.axes if axis.name == "time" and not axis.drawn]
     times = [float(time) for time in sorted(table["time"].dropna().unique())]

@@ -8,9 +8,9 @@ import pytest
 import torch
 
 from attention import Memory, Protected, parse
-from calibration.commands.energy import tables
 from calibration.energy import DECODE, PREFILL, default_book, energy
 from calibration.energy.plots import breakdown, pareto
+from calibration.energy.results import tables
 from crossbar import InputError, PriceBook, analog_layers, presets
 from crossbar.costs.prices import DEFAULT
 from tests.attention.hf_models import CAUSAL, HEAD_DIM, HEADS, LAYERS

@@ -8,8 +8,7 @@ import statistics
 import pytest
 from rich.console import Console
 
-from calibration import DriftCompensation, InputRanges, Recipe, WeightRanges, calibrate, emulate
-from calibration.results.emulation import Emulation, Measurement
+from calibration import DriftCompensation, Emulation, InputRanges, Measurement, Recipe, WeightRanges, calibrate, emulate
 from calibration.results.plots import accuracy_over_time
 from calibration.results.staircase import stairs
 from calibration.results.tables import accuracy_table, staircase_table

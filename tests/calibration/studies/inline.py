@@ -1,6 +1,6 @@
 """An engine without processes, for what may go wrong in the loop that gives work to engines."""
 
-from calibration.studies.engine import Finished, Lost, Ready
+from calibration.studies.events import Finished, Lost, Ready
 from calibration.studies.worker import Worker
 
 

@@ -12,7 +12,7 @@ import pandas as pd
 import pytest
 
 from calibration import Recipe, Study, calibrate, emulate, study
-from calibration.studies.engine import Lost
+from calibration.studies.events import Lost
 from calibration.studies.store import Store
 from calibration.studies.worker import Failed, Scored
 from crossbar import Hardware, InputError
