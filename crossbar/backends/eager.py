@@ -131,8 +131,7 @@ def _pulses(codes: Tensor, hardware: Hardware, noise: Cursor | None) -> Tensor:
     dac = hardware.dac
     if dac is None or dac.coding != "rate" or noise is None:
         return codes
-    chance = codes.detach().abs().div(dac.levels).nan_to_num_(0.0)
-    counts: Tensor = noise.binomial(chance, dac.levels) * codes.detach().sign()
+    counts: Tensor = noise.binomial(codes.detach().abs().nan_to_num_(0.0), dac.levels) * codes.detach().sign()
     return codes + (counts - codes).detach()  # straight through; a NaN code stays NaN
 
 

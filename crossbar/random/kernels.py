@@ -1,8 +1,6 @@
-"""Compiled random numbers: word ``i`` of a stream is a 32-bit mix of ``i`` and the stream's two keys.
+"""Compiled random numbers of the CPU, as `crossbar.random` specifies them.
 
-So any thread can make any number, in any order. Mixing is the finaliser of C. Wellons' hash search (three
-multiplications, "triple32"), with the second key put in after the first of them. Two words give two numbers by the
-method of Box and Muller (Ann. Math. Stat. 29, 610, 1958).
+Any thread can make any number, in any order: `random_word` and `pair` are compiled into whichever kernel needs numbers.
 """
 
 from __future__ import annotations
@@ -48,9 +46,14 @@ def random_word(context: Any, start: Any, index: Any, key: Any) -> Any:
 
 @njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
 def pair(start: Any, index: int, key: Any) -> Any:
+    """Pair ``index`` of normal numbers of a row that begins at word ``start``."""
+    return normals(random_word(start, 2 * index, key), random_word(start, 2 * index + 1, key))
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def normals(one_word: Any, word: Any) -> Any:
     """Two normal numbers from two words: 23 bits for their radius, so that tails reach to 5.77, 16 for the angle."""
-    word = random_word(start, 2 * index + 1, key)
-    code = as_bits(_F(np.int32(_U(random_word(start, 2 * index, key) >> _U(9)))) + _F(0.5))
+    code = as_bits(_F(np.int32(_U(one_word >> _U(9)))) + _F(0.5))
     exponent = np.int32(np.int32(_U(code - _U(_SQRT_HALF_BITS))) >> np.int32(23))
     y = as_float(_U(code - _U(exponent << np.int32(23)))) - _F(1.0)
     log = _F(_LOG[0])
@@ -91,4 +94,57 @@ def fill(words: Any) -> None:
             first[i], second[i] = pair(at, i, key)
         for i in range(width - half, half):
             first[i] = pair(at, i, key)[0]
+    done(given)
+
+
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def fill_words(words: Any) -> None:
+    """Words of a stream. Arguments: numbers [n] (32 bits each), n, start (of the first), key."""
+    given = carray(words, 6)
+    count, start, key = given[3], _U(given[4]), _U(given[5])
+    numbers = carray(pointer(given[2]), count, np.uint32)
+    first, last = share(given, count)
+    for i in range(first, last):
+        numbers[i] = random_word(start, i, key)
+    done(given)
+
+
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def fill_uniform(words: Any) -> None:
+    """Uniform numbers in [0, 1). Arguments: numbers [n] float32, n, start (the word of the first), key."""
+    given = carray(words, 6)
+    count, start, key = given[3], _U(given[4]), _U(given[5])
+    numbers = carray(pointer(given[2]), count, np.float32)
+    first, last = share(given, count)
+    for i in range(first, last):
+        numbers[i] = _F(np.int32(_U(random_word(start, i, key) >> _U(8)))) * _F(2.0**-24)
+    done(given)
+
+
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def fill_binomial(words: Any) -> None:
+    """Binomial numbers, as `crossbar.random.binomial.counts`.
+
+    Arguments: codes [n] int32, overwritten by the numbers, n, start (the word of the first), key, trials, keys, first
+    and least of a `crossbar.random.binomial.Table`, rows of it.
+    """
+    given = carray(words, 11)
+    count, start, key, trials, rows = given[3], _U(given[4]), _U(given[5]), given[6], given[10]
+    codes = carray(pointer(given[2]), count, np.int32)
+    first = carray(pointer(given[8]), rows + 1, np.int64)
+    least = carray(pointer(given[9]), rows, np.int64)
+    keys = carray(pointer(given[7]), first[rows], np.int64)
+    for i in range(*share(given, count)):
+        code = np.int64(codes[i])
+        few = max(min(code, trials - code), 0)
+        place = (few << 32) + np.int64(random_word(start, i, key))
+        low, high = first[few], first[few + 1]
+        while low < high:
+            middle = (low + high) >> 1
+            if keys[middle] <= place:
+                low = middle + 1
+            else:
+                high = middle
+        number = low + least[few]
+        codes[i] = np.int32(number if few == code else trials - number)
     done(given)

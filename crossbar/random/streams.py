@@ -1,23 +1,25 @@
 """Random streams keyed by what they are for, so that no result depends on call order, threads or global state.
 
 A key is any tuple of strings and numbers, such as ``(seed, layer name, "read", time, index)``. The same key gives the
-same bits on the same kind of device.
+same bits on any device (`crossbar.random` says which).
 """
 
 from __future__ import annotations
 
 import hashlib
 import math
-from functools import cached_property
+from typing import Any
 
-import numpy as np
 import torch
 from torch import Tensor
+
+from crossbar.random import binomial, tensors
 
 Key = tuple[str | int | float, ...]
 
 _WORD = 2**32 - 1
 _ROW = 1024  # numbers that one thread makes in one go
+_SHARE = 4096  # words that are worth a thread
 
 
 def normal(shape: tuple[int, ...], key: Key, device: torch.device | str = "cpu") -> Tensor:
@@ -39,100 +41,152 @@ class Stream:
     """The random numbers of a key: each has its place, and the same bits whoever makes it, in whatever order.
 
     Nothing is used up: a second call gives the same numbers. A key is therefore for one purpose, and a tensor that is
-    made in parts takes ``first``; `Cursor` is for parts that have no place but their order.
+    made in parts says which part (``first``); `Cursor` is for parts that have no place but their order.
 
     Attributes:
         key: what the numbers are for.
-        device: where they are made.
+        device: where they are made: on the CPU by compiled kernels, elsewhere by torch, without waiting for the device.
         start: of the counter: the word (mod 2^32) with which the numbers begin.
         word_key: 32 bits that tell this counter from others.
     """
 
     def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
         self.key, self.device = key, torch.device(device)
-        self._digest = _digest(key)
-        self.start, self.word_key = self._digest & _WORD, self._digest >> 32 & _WORD
+        digest = _digest(key)
+        self.start, self.word_key = digest & _WORD, digest >> 32 & _WORD
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers, float32, of ``shape``."""
-        return self._normal(shape, self.start)[0]
+        count = math.prod(shape)
+        return self._normal(count, 0, count, self.start).view(shape)
+
+    def normal_part(self, count: int, first: int, last: int) -> Tensor:
+        """Numbers ``first`` to ``last`` (excluded) of a tensor of ``count`` standard normal ones, float32, flat.
+
+        Best cut at multiples of 1,024, since rows of so many are made together.
+        """
+        return self._normal(count, first, last, self.start)
 
     def columns(self, tiles: int, vectors: int, outputs: int, first: int = 0) -> Tensor:
-        """Standard normal numbers of columns ``[T, B, O]``, those of one input vector after one another.
+        """Standard normal numbers of columns ``[T, B, O]``, float32: those of one input vector after one another.
 
         Args:
             tiles: T, conversions of an output.
             vectors: B, input vectors.
             outputs: O, columns.
-            first: of the vectors, in a batch of which these are a part.
+            first: place of the first vector in the batch that these are a part of.
         """
         return self._columns(tiles, vectors, outputs, self.place(first * tiles, outputs))
 
     def place(self, row: int, width: int) -> int:
-        """The word with which a row of normal numbers begins, of rows of ``width`` from `start` on."""
+        """The word with which a row of normal numbers begins, of rows of ``width``, for a kernel to make them."""
         return self.start + row * words(width) & _WORD
 
-    def uniform(self, shape: tuple[int, ...]) -> Tensor:
-        """Numbers evenly spread over [0, 1), float32, of ``shape``."""
+    def uniform(self, shape: tuple[int, ...], first: int = 0) -> Tensor:
+        """Numbers evenly spread over [0, 1), float32, of ``shape``: from number ``first`` on."""
         if self.device.type != "cpu":
-            return torch.rand(shape, generator=self._generator(), device=self.device)
-        return torch.from_numpy(np.random.Generator(np.random.SFC64(self._digest)).random(shape, dtype=np.float32))
+            return (self._words(math.prod(shape), first) >> 8).float().mul_(2.0**-24).view(shape)
+        from crossbar.random import kernels  # numba takes half a second to load
 
-    def bytes(self, shape: tuple[int, ...]) -> Tensor:
-        """Numbers evenly spread over 0 … 255, uint8, of ``shape``."""
-        if self.device.type != "cpu":
-            return torch.randint(256, shape, generator=self._generator(), device=self.device, dtype=torch.uint8)
-        n = math.prod(shape)
-        return torch.from_numpy(np.random.SFC64(self._digest).random_raw((n + 7) // 8).view(np.uint8)[:n]).view(shape)
-
-    def _normal(self, shape: tuple[int, ...], start: int) -> tuple[Tensor, int]:
-        """Numbers of ``shape`` from a word on, and how many words they take."""
-        count = math.prod(shape)
-        whole, rest = divmod(count, _ROW)
-        if self.device.type != "cpu":
-            generator = torch.Generator(self.device).manual_seed(self._digest ^ start - self.start & 2**64 - 1)
-            return torch.randn(shape, generator=generator, device=self.device), whole * _ROW + words(rest)
         numbers = torch.empty(shape, device=self.device)
-        flat = numbers.view(-1)
-        self._fill(flat[: whole * _ROW], 1, whole, _ROW, start)
-        self._fill(flat[whole * _ROW :], 1, 1, rest, start + whole * _ROW & _WORD)
-        return numbers, whole * _ROW + words(rest)
+        self._fill_words(kernels.fill_uniform, numbers, first)
+        return numbers
+
+    def binomial(self, codes: Tensor, trials: int, first: int = 0) -> Tensor:
+        """How many of ``trials`` succeed, each with the chance ``code / trials``, in the dtype of ``codes``.
+
+        Args:
+            codes: whole numbers, 0 to ``trials``, on the stream's device.
+            trials: 1 to 32,767.
+            first: place of the first of them in the tensor that these are a part of.
+        """
+        if self.device.type != "cpu":
+            drawn = self._words(codes.numel(), first).view(codes.shape)
+            return binomial.counts(drawn, codes.to(torch.int64), trials).to(codes.dtype)
+        from crossbar.random import kernels  # numba takes half a second to load
+
+        numbers = codes.to(torch.int32, copy=True, memory_format=torch.contiguous_format)
+        found = binomial.table(trials, self.device)
+        self._fill_words(kernels.fill_binomial, numbers, first, trials, *found, len(found.least))
+        return numbers.to(codes.dtype)
+
+    def bytes(self, shape: tuple[int, ...], first: int = 0) -> Tensor:
+        """Numbers evenly spread over 0 … 255, uint8, of ``shape``: from number ``first`` on."""
+        skipped, count = first % 4, math.prod(shape)
+        numbers = self._word_bits((skipped + count + 3) // 4, first // 4).view(torch.uint8)
+        return numbers[skipped : skipped + count].view(shape)
+
+    def _normal(self, count: int, first: int, last: int, start: int) -> Tensor:
+        """Numbers ``first`` to ``last`` of ``count`` that begin at the word ``start``; they are made in whole rows."""
+        whole = count // _ROW
+        begin, end = first // _ROW, -(-last // _ROW)
+        full = max(min(end, whole) - begin, 0)
+        rest = count % _ROW if end > whole else 0
+        numbers = torch.empty(full * _ROW + rest, device=self.device)
+        self._fill(numbers[: full * _ROW], 1, full, _ROW, start + begin * _ROW)
+        self._fill(numbers[full * _ROW :], 1, 1, rest, start + whole * _ROW)
+        return numbers[first - begin * _ROW : last - begin * _ROW]
 
     def _columns(self, tiles: int, vectors: int, outputs: int, start: int) -> Tensor:
-        shape = (tiles, vectors, outputs)
-        if self.device.type != "cpu":
-            return self._normal(shape, start)[0]
-        numbers = torch.empty(shape, device=self.device)
-        self._fill(numbers, *shape, start)
+        numbers = torch.empty(tiles, vectors, outputs, device=self.device)
+        self._fill(numbers, tiles, vectors, outputs, start)
         return numbers
 
     def _fill(self, numbers: Tensor, groups: int, rows: int, width: int, start: int) -> None:
+        """Put normal numbers ``[groups, rows, width]`` into a tensor of as many, from a word on."""
+        start &= _WORD
+        if not numbers.numel():
+            return
+        if self.device.type != "cpu":
+            numbers.copy_(tensors.rows(start, self.word_key, groups, rows, width, self.device).view_as(numbers))
+            return
         from crossbar.native import openmp  # numba takes half a second to load
         from crossbar.random import kernels
 
-        if numbers.numel():
-            openmp.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, self.word_key)
+        openmp.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, self.word_key)
 
-    def _generator(self) -> torch.Generator:
-        return torch.Generator(self.device).manual_seed(self._digest >> 64)
+    def _words(self, count: int, first: int) -> Tensor:
+        """Words from number ``first`` on, int64."""
+        if self.device.type != "cpu":
+            at = torch.arange(first, first + count, device=self.device, dtype=torch.int64)
+            return tensors.words(self.start, self.word_key, at)
+        return self._word_bits(count, first).to(torch.int64).bitwise_and_(_WORD)
+
+    def _word_bits(self, count: int, first: int) -> Tensor:
+        """The same as the bits of int32."""
+        if self.device.type != "cpu":
+            return self._words(count, first).to(torch.int32)
+        from crossbar.random import kernels  # numba takes half a second to load
+
+        numbers = torch.empty(count, dtype=torch.int32, device=self.device)
+        self._fill_words(kernels.fill_words, numbers, first)
+        return numbers
+
+    def _fill_words(self, kernel: Any, numbers: Tensor, first: int, *more: Tensor | int) -> None:
+        from crossbar.native import openmp
+
+        count, start = numbers.numel(), self.start + first & _WORD
+        if count:
+            openmp.run(kernel, -(-count // _SHARE), numbers, count, start, self.word_key, *more)
 
 
 class Cursor:
-    """A stream whose normal numbers are taken one tensor after another, for parts that have no place but their order.
+    """A stream whose numbers are taken one tensor after another, for parts that have no place but their order.
 
     Attributes:
-        stream: whose numbers are taken.
+        stream: whose normal numbers are taken; binomial ones are those of its key and ``"pulses"``.
     """
 
     def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
         self.stream = Stream(key, device)
         self._at = self.stream.start
+        self._pulses = 0
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """The next standard normal numbers, float32, of ``shape``."""
-        numbers, taken = self.stream._normal(shape, self._at)
-        self._at = self._at + taken & _WORD
-        return numbers
+        count = math.prod(shape)
+        whole, rest = divmod(count, _ROW)
+        return self.stream._normal(count, 0, count, self._taken(whole * _ROW + words(rest))).view(shape)
 
     def columns(self, tiles: int, vectors: int, outputs: int) -> Tensor:
         """The next numbers for columns ``[T, B, O]``: pieces of a batch get those that the whole batch would."""
@@ -140,20 +194,18 @@ class Cursor:
 
     def take(self, rows: int, width: int) -> int:
         """The word with which the next ``rows`` rows of ``width`` normal numbers begin, for a kernel to make them."""
+        return self._taken(rows * words(width))
+
+    def binomial(self, codes: Tensor, trials: int) -> Tensor:
+        """`Stream.binomial`, the next of such numbers: pieces of a batch get those that the whole batch would."""
+        first = self._pulses
+        self._pulses += codes.numel()
+        return Stream((*self.stream.key, "pulses"), self.stream.device).binomial(codes, trials, first)
+
+    def _taken(self, count: int) -> int:
         at = self._at
-        self._at = at + rows * words(width) & _WORD
+        self._at = at + count & _WORD
         return at
-
-    def binomial(self, chance: Tensor, trials: int) -> Tensor:
-        """How many of ``trials`` succeed, each with ``chance`` (0 … 1), in its dtype; the next of such numbers."""
-        if self.stream.device.type != "cpu":
-            return torch.binomial(chance.new_full(chance.shape, trials), chance, generator=self.stream._generator())
-        counts = self._pulses.binomial(trials, chance.double().numpy())
-        return torch.from_numpy(counts).to(chance.dtype)
-
-    @cached_property
-    def _pulses(self) -> np.random.Generator:
-        return np.random.Generator(np.random.SFC64(self.stream._digest))
 
 
 def words(width: int) -> int:

@@ -111,9 +111,7 @@ def test_agrees_with_the_oracle(shape, tile, dac, adc, device, output_noise, fau
     drawn = mismatch(layer)
     if dac is not None and dac.coding == "rate":
         codes = layer_codes(x, dac, ranges.get("input_range"))
-        drawn["pulses"] = (
-            np.sign(codes) * stream.binomial(torch.as_tensor(np.abs(codes) / dac.levels), dac.levels).numpy()
-        )
+        drawn["pulses"] = np.sign(codes) * stream.binomial(torch.as_tensor(np.abs(codes)), dac.levels).numpy()
     if output_noise:
         each = (len(layer.column_gain), batch, out_features)
         reads = [stream.columns(*each).double().numpy() for _ in range(dac.bits - 1 if serial else 1)]

@@ -104,9 +104,51 @@ def test_any_shape(draw, shape):
 
 def test_a_stream_is_not_used_up_and_parts_are_those_of_the_whole():
     stream = Stream(("stream",))
-    whole = stream.columns(3, 10, 7)
-    assert torch.equal(stream.columns(3, 10, 7), whole)
-    assert torch.equal(torch.cat([stream.columns(3, 4, 7), stream.columns(3, 6, 7, first=4)], 1), whole)
+    columns, normals, even, each = stream.columns(3, 10, 7), stream.normal((5000,)), uniform((99,), ("stream",)), 127
+    assert torch.equal(stream.columns(3, 10, 7), columns)
+    assert torch.equal(torch.cat([stream.columns(3, 4, 7), stream.columns(3, 6, 7, first=4)], 1), columns)
+    for first, last in ((0, 5000), (0, 1), (1000, 1030), (1024, 4096), (4000, 4999), (4500, 5000), (7, 7)):
+        assert torch.equal(stream.normal_part(5000, first, last), normals[first:last])
+    assert torch.equal(torch.cat([stream.uniform((40,)), stream.uniform((59,), first=40)]), even)
+    octets = stream.bytes((1001,))
+    for first in (0, 1, 6, 1000):
+        assert torch.equal(stream.bytes((1001 - first,), first=first), octets[first:])
+    codes = torch.arange(99) % (each + 1)
+    assert torch.equal(stream.binomial(codes[30:], each, first=30), stream.binomial(codes, each)[30:])
+
+
+def test_numbers_of_several_kinds_are_the_same_whatever_torchs_default_device():
+    def drawn():
+        stream = Stream(("device", 1))
+        return [
+            normal((3, 700), ("device",)),
+            uniform((77,), ("device",)),
+            stream.columns(2, 3, 5),
+            stream.bytes((9,)),
+            stream.binomial(torch.tensor([0.0, 3.0, 7.0], device="cpu"), 7),
+            Cursor(("device",)).normal((2000,)),
+        ]
+
+    expected = drawn()
+    with torch.device("meta"):
+        found = drawn()
+    assert all(one.device.type == "cpu" for one in found)
+    assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
+
+
+def test_bytes_are_evenly_spread_and_independent():
+    octets = Stream(("bytes",)).bytes((N,))
+    assert stats.chisquare(octets.bincount(minlength=256)).pvalue > 0.01
+    for lag in (1, 2, 3, 4, 8):
+        assert abs(correlation(octets[lag:], octets[:-lag])) < 4 / (N - lag) ** 0.5
+
+
+def test_a_cursor_gives_pieces_of_a_batch_the_pulses_of_the_whole():
+    codes = torch.arange(60.0).view(10, 6) % 16
+    whole, pieces = Cursor(("pulses",)), Cursor(("pulses",))
+    expected = whole.binomial(codes, 15)
+    assert torch.equal(torch.cat([pieces.binomial(codes[:3], 15), pieces.binomial(codes[3:], 15)]), expected)
+    assert torch.equal(whole.normal((100,)), Cursor(("pulses",)).normal((100,)))  # pulses do not move the noise
 
 
 def test_consecutive_reads_differ_and_repeat_from_the_start():
