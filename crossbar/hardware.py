@@ -8,7 +8,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import Any, Literal, get_args
 
-from crossbar.devices import PCM, AnyDevice, Ideal
+from crossbar.devices import PCM, AnyDevice, Ideal, RedrawDevice
 from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
@@ -22,6 +22,9 @@ _MOST_LINES = 8192
 _MOST_PLACES = 2**26  # a defect is drawn for each, whatever the size of the layer
 _FEW_SPARES = 64  # columns that any tile can have to spare
 _MOST_WEIGHT_BITS = 20  # of all slices: whole numbers up to here are exact in float32, rounding included
+
+_SIZES = frozenset({"rows", "cols", "slice_bits", "bits", "full_scale"})
+"""Fields whose value is a mere size: whoever honours the part honours them all. Every other one is a feature."""
 
 Range = Literal["static", "per_token", "max", "active_rows"]
 Coding = Literal["pwm", "bit_serial", "rate"]
@@ -257,6 +260,23 @@ class Hardware:
                 f"give {spares} or fewer"
             )
 
+    def features(self) -> frozenset[str]:
+        """What this hardware has beyond the plainest, by the names of its fields; `crossbar.features` refuses by them.
+
+        A choice is named with its value, such as ``"tile.encoding:offset"`` or ``"dac:ideal"``; a part that is there or
+        a number that is not the plain one by its field alone, such as ``"faults"`` or ``"dac.gain_std"``. The plainest
+        hardware has a single differential pair a weight, converters of one pulse and a static range, and no noise. A
+        field that is added is a feature too, unless its value is a mere size.
+
+        >>> sorted(Hardware(tile=Tile(slices=2), adc=None).features())
+        ['dac.range:per_token', 'output_noise', 'tile.slices']
+        """
+        found = {"device:redrawn"} if isinstance(self.device, RedrawDevice) else set[str]()
+        for own in dataclasses.fields(self):
+            if own.name != "device":
+                found |= _beyond(own.name, getattr(self, own.name), _PLAINEST.get(own.name))
+        return frozenset(found)
+
     def to_dict(self) -> dict[str, Any]:
         """Plain values; `from_dict` takes them back if the device is one of this package and not a foreign model."""
         values: dict[str, Any] = dataclasses.asdict(self)
@@ -347,3 +367,23 @@ def _measured(device: dict[str, Any], folder: str | Path) -> Measured:
 def _require_choice(what: str, value: object, allowed: tuple[str, ...]) -> None:
     if value not in allowed:
         raise InputError(f"{what} = {shown(value)} is not allowed: choose one of {', '.join(allowed)}")
+
+
+_PLAINEST: dict[str, Any] = {"tile": Tile(), "dac": Converter(), "adc": Converter(), "output_noise": 0.0}
+
+
+def _beyond(name: str, value: Any, plain: Any) -> set[str]:
+    """Features of one field of hardware, or of one of its parts: what differs from the plain value."""
+    if isinstance(value, tuple(_PARTS.values())):
+        found = {name} if plain is None else set[str]()
+        for own in dataclasses.fields(value):
+            if own.name == "bits":
+                found |= {f"{name}.bits:1"} if value.bits == 1 else set()
+            elif isinstance(getattr(value, own.name), str) or (plain is not None and own.name not in _SIZES):
+                found |= _beyond(f"{name}.{own.name}", getattr(value, own.name), getattr(plain, own.name, None))
+        return found
+    if value == plain:
+        return set()
+    if value is None:
+        return {f"{name}:ideal"}
+    return {f"{name}:{value}" if isinstance(value, str) else name}
