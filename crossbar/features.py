@@ -83,9 +83,7 @@ def _allowed(hardware: Hardware, field: str, honoured: Set[str]) -> str:
     if get_origin(kind) is Literal:
         plain = Hardware(dac=Converter(), output_noise=0.0)
         choices = [
-            choice
-            for choice in get_args(kind)
-            if f"{field}:{choice}" in honoured or choice == _value(plain, field)
+            choice for choice in get_args(kind) if f"{field}:{choice}" in honoured or choice == _value(plain, field)
         ]
         return " or ".join(choices)
     return "None" if not part and field != "output_noise" else "1" if part == "tile" else "0"

@@ -374,11 +374,11 @@ _PLAINEST: dict[str, Any] = {"tile": Tile(), "dac": Converter(), "adc": Converte
 
 def _beyond(name: str, value: Any, plain: Any) -> set[str]:
     """Features of one field of hardware, or of one of its parts: what differs from the plain value."""
-    if isinstance(value, tuple(_PARTS.values())):
+    if dataclasses.is_dataclass(value) and not isinstance(value, type):
         found = {name} if plain is None else set[str]()
         for own in dataclasses.fields(value):
             if own.name == "bits":
-                found |= {f"{name}.bits:1"} if value.bits == 1 else set()
+                found |= {f"{name}.bits:1"} if getattr(value, own.name) == 1 else set()
             elif isinstance(getattr(value, own.name), str) or (plain is not None and own.name not in _SIZES):
                 found |= _beyond(f"{name}.{own.name}", getattr(value, own.name), getattr(plain, own.name, None))
         return found

@@ -15,6 +15,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterator
+from functools import partial
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -27,7 +28,9 @@ from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
 from attention.kernel.gather import Step, steps
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
+from crossbar.backends import dispatch
 from crossbar.backends.converters import convert, drive
+from crossbar.backends.protocol import Columns, Product
 from crossbar.hardware import Hardware
 from crossbar.random.streams import Cursor, Key
 
@@ -222,7 +225,7 @@ def _scores(part: _Part, hardware: Hardware, noise: Cursor | None) -> Tensor:
     queries = part.rows.reshape(-1, size)
     flat = drive(queries, hardware.dac, _largest(queries) if _per_token(hardware) else None)
     codes = flat.codes.view_as(part.rows)
-    shape = (*part.rows.shape[:2], part.keys.shape[1])
+    shape = (part.rows.shape[0], part.rows.shape[1], part.keys.shape[1])
     total: Tensor | None = None
     for low in range(0, size, columns):
         here = slice(low, low + columns)
@@ -308,7 +311,7 @@ def _sense_tiles(
         if hardware.read_noise is not None and hardware.read_noise.form == "cheap":
             spread = spread.mean(1, keepdim=True).expand_as(spread)
         variance = (driven.detach() * unit).square() @ spread
-    shape = (*driven.shape[:2], cells.shape[2])
+    shape = (driven.shape[0], driven.shape[1], cells.shape[2])
     count = share = None
     if opened is not None:
         count = opened[..., here].unflatten(-1, (tiles, -1)).sum(-1).transpose(-1, -2)  # [B or 1, 1, G or 1, T, R]
@@ -326,27 +329,23 @@ def _sense(
     codes: Tensor,
     cells: Tensor,
     unit: float,
-    shape: tuple[int, ...],
+    shape: tuple[int, int, int],
     variance: Tensor | None,
     share: Tensor | None,
     hardware: Hardware,
     noise: Cursor | None,
 ) -> Tensor:
-    """What the ADCs deliver for ``codes @ cells``, in unit outputs."""
-    adc, sigma = hardware.adc, hardware.output_noise
-    # The product adds itself onto the noise, in ADC steps at once: one pass for multiplying, adding and scaling.
+    """What the ADCs deliver for ``codes @ cells``, in unit outputs, with ``share`` of the tile's word lines driven."""
+    adc = hardware.adc
     step = 1.0 if adc is None else adc.full_scale / adc.levels
-    if noise is None or (sigma == 0 and variance is None):
-        y, beta = codes.new_empty(shape), 0.0
-    else:
-        y, beta = noise.normal(shape).to(codes.dtype), sigma / step
-        if variance is not None:
-            y, beta = y.mul_(variance.add_(sigma**2).sqrt_()), 1 / step
-    y = y.baddbmm_(codes, cells, beta=beta, alpha=unit / step)
-    if adc is None:
-        return y
-    if adc.range == "static":
-        return convert(y, adc).mul_(step)
-    assert share is not None
-    part = share.sqrt()
-    return convert(y.div_(part), adc).mul_(part).mul_(step)
+    columns = Columns(
+        products=(Product(None, codes, cells),),
+        shape=shape,
+        unit=unit,
+        hardware=hardware,
+        step=step,
+        spans=None if share is None else share.sqrt(),
+        normals=None if noise is None else partial(noise.normal, shape),
+        variance=variance,
+    )
+    return dispatch.sense(columns).mul_(step)

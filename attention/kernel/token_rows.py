@@ -10,11 +10,17 @@ import torch
 from torch import Tensor
 
 from crossbar.devices import AnyDevice, span
-from crossbar.errors import InputError
+from crossbar.features import NOISES, require_honoured
 from crossbar.hardware import CellNoise, Hardware, Tile, WriteVerify
 from crossbar.random.streams import Key, Stream
 from crossbar.tiles.injection import QUANTILES, quantiles, sampled
 from crossbar.tiles.mapping import cell_weights, target_conductances
+
+HONOURED = NOISES | {
+    "tile.encoding:balanced", "tile.pairs", "tile.scale:tile", "tile.scale:layer", "verify", "device:redrawn",
+    "dac:ideal", "adc:ideal", "dac.range:per_token", "adc.range:active_rows",
+}  # fmt: skip
+"""Features of hardware that rows of keys and values have; each row has a scale of its own, whatever weights share."""
 
 _LEVELS = 256  # steps of a written number between −1 and 1, where its error is looked up
 _TINY = 1e-30  # a token row of nothing but smaller numbers is 0 to a cell
@@ -93,29 +99,12 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
 
 
 def require_supported(hardware: Hardware) -> None:
-    """Refuse hardware that token rows do not have.
+    """Refuse hardware with features that token rows do not have.
 
     Raises:
         InputError: naming the field.
     """
-    for field, refused, wanted in (
-        ("tile.encoding", hardware.tile.encoding == "offset", "differential or balanced"),
-        ("tile.slices", hardware.tile.slices > 1, "1"),
-        ("faults", hardware.faults is not None, "None"),
-        ("dac.coding", hardware.dac is not None and hardware.dac.coding != "pwm", "pwm"),
-        ("dac.range", hardware.dac is not None and hardware.dac.range == "max", "per_token or static"),
-        *(
-            (f"{name}.{field}", part is not None and getattr(part, field) > 0, "0")
-            for name, part in (("dac", hardware.dac), ("adc", hardware.adc))
-            for field in ("gain_std", "offset_std")
-        ),
-        *(
-            (f"{name}.bits", part is not None and part.bits == 1, "2 or more")
-            for name, part in (("dac", hardware.dac), ("adc", hardware.adc))
-        ),
-    ):
-        if refused:
-            raise InputError(f"hardware field {field} is not supported for keys and values: give {wanted}")
+    require_honoured(hardware, HONOURED, "keys and values")
 
 
 @dataclass(frozen=True, eq=False)

@@ -142,9 +142,7 @@ class Router(nn.Module):
             )
         tiles = []
         for head, centroids in enumerate(self.centroids):
-            digital = nn.Linear(centroids.shape[1], len(centroids), bias=False, device=centroids.device)
-            digital.weight = nn.Parameter(centroids.detach().clone(), requires_grad=False)
-            tiles.append(AnalogLinear.from_digital(digital, hardware, f"{name}.tiles.{head}"))
+            tiles.append(AnalogLinear.from_matrix(centroids.clone(), hardware, f"{name}.tiles.{head}"))
         self.tiles = nn.ModuleList(tiles)
 
     def lift(self) -> None:

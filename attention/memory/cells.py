@@ -8,15 +8,15 @@ from typing import Literal, NamedTuple
 import torch
 from torch import Tensor
 
-from attention.kernel.token_rows import TokenRows, require_supported
-from crossbar.backends.cpu import rows as row_reads
-from crossbar.backends.cpu.rows import RowNumbers
+from attention.kernel.token_rows import HONOURED, TokenRows
+from crossbar.backends import dispatch
+from crossbar.backends.protocol import AgedRows, RowNumbers
 from crossbar.devices import Decaying, PowerLawDrift, RedrawDevice, State, span, window
 from crossbar.errors import InputError
-from crossbar.hardware import CellNoise, Hardware
+from crossbar.features import require_honoured
+from crossbar.hardware import Hardware
 from crossbar.random.streams import Key, normal
-from crossbar.tiles import ageing
-from crossbar.tiles.mapping import cell_weights, target_conductances
+from crossbar.tiles.mapping import target_conductances
 
 Scale = Literal["row", "head", "channel"]
 
@@ -79,17 +79,15 @@ class TokenCells:
     """
 
     def __init__(self, hardware: Hardware, scale: Scale, key: Key) -> None:
-        require_supported(hardware)
         device = hardware.device
         if isinstance(device, RedrawDevice):
             raise InputError(
                 f"device {device.kind!r} is drawn anew at each time, so rows of different ages cannot be told apart: "
                 "give a device of crossbar.devices whose error and drift split"
             )
+        require_honoured(hardware, HONOURED - {"verify"}, "keys and values that are appended")
         if isinstance(device, PowerLawDrift) and device.correlated:
             raise InputError("device field correlated is not supported for keys and values: give false")
-        if hardware.verify is not None:
-            raise InputError("hardware field verify is not supported for keys and values that are appended: give None")
         self.hardware, self.device, self.scale, self.key = hardware, device, scale, key
         self._low, self._width = span(device)
         self._decaying = device if isinstance(device, Decaying) and window(device) == (0.0, math.inf) else None
@@ -141,17 +139,9 @@ class TokenCells:
             now: seconds.
             numbers: of the 1/f fluctuation.
         """
-        tile, noise = self.hardware.tile, self.hardware.read_noise
         ages, scale = now - rows.at.index_select(0, index), rows.scale.index_select(2, index)
-        if self._decaying is not None and row_reads.serves(rows.state["programmed"]):
-            amplitude, full = rows.state.get("amplitude"), tile.pairs * self._width
-            digits, variance = row_reads.read(self._decaying, rows.state, amplitude, index, ages, numbers, full, noise)
-            return TokenRows(digits, scale, variance)
-        state = rows.take(index).state
-        shape = next(iter(state.values())).shape
-        cells = ageing.aged(self.device, state, ages[:, None], lambda: numbers.drawn(tuple(shape), index.device))
-        variance = None if noise is None else _variance(cells, noise, tile.pairs * self._width)
-        return TokenRows(cell_weights(cells, tile, self._width)[0], scale, variance)
+        digits, variance = dispatch.age_rows(AgedRows(rows.state, index, ages, numbers, self.hardware))
+        return TokenRows(digits, scale, variance)
 
     def select(self, index: Tensor) -> None:
         """Keep some sequences of the batch, in this order."""
@@ -196,10 +186,3 @@ def _empty_like(rows: Rows, count: int) -> Rows:
         return x.new_zeros(shape)
 
     return Rows({n: empty(c, 3) for n, c in rows.state.items()}, empty(rows.scale, 2), empty(rows.at, 0))
-
-
-def _variance(cells: Tensor, noise: CellNoise, width: float) -> Tensor | None:
-    """Variance of each number's white noise, in digits squared: that of its own cells."""
-    if noise.constant == noise.relative == 0:
-        return None
-    return cells.square().mul_(noise.relative**2).add_(noise.constant**2).sum(0).div_(width**2)

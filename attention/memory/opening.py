@@ -12,7 +12,7 @@ from attention.kernel.schedule import Schedule, placed
 from attention.memory.layout import Layout
 from attention.patterns.base import Pattern
 from attention.patterns.held import Present
-from crossbar.backends.cpu.rows import RowNumbers
+from crossbar.backends.protocol import RowNumbers
 from crossbar.random.streams import Key
 
 

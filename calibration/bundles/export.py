@@ -15,7 +15,7 @@ from attention import Pattern, detach
 from calibration.bundles import model_folders, writer
 from calibration.bundles.files import Files, digest, new_folder, write_json
 from crossbar import AnalogLinear, InputError, analog_layers
-from crossbar.nn.adapters import raw_weight
+from crossbar.adapters import digital_weight
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,8 +75,11 @@ def effective(model: nn.Module) -> tuple[nn.Module, list[str]]:
 
 @torch.no_grad()
 def _digital(layer: AnalogLinear) -> nn.Module:
-    linear = copy.deepcopy(layer.digital)
-    raw_weight(linear).copy_(layer.effective_weight())
+    if layer.digital is None:
+        linear: nn.Module = nn.Linear(layer.in_features, layer.out_features, bias=False, device=layer.scales.device)
+    else:
+        linear = copy.deepcopy(layer.digital)
+    digital_weight(linear).copy_(layer.effective_weight())
     if _has_bias(layer) and layer.output_offset is not None:
         bias = linear.bias
         assert isinstance(bias, Tensor)
@@ -85,7 +88,7 @@ def _digital(layer: AnalogLinear) -> nn.Module:
 
 
 def _has_bias(layer: AnalogLinear) -> bool:
-    return isinstance(layer.digital.bias, Tensor)
+    return layer.bias is not None
 
 
 def _copy_digital(files: Files, folder: Path) -> None:

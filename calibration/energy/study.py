@@ -39,7 +39,7 @@ from crossbar import (
 )
 from crossbar import age as set_age
 from crossbar.costs.prices import DEFAULT
-from crossbar.nn.adapters import is_linear, raw_weight
+from crossbar.adapters import digital_weight, is_convertible
 from crossbar.presets import HardwareLike
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
@@ -224,7 +224,7 @@ def _first_sequence(task: Task) -> Tensor:
 
 def _linear_weights(model: nn.Module) -> int:
     """Weights of every linear layer, each multiplied with every token."""
-    return sum(raw_weight(module).numel() for module in model.modules() if is_linear(module))
+    return sum(digital_weight(module).numel() for module in model.modules() if is_convertible(module))
 
 
 def _kv_numbers(model: nn.Module) -> int:

@@ -11,9 +11,9 @@ from torch import Tensor, nn
 
 from attention.hf.attach import attached_pattern
 from calibration.models.outputs import device_of
+from crossbar.adapters import digital_weight, is_convertible
 from crossbar.costs.ledger import Ledger
 from crossbar.errors import InputError
-from crossbar.nn.adapters import digital_weight, is_linear
 from crossbar.nn.chip import bypassed
 from crossbar.nn.linear import AnalogLinear
 
@@ -42,7 +42,8 @@ def neurobench_workload(model: nn.Module, batches: Iterable[Mapping[str, Tensor]
     """
     analog = any(isinstance(module, AnalogLinear) for module in model.modules())
     counts = {"mac": 0, "ac": 0, "dense": 0, "zero": 0, "activations": 0}
-    hooks = [module.register_forward_pre_hook(_synapses(counts)) for module in model.modules() if is_linear(module)]
+    products = [module for module in model.modules() if is_convertible(module)]
+    hooks = [module.register_forward_pre_hook(_synapses(counts)) for module in products]
     hooks += [
         module.register_forward_hook(_activations(counts))
         for module in model.modules()
@@ -72,7 +73,7 @@ def neurobench_workload(model: nn.Module, batches: Iterable[Mapping[str, Tensor]
         0 if config is None else getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
     attention = {"Effective_MACs": 2 * size * attended / samples, "Dense": 2 * size * dense_pairs / samples}
-    weights = [digital_weight(module) for module in model.modules() if is_linear(module)]
+    weights = [digital_weight(module) for module in model.modules() if is_convertible(module)]
     zeros, connections = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
     return {
         "SynapticOperations": {

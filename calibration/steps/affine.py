@@ -75,8 +75,7 @@ class AffineCorrection:
 
 def digital_outputs(layer: AnalogLinear, x: Tensor) -> Tensor:
     """What the digital layer makes of inputs ``[B, I]``, ``[B, O]``."""
-    y: Tensor = layer.digital(x)
-    return y
+    return layer.digital_outputs(x)
 
 
 def require_instants(step: str, instants: int, spacing: float) -> None:
@@ -87,8 +86,7 @@ def require_instants(step: str, instants: int, spacing: float) -> None:
 
 def _beside(layer: AnalogLinear, x: Tensor) -> Tensor | float:
     """What is added to the tiles' outputs for inputs ``[B, I]``: the bias, and an adapter's share."""
-    bias = layer.digital.bias
-    beside: Tensor | float = bias if isinstance(bias, Tensor) else 0.0
+    beside: Tensor | float = 0.0 if layer.bias is None else layer.bias
     if layer.adapter_down is not None and layer.adapter_up is not None:
         beside = x @ layer.adapter_down @ layer.adapter_up + beside
     return beside

@@ -33,8 +33,8 @@ from calibration.steps.protocol import Fitted, Stage
 from calibration.storage import checked_files
 from crossbar import AnalogLinear, analog_layers, clip_weights, replayed_reads
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole
-from crossbar.nn.corrections import CORRECTIONS
-from crossbar.nn.weight_errors import weight_errors
+from crossbar.nn.linear import CORRECTIONS
+from crossbar.tiles.weight_errors import weight_errors
 from crossbar.random.streams import normal, uniform
 
 Train = Literal["adapters", "weights"]
@@ -75,7 +75,7 @@ class Finetune:
             Outliers carry pretrained transformers: without enough training clipping does harm.
         age: with ``weights``: seconds since programming, at which errors are drawn.
         compensated: with ``weights``: the errors are those that are left when the mean drift of that age is
-            compensated (`crossbar.nn.weight_errors`), for recipes that go on with `DriftCompensation`.
+            compensated (`crossbar.tiles.weight_errors`), for recipes that go on with `DriftCompensation`.
         instants: with ``own``: how many, spread over the steps.
         spacing: seconds between them.
         checkpoint: compute the activations of each block again in the backward pass instead of keeping them.
@@ -386,7 +386,7 @@ def prepared(
             layer.training = options.chip == "any"
             if options.train == "weights":
                 # Of no chip, so that draws do not depend on which one was programmed before.
-                layer.seed, layer.seconds = None, float(options.age)
+                layer.cells.seed, layer.cells.seconds = None, float(options.age)
                 if options.compensated:
                     layer.column_gain = layer.column_gain * weight_errors(layer.hardware, options.age).gain
             elif name in sizes:
@@ -436,10 +436,10 @@ class _Before(NamedTuple):
             setattr(layer, name, getattr(self, name))
         layer.set_output_correction(self.output_gain, self.output_offset)
         layer.set_adapter(self.adapter_down, self.adapter_up)
-        layer.column_gain, layer.seed = self.column_gain, self.seed
+        layer.column_gain, layer.cells.seed = self.column_gain, self.seed
         if layer.seed is not None and layer.seconds != self.seconds:
             layer.age(self.seconds)
-        layer.seconds, layer.reads = self.seconds, self.reads
+        layer.cells.seconds, layer.reads = self.seconds, self.reads
 
 
 class _Sizes(NamedTuple):

@@ -17,8 +17,8 @@ from calibration.steps.observe import digital, observe
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import AnalogLinear, analog_layers
 from crossbar.errors import require_number
-from crossbar.nn.weight_errors import WeightErrors, weight_errors
 from crossbar.tiles.mapping import over_shared
+from crossbar.tiles.weight_errors import WeightErrors, weight_errors
 
 _SHARES = torch.arange(20, 5, -1) / 20  # of the largest weight: 1, 0.95 ... 0.3
 
@@ -34,8 +34,8 @@ class WeightRanges:
         ``Σ_i <x_i²> max(|w_i| - s, 0)² + s² (Σ_i <x_i²> e²(|w_i| / s) + (gain · output noise)² <range²>)``,
 
     where ``x`` are the digital model's inputs on calibration data as they reach the DACs, ``range`` is what full scale
-    stands for, and ``e²`` and ``gain`` are those of cells of this kind at an age (`crossbar.nn.weight_errors`). Errors
-    of ADCs are left out, since their ranges follow the sums (`AdcRanges`). Columns that share a scale
+    stands for, and ``e²`` and ``gain`` are those of cells of this kind at an age (`crossbar.tiles.weight_errors`).
+    Errors of ADCs are left out, since their ranges follow the sums (`AdcRanges`). Columns that share a scale
     (`crossbar.Tile.scale`) share a range. It changes the cells, so it comes before programming.
 
     What is clipped is then made up for. Cells err independently of each other, so that what follows a layer averages

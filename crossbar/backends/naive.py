@@ -1,18 +1,24 @@
 """The float64 oracle: one tile, one column, one converter at a time, as the hardware would do it.
 
-Slow and plain on purpose. The fast path is tested against this module and shares no code with it. All it is given are
-conductances in µS and the numbers that were drawn; what weights become conductances is in
-`crossbar.backends.naive_cells`.
+Slow and plain on purpose. The fast path is tested against this module and shares no code with it. `multiply` starts
+from conductances in µS and the numbers that were drawn; what weights become conductances is in
+`crossbar.backends.naive_cells`. `Naive` starts, as every backend, from what columns see of the cells.
 """
 
 from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from typing import cast
 
 import numpy as np
+import torch
 from numpy.typing import NDArray
+from torch import Tensor
 
+from crossbar.backends.protocol import AgedRows, Columns, Read, Work
+from crossbar.devices import Device, span, window
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from crossbar.hardware import Converter, Hardware
 
 Array = NDArray[np.float64]
@@ -216,3 +222,125 @@ def _convert(value: float, converter: Converter | None, full_scale: float) -> fl
     levels = _levels(converter)
     code = max(-levels, min(levels, round(value / full_scale * levels)))
     return float(code * full_scale / levels)
+
+
+@dataclass(frozen=True)
+class Naive:
+    """The oracle as a backend, for tests and doubts: loops of Python in float64, with the noise of the other backends.
+
+    White noise of cells is drawn once a column, as the others do it.
+    """
+
+    name: str = "naive"
+    honours: frozenset[str] = CELLS | MISMATCH | NOISES | CONVERTERS - {"dac.coding:rate"}
+
+    def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
+        """Gradients alone."""
+        return "gradients" if gradient else None
+
+    def multiply(self, read: Read) -> Tensor:
+        """`crossbar.backends.protocol.Backend.multiply`."""
+        columns, full_scale = self._columns(read)
+        scales = _numbers(read.cells.scales)
+        y = (columns * scales[:, None, :]).sum(0)
+        if read.cells.bias_scales is not None:
+            rows, codes = read.hardware.tile.rows, self._codes(read)[0]
+            for j, scale in enumerate(_numbers(read.cells.bias_scales)):
+                y -= codes[:, j * rows : (j + 1) * rows].sum(1)[:, None] * scale
+        return torch.as_tensor(y * full_scale[:, None]).to(read.x)
+
+    def read_columns(self, read: Read) -> Tensor:
+        """`crossbar.backends.protocol.Backend.read_columns`."""
+        columns, full_scale = self._columns(read)
+        return torch.as_tensor(columns * full_scale[:, None]).to(read.x)
+
+    def sense(self, columns: Columns) -> Tensor:
+        """`crossbar.backends.protocol.Backend.sense`."""
+        hardware, like = columns.hardware, columns.products[0].codes
+        sums = np.zeros(columns.shape)
+        for where, codes, cells in columns.products:
+            part = sums if where is None else sums[where]
+            part += _numbers(codes) * columns.unit @ _numbers(cells)
+        spread = np.full(columns.shape, hardware.output_noise**2)
+        if columns.variance is not None:
+            spread += _numbers(columns.variance)
+        if columns.normals is not None:
+            sums += np.sqrt(spread) * _numbers(columns.normals())
+        if columns.offset is not None:
+            sums += _numbers(columns.offset)[:, None]
+        spans = np.ones(columns.shape) * (1.0 if columns.spans is None else _numbers(columns.spans))
+        found = np.empty(columns.shape)
+        for place in np.ndindex(columns.shape):
+            levels = 1 if hardware.adc is None else max(_levels(hardware.adc), 1)
+            found[place] = (
+                _convert(float(sums[place]), hardware.adc, float(spans[place]) * columns.step * levels) / columns.step
+            )
+        return torch.as_tensor(found).to(like)
+
+    def age_rows(self, rows: AgedRows) -> tuple[Tensor, Tensor | None]:
+        """`crossbar.backends.protocol.Backend.age_rows`."""
+        device, pairs, noise = cast(Device, rows.device), rows.hardware.tile.pairs, rows.hardware.read_noise
+        (low, high), width = window(device), span(device)[1]
+        state = {name: cells.index_select(3, rows.slots).double() for name, cells in rows.state.items()}
+        like = next(iter(state.values()))
+        z, found = rows.numbers.drawn(tuple(like.shape), like.device).double(), torch.empty_like(like)
+        for row, age in enumerate(rows.seconds.tolist()):
+            own = {name: cells[:, :, :, row] for name, cells in state.items()}
+            drifted = device.drifted(own, age)
+            deviation = device.fluctuation(own, drifted, age)
+            moved = drifted if deviation is None else drifted + deviation * z[:, :, :, row]
+            found[:, :, :, row] = moved.clamp(low, high)
+        digits = (found[:pairs] - found[pairs:]).mean(0) / width
+        dtype = next(iter(rows.state.values())).dtype
+        if noise is None or noise.constant == noise.relative == 0:
+            return digits.to(dtype), None
+        variance = (noise.constant**2 + (noise.relative * found) ** 2).sum(0) / (pairs * width) ** 2
+        return digits.to(dtype), variance.to(dtype)
+
+    def _columns(self, read: Read) -> tuple[Array, Array]:
+        """Converted columns ``[T, B, O]`` in unit outputs, and the activation of full scale, ``[B]``."""
+        cells, hardware, noise = read.cells, read.hardware, read.noise
+        rows, adc, dac = hardware.tile.rows, hardware.adc, hardware.dac
+        codes, full_scale = self._codes(read)
+        digits, variance = _numbers(cells.weight), None if cells.variance is None else _numbers(cells.variance)
+        (slices, lines, outputs), vectors = digits.shape, len(codes)
+        row_tiles = -(-lines // rows)
+        found = np.zeros((slices * row_tiles, vectors, outputs))
+        serial = dac is not None and dac.coding == "bit_serial"
+        reads = [_bits(row, dac) if serial and dac is not None else [(row, 1.0)] for row in codes.tolist()]
+        for p in range(len(reads[0]) if reads else 0):
+            z = None
+            if noise is not None:
+                z = _numbers(noise.stream.columns(len(found), vectors, outputs, first=p * vectors))
+            for t, b, o in np.ndindex(found.shape):
+                pulse, worth = reads[b][p]
+                s, j = divmod(t, row_tiles)
+                here = range(j * rows, min((j + 1) * rows, lines))
+                value = math.fsum(pulse[i] * digits[s, i, o] for i in here)
+                spread = float(hardware.output_noise**2)
+                if variance is not None and variance.ndim == 3:
+                    spread += math.fsum(pulse[i] ** 2 * variance[s, i, o] for i in here)
+                elif variance is not None:
+                    spread += math.fsum(pulse[i] ** 2 for i in here) * float(variance[t, o])
+                value += 0.0 if cells.offset is None else float(cells.offset[t, o])
+                value += 0.0 if z is None else math.sqrt(float(spread)) * float(z[t, b, o])
+                limit = math.inf if adc is None else adc.full_scale
+                if cells.adc_range is not None:
+                    limit = float(cells.adc_range[t, o] if cells.adc_range.dim() else cells.adc_range)
+                if adc is not None and adc.range == "active_rows":
+                    limit *= math.sqrt(max(sum(pulse[i] != 0 for i in here), 1) / len(here))
+                found[t, b, o] += worth * _convert(value, adc, limit)
+        return found, full_scale
+
+    def _codes(self, read: Read) -> tuple[Array, Array]:
+        """What word lines carry, ``[B, I]`` parts of full scale, and the activation of full scale, ``[B]``."""
+        x, dac, given = _numbers(read.x), read.hardware.dac, read.input_range
+        ranges = [_dac_range(x, b, dac, None if given is None else float(given)) or 1.0 for b in range(len(x))]
+        codes = [[_convert(value / ranges[b], dac, 1.0) for value in row] for b, row in enumerate(x.tolist())]
+        return np.array(codes).reshape(x.shape), np.array(ranges)
+
+
+def _numbers(tensor: Tensor) -> Array:
+    """A tensor's numbers in float64."""
+    numbers: Array = tensor.detach().cpu().double().numpy()
+    return numbers

@@ -2,11 +2,21 @@
 
 from __future__ import annotations
 
+from torch import Tensor
+
 from crossbar.costs.ledger import book
 from crossbar.hardware import Hardware
 from crossbar.tiles.mapping import tile_grid
 
 _OUTPUT_BYTES = 2  # of a sum of converted columns, as digital logic keeps it
+
+
+def book_writes(layer: str, hardware: Hardware, in_features: int, out_features: int, pulses: int) -> None:
+    """Book that all cells were written: the rows of each tile, and where cells are verified the pulses that it took."""
+    t_out, _ = tile_grid(in_features, out_features, hardware.tile)
+    if hardware.verify is not None:
+        book(layer, "write_pulses", pulses)
+    book(layer, "row_writes", in_features * t_out * hardware.tile.slices)
 
 
 def book_reads(layer: str, hardware: Hardware, in_features: int, out_features: int, vectors: int) -> None:
@@ -32,3 +42,25 @@ def book_reads(layer: str, hardware: Hardware, in_features: int, out_features: i
     book(layer, "sram_bytes", vectors * (input_bytes * in_features + _OUTPUT_BYTES * out_features))
     if tile.encoding == "offset":  # sum the inputs of each row tile, subtract their share from each output
         book(layer, "digital_macs", vectors * (in_features + t_in * out_features))
+
+
+def book_masked_reads(layer: str, hardware: Hardware, devices: Tensor | None, vectors: int, inputs: int) -> None:
+    """Book products of tiles that have devices in some places only, one range of word lines, with ``vectors`` inputs.
+
+    Word lines that have a device in a tile are driven there, and columns that have one are converted.
+
+    Args:
+        layer: whose tiles they are.
+        hardware: their converters and pairs.
+        devices: where they are, bool ``[I, O]``.
+        vectors: products.
+        inputs: numbers that one of them converts, at most.
+    """
+    assert devices is not None
+    tiles, dac, adc = devices.view(len(devices), -1, hardware.tile.cols), hardware.dac, hardware.adc
+    rows, columns = int(tiles.any(2).sum()), int(devices.any(0).sum())
+    book(layer, "row_activations", vectors * rows)
+    book(layer, "dac_conversions", vectors * min(rows, inputs), dac.bits if dac else None)
+    book(layer, "adc_conversions", vectors * columns, adc.bits if adc else None)
+    book(layer, "cell_macs", vectors * int(devices.sum()) * hardware.tile.pairs)
+    book(layer, "digital_macs", vectors * columns)

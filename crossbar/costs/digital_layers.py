@@ -14,8 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crossbar.nn.adapters import is_linear, raw_weight
-from crossbar.nn.cells import ProgrammedCells
+from crossbar.adapters import digital_weight, is_convertible
 
 Add = Callable[[str, str, int], None]
 
@@ -30,7 +29,7 @@ def watch(model: nn.Module, add: Add) -> tuple[list[RemovableHandle], dict[str, 
     """
     hooks: list[RemovableHandle] = []
     unknown: dict[str, str] = {}
-    analog = {id(part) for m in model.modules() if isinstance(m, ProgrammedCells) for part in m.modules()}
+    analog = {id(part) for m in model.modules() if getattr(m, "books_itself", False) for part in m.modules()}
     for name, module in model.named_modules():
         if id(module) in analog:
             continue
@@ -55,7 +54,7 @@ def _hook(name: str, count: Count, add: Add) -> Callable[[nn.Module, tuple[Any, 
 
 
 def _counter_of(module: nn.Module) -> Count | None:
-    if is_linear(module):
+    if is_convertible(module):
         return _linear
     if isinstance(module, nn.Embedding):
         return _embedding
@@ -75,7 +74,7 @@ _ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softmax)
 def _linear(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, int]:
     parameters = sum(p.numel() for p in module.parameters(recurse=False))
     return {
-        "digital_macs": x.numel() // max(1, x.shape[-1]) * raw_weight(module).numel(),
+        "digital_macs": x.numel() // max(1, x.shape[-1]) * digital_weight(module).numel(),
         "dram_bytes": BYTES * parameters,
         **_buffers(x, y),
     }

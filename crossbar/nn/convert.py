@@ -9,12 +9,12 @@ from fnmatch import fnmatchcase
 from typing import Any
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 from torch.nn.parameter import is_lazy
 
+from crossbar.adapters import adapter_of, digital_weight, is_convertible
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
-from crossbar.nn.adapters import digital_weight, is_linear
 from crossbar.nn.linear import AnalogLinear
 from crossbar.tiles.mapping import tile_grid
 
@@ -138,10 +138,10 @@ def convert(
     Warns:
         UserWarning: of layers whose weights are all 0, or that have weights beyond 65504.
     """
-    if is_linear(model):
+    if is_convertible(model):
         raise InputError("the model is itself a linear layer: use AnalogLinear.from_digital")
     include, exclude, per_layer = _patterns(include), _patterns(exclude), per_layer or {}
-    names = [name for name, module in _leaves(model) if is_linear(module)]
+    names = [name for name, module in _leaves(model) if is_convertible(module)]
     if not names:
         raise InputError(f"{type(model).__name__} has no linear layer left to convert: nothing would become analog")
     for pattern in (*(include or ()), *(exclude or ()), *per_layer):
@@ -179,7 +179,7 @@ def convert(
 
 def _doubts(analog: Mapping[str, AnalogLinear]) -> Iterator[str]:
     """What to warn of: layers that can be computed and can hardly be meant."""
-    weights = {name: digital_weight(layer.digital) for name, layer in analog.items()}
+    weights = {name: layer.target_weight() for name, layer in analog.items()}
     known = {name: weight for name, weight in weights.items() if weight.numel() and not weight.is_meta}
     largest = {name: float(weight.abs().amax()) for name, weight in known.items()}
     zero = [name for name, most in largest.items() if most == 0]
@@ -206,7 +206,8 @@ def restore(model: nn.Module) -> None:
         raise InputError(
             "restore takes a model that holds analog layers: a single one has its digital layer in .digital"
         )
-    _replace(model, {id(m): m.digital for m in model.modules() if isinstance(m, AnalogLinear)})
+    layers = [m for m in model.modules() if isinstance(m, AnalogLinear)]
+    _replace(model, {id(layer): layer.digital for layer in layers if layer.digital is not None})
     _call_layers(model, True)
 
 
@@ -218,7 +219,8 @@ def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
     """Modules that own parameters themselves, and linear layers whose weight is computed, outside analog layers."""
     inside = {id(part) for layer in model.modules() if isinstance(layer, AnalogLinear) for part in layer.modules()}
     for name, module in model.named_modules():
-        if id(module) not in inside and (is_linear(module) or next(module.parameters(recurse=False), None) is not None):
+        own = next(module.parameters(recurse=False), None)
+        if id(module) not in inside and (own is not None or is_convertible(module)):
             yield name, module
 
 
@@ -238,17 +240,16 @@ def _why_digital(
     exclude: tuple[str, ...] | None,
     owners: dict[int, list[str]],
 ) -> str:
-    if not is_linear(module):
+    if not is_convertible(module):
         return "not a linear layer"
     if any(fnmatchcase(name, pattern) for pattern in exclude or ()):
         return "excluded by name"
     if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
         return "not included by name"
-    weight = module.weight
-    assert isinstance(weight, Tensor)
-    if is_lazy(weight):
+    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
         return "its size is not known before the model has run once"
-    sharers = owners.get(id(weight), [])
+    weight = adapter_of(module).weight(module)
+    sharers = owners.get(id(weight if weight._base is None else weight._base), [])
     if name not in sharers:
         return "its weight is computed from other parameters (pruned or parametrised): make it permanent first"
     shared = [other for other in sharers if other != name]

@@ -2,27 +2,32 @@
 
 from __future__ import annotations
 
-from typing import Any
+from collections.abc import Callable
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from crossbar.backends import eager
+from crossbar.adapters import LayerAdapter, adapter_of, rows
+from crossbar.backends import dispatch, eager
 from crossbar.backends.converters import found_range
-from crossbar.backends.cpu import integers
-from crossbar.costs.counts import book_reads
+from crossbar.backends.protocol import Read
+from crossbar.costs.counts import book_masked_reads, book_reads, book_writes
 from crossbar.costs.ledger import book, counting
-from crossbar.devices import span
+from crossbar.devices import State
 from crossbar.errors import InputError
-from crossbar.hardware import Hardware
-from crossbar.nn.adapters import raw_weight
-from crossbar.nn.cells import ProgrammedCells
+from crossbar.hardware import Hardware, WriteVerify
 from crossbar.nn.per_thread import PerThread
 from crossbar.random.streams import Cursor, Stream
-from crossbar.tiles import injection, mapping, readout
+from crossbar.tiles import mapping
+from crossbar.tiles.readout import Readout, read_digits
+from crossbar.tiles.tile_array import TileArray
+
+CORRECTIONS = ("output_gain", "output_offset", "adapter_down", "adapter_up")
+"""What digital logic makes of the tiles' output ``y [B, O]`` for inputs x: ``gain · y + offset + x @ down @ up``."""
 
 
-class AnalogLinear(ProgrammedCells):
+class AnalogLinear(nn.Module):
     """A digital linear layer computed by analog tiles: inputs ``[..., I]``, outputs ``[..., O]``.
 
     Until it is programmed, the cells hold their targets exactly, so that converters and output noise can be studied
@@ -35,7 +40,8 @@ class AnalogLinear(ProgrammedCells):
     converters to the digital weights, the inputs and learned ranges.
 
     Attributes:
-        digital: the layer that was converted.
+        digital: the layer that was converted; None for a matrix by itself.
+        cells: the tiles that hold its weights.
         hardware: what the tiles are.
         name: keys the layer's random streams, so it must be unique in a model.
         scales: digital scale of each column of each row tile, ``[T_in, O]``, weight units.
@@ -61,15 +67,40 @@ class AnalogLinear(ProgrammedCells):
         replaying: reads repeat earlier ones (`crossbar.replayed_reads`), in the thread that sets it.
     """
 
+    digital: nn.Module | None
+    column_gain: Tensor
+    line_scale: Tensor | None
+    weight_correction: Tensor | None
     input_range: Tensor | None
     adc_range: Tensor | None
+    output_gain: Tensor | None
+    output_offset: Tensor | None
+    adapter_down: Tensor | None
+    adapter_up: Tensor | None
 
-    def __init__(self, digital: nn.Module, hardware: Hardware, name: str = "linear") -> None:
-        super().__init__(digital, hardware, name)
+    books_itself = True
+    """It counts what it does in open ledgers (`crossbar.costs.digital_layers`)."""
+
+    def __init__(
+        self,
+        weight: nn.Module | Tensor,
+        hardware: Hardware,
+        name: str = "linear",
+        devices: Tensor | None = None,
+    ) -> None:
+        super().__init__()
         self.training = False
-        self._bypass, self._replaying = PerThread(False), PerThread(False)
-        for buffer in ("input_range", "adc_range"):
+        self.digital = None if isinstance(weight, Tensor) else weight
+        self.adapter: LayerAdapter | None = None if self.digital is None else adapter_of(self.digital)
+        for buffer in ("line_scale", "weight_correction", "input_range", "adc_range"):
             self.register_buffer(buffer, None, persistent=False)
+        self.register_buffer("_weight", weight.detach() if isinstance(weight, Tensor) else None, persistent=False)
+        self.cells = TileArray(self._mapped_weight, hardware, name, devices)
+        self.register_buffer("column_gain", self._unit_gain(), persistent=False)
+        self._reads, self._bypass, self._replaying = PerThread(0), PerThread(False), PerThread(False)
+        self.drop_corrections()
+
+    _weight: Tensor | None
 
     @classmethod
     def from_digital(cls, linear: nn.Module, hardware: Hardware, name: str = "linear") -> AnalogLinear:
@@ -79,6 +110,15 @@ class AnalogLinear(ProgrammedCells):
             InputError: for another kind of module, and for weights that are NaN or infinite.
         """
         return cls(linear, hardware, name)
+
+    @classmethod
+    def from_matrix(cls, weight: Tensor, hardware: Hardware, name: str, devices: Tensor | None = None) -> AnalogLinear:
+        """A matrix ``[O, I]`` on tiles, without a digital layer; ``devices``, bool ``[O, I]``: where there are any.
+
+        Raises:
+            InputError: for weights that are NaN or infinite.
+        """
+        return cls(weight, hardware, name, devices)
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., I]`` to ``[..., O]``, in the dtype of ``x``; computed in float32, or float64 for float64 weights.
@@ -98,23 +138,30 @@ class AnalogLinear(ProgrammedCells):
     def _forward(self, x: Tensor) -> Tensor:
         inputs = vectors = self._vectors(x)
         if self.bypass:
-            digital: Tensor = self.digital(x)
-            return digital
+            return self.digital_outputs(x)
         if self.line_scale is not None:
             vectors = inputs / self.line_scale
             book(self.name, "digital_macs", vectors.numel())
         self._book_reads(vectors.shape[0])
         with torch.autocast(x.device.type, enabled=False):
-            noise = self._noise("read", self.reads)
+            noise = self.read_noise("read", self.reads)
             if (noise is not None or self.training) and not self.replaying:
                 self._require_first_read()
-            cells = self._fresh_array() if self.training else self._array()
-            y = eager.multiply(vectors, cells, self.hardware, self.input_range, noise)
+            cells = self._fresh() if self.training else self.readout()
+            y = dispatch.multiply(Read(vectors, cells, self.hardware, self.input_range, noise))
             y = self._corrected(y, inputs)
         self.reads += 1
-        if isinstance(self.digital.bias, Tensor):
-            y = y + self.digital.bias if y.requires_grad else y.add_(self.digital.bias)
-        return y.to(x.dtype).view(*x.shape[:-1], self.out_features)
+        if (bias := self.bias) is not None:
+            y = y + bias if y.requires_grad else y.add_(bias)
+        y = y.to(x.dtype)
+        if self.digital is None or self.adapter is None:
+            return y.view(*x.shape[:-1], self.out_features)
+        return self.adapter.outputs(self.digital, y, x)
+
+    def digital_outputs(self, x: Tensor) -> Tensor:
+        """What the digital layer computes, or a matrix by itself."""
+        outputs: Tensor = nn.functional.linear(x, self.target_weight()) if self.digital is None else self.digital(x)
+        return outputs
 
     def read_out(self, x: Tensor, read: int = 0) -> Tensor:
         """One converted read of every tile column, before digital scales: what a chip can measure of itself.
@@ -126,14 +173,112 @@ class AnalogLinear(ProgrammedCells):
         Returns:
             ``[T, B, O]`` in unit outputs times input units. The reads are booked in open ledgers.
         """
-        x = self._vectors(x)
+        x = self._rows(x)
         self._book_reads(x.shape[0])
-        return eager.read_columns(x, self._array(), self.hardware, self.input_range, self._noise("read-out", read))
+        noise = self.read_noise("read-out", read)
+        return dispatch.read_columns(Read(x, self.readout(), self.hardware, self.input_range, noise))
 
     def expected_read_out(self, x: Tensor) -> Tensor:
         """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
-        weight, _ = readout.digits(self._targets(), self.hardware, None)
-        return eager.ideal_columns(self._vectors(x), weight, self.hardware, self.input_range)
+        digits, _ = read_digits(self.cells.targets(), self.hardware, None)
+        return eager.ideal_columns(self._rows(x), digits, self.hardware, self.input_range)
+
+    def readout(self) -> Readout:
+        """The tiles as their columns see them now."""
+        return self.cells.readout(self.column_gain, self.adc_range)
+
+    def read_noise(self, purpose: str, index: int) -> Cursor | None:
+        """The random numbers of a read, by purpose and index; None for hardware whose reads have no chance in them."""
+        hardware = self.hardware
+        noisy = hardware.output_noise > 0 or hardware.read_noise is not None
+        if not noisy and (hardware.dac is None or hardware.dac.coding != "rate"):
+            return None
+        return Cursor((self.seed or 0, self.name, purpose, self.seconds, index), self.scales.device)
+
+    def program(self, seed: int) -> None:
+        """Write the targets into the cells of chip ``seed``; the layer is then 0 s old, without gain or correction."""
+        self.reset_gains()
+        pulses = self.cells.program(seed)
+        book_writes(self.name, self.hardware, self.in_features, self.out_features, pulses)
+        self.reset_reads()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def reprogram(self, columns: Tensor, verify: WriteVerify) -> None:
+        """Write and verify the cells of some columns again, bool ``[T_in, O]``, right after programming.
+
+        Raises:
+            InputError: for a layer that was not programmed or is older than 0 s, and for columns of another shape.
+        """
+        book(self.name, "write_pulses", self.cells.write_again(columns, verify))
+        self.reset_reads()
+
+    def new_chip(self) -> None:
+        """Forget the chip: its faults, its cells, the gains and the corrections that were measured on it."""
+        self.cells.new_chip()
+        self.reset_gains()
+        self.reset_reads()
+
+    def reset_gains(self) -> None:
+        """Make the calibrated gains 1 again, and drop output correction and adapter."""
+        self.column_gain = self._unit_gain()
+        self.drop_corrections()
+
+    def age(self, seconds: float) -> None:
+        """Move to ``seconds`` after programming, forwards or backwards.
+
+        Raises:
+            InputError: if the layer was not programmed, and for a time before programming.
+        """
+        self.cells.age(seconds)
+
+    def require_programmed(self) -> None:
+        """Refuse a layer that has no age because it was not programmed."""
+        self.cells.require_programmed()
+
+    def state(self) -> State:
+        """What the cells keep from programming, each tensor ``[K, I, O]``, G⁺ first; empty before programming."""
+        return self.cells.state()
+
+    def set_state(self, state: State, seed: int | None, seconds: float) -> None:
+        """Take over cells that were programmed as chip ``seed``, at ``seconds`` after programming.
+
+        Without a seed the cells hold their targets exactly again.
+        """
+        self.cells.set_state(state, seed, seconds)
+        self.reset_reads()
+
+    def set_faults(self, fault_map: Tensor | None) -> None:
+        """Take over a map of faults, codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``, in the place of drawn ones.
+
+        Raises:
+            InputError: for a map of another shape or with other codes.
+        """
+        self.cells.set_faults(fault_map)
+
+    def conductances(self, noise: bool = True) -> tuple[Tensor, Tensor]:
+        """``(G⁺, G⁻)`` in µS as they are now, each ``[T_out, T_in, R, C]``; absent cells are NaN.
+
+        Where a weight has several pairs or slices, these come first: ``[pairs, slices, T_out, T_in, R, C]``, without
+        those of 1. The ``offset`` encoding has no G⁻: all of it is NaN.
+
+        Args:
+            noise: with the 1/f fluctuation of this time, or without.
+        """
+        return self.cells.placed(self.cells.conductances(noise))
+
+    def target_conductances(self) -> tuple[Tensor, Tensor]:
+        """What programming aims at, in µS, in the form of `conductances`."""
+        return self.cells.placed(self.cells.targets())
+
+    def target_weight(self) -> Tensor:
+        """The digital weight ``[O, I]`` that the cells stand for."""
+        return self._digital_weight().detach().to(self.scales.dtype)
+
+    def scaled_weight(self) -> Tensor:
+        """The digital weight ``[O, I]`` as word lines see it: times ``line_scale``."""
+        weight = self.target_weight()
+        return weight if self.line_scale is None else weight * self.line_scale
 
     @torch.inference_mode(False)
     def set_line_scale(self, scale: Tensor | None) -> None:
@@ -148,7 +293,8 @@ class AnalogLinear(ProgrammedCells):
             scale = scale.to(self.scales)
         weight = self.target_weight() if scale is None else self.target_weight() * scale
         mapping.column_scales(weight, self.hardware.tile, self.name)  # refuses what overflows
-        self.line_scale, self.weight_range, self.weight_correction = scale, None, None
+        self.line_scale, self.weight_correction = scale, None
+        self.cells.set_weight_range(None)
         self.fix_ranges()
         self.input_range = None
         self.map_anew()
@@ -163,12 +309,8 @@ class AnalogLinear(ProgrammedCells):
         Raises:
             InputError: for a range of another shape or one that is not finite and above 0.
         """
-        if weight_range is not None:
-            shape = self.scales.shape
-            if weight_range.shape != shape or not (weight_range.isfinite() & (weight_range > 0)).all():
-                raise InputError(f"{self.name} got a bad weight range: give {list(shape)} finite numbers above 0")
-            weight_range = weight_range.to(self.scales)
-        self.weight_range, self.weight_correction = weight_range, None
+        self.cells.set_weight_range(weight_range)
+        self.weight_correction = None
         self.map_anew()
 
     @torch.inference_mode(False)
@@ -208,10 +350,7 @@ class AnalogLinear(ProgrammedCells):
 
     def effective_weight(self) -> Tensor:
         """What noise-free converters would see now, ``[O, I]`` in weight units, with calibrated gains and adapter."""
-        cells, rows = self._array(), self.hardware.tile.rows
-        weight = eager.folded(cells.weight, cells.scales, rows)
-        if cells.bias_scales is not None:
-            weight = weight - cells.bias_scales.repeat_interleave(rows, 0)[: self.in_features]
+        weight = self.readout().effective(self.hardware.tile.rows)
         return self.corrected_weight(weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
 
     def static_input_range(self) -> Tensor | None:
@@ -237,24 +376,6 @@ class AnalogLinear(ProgrammedCells):
                 self.register_parameter(name, parameter)
                 learned.append(parameter)
         return learned
-
-    @property
-    def bypass(self) -> bool:
-        """Whether the calling thread gets what the digital layer computes."""
-        return self._bypass.get()
-
-    @bypass.setter
-    def bypass(self, bypass: bool) -> None:
-        self._bypass.set(bypass)
-
-    @property
-    def replaying(self) -> bool:
-        """Whether reads of the calling thread repeat earlier ones."""
-        return self._replaying.get()
-
-    @replaying.setter
-    def replaying(self, replaying: bool) -> None:
-        self._replaying.set(replaying)
 
     def full_scale(self, x: Tensor) -> Tensor:
         """The activation that a full-scale drive stands for, when these inputs ``[B, I]`` reach the DACs."""
@@ -286,13 +407,175 @@ class AnalogLinear(ProgrammedCells):
             if parameter is not None:
                 self.register_buffer(name, parameter.detach(), persistent=False)
 
+    @property
+    def bias(self) -> Tensor | None:
+        """What is added to the outputs in digital, ``[O]``."""
+        return None if self.digital is None or self.adapter is None else self.adapter.bias(self.digital)
+
+    @property
+    def hardware(self) -> Hardware:
+        """What the tiles are."""
+        return self.cells.hardware
+
+    @property
+    def name(self) -> str:
+        """Keys the layer's random streams."""
+        return self.cells.name
+
+    @property
+    def in_features(self) -> int:
+        """Word lines, ``I``."""
+        return self.cells.in_features
+
+    @property
+    def out_features(self) -> int:
+        """Outputs, ``O``."""
+        return self.cells.out_features
+
+    @property
+    def scales(self) -> Tensor:
+        """Digital scale of each column of each row tile, ``[T_in, O]``, weight units."""
+        return self.cells.scales
+
+    @property
+    def weight_range(self) -> Tensor | None:
+        """Calibrated weight that a cell at g_max stands for, ``[T_in, O]``."""
+        return self.cells.weight_range
+
+    @property
+    def fault_map(self) -> Tensor | None:
+        """Codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``."""
+        return self.cells.fault_map
+
+    @property
+    def seed(self) -> int | None:
+        """Which chip this is."""
+        return self.cells.seed
+
+    @property
+    def seconds(self) -> float:
+        """Time since programming."""
+        return self.cells.seconds
+
+    @property
+    def reads(self) -> int:
+        """Index of the calling thread's next read: each counts its own, so what it gets depends on no other."""
+        return self._reads.get()
+
+    @reads.setter
+    def reads(self, index: int) -> None:
+        self._reads.set(index)
+
+    def reset_reads(self) -> None:
+        """Start the read-noise stream again, for every thread."""
+        self._reads = PerThread(0)
+
+    @property
+    def bypass(self) -> bool:
+        """Whether the calling thread gets what the digital layer computes."""
+        return self._bypass.get()
+
+    @bypass.setter
+    def bypass(self, bypass: bool) -> None:
+        self._bypass.set(bypass)
+
+    @property
+    def replaying(self) -> bool:
+        """Whether reads of the calling thread repeat earlier ones."""
+        return self._replaying.get()
+
+    @replaying.setter
+    def replaying(self, replaying: bool) -> None:
+        self._replaying.set(replaying)
+
+    def drop_corrections(self) -> None:
+        """Take output correction and adapter away, trained ones too."""
+        self._put(**dict.fromkeys(CORRECTIONS))
+
+    @torch.inference_mode(False)
+    def set_output_correction(self, gain: Tensor | None, offset: Tensor | None) -> None:
+        """Correct what the tiles deliver by a gain and an offset, each ``[O]``; None: without it.
+
+        Given as parameters, they are trained with the model.
+
+        Raises:
+            InputError: for another shape, or numbers that are not finite.
+        """
+        for tensor in (gain, offset):
+            if tensor is not None:
+                self._require("output correction", tensor, (self.out_features,))
+        self._put(output_gain=gain, output_offset=offset)
+
+    @torch.inference_mode(False)
+    def set_adapter(self, down: Tensor | None, up: Tensor | None) -> None:
+        """Put a digital adapter ``x @ down @ up`` beside the tiles, ``[I, r]`` and ``[r, O]``; None takes it away.
+
+        Given as parameters, it is trained with the model.
+
+        Raises:
+            InputError: for one half alone, another shape, or numbers that are not finite.
+        """
+        if (down is None) != (up is None):
+            raise InputError(f"{self.name} got half an adapter: give down [I, r] and up [r, O], or neither")
+        if down is not None and up is not None:
+            rank = down.shape[-1] if down.dim() else 0
+            self._require("adapter down", down, (self.in_features, rank))
+            self._require("adapter up", up, (rank, self.out_features))
+        self._put(adapter_down=down, adapter_up=up)
+
+    def corrected_weight(self, weight: Tensor) -> Tensor:
+        """The weight ``[I, O]`` that inputs meet when the tiles stand for ``weight``."""
+        if self.output_gain is not None:
+            weight = weight * self.output_gain
+        if self.adapter_down is not None and self.adapter_up is not None:
+            weight = weight + self.adapter_down @ self.adapter_up
+        return weight
+
+    def _corrected(self, y: Tensor, x: Tensor) -> Tensor:
+        """Outputs ``[B, O]`` of the tiles for inputs ``[B, I]``, corrected and booked."""
+        if self.output_gain is not None:
+            y = y * self.output_gain
+        if self.output_offset is not None:
+            y = y + self.output_offset
+        if self.output_gain is not None or self.output_offset is not None:
+            book(self.name, "digital_macs", y.numel())
+        if self.adapter_down is not None and self.adapter_up is not None:
+            y = torch.addmm(y, x @ self.adapter_down, self.adapter_up)
+            book(self.name, "digital_macs", len(x) * (self.adapter_down.numel() + self.adapter_up.numel()))
+        return y
+
+    def _put(self, **corrections: Tensor | None) -> None:
+        """Set corrections in the place of plain or trained ones."""
+        for name, value in corrections.items():
+            self._parameters.pop(name, None)
+            self.register_buffer(name, None, persistent=False)
+            setattr(self, name, value)
+
+    def _require(self, what: str, tensor: Tensor, shape: tuple[int, ...]) -> None:
+        if tensor.shape != shape or not tensor.isfinite().all():
+            raise InputError(f"{self.name} got a bad {what}: give {list(shape)} finite numbers")
+
+    def extra_repr(self) -> str:
+        """Shape and age, for ``print(model)``."""
+        when = "not programmed" if self.seed is None else f"chip {self.seed} at {self.seconds:g} s"
+        return f"{self.in_features}, {self.out_features}, {when}"
+
     def _vectors(self, x: Tensor) -> Tensor:
-        """Inputs as ``[B, I]`` in the dtype that tiles are computed in."""
-        if x.dim() == 0 or x.shape[-1] != self.in_features or not x.is_floating_point():
-            raise InputError(
-                f"{self.name} got {x.dtype} inputs {list(x.shape)}: give floating point [..., {self.in_features}]"
-            )
-        return x.reshape(-1, self.in_features).to(self.scales.dtype)
+        """The input vectors ``[B, I]`` of inputs, in the dtype that tiles are computed in."""
+        if self.digital is None or self.adapter is None:
+            return self._rows(x)
+        vectors = self.adapter.vectors(self.digital, x) if x.is_floating_point() else None
+        return self._required(x, vectors, self.adapter.expects(self.digital))
+
+    def _rows(self, x: Tensor) -> Tensor:
+        """Inputs along the last dimension as ``[B, I]``."""
+        vectors = rows(x, self.in_features) if x.is_floating_point() else None
+        return self._required(x, vectors, f"[..., {self.in_features}]")
+
+    def _required(self, x: Tensor, vectors: Tensor | None, expected: str) -> Tensor:
+        if vectors is None:
+            raise InputError(f"{self.name} got {x.dtype} inputs {list(x.shape)}: give floating point {expected}")
+        return vectors.to(self.scales.dtype)
 
     def _require_first_read(self) -> None:
         """Refuse a read within a backward pass: it repeats one whose noise it does not know."""
@@ -302,60 +585,47 @@ class AnalogLinear(ProgrammedCells):
                 "use_reentrant=False and context_fn=crossbar.replayed_reads(model)"
             )
 
-    def _array(self) -> readout.Array:
-        scales = self._column_scales(self.scales)
-        bias_scales = self._bias_scales(self.scales)
-        weight = self.cell_weight
-        whole = self.scales.device.type == "cpu" and self.scales.dtype == torch.float32
-        exact = self._variance is not None and self._variance.dim() > 2
-        fixed = self._fixed_point if whole and not exact and integers.serves(self.hardware) else None
-        return readout.Array(weight, scales, self._offset, self._variance, bias_scales, self.adc_range, fixed)
+    def _digital_weight(self) -> Tensor:
+        """The digital weight ``[O, I]``, with gradient."""
+        if self.digital is not None and self.adapter is not None:
+            return self.adapter.weight(self.digital)
+        assert self._weight is not None
+        return self._weight
 
-    def _fresh_array(self) -> readout.Array:
-        """Cells of a chip that nobody has seen, written with the digital weights as they are now."""
-        hardware = self.hardware
-        weight = raw_weight(self.digital).to(self.scales.dtype)
+    def _mapped_weight(self) -> Tensor:
+        """What the cells are to hold, ``[O, I]``, as the calibration of word lines and weights has it."""
+        weight = self._digital_weight()
         if self.line_scale is not None:
-            weight = weight * self.line_scale
-        weight = self._written(weight)
-        scales = self._found_scales(weight)
-        targets = self._mapped(weight, scales)
-        draws = Stream((self.seed or 0, self.name, "training", self.seconds, self.reads), scales.device)
-        cells = injection.written(targets, hardware, self.seconds, draws)
-        digits, _ = readout.digits(cells, hardware, None)
-        per_digit = (scales * (2 / hardware.tile.signs)).repeat_interleave(hardware.tile.rows, 0)[: self.in_features]
-        variance = readout.read_variance(cells, hardware.read_noise, hardware)
-        bias_scales = self._bias_scales(scales)
-        weight = injection.noisy_digits(weight.t(), per_digit, digits)
-        return readout.Array(weight, self._column_scales(scales), None, variance, bias_scales, self.adc_range)
+            weight = weight.to(self.line_scale.dtype) * self.line_scale
+        if self.weight_correction is not None:
+            weight = weight.to(self.weight_correction.dtype) + self.weight_correction
+        return weight
 
-    def _bias_scales(self, scales: Tensor) -> Tensor | None:
-        """Of the ``offset`` encoding: a weight of 0 is half the window above its foot."""
-        g_min, width = span(self.hardware.device)
-        return scales * (1 + 2 * g_min / width) if self.hardware.tile.signs == 1 else None
+    def _fresh(self) -> Readout:
+        """Tiles of a chip that nobody has seen, written with the digital weights as they are now."""
+        weight = self._mapped_weight().to(self.scales.dtype)
+        draws = Stream((self.seed or 0, self.name, "training", self.seconds, self.reads), self.scales.device)
+        return self.cells.fresh(weight, draws, self.column_gain, self.adc_range)
 
-    def _column_scales(self, scales: Tensor) -> Tensor:
-        """Scales of each conversion, ``[T, O]``: what a digit is worth, calibrated gains included."""
-        slices = mapping.slice_weights(self.hardware.tile)
-        if slices != [1.0]:
-            scales = torch.cat([scales * share for share in slices])
-        return scales * self.column_gain
-
-    def _noise(self, purpose: str, index: int) -> Cursor | None:
-        dac = self.hardware.dac
-        noisy = self.hardware.output_noise > 0 or self.hardware.read_noise is not None
-        if not noisy and (dac is None or dac.coding != "rate"):
-            return None
-        return Cursor((self.seed or 0, self.name, purpose, self.seconds, index), self.scales.device)
+    def _unit_gain(self) -> Tensor:
+        return self.scales.new_ones(self.hardware.tile.slices * self.scales.shape[0], self.out_features)
 
     def _book_reads(self, vectors: int) -> None:
-        if counting():
+        if not counting():
+            return
+        if self.cells.devices is None:
             book_reads(self.name, self.hardware, self.in_features, self.out_features, vectors)
+        else:
+            inputs = self.cells.devices.numel()
+            book_masked_reads(self.name, self.hardware, self.cells.devices, vectors, inputs)
 
-    def extra_repr(self) -> str:
-        """Shape and age, for ``print(model)``."""
-        when = "not programmed" if self.seed is None else f"chip {self.seed} at {self.seconds:g} s"
-        return f"{self.in_features}, {self.out_features}, {when}"
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""
+        if recurse:
+            for part in self.children():
+                part._apply(fn)
+        super()._apply(lambda own: own.to(fn(own.new_empty(0)).device), False)  # type: ignore[no-untyped-call]  # torch's own
+        return self
 
     def __getattr__(self, name: str) -> Any:
         if name == "weight":

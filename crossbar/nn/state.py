@@ -12,8 +12,7 @@ from torch import Tensor, nn
 
 from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.nn.chip import analog_layers
-from crossbar.nn.corrections import CORRECTIONS
-from crossbar.nn.linear import AnalogLinear
+from crossbar.nn.linear import CORRECTIONS, AnalogLinear
 from crossbar.storage.files import write_whole
 from crossbar.storage.plain_values import load_json
 from crossbar.storage.tensor_files import opened, shapes, write
@@ -32,6 +31,7 @@ _OPTIONAL = (
     "fault_map",
     *CORRECTIONS,
 )
+_OF_CELLS = ("weight_range", "fault_map")
 _ABOVE_0 = ("scales", "input_range", "line_scale", "weight_range", "adc_range")
 _MOST = 1e18
 _LONGEST = 300  # characters of a reason, which may quote the file
@@ -107,9 +107,9 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         own = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
         layer.fix_ranges()
         layer.drop_corrections()
-        layer.scales, layer.column_gain = own["scales"], own["column_gain"]
+        layer.cells.scales, layer.column_gain = own["scales"], own["column_gain"]
         for key in _OPTIONAL:
-            setattr(layer, key, own.get(key))
+            setattr(layer.cells if key in _OF_CELLS else layer, key, own.get(key))
         layer.set_state(_cells(own), saved[name]["seed"], saved[name]["seconds"])
 
 
@@ -203,7 +203,7 @@ def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[i
         "adapter_down": (layer.in_features, rank),
         "adapter_up": (rank, layer.out_features),
     }
-    return list(known.get(key, (layer.cells_a_weight, layer.in_features, layer.out_features)))
+    return list(known.get(key, (layer.cells.cells_a_weight, layer.in_features, layer.out_features)))
 
 
 def _tensors(layer: AnalogLinear) -> dict[str, Tensor]:

@@ -10,7 +10,7 @@ from torch import Tensor, nn
 
 from crossbar.hardware import Hardware
 from crossbar.nn.chip import analog_layers
-from crossbar.nn.linear import AnalogLinear
+from crossbar.nn.linear import CORRECTIONS, AnalogLinear
 
 if TYPE_CHECKING:
     from aihwkit.simulator.configs import TorchInferenceRPUConfig
@@ -47,10 +47,8 @@ class AihwkitTiles(nn.Module):
             module.set_weights(weight.float(), apply_weight_scaling=False)
             module.set_mapping_scales(scale.float())
             self.tiles.append(tile.eval())
-        bias = layer.digital.bias if isinstance(layer.digital.bias, Tensor) else None
-        own = {"input_range": layer.static_input_range(), "line_scale": layer.line_scale, "bias": bias}
-        corrections = ("output_gain", "output_offset", "adapter_down", "adapter_up")
-        for name, tensor in {**own, **{name: getattr(layer, name) for name in corrections}}.items():
+        own = {"input_range": layer.static_input_range(), "line_scale": layer.line_scale, "bias": layer.bias}
+        for name, tensor in {**own, **{name: getattr(layer, name) for name in CORRECTIONS}}.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().float().clone())
 
     def forward(self, x: Tensor) -> Tensor:
@@ -90,14 +88,14 @@ def to_aihwkit(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
 
 def _adc_ranges(layer: AnalogLinear) -> Tensor:
     """The ADC range of each conversion, ``[T, O]`` in unit outputs; 1 without an ADC."""
-    cells, adc = layer._array(), layer.hardware.adc
+    cells, adc = layer.readout(), layer.hardware.adc
     found = cells.scales.new_tensor(1.0 if adc is None else adc.full_scale)
     return (found if cells.adc_range is None else cells.adc_range.detach()).expand_as(cells.scales)
 
 
 def _by_tile(layer: AnalogLinear, ranges: Tensor) -> tuple[list[Tensor], Tensor]:
     """Weights ``[O, R]`` in units of the ADC range, and digital scales ``[T, O]``, of each conversion."""
-    cells, rows = layer._array(), layer.hardware.tile.rows
+    cells, rows = layer.readout(), layer.hardware.tile.rows
     weight = cells.weight
     if cells.bias_scales is not None:  # taken off in digital by the offset encoding, here before the conversion
         weight = weight - (cells.bias_scales / layer.scales).repeat_interleave(rows, 0)[: layer.in_features]
@@ -125,7 +123,7 @@ def _config(hardware: Hardware, adc_range: float) -> TorchInferenceRPUConfig:
 
 def _missed(layer: AnalogLinear) -> list[str]:
     """What of a layer the tiles above leave out, a phrase each."""
-    hardware, cells = layer.hardware, layer._array()
+    hardware, cells = layer.hardware, layer.readout()
     dac, adc = hardware.dac, hardware.adc
     uncalibrated = layer.input_range is None
     own_ranges = hardware.output_noise > 0 and cells.adc_range is not None and cells.adc_range.dim() > 0

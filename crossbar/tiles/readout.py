@@ -1,9 +1,10 @@
-"""From the conductances of a layer to what its columns see: digits, mismatch and the variance of read noise."""
+"""What the columns of an array of tiles see of its cells now: digits, mismatch, the variance of read noise."""
 
 from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass
+from typing import Any
 
 import torch.nn.functional as F
 from torch import Tensor
@@ -14,47 +15,50 @@ from crossbar.random.streams import Key, normal
 from crossbar.tiles.faults import Fault
 from crossbar.tiles.mapping import cell_weights
 
+Forms = Callable[[str, Callable[[Tensor], Any]], Any]
+"""Gives the digits in a backend's own form, by its name: made by a function of them, kept until they change."""
+
 
 @dataclass(frozen=True)
-class Array:
-    """A layer's cells as its columns see them now.
+class Readout:
+    """An array of tiles as its columns see it now.
 
     ``T = S T_in`` counts the conversions that make up one output: slice after slice, row tile after row tile.
 
     Attributes:
-        weight: signed digits (`crossbar.tiles.mapping.cell_weights`), mismatch of gains included, ``[S, I, O]``.
+        digits: gives the signed digits (`crossbar.tiles.mapping.cell_weights`), mismatch of gains included,
+            ``[S, I, O]``; or these themselves, if a gradient may be asked for.
         scales: what one unit output is worth, calibrated gains included, ``[T, O]``, weight units.
         offset: what mismatch adds to each column, ``[T, O]``, unit outputs; None: nothing.
         variance: of each cell's white read noise, ``[S, I, O]``, or the mean of each column, ``[T, O]``; unit outputs
             squared; None: no such noise.
         bias_scales: of the ``offset`` encoding, ``[T_in, O]``: digital logic takes the sum of the inputs times these.
         adc_range: calibrated or learned, 0-d or ``[T, O]``, unit outputs; None: the converter's own.
-        fixed: gives ``weight`` in fixed point; None: products must be computed in floating point.
+        forms: gives the digits as a backend holds them; None: they are used once.
     """
 
-    weight: Tensor
+    digits: Callable[[], Tensor] | Tensor
     scales: Tensor
     offset: Tensor | None = None
     variance: Tensor | None = None
     bias_scales: Tensor | None = None
     adc_range: Tensor | None = None
-    fixed: Callable[[], FixedPoint] | None = None
+    forms: Forms | None = None
+
+    @property
+    def weight(self) -> Tensor:
+        """The digits, ``[S, I, O]``."""
+        return self.digits if isinstance(self.digits, Tensor) else self.digits()
+
+    def effective(self, rows: int) -> Tensor:
+        """What noise-free converters would see, ``[I, O]`` in weight units, of tiles of so many word lines."""
+        weight = folded(self.weight, self.scales, rows)
+        if self.bias_scales is not None:
+            weight = weight - self.bias_scales.repeat_interleave(rows, 0)[: len(weight)]
+        return weight
 
 
-@dataclass(frozen=True)
-class FixedPoint:
-    """Cells as integers, two bytes each (`crossbar.backends.cpu.integers`).
-
-    Attributes:
-        bytes: ``[S, 2 O I]`` int8, row tile after row tile: all high bytes ``[O, R]`` of a tile, then all low ones.
-        steps: what 1 stands for, ``[T, O]``, unit outputs.
-    """
-
-    bytes: Tensor
-    steps: Tensor
-
-
-def digits(cells: Tensor, hardware: Hardware, key: Key | None) -> tuple[Tensor, Tensor | None]:
+def read_digits(cells: Tensor, hardware: Hardware, key: Key | None) -> tuple[Tensor, Tensor | None]:
     """Digits ``[S, I, O]`` and column offsets ``[T, O]`` of cells ``[K, I, O]`` (µS), with chip ``key``'s mismatch.
 
     A word line's gain error multiplies its drive, a column's the sum of its cells; a word line's offset is a drive that
@@ -111,6 +115,13 @@ def read_variance(
         return each
     lines = F.pad(each.new_ones(each.shape[1]), (0, -each.shape[1] % tile.rows)).view(-1, tile.rows).sum(1)
     return _tile_sums(each, tile) / lines.repeat(tile.slices).unsqueeze(1)
+
+
+def folded(weight: Tensor, scales: Tensor, rows: int) -> Tensor:
+    """Slices ``[S, I, O]`` shifted, added and scaled by ``[S T_in, O]``: the weight ``[I, O]``, in weight units."""
+    by_row = scales.unflatten(0, (weight.shape[0], -1)).repeat_interleave(rows, 1)[:, : weight.shape[1]]
+    product: Tensor = weight * by_row
+    return product.sum(0) if len(weight) > 1 else product[0]
 
 
 def _tile_sums(cells: Tensor, tile: Tile) -> Tensor:

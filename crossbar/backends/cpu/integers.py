@@ -12,15 +12,15 @@ converters left out here.
 
 from __future__ import annotations
 
-from functools import cache
+from functools import cache, partial
+from typing import NamedTuple
 
 import torch
 from torch import Tensor
 
 from crossbar.backends.converters import found_range
-from crossbar.hardware import Hardware
-from crossbar.random.streams import Cursor
-from crossbar.tiles.readout import Array, FixedPoint
+from crossbar.backends.protocol import Read
+from crossbar.features import CELLS, MISMATCH, NOISES, missing
 
 _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
 _MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
@@ -29,20 +29,36 @@ _VECTORS = 128  # ... but as many input vectors as products are efficient with
 _TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 
 
-def serves(hardware: Hardware) -> bool:
-    """Whether converters and tiles are such that products can be computed here."""
-    dac, adc, tile = hardware.dac, hardware.adc, hardware.tile
-    return (
-        dac is not None
-        and adc is not None
-        and 2 <= dac.bits <= 8
-        and dac.coding == "pwm"
-        and adc.bits > 1
-        and adc.range == "static"
-        and tile.rows <= _MOST_ROWS
-        and tile.encoding != "offset"
-        and _exact()
-    )
+HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | {"dac.range:per_token", "dac.range:max"}
+"""Features of hardware that products in integers have."""
+
+
+class FixedPoint(NamedTuple):
+    """Cells as integers, two bytes each.
+
+    Attributes:
+        bytes: ``[S, 2 O I]`` int8, row tile after row tile: all high bytes ``[O, R]`` of a tile, then all low ones.
+        steps: what 1 stands for, ``[T, O]``, unit outputs.
+    """
+
+    bytes: Tensor
+    steps: Tensor
+
+
+def refuses(read: Read) -> str | None:
+    """What of converters, tiles and cells products cannot be computed here with; None: nothing."""
+    dac, tile, feature = read.hardware.dac, read.hardware.tile, missing(read.hardware, HONOURED)
+    if feature is not None:
+        return f"hardware with {feature}"
+    if dac is not None and dac.bits > 8:
+        return "input codes of more than 8 bits"
+    if tile.rows > _MOST_ROWS:
+        return f"tiles of more than {_MOST_ROWS} word lines"
+    if read.cells.forms is None:
+        return "cells that are used once"
+    if read.cells.variance is not None and read.cells.variance.dim() > 2:
+        return "read noise of each cell by its own conductance"
+    return None if _exact() else "a processor whose 8-bit products saturate"
 
 
 @cache
@@ -55,12 +71,6 @@ def _exact() -> bool:
     found = torch.empty(2, 2, dtype=torch.int32, device="cpu")
     _product(codes, cells, found)
     return torch.equal(found.double(), codes.double() @ cells.double().t())
-
-
-def differentiates(x: Tensor, array: Array, input_range: Tensor | None) -> bool:
-    """Whether a gradient may be asked for, which integers do not have."""
-    inputs = (x, array.weight, array.scales, array.adc_range, input_range)
-    return torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in inputs)
 
 
 @torch.inference_mode(False)
@@ -95,59 +105,50 @@ def _of_tile(parts: Tensor, outputs: int, line: int, lines: int) -> Tensor:
     return parts[2 * outputs * line :][: 2 * outputs * lines].view(2 * outputs, lines)
 
 
-def multiply(
-    x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: Cursor | None
-) -> Tensor:
-    """`crossbar.backends.eager.multiply` for inputs ``[B, I]`` in float32 on the CPU and hardware that `serves`."""
-    out = x.new_empty(len(x), array.scales.shape[1])
-    _convert(x, fixed, array, hardware, input_range, noise, array.scales.detach(), [out] * len(array.scales))
+def multiply(read: Read) -> Tensor:
+    """`crossbar.backends.protocol.Backend.multiply`."""
+    scales = read.cells.scales.detach()
+    out = read.x.new_empty(len(read.x), scales.shape[1])
+    sense(read, scales, [out] * len(scales))
     return out
 
 
-def read_columns(
-    x: Tensor, fixed: FixedPoint, array: Array, hardware: Hardware, input_range: Tensor | None, noise: Cursor | None
-) -> Tensor:
-    """`crossbar.backends.eager.read_columns` for the same: read-outs have the same bits with any number of threads."""
-    tiles, outputs = array.scales.shape
-    columns = x.new_zeros(tiles, len(x), outputs)
-    _convert(x, fixed, array, hardware, input_range, noise, torch.ones_like(array.scales), list(columns))
+def read_columns(read: Read) -> Tensor:
+    """`crossbar.backends.protocol.Backend.read_columns`: the same bits with any number of threads."""
+    tiles, outputs = read.cells.scales.shape
+    columns = read.x.new_zeros(tiles, len(read.x), outputs)
+    sense(read, torch.ones_like(read.cells.scales), list(columns))
     return columns
 
 
-def _convert(
-    x: Tensor,
-    fixed: FixedPoint,
-    array: Array,
-    hardware: Hardware,
-    input_range: Tensor | None,
-    noise: Cursor | None,
-    scales: Tensor,
-    outs: list[Tensor],
-) -> None:
-    """Add what each tile delivers, times ``scales [T, O]``, to its own one of ``outs``, each ``[B, O]``.
+def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
+    """Add what the ADCs of each tile deliver, times ``scales [T, O]``, to its own one of ``outs``, each ``[B, O]``.
 
     The first tile's is set to 0 before.
     """
     from crossbar.backends.cpu import kernels
     from crossbar.native import openmp  # numba takes half a second to load
 
+    x, cells, hardware, input_range, noise = read
     dac, adc, rows = hardware.dac, hardware.adc, hardware.tile.rows
     assert dac is not None
     assert adc is not None
-    (vectors, lines), (tiles, outputs) = x.shape, array.scales.shape
+    assert cells.forms is not None
+    fixed: FixedPoint = cells.forms("fixed point", partial(fixed_point, rows=rows))
+    (vectors, lines), (tiles, outputs) = x.shape, cells.scales.shape
     row_tiles = -(-lines // rows)
     if not vectors:
         return
-    span = adc.full_scale if array.adc_range is None else array.adc_range.detach()
+    span = adc.full_scale if cells.adc_range is None else cells.adc_range.detach()
     step = torch.as_tensor(span / adc.levels, dtype=x.dtype, device=x.device)  # unit outputs a code stands for
     factors = fixed.steps / (step * dac.levels)
     scales = scales * step
-    offsets = None if array.offset is None else (array.offset / step).contiguous()
+    offsets = None if cells.offset is None else (cells.offset / step).contiguous()
     deviations = variances = power = None
-    if noise is not None and (hardware.output_noise > 0 or array.variance is not None):
+    if noise is not None and (hardware.output_noise > 0 or cells.variance is not None):
         deviations = torch.full_like(factors, hardware.output_noise) / step
-    if deviations is not None and array.variance is not None:
-        variances = (array.variance / step.square()).contiguous()
+    if deviations is not None and cells.variance is not None:
+        variances = (cells.variance / step.square()).contiguous()
         power = x.new_empty(vectors, row_tiles)
     codes, full_scale = x.new_empty(vectors, lines, dtype=torch.int8), x.new_empty(vectors)
     if input_range is None and dac.range != "per_token":
@@ -161,7 +162,7 @@ def _convert(
     )
     start, key = 0, 0
     if noise is not None and deviations is not None:
-        start, key = noise.take(vectors * tiles, outputs), noise.stream.word_key
+        start, key = noise.stream.start, noise.stream.word_key
     size = -(-vectors // -(-vectors // max(_VECTORS, _SUMS // (2 * outputs))))  # even pieces
     sums = x.new_empty(size, 2 * outputs, dtype=torch.int32)
     for first in range(0, vectors, size):
@@ -171,8 +172,8 @@ def _convert(
             row_tile = tile % row_tiles
             line = row_tile * rows
             driven = codes[piece, line : line + rows]
-            cells = _of_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1])
-            _product(driven, cells, sums[:count])
+            parts = _of_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1])
+            _product(driven, parts, sums[:count])
             openmp.run(
                 kernels.convert,
                 count,

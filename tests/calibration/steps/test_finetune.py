@@ -22,7 +22,7 @@ from calibration.steps.finetune import losses
 from calibration.steps.protocol import Stage
 from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, bypassed, convert, presets, program
 from crossbar.devices import Ideal
-from crossbar.nn.weight_errors import weight_errors
+from crossbar.tiles.weight_errors import weight_errors
 
 ROUGH = Hardware(presets.pcm().device, tile=Tile(16, 16), output_noise=0.02)
 SHORT = {

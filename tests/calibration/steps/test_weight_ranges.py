@@ -8,7 +8,7 @@ from torch import nn
 
 from calibration import InputRanges, Recipe, WeightRanges
 from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
-from crossbar.nn.weight_errors import weight_errors
+from crossbar.tiles.weight_errors import weight_errors
 
 YEAR = 365 * 86400.0
 

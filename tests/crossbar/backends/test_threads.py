@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from crossbar import CellNoise, Converter, Hardware, Tile
-from crossbar.nn.weight_errors import weight_errors
+from crossbar.tiles.weight_errors import weight_errors
 from tests.crossbar.conftest import linear_layer
 
 NOISY = Hardware(tile=Tile(256, 256), adc=Converter(full_scale=6.0), output_noise=0.04)

@@ -8,8 +8,8 @@ from torch import nn
 from transformers.pytorch_utils import Conv1D
 
 from crossbar import AnalogLinear, CellNoise, Converter, Hardware, InputError, Ledger, Tile, bypassed, devices, presets
-from crossbar.nn.weight_errors import weight_errors
 from crossbar.tiles import injection
+from crossbar.tiles.weight_errors import weight_errors
 from tests.crossbar.conftest import digital, inputs, linear_layer, programmed
 
 QUIET = Hardware(output_noise=0.0)

@@ -8,7 +8,7 @@ import torch
 from torch import nn
 
 from crossbar import AnalogLinear, Converter, Hardware, InputError, Tile, load_state, presets, program, save_state
-from crossbar.nn.weight_errors import weight_errors
+from crossbar.tiles.weight_errors import weight_errors
 from tests.crossbar.conftest import digital, inputs, programmed
 
 

@@ -6,10 +6,10 @@ from dataclasses import dataclass, replace
 from functools import lru_cache
 
 import torch
-from torch import Tensor, nn
+from torch import Tensor
 
 from crossbar.hardware import Hardware
-from crossbar.nn.linear import AnalogLinear
+from crossbar.tiles.tile_array import TileArray
 
 _LEVELS = 64  # steps of the weight between 0 and 1
 _SAMPLES = 1024  # cells written at each level
@@ -37,13 +37,13 @@ def weight_errors(hardware: Hardware, seconds: float) -> WeightErrors:
     So it holds for every device and encoding: programming error, drift and its spread, and 1/f noise together.
     """
     levels = torch.linspace(0.0, 1.0, _LEVELS + 1, device="cpu")
-    probe = nn.Linear(_SAMPLES, _LEVELS + 1, bias=False, device="cpu")
-    probe.weight.copy_(levels.unsqueeze(1).expand(-1, _SAMPLES))
-    layer = AnalogLinear.from_digital(probe, replace(hardware, faults=None), "weight errors")
-    layer.set_weight_range(torch.ones_like(layer.scales))
-    layer.program(0)
-    layer.age(seconds)
-    found, wanted = layer.effective_weight().double(), levels.double().unsqueeze(1)
+    probe = levels.unsqueeze(1).expand(-1, _SAMPLES).contiguous()
+    cells = TileArray(probe, replace(hardware, faults=None), "weight errors")
+    cells.set_weight_range(torch.ones_like(cells.scales))
+    cells.program(0)
+    cells.age(seconds)
+    seen = cells.readout(cells.scales.new_ones(len(cells.scales) * hardware.tile.slices, _LEVELS + 1), None)
+    found, wanted = seen.effective(hardware.tile.rows).t().double(), levels.double().unsqueeze(1)
     products, squares = (found * wanted).sum(1), found.square().sum(1)  # level by level: the same with any threads
     gain = float(products.sum() / squares.sum())
     return WeightErrors(gain, (gain * found - wanted).square().mean(1))

@@ -1,0 +1,132 @@
+"""Which backend computes: the only place that looks at device, dtype, gradients and features."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from contextlib import contextmanager
+from contextvars import ContextVar
+
+import torch
+from torch import Tensor
+
+from crossbar.backends.cpu.backend import Cpu
+from crossbar.backends.eager import Eager
+from crossbar.backends.naive import Naive
+from crossbar.backends.protocol import AgedRows, Backend, Columns, Read, Work
+from crossbar.errors import InputError
+from crossbar.features import missing
+
+_backends: dict[str, Backend] = {}
+_chosen: ContextVar[str | None] = ContextVar("chosen backend", default=None)
+
+
+def register(backend: Backend, first: bool = True) -> None:
+    """Add a backend, or replace the one of its name; it is asked before the others, or (``first=False``) after them.
+
+    A backend that comes last is picked by name alone, since eager takes everything.
+    """
+    others = {name: other for name, other in _backends.items() if name != backend.name}
+    known = {backend.name: backend, **others} if first else {**others, backend.name: backend}
+    _backends.clear()
+    _backends.update(known)
+
+
+def backends() -> tuple[str, ...]:
+    """Names of the backends, in the order in which they are asked."""
+    return tuple(_backends)
+
+
+@contextmanager
+def using(impl: str | None) -> Iterator[None]:
+    """Compute with the backend of this name, in this thread, as long as the block lasts; None: as dispatched.
+
+    What it refuses is then refused, not computed by another.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    _require_known(impl)
+    token = _chosen.set(impl)
+    try:
+        yield
+    finally:
+        _chosen.reset(token)
+
+
+def choose(work: Work, impl: str | None = None) -> Backend:
+    """The backend for a piece of work: the one named, by ``impl`` or `using`, or the first that does not refuse it.
+
+    Raises:
+        InputError: for an unknown name, and for work that the named backend refuses.
+    """
+    device, dtype, gradient = _tensors(work)
+    name = impl or _chosen.get()
+    if name is not None:
+        _require_known(name)
+        reason = _refusal(_backends[name], work, device, dtype, gradient)
+        if reason is not None:
+            raise InputError(f"backend {name!r} cannot compute this ({reason}): choose another, or none")
+        return _backends[name]
+    for backend in _backends.values():
+        if _refusal(backend, work, device, dtype, gradient) is None:
+            return backend
+    raise InputError(f"none of the backends {', '.join(_backends)} computes this: register one that does")
+
+
+def refusals(work: Work) -> dict[str, str | None]:
+    """Why each backend cannot have a piece of work, by name; None: it can."""
+    return {name: _refusal(backend, work, *_tensors(work)) for name, backend in _backends.items()}
+
+
+def multiply(read: Read, impl: str | None = None) -> Tensor:
+    """`Backend.multiply` of the backend for it."""
+    return choose(read, impl).multiply(read)
+
+
+def read_columns(read: Read, impl: str | None = None) -> Tensor:
+    """`Backend.read_columns` of the backend for it."""
+    return choose(read, impl).read_columns(read)
+
+
+def sense(columns: Columns, impl: str | None = None) -> Tensor:
+    """`Backend.sense` of the backend for it."""
+    return choose(columns, impl).sense(columns)
+
+
+def age_rows(rows: AgedRows, impl: str | None = None) -> tuple[Tensor, Tensor | None]:
+    """`Backend.age_rows` of the backend for it."""
+    return choose(rows, impl).age_rows(rows)
+
+
+def _refusal(backend: Backend, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
+    feature = missing(work.hardware, backend.honours)
+    if feature is not None:
+        return f"hardware with {feature}"
+    return backend.refuses(work, device, dtype, gradient)
+
+
+def _tensors(work: Work) -> tuple[torch.device, torch.dtype, bool]:
+    """Device and dtype of a piece of work, and whether a gradient may be asked for."""
+    found: tuple[Tensor | None, ...]
+    if isinstance(work, Read):
+        cells = work.cells
+        digits = cells.digits if isinstance(cells.digits, Tensor) else None
+        found = (work.x, digits, cells.scales, cells.adc_range, work.input_range)
+    elif isinstance(work, Columns):
+        found = tuple(tensor for product in work.products for tensor in (product.codes, product.cells))
+    else:
+        found = (next(iter(work.state.values())),)
+    like = found[0]
+    assert like is not None
+    gradient = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in found)
+    return like.device, like.dtype, gradient
+
+
+def _require_known(impl: str | None) -> None:
+    if impl is not None and impl not in _backends:
+        raise InputError(f"backend {impl!r} is not known: choose one of {', '.join(_backends)}")
+
+
+register(Naive(), first=False)
+register(Eager())
+register(Cpu())

@@ -1,0 +1,352 @@
+"""The tile core: cells of a weight matrix that someone hands it, from programming through their life."""
+
+from __future__ import annotations
+
+import threading
+from collections.abc import Callable
+from typing import Any, Self
+
+import torch
+from torch import Tensor, nn
+
+from crossbar.devices import State, span, window
+from crossbar.errors import InputError
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, require_honoured
+from crossbar.hardware import Faults, Hardware, WriteVerify
+from crossbar.random.streams import Stream
+from crossbar.tiles import ageing, faults, injection, mapping, programming
+from crossbar.tiles.readout import Readout, read_digits, read_variance
+from crossbar.units import to_seconds
+
+HONOURED = CELLS | CONVERTERS | MISMATCH | NOISES
+"""Features of hardware that arrays of tiles, and layers on them, have."""
+
+_READING = threading.RLock()  # threads that run one model wait for the one that reads its cells
+_CODES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
+
+
+class TileArray(nn.Module):
+    """Cells ``[K, I, O]`` that stand for a matrix ``[O, I]``: written, aged, faulty, read.
+
+    ``K`` counts the devices that make up one weight (`crossbar.tiles.mapping`). Until they are programmed, the cells
+    hold their targets exactly. Nothing here is part of ``state_dict()``.
+
+    Args:
+        matrix: the weights, or what gives them as they are now (a bound method, so that copies take their own).
+        hardware: what the cells and their tiles are.
+        name: keys the random streams, so it must be unique in a model.
+        devices: bool ``[O, I]``: where there are devices at all; None: everywhere.
+
+    Attributes:
+        scales: the weight that a cell at g_max stands for, of each column of each row tile, ``[T_in, O]``.
+        weight_range: the same, chosen; larger weights are clipped. None: each column's largest.
+        fault_map: codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``; None: no faults. Programming leaves it as it
+            is.
+        seed: which chip this is; None until it is programmed.
+        seconds: time since programming.
+
+    Raises:
+        InputError: for hardware with a feature that tiles do not have, and weights that are NaN or infinite.
+    """
+
+    scales: Tensor
+    weight_range: Tensor | None
+    fault_map: Tensor | None
+    devices: Tensor | None
+    _digits: Tensor | None
+    _offset: Tensor | None
+    _variance: Tensor | None
+
+    def __init__(
+        self,
+        matrix: Tensor | Callable[[], Tensor],
+        hardware: Hardware,
+        name: str,
+        devices: Tensor | None = None,
+    ) -> None:
+        super().__init__()
+        require_honoured(hardware, HONOURED, "analog layers")
+        self.hardware, self.name = hardware, name
+        given = matrix if isinstance(matrix, Tensor) else None
+        self.register_buffer("_given", given, persistent=False)
+        self._matrix = None if isinstance(matrix, Tensor) else matrix
+        weight = self.matrix()
+        self.out_features, self.in_features = weight.shape
+        self.seed: int | None = None
+        self.seconds = 0.0
+        self._cells: tuple[str, ...] = ()
+        self._forms: dict[str, Any] = {}
+        dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
+        self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
+        self.register_buffer("devices", None if devices is None else devices.t().contiguous(), persistent=False)
+        for buffer in ("weight_range", "fault_map", "_digits", "_offset", "_variance"):
+            self.register_buffer(buffer, None, persistent=False)
+        self._leave_out()
+
+    _given: Tensor | None
+
+    def matrix(self) -> Tensor:
+        """The weights ``[O, I]`` that the cells stand for, as they are now, without gradient."""
+        weight = self._given if self._matrix is None else self._matrix()
+        assert weight is not None
+        return weight.detach()
+
+    def program(self, seed: int) -> int:
+        """Write the targets into the cells of chip ``seed``; they are then 0 s old. Returns the number of pulses.
+
+        A pulse is a write of one cell.
+        """
+        self.rescale()
+        tile, device, key = self.hardware.tile, self.hardware.device, (seed, self.name)
+        targets = self.targets()
+        if self.hardware.verify is None:
+            state, pulses = ageing.program(device, targets, key), targets.numel()
+        else:
+            state, pulses = programming.write(device, targets, key, self.hardware.verify)
+        if self.fault_map is None and self.hardware.faults is not None:
+            size = (self.in_features, self.out_features)
+            self.fault_map = faults.draw(self.hardware.faults, tile, *size, key, targets.device)
+        self.set_state(state, seed, 0.0)
+        return pulses
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def write_again(self, columns: Tensor, verify: WriteVerify) -> int:
+        """Write and verify the cells of some columns again, bool ``[T_in, O]``, right after programming.
+
+        Returns:
+            The number of pulses.
+
+        Raises:
+            InputError: for cells that were not programmed or are older than 0 s, and for columns of another shape.
+        """
+        self.require_programmed()
+        if self.seconds != 0:
+            raise InputError(f"{self.name} is {self.seconds:g} s old: write columns again right after programming")
+        if columns.shape != self.scales.shape or columns.dtype != torch.bool:
+            raise InputError(f"{self.name} got bad columns to write again: give bool {list(self.scales.shape)}")
+        cells = columns.repeat_interleave(self.hardware.tile.rows, 0)[: self.in_features]
+        key = (self.seed or 0, self.name, "again")
+        written, pulses = programming.write(self.hardware.device, self.targets()[:, cells], key, verify)
+        state = {name: old.clone() for name, old in self.state().items()}
+        for name, new in written.items():
+            state[name][:, cells] = new
+        self.set_state(state, self.seed, 0.0)
+        return pulses
+
+    def new_chip(self) -> None:
+        """Forget the chip: its faults and its cells."""
+        self.fault_map = None
+        self._leave_out()
+        self.set_state({}, None, 0.0)
+
+    def age(self, seconds: float) -> None:
+        """Move to ``seconds`` after programming, forwards or backwards.
+
+        Raises:
+            InputError: if the cells were not programmed, and for a time before programming.
+        """
+        self.require_programmed()
+        self.seconds = to_seconds(seconds) + 0.0  # one key for 1, 1.0 and numpy's 1.0, and for -0.0 and 0.0
+        self._read()
+
+    def require_programmed(self) -> None:
+        """Refuse cells that have no age because they were not programmed."""
+        if self.seed is None:
+            raise InputError(f"{self.name} was not programmed: call crossbar.program(model, seed) first")
+
+    def state(self) -> State:
+        """What the cells keep from programming, each tensor ``[K, I, O]``, G⁺ first; empty before programming."""
+        return {name: getattr(self, f"cells_{name}") for name in self._cells}
+
+    def set_state(self, state: State, seed: int | None, seconds: float) -> None:
+        """Take over cells that were programmed as chip ``seed``, at ``seconds`` after programming.
+
+        Without a seed the cells hold their targets exactly again.
+        """
+        for name in self._cells:
+            delattr(self, f"cells_{name}")
+        for name, cells in state.items():
+            self.register_buffer(f"cells_{name}", cells, persistent=False)
+        self._cells = tuple(state)
+        if seed is None:
+            self.rescale()
+        self.seed, self.seconds = seed, float(seconds) + 0.0
+        self._forget()
+
+    @torch.inference_mode(False)
+    def set_faults(self, fault_map: Tensor | None) -> None:
+        """Take over a map of faults, codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``, in the place of drawn ones.
+
+        Raises:
+            InputError: for a map of another shape or with other codes.
+        """
+        if fault_map is not None:
+            shape = (self.cells_a_weight, self.in_features, self.out_features)
+            if not isinstance(fault_map, Tensor) or fault_map.dtype not in _CODES or fault_map.shape != shape:
+                raise InputError(f"{self.name} got a bad fault map: give an integer tensor {list(shape)}")
+            codes, most = (int(fault_map.amin()), int(fault_map.amax())), int(max(faults.Fault))
+            if codes[0] < 0 or codes[1] > most:
+                raise InputError(
+                    f"{self.name} got fault codes {codes}: give 0 to {most}, see crossbar.tiles.faults.Fault"
+                )
+            fault_map = fault_map.to(self.scales.device, torch.uint8)
+        self.fault_map = fault_map
+        self._forget()
+
+    def conductances(self, noise: bool = True) -> Tensor:
+        """Conductances in µS as they are now, ``[K, I, O]``, with or without the 1/f fluctuation of this time."""
+        if self.seed is None:
+            return self.targets()
+        device, key = self.hardware.device, (self.seed, self.name)
+        cells = ageing.conductances(device, self.state(), self.seconds, key, noise)
+        ageing.require_conductances(device, cells, self.seconds, self.name)
+        if self.fault_map is None:
+            return cells
+        short = (self.hardware.faults or Faults()).short_conductance
+        return faults.apply(self.fault_map, cells, window(device)[0], device.g_max, short)
+
+    def targets(self) -> Tensor:
+        """What programming aims at, in µS, ``[K, I, O]``."""
+        return self._mapped(self.matrix().to(self.scales.dtype), self.scales)
+
+    def placed(self, cells: Tensor) -> tuple[Tensor, Tensor]:
+        """``(G⁺, G⁻)`` in tile form, each ``[T_out, T_in, R, C]``, of cells ``[K, I, O]``; absent cells are NaN.
+
+        Where a weight has several pairs or slices, these come first: ``[pairs, slices, T_out, T_in, R, C]``, without
+        those of 1. The ``offset`` encoding has no G⁻: all of it is NaN.
+        """
+        tile = self.hardware.tile
+        cells = mapping.to_tiles(cells, tile)
+        kept = [count for count in (tile.pairs, tile.slices) if count > 1]
+        places = cells.view(tile.signs, *kept, *cells.shape[1:])
+        return places[0], (places[1] if tile.signs == 2 else torch.full_like(places[0], torch.nan))
+
+    @property
+    def digits(self) -> Tensor:
+        """Signed digits as the columns see them now, ``[S, I, O]``; read when first asked for after they changed."""
+        digits = self._digits
+        if digits is None:
+            with _READING:
+                digits = self._read() if self._digits is None else self._digits
+        return digits
+
+    @property
+    def cells_a_weight(self) -> int:
+        """``K``: devices that make up one weight."""
+        tile = self.hardware.tile
+        return tile.signs * tile.pairs * tile.slices
+
+    def readout(self, column_gain: Tensor, adc_range: Tensor | None) -> Readout:
+        """The array as its columns see it now, for `crossbar.backends`.
+
+        Args:
+            column_gain: digital correction of ``scales``, ``[T, O]``.
+            adc_range: of the ADCs, 0-d or ``[T, O]``, unit outputs; None: the converter's own.
+        """
+        digits = self.digits  # before what is read with them
+        del digits
+        return Readout(
+            digits=self._now,
+            scales=self._of_conversions(self.scales, column_gain),
+            offset=self._offset,
+            variance=self._variance,
+            bias_scales=self._bias_scales(self.scales),
+            adc_range=adc_range,
+            forms=self._form,
+        )
+
+    def fresh(self, matrix: Tensor, draws: Stream, column_gain: Tensor, adc_range: Tensor | None) -> Readout:
+        """An array of a chip that nobody has seen, written with a matrix ``[O, I]``, which has its gradient.
+
+        Errors are those of the device's statistics at the present age; without mismatch and faults.
+        """
+        hardware = self.hardware
+        scales = self._found_scales(matrix)
+        cells = injection.written(self._mapped(matrix, scales), hardware, self.seconds, draws)
+        digits, _ = read_digits(cells, hardware, None)
+        per_digit = (scales * (2 / hardware.tile.signs)).repeat_interleave(hardware.tile.rows, 0)[: self.in_features]
+        variance = read_variance(cells, hardware.read_noise, hardware)
+        digits = injection.noisy_digits(matrix.t(), per_digit, digits)
+        conversions = self._of_conversions(scales, column_gain)
+        return Readout(digits, conversions, None, variance, self._bias_scales(scales), adc_range)
+
+    @torch.inference_mode(False)
+    def set_weight_range(self, weight_range: Tensor | None) -> None:
+        """Choose the weight that a cell at g_max stands for, ``[T_in, O]``; the cells must be written again.
+
+        Raises:
+            InputError: for a range of another shape or one that is not finite and above 0.
+        """
+        if weight_range is not None:
+            shape = self.scales.shape
+            if weight_range.shape != shape or not (weight_range.isfinite() & (weight_range > 0)).all():
+                raise InputError(f"{self.name} got a bad weight range: give {list(shape)} finite numbers above 0")
+            weight_range = weight_range.to(self.scales)
+        self.weight_range = weight_range
+
+    def rescale(self) -> None:
+        """Find the scales of the matrix as it is now."""
+        self.scales = self._found_scales(self.matrix().to(self.scales.dtype))
+
+    def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
+        """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""
+        super()._apply(lambda own: own.to(fn(own.new_empty(0)).device), False)  # type: ignore[no-untyped-call]  # torch's own
+        self._forms = {}
+        return self
+
+    def _forget(self) -> None:
+        self._digits, self._forms = None, {}
+
+    def _now(self) -> Tensor:
+        return self.digits
+
+    def _form(self, name: str, make: Callable[[Tensor], Any]) -> Any:
+        """The digits as a backend holds them; made when first asked for after they changed."""
+        form = self._forms.get(name)
+        if form is None:
+            with _READING:
+                form = self._forms.get(name)
+                if form is None:
+                    form = self._forms[name] = make(self.digits)
+        return form
+
+    def _found_scales(self, weight: Tensor) -> Tensor:
+        """Scales ``[T_in, O]`` of a matrix ``[O, I]``: the chosen range, or each column's largest weight."""
+        if self.weight_range is not None:
+            return self.weight_range.clone()
+        return mapping.column_scales(weight, self.hardware.tile, self.name)
+
+    def _of_conversions(self, scales: Tensor, column_gain: Tensor) -> Tensor:
+        """Scales of each conversion, ``[T, O]``: what a digit is worth, calibrated gains included."""
+        slices = mapping.slice_weights(self.hardware.tile)
+        if slices != [1.0]:
+            scales = torch.cat([scales * share for share in slices])
+        return scales * column_gain
+
+    def _bias_scales(self, scales: Tensor) -> Tensor | None:
+        """Of the ``offset`` encoding: a weight of 0 has a conductance in the middle of the window, not at its foot."""
+        g_min, width = span(self.hardware.device)
+        return scales * (1 + 2 * g_min / width) if self.hardware.tile.signs == 1 else None
+
+    def _mapped(self, weight: Tensor, scales: Tensor) -> Tensor:
+        device = self.hardware.device
+        return mapping.target_conductances(weight, scales, self.hardware.tile, device.g_max, window(device)[0])
+
+    def _leave_out(self) -> None:
+        """Mark where there is no device, on every chip."""
+        if self.devices is not None:
+            absent = torch.where(self.devices, int(faults.Fault.NONE), int(faults.Fault.OPEN)).to(torch.uint8)
+            self.set_faults(absent.expand(self.cells_a_weight, -1, -1).contiguous())
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def _read(self) -> Tensor:
+        """Keep what the columns see of the cells at this time."""
+        cells = self.conductances()
+        key = None if self.seed is None else (self.seed, self.name)
+        digits, self._offset = read_digits(cells, self.hardware, key)
+        self._variance = read_variance(cells, self.hardware.read_noise, self.hardware, self.fault_map)
+        self._forget()
+        self._digits = digits
+        return digits
