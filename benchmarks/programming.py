@@ -28,7 +28,7 @@ def main() -> None:
 
     def age_and_read(seconds: int) -> object:
         age(ours, seconds)
-        return analog_layers(ours)["0"].cell_weight  # left until it is needed
+        return analog_layers(ours)["0"].cells.digits  # left until it is needed
 
     jobs: dict[str, Arms] = {
         "program": {"ohmformer": each(partial(program, ours), count())},

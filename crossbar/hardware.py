@@ -269,7 +269,7 @@ class Hardware:
         field that is added is a feature too, unless its value is a mere size.
 
         >>> sorted(Hardware(tile=Tile(slices=2), adc=None).features())
-        ['dac.range:per_token', 'output_noise', 'tile.slices']
+        ['adc:ideal', 'dac.range:per_token', 'output_noise', 'tile.slices']
         """
         found = {"device:redrawn"} if isinstance(self.device, RedrawDevice) else set[str]()
         for own in dataclasses.fields(self):

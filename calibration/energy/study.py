@@ -38,8 +38,8 @@ from crossbar import (
     to_seconds,
 )
 from crossbar import age as set_age
-from crossbar.costs.prices import DEFAULT
 from crossbar.adapters import digital_weight, is_convertible
+from crossbar.costs.prices import DEFAULT
 from crossbar.presets import HardwareLike
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")

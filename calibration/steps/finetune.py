@@ -34,8 +34,8 @@ from calibration.storage import checked_files
 from crossbar import AnalogLinear, analog_layers, clip_weights, replayed_reads
 from crossbar.errors import MOST_SEED, InputError, require_number, require_whole
 from crossbar.nn.linear import CORRECTIONS
-from crossbar.tiles.weight_errors import weight_errors
 from crossbar.random.streams import normal, uniform
+from crossbar.tiles.weight_errors import weight_errors
 
 Train = Literal["adapters", "weights"]
 Chip = Literal["own", "any"]

@@ -209,11 +209,11 @@ def model(hardware=EVERY_FIELD):
 def test_refuses_times_before_programming(time):
     chip = model()
     program(chip)
-    before = [layer.cell_weight.clone() for layer in chip]
+    before = [layer.cells.digits.clone() for layer in chip]
     with pytest.raises(InputError, match=r"time .* is not usable: give a time from 0 s to 1e"):
         age(chip, time)
     assert [layer.seconds for layer in chip] == [0.0, 0.0]
-    assert all(torch.equal(layer.cell_weight, cells) for layer, cells in zip(chip, before, strict=True))
+    assert all(torch.equal(layer.cells.digits, cells) for layer, cells in zip(chip, before, strict=True))
 
 
 def test_refuses_a_time_where_nothing_was_programmed():

@@ -277,7 +277,10 @@ def test_dtypes(dtype):
         ({"hardware": PCM, "impl": "reference"}, "impl 'reference' cannot have hardware"),
         ({"hardware": PCM, "impl": "flex"}, "impl 'flex' cannot have hardware"),
         ({"hardware": PCM, "seconds": -1.0}, "seconds = -1.0"),
-        ({"hardware": dataclasses.replace(PCM, tile=Tile(slices=2))}, "tile.slices is not supported"),
+        (
+            {"hardware": dataclasses.replace(PCM, tile=Tile(slices=2))},
+            "tile.slices = 2 is not supported for keys and values: give 1$",
+        ),
     ],
 )
 def test_bad_hardware_is_named(options, named):

@@ -138,5 +138,5 @@ def test_white_noise_of_a_number_is_that_of_its_cells():
     ],
 )
 def test_hardware_that_rows_do_not_have_is_refused(change, named):
-    with pytest.raises(InputError, match=f"hardware field {named} is not supported for keys and values"):
+    with pytest.raises(InputError, match=f"hardware field {named} = .+ is not supported for keys and values: give "):
         require_supported(dataclasses.replace(PCM, **change))

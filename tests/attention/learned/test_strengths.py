@@ -16,7 +16,6 @@ from attention import (
     TopK,
     place_strengths,
 )
-from attention.learned.strength_tiles import StrengthTiles
 from attention.patterns.held import Beyond
 from calibration import DriftCompensation
 from crossbar import Ledger, age, analog_layers, load_state, new_chip, presets, program, save_state
@@ -123,7 +122,7 @@ def test_long_windows_keep_no_square_of_the_tokens():
     made = LearnedStrengths(1, n, window, by="pair", content_free=True)
     made.place(dataclasses.replace(presets.ideal(), tile=Tile(rows=64, cols=64)))
     pairs = int(window.rows(n).indptr[-1])
-    tensors = [*made.buffers(), *made.parameters(), *made.tiles.buffers(), *made.tiles.digital.parameters()]
+    tensors = [*made.buffers(), *made.parameters()]  # those of its tiles too
     assert max(tensor.numel() for tensor in tensors) <= 2 * 2 * 64 * 2 * n  # two cells, two tiles of 64 rows a column
     assert made.tiles.tiles == 2 * n // 64 - 1
     v = torch.ones(1, 1, n, 1)
@@ -154,8 +153,9 @@ def test_pairs_outside_the_pattern_have_no_device_on_any_chip():
         new_chip(model)
         program(model, chip)
         age(model, "1d")
-        for layer in analog_layers(model).values():
-            assert isinstance(layer, StrengthTiles)
+        layers = analog_layers(model)
+        assert list(layers) == ["one.tiles.layer", "two.tiles.layer"]
+        for layer in layers.values():
             for side in layer.conductances():
                 assert side.shape == (H, 1, N, N)  # a tile of all tokens for each head
                 assert (side[:, 0][:, ~allowed.t()] == 0).all()
@@ -182,8 +182,8 @@ def test_they_are_programmed_aged_saved_and_calibrated_as_weights_are(tmp_path):
     other = Model(True)
     place_strengths(other, hardware)
     load_state(other, tmp_path / "state.safetensors")
-    found, again = (m.one.tiles.effective_weight() for m in (model, other))
-    torch.testing.assert_close(found / model.one.tiles.column_gain[0][:, None], again)
+    found, again = (m.one.tiles.layer.effective_weight() for m in (model, other))
+    torch.testing.assert_close(found / model.one.tiles.layer.column_gain[0][:, None], again)
     assert (found.view(H, N, N)[:, ~WINDOW.to_dense(N)] == 0).all()
 
 
@@ -232,7 +232,7 @@ def test_the_offset_of_a_columns_adc_is_in_each_of_its_reads():
     made.place(dataclasses.replace(IDEAL, adc=Converter(bits=16, offset_std=0.05)))
     program(made, 0)
     column = made.tiles._pair_column
-    scale = made.tiles.scales.view(H, -1)[:, column]
+    scale = made.tiles.layer.scales.view(H, -1)[:, column]
     wanted = made.of_pairs().detach() / scale
     offset = made.tiles.read_pairs(1, torch.arange(len(made.key)))[0] / scale - wanted
     inside = wanted.abs() < 0.7  # beyond, an offset may leave the converter's range of one cell

@@ -9,8 +9,9 @@ import torch
 from scipy import stats
 
 from crossbar import AnalogLinear, CellNoise, Converter, Hardware, Tile, presets
-from crossbar.backends import eager
+from crossbar.backends import dispatch
 from crossbar.backends.cpu import integers, kernels
+from crossbar.backends.protocol import Read
 from crossbar.native import openmp
 from crossbar.random.streams import Cursor
 from tests.crossbar.conftest import inputs, linear_layer
@@ -43,14 +44,13 @@ def programmed(hardware, in_features=150, out_features=71):
 
 def both_ways(layer, x):
     """Products in integers and in floating point, without bias, with the same noise."""
-    array, hardware = layer._array(), layer.hardware
-    assert array.fixed is not None
-    floating = dataclasses.replace(array, fixed=None)
+
+    def read():
+        return Read(x, layer.readout(), layer.hardware, layer.input_range, layer.read_noise("read", 0))
+
     with torch.no_grad():
-        return tuple(
-            eager.multiply(x, cells, hardware, layer.input_range, layer._noise("read", 0))
-            for cells in (array, floating)
-        )
+        assert dispatch.choose(read()).name == "cpu"
+        return dispatch.multiply(read()), dispatch.multiply(read(), "eager")
 
 
 @served
@@ -69,7 +69,7 @@ def test_agrees_with_floating_point(hardware, calibrated):
     wrong = (found - expected).abs() > fine
     assert wrong.float().mean() < 0.005
     span = 6.0 if layer.adc_range is None else layer.adc_range
-    step = (layer._array().scales * span / 127).amax(0) * layer_range(layer, inputs(40, 150))
+    step = (layer.readout().scales * span / 127).amax(0) * layer_range(layer, inputs(40, 150))
     assert ((found - expected).abs() <= 1.01 * step + fine).all()
 
 
@@ -122,9 +122,11 @@ def test_products_are_exact(shape):
 
 
 def test_where_products_are_not_exact_layers_compute_in_floating_point(monkeypatch):
-    assert programmed(NOISY)._array().fixed is not None
+    layer = programmed(NOISY)
+    read = Read(inputs(2, 150), layer.readout(), NOISY)
+    assert dispatch.choose(read).name == "cpu"
     monkeypatch.setattr(integers, "_exact", lambda: False)
-    assert programmed(NOISY)._array().fixed is None
+    assert dispatch.choose(read).name == "eager"
 
 
 def test_a_vectors_result_does_not_depend_on_its_batch(monkeypatch):

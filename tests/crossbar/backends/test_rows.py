@@ -1,4 +1,4 @@
-"""Rows of any age read in one pass, against the equations of their devices in float64."""
+"""Rows of any age as each backend reads them, against the equations of their devices in float64."""
 
 import dataclasses
 import math
@@ -7,9 +7,10 @@ import numpy as np
 import pytest
 import torch
 
-from crossbar.backends.cpu.rows import RowNumbers, read
+from crossbar.backends import dispatch
+from crossbar.backends.protocol import AgedRows, RowNumbers
 from crossbar.devices import PCM, Decaying, GainCell, Hermes, Ideal
-from crossbar.hardware import CellNoise
+from crossbar.hardware import CellNoise, Hardware, Tile
 
 B, H, ROWS = 2, 3, 12
 SLOTS = torch.tensor([11, 0, 3, 7, 8])
@@ -38,15 +39,22 @@ def reference(device, state, slot, age, z):
     return np.maximum(drifted * (1 + device.read_noise_scale * amplitude * band * z), 0.0)
 
 
+def aged(device, state, pairs, noise):
+    amplitude = device.amplitude(state)
+    state = state if amplitude is None else {**state, "amplitude": amplitude}
+    hardware = Hardware(device=device, tile=Tile(pairs=pairs), read_noise=noise)
+    return AgedRows(state, SLOTS, AGES, NUMBERS, hardware)
+
+
+@pytest.mark.parametrize("impl", ["cpu", "eager", "naive"])
 @pytest.mark.parametrize("noise", [None, CellNoise(constant=0.2, relative=0.05)], ids=["quiet", "white noise"])
 @pytest.mark.parametrize(("pairs", "size"), [(1, 16), (2, 7)])
 @pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
-def test_rows_of_all_ages_read_as_their_devices_equations_say(device, pairs, size, noise):
+def test_rows_of_all_ages_read_as_their_devices_equations_say(device, pairs, size, noise, impl):
     assert isinstance(device, Decaying)
     state = programmed(device, pairs, size)
     digit = pairs * device.g_max
-    amplitude = device.amplitude(state)
-    digits, variance = read(device, state, amplitude, SLOTS, AGES, NUMBERS, digit, noise)
+    digits, variance = dispatch.age_rows(aged(device, state, pairs, noise), impl)
     z = NUMBERS.drawn((2 * pairs, B, H, len(SLOTS), size), torch.device("cpu")).double().numpy()
     for place, (slot, age) in enumerate(zip(SLOTS.tolist(), AGES.tolist(), strict=True)):
         cells = reference(device, state, slot, age, z[:, :, :, place])
@@ -64,7 +72,7 @@ def test_any_number_of_threads_gives_the_same_bits():
     try:
         for threads in (1, 2, 3):
             torch.set_num_threads(threads)
-            found.append(read(device, state, device.amplitude(state), SLOTS, AGES, NUMBERS, 25.0, None)[0])
+            found.append(dispatch.age_rows(aged(device, state, 1, None), "cpu")[0])
     finally:
         torch.set_num_threads(before)
     assert torch.equal(found[0], found[1])

@@ -93,7 +93,7 @@ def test_two_layers_of_equal_weights_are_different_devices():
     model[1].load_state_dict(model[0].state_dict())
     convert(model, presets.pcm())
     program(model)
-    assert not torch.equal(model[0].cell_weight, model[1].cell_weight)
+    assert not torch.equal(model[0].cells.digits, model[1].cells.digits)
 
 
 def test_a_module_used_twice_is_one_analog_layer():
@@ -240,7 +240,7 @@ def test_a_layer_itself_has_nothing_to_restore():
     layer = AnalogLinear.from_digital(nn.Linear(3, 3), SMALL)
     with pytest.raises(InputError, match=r"a single one has its digital layer in \.digital"):
         restore(layer)
-    assert list(layer._modules) == ["digital"]
+    assert list(layer._modules) == ["digital", "cells"]
 
 
 # Refusals, each leaving the model as it was

@@ -2,7 +2,6 @@
 
 import pytest
 import torch
-from crossbar.nn.linear import CORRECTIONS
 from torch import nn
 
 from crossbar import (
@@ -19,6 +18,7 @@ from crossbar import (
     reset_reads,
     save_state,
 )
+from crossbar.nn.linear import CORRECTIONS
 
 I, O, R = 12, 7, 3  # noqa: E741 - the letters of the docs
 

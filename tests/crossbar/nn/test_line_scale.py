@@ -50,7 +50,7 @@ def test_new_line_scales_need_new_cells():
         layer.age(1.0)
     layer.program(1)
     layer.set_line_scale(None)
-    assert torch.equal(layer.cell_weight, AnalogLinear.from_digital(layer.digital, Hardware()).cell_weight)
+    assert torch.equal(layer.cells.digits, AnalogLinear.from_digital(layer.digital, Hardware()).cells.digits)
 
 
 @pytest.mark.parametrize(
@@ -58,22 +58,22 @@ def test_new_line_scales_need_new_cells():
 )
 def test_bad_line_scales_are_refused(scale):
     layer = programmed(Hardware())
-    before = layer.cell_weight.clone()
+    before = layer.cells.digits.clone()
     with pytest.raises(InputError, match=r"linear got a bad line scale: give 10 finite numbers above 0"):
         layer.set_line_scale(scale)
     assert layer.line_scale is None
     assert layer.seed == 0
-    assert torch.equal(layer.cell_weight, before)
+    assert torch.equal(layer.cells.digits, before)
 
 
 def test_a_line_scale_that_overflows_leaves_the_layer():
     layer = programmed(Hardware())
-    before = layer.cell_weight.clone()
+    before = layer.cells.digits.clone()
     with pytest.raises(InputError, match="NaN or infinite"):
         layer.set_line_scale(torch.full((10,), 3e38))
     assert layer.line_scale is None
     assert layer.seed == 0
-    assert torch.equal(layer.cell_weight, before)
+    assert torch.equal(layer.cells.digits, before)
 
 
 @pytest.mark.parametrize(

@@ -61,16 +61,16 @@ def test_copies_live_their_own_lives():
     twin = copy.deepcopy(layer)
     first = layer(x)
     assert torch.equal(twin(x), first)
-    before = layer.cell_weight.clone()
+    before = layer.cells.digits.clone()
     twin.age(1e6)
     twin.column_gain.fill_(2.0)
     with torch.no_grad():
         twin.digital.bias.zero_()
-    assert torch.equal(layer.cell_weight, before)
+    assert torch.equal(layer.cells.digits, before)
     assert layer.seconds == 0
     layer.reset_reads()
     assert torch.equal(layer(x), first)
-    assert not torch.equal(twin.cell_weight, before)
+    assert not torch.equal(twin.cells.digits, before)
 
 
 def test_programmed_state_stays_out_of_the_state_dict():

@@ -82,7 +82,7 @@ def picture(model):
             layer.seconds,
             layer.input_range,
             layer.line_scale,
-            layer.cell_weight,
+            layer.cells.digits,
             layer.scales,
             layer.column_gain,
         )
@@ -161,7 +161,7 @@ def test_every_device_and_precision_keeps_its_bits(path, hardware, dtype):
     program(one)
     save_state(one, path)
     load_state(two, path)
-    assert one[0].cell_weight.dtype == dtype
+    assert one[0].cells.digits.dtype == dtype
     assert same(picture(one), picture(two))
     assert all(torch.equal(cells, two[0].state()[name]) for name, cells in one[0].state().items())
     x = inputs().to(dtype)

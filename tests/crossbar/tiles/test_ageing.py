@@ -76,7 +76,7 @@ def test_equal_times_give_equal_bits(move, times):
     found = []
     for time in times:
         move(model, time)
-        found.append([layer.cell_weight for layer in model])
+        found.append([layer.cells.digits for layer in model])
     assert all(same(found[0], other) for other in found)
 
 

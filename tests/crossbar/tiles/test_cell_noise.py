@@ -22,7 +22,7 @@ def column_deviation(layer, x):
     noise, rows = layer.hardware.read_noise, layer.hardware.tile.rows
     g_max = layer.hardware.device.g_max
     variance = torch.zeros(layer.in_features, layer.out_features, dtype=torch.float64)
-    for cells in layer._conductances(noise=True):
+    for cells in layer.cells.conductances():
         variance += (noise.constant**2 + (noise.relative * cells) ** 2) / g_max**2 / layer.hardware.tile.pairs**2
     tiles = range(0, layer.in_features, rows)
     return torch.stack([(x[:, r : r + rows] ** 2 @ variance[r : r + rows]).sqrt() for r in tiles])
@@ -35,7 +35,7 @@ def variance_ratio(z):
 
 
 def open_cell(layer):
-    codes = torch.zeros(layer.cells_a_weight, layer.in_features, layer.out_features, dtype=torch.uint8)
+    codes = torch.zeros(layer.cells.cells_a_weight, layer.in_features, layer.out_features, dtype=torch.uint8)
     codes[0, 1, 1] = Fault.OPEN
     return codes
 
@@ -84,9 +84,9 @@ def test_cheap_is_exact_for_a_constant(options):
 
     exact, cheap = layer("exact"), layer("cheap")
     exact.set_faults(open_cell(exact))  # an open cell makes no noise, so its column takes the exact form
-    assert exact._array().variance.dim() == 3
+    assert exact.readout().variance.dim() == 3
     exact.set_faults(None)
-    assert exact._array().variance.dim() == cheap._array().variance.dim() == 2
+    assert exact.readout().variance.dim() == cheap.readout().variance.dim() == 2
     x = inputs64(50, 10)
     for _ in range(3):
         torch.testing.assert_close(exact(x), cheap(x), rtol=1e-12, atol=1e-12)  # float64; no column is at a tie
@@ -95,10 +95,10 @@ def test_cheap_is_exact_for_a_constant(options):
 def test_cheap_takes_the_mean_of_a_column():
     hardware = dataclasses.replace(QUIET, read_noise=CellNoise(0.5, 0.1, form="cheap"))
     layer = linear_layer(10, 7, hardware)
-    cells = layer._conductances(noise=True)
+    cells = layer.cells.conductances()
     each = (0.5**2 * 2 + 0.1**2 * cells.square().sum(0)) / 25.0**2
     expected = torch.stack([each[r : r + 4].mean(0) for r in (0, 4, 8)])  # two lines in the last tile
-    torch.testing.assert_close(layer._array().variance, expected, rtol=1e-12, atol=0)
+    torch.testing.assert_close(layer.readout().variance, expected, rtol=1e-12, atol=0)
     # With inputs of one size, that is no approximation.
     exact = AnalogLinear.from_digital(
         layer.digital, dataclasses.replace(hardware, read_noise=CellNoise(0.5, 0.1, form="exact"))
@@ -193,12 +193,12 @@ def test_reads_repeat_after_a_reset_and_differ_by_time():
 def test_noise_follows_the_cells_as_they_drift():
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, device=devices.PCM(), read_noise=CellNoise(relative=0.05)))
     layer.program(0)
-    young = layer._array().variance.clone()
+    young = layer.readout().variance.clone()
     layer.age(86400.0 * 365)
-    assert layer._array().variance.mean() < 0.6 * young.mean()
+    assert layer.readout().variance.mean() < 0.6 * young.mean()
     torch.testing.assert_close(
-        layer._array().variance[0],
-        layer._conductances(noise=True).square().sum(0) * 0.05**2 / 25**2,
+        layer.readout().variance[0],
+        layer.cells.conductances().square().sum(0) * 0.05**2 / 25**2,
         rtol=1e-12,
         atol=0,
     )
@@ -233,7 +233,7 @@ def test_gradients_pass_by_the_noise():
 @pytest.mark.parametrize("noise", [None, CellNoise(), CellNoise(form="cheap")], ids=str)
 def test_no_deviation_is_no_noise(noise):
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, read_noise=noise))
-    assert layer._array().variance is None
+    assert layer.readout().variance is None
     assert torch.equal(layer(inputs64(5, 10)), layer(inputs64(5, 10)))
 
 

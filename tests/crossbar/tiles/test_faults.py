@@ -164,13 +164,13 @@ def test_stuck_cells_survive_programming_and_age(device):
     layer = linear_layer(40, 30, dataclasses.replace(QUIET, device=device, faults=SOME))
     assert layer.fault_map is None
     exact = linear_layer(40, 30, QUIET)
-    assert torch.equal(layer.cell_weight, exact.cell_weight)  # targets, until it is programmed
+    assert torch.equal(layer.cells.digits, exact.cells.digits)  # targets, until it is programmed
     layer.program(0)
     codes = layer.fault_map.clone()
     assert (codes != Fault.NONE).any()
 
     def stuck():
-        cells = layer._conductances(noise=True)
+        cells = layer.cells.conductances()
         return [cells[codes == code] for code in (Fault.STUCK_MIN, Fault.STUCK_MAX, Fault.SHORT, Fault.OPEN)]
 
     for change in (lambda: None, lambda: layer.age(1e7), lambda: layer.program(5), lambda: layer.age(60.0)):
@@ -187,7 +187,7 @@ def test_cells_without_a_fault_are_as_they_would_be():
         layer.program(3)
         layer.age(3600.0)
     good = with_faults.fault_map == Fault.NONE
-    assert torch.equal(with_faults._conductances(noise=True)[good], without._conductances(noise=True)[good])
+    assert torch.equal(with_faults.cells.conductances()[good], without.cells.conductances()[good])
 
 
 @pytest.mark.parametrize("explicit", [False, True])
@@ -330,11 +330,11 @@ def test_broken_rows_are_broken_in_spares_too():
 def test_refuses_bad_maps(codes, message):
     layer = linear_layer(10, 7, dataclasses.replace(QUIET, faults=SOME))
     layer.program(0)
-    before, weight = layer.fault_map.clone(), layer.cell_weight.clone()
+    before, weight = layer.fault_map.clone(), layer.cells.digits.clone()
     with pytest.raises(InputError, match=message):
         layer.set_faults(codes)
     assert torch.equal(layer.fault_map, before)
-    assert torch.equal(layer.cell_weight, weight)
+    assert torch.equal(layer.cells.digits, weight)
 
 
 @pytest.mark.parametrize(

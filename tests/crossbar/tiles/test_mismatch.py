@@ -9,7 +9,8 @@ from scipy import stats
 from torch import nn
 
 from crossbar import Converter, Hardware, Tile, age, convert, load_state, program, save_state
-from crossbar.backends import eager
+from crossbar.backends import dispatch
+from crossbar.backends.protocol import Read
 from crossbar.random.streams import normal
 from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
@@ -109,7 +110,7 @@ def test_a_chip_of_any_number_of_threads_is_the_same(hardware):
     try:
         for count in (1, 2):
             torch.set_num_threads(count)
-            found.append(programmed(hardware, size=(300, 70))._array())
+            found.append(programmed(hardware, size=(300, 70)).readout())
     finally:
         torch.set_num_threads(threads)
     one, two = found
@@ -119,16 +120,16 @@ def test_a_chip_of_any_number_of_threads_is_the_same(hardware):
 
 def test_no_deviation_is_no_mismatch():
     layer = programmed(mismatched())
-    assert layer._array().offset is None
-    assert torch.equal(layer.cell_weight, linear_layer(10, 7, mismatched()).cell_weight)
+    assert layer.readout().offset is None
+    assert torch.equal(layer.cells.digits, linear_layer(10, 7, mismatched()).cells.digits)
 
 
 def test_errors_have_their_deviation_and_are_independent():
     layer = programmed(mismatched(adc_gain=0.1, adc_offset=0.05), size=(256, 512))
     ideal = linear_layer(256, 512, mismatched())
-    gain = ((layer.cell_weight / ideal.cell_weight)[0] - 1) / 0.1
+    gain = ((layer.cells.digits / ideal.cells.digits)[0] - 1) / 0.1
     gain = gain.unflatten(0, (64, 4)).nanmean(1).flatten().numpy()  # one a column of each of 64 row tiles
-    offset = (layer._array().offset / 0.05).flatten().numpy()
+    offset = (layer.readout().offset / 0.05).flatten().numpy()
     n = len(offset)
     for z in (gain, offset):
         assert stats.kstest(z, "norm").pvalue > 0.01
@@ -137,16 +138,16 @@ def test_errors_have_their_deviation_and_are_independent():
 
 def test_dac_offsets_pass_through_a_columns_gain():
     both = programmed(mismatched(dac_offset=0.05, adc_gain=0.1))
-    offset = programmed(mismatched(dac_offset=0.05))._array().offset
+    offset = programmed(mismatched(dac_offset=0.05)).readout().offset
     gain = 1 + 0.1 * normal((3, 7), (0, "linear", "mismatch", "adc gain")).double()
-    torch.testing.assert_close(both._array().offset, offset * gain, rtol=1e-12, atol=0)  # float64
+    torch.testing.assert_close(both.readout().offset, offset * gain, rtol=1e-12, atol=0)  # float64
 
 
 def test_a_missing_converter_has_no_mismatch():
     layer = programmed(QUIET)
-    assert layer._array().offset is None
+    assert layer.readout().offset is None
     only = programmed(dataclasses.replace(mismatched(dac_gain=0.1), adc=None))
-    assert (only.cell_weight != layer.cell_weight).any()
+    assert (only.cells.digits != layer.cells.digits).any()
 
 
 @pytest.mark.parametrize("part", ["dac", "adc"])
@@ -154,7 +155,7 @@ def test_effective_weight_shows_gains(part):
     hardware = dataclasses.replace(mismatched(**{f"{part}_gain": 0.1}), tile=Tile(4, 3, encoding="offset", slices=2))
     layer = programmed(hardware)
     exact = dataclasses.replace(hardware, dac=None, adc=None)
-    identity = eager.multiply(torch.eye(10, dtype=torch.float64), layer._array(), exact).t()
+    identity = dispatch.multiply(Read(torch.eye(10, dtype=torch.float64), layer.readout(), exact)).t()
     torch.testing.assert_close(layer.effective_weight(), identity, rtol=1e-12, atol=1e-12)
 
 

@@ -197,12 +197,12 @@ def test_a_layer_takes_rounds_and_books_them():
     layer = linear_layer(10, 7, hardware)
     with Ledger() as ledger:
         layer.program(3)
-    _, pulses = write(hardware.device, layer._targets(), (3, "linear"), hardware.verify)
+    _, pulses = write(hardware.device, layer.cells.targets(), (3, "linear"), hardware.verify)
     assert ledger.to_dict() == {"linear": {"row_writes": 10 * 3, "write_pulses": pulses}}
     assert 140 < pulses < 20 * 140
     plain = linear_layer(10, 7, presets.pcm())
     plain.program(3)
-    target = layer._targets()
+    target = layer.cells.targets()
     verified_error, error = ((found.state()["programmed"] - target).abs().mean() for found in (layer, plain))
     assert verified_error < error / 3  # tolerance of 0.25 µS where the mean error is some 0.7 µS
 
@@ -232,14 +232,14 @@ def test_every_cell_of_pairs_and_slices_is_verified():
     hardware = dataclasses.replace(presets.pcm(), verify=WriteVerify(tolerance=0.01, rounds=200))
     layer = linear_layer(10, 7, dataclasses.replace(hardware, tile=Tile(pairs=2, slices=2)))
     layer.program(0)
-    assert (layer.state()["programmed"] - layer._targets()).abs().max() <= 0.01 * 25 * (1 + 1e-5)
+    assert (layer.state()["programmed"] - layer.cells.targets()).abs().max() <= 0.01 * 25 * (1 + 1e-5)
 
 
 def test_stuck_cells_are_stuck_all_the_same():
     hardware = dataclasses.replace(presets.pcm(), verify=WriteVerify(), faults=Faults(stuck_max=0.3))
     layer = linear_layer(40, 30, hardware)
     layer.program(0)
-    assert (layer._conductances(noise=True)[layer.fault_map == 2] == 25.0).all()
+    assert (layer.cells.conductances()[layer.fault_map == 2] == 25.0).all()
 
 
 def test_a_model_verifies_each_layer():
