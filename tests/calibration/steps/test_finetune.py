@@ -130,10 +130,10 @@ def test_weights_are_trained_with_the_errors_of_compensated_chips():
     year = 365 * 86400.0
     hardware, given = replace(ROUGH, adc=None), batches(4)
     for compensated in (True, False):
-        options = Finetune("weights", "any", steps=24, rate=1e-12, age=year, compensated=compensated)
+        options = Finetune("weights", "any", steps=160, rate=1e-12, age=year, compensated=compensated)
         curve = losses(options.fit(chip(hardware, seed=None), given))
         distances = []
-        for seed in range(24):
+        for seed in range(160):
             model = chip(hardware, seed=seed, when=year)
             for layer in analog_layers(model).values():
                 layer.column_gain *= weight_errors(hardware, year).gain if compensated else 1.0
@@ -142,7 +142,8 @@ def test_weights_are_trained_with_the_errors_of_compensated_chips():
                 wanted = model(**x)
             with torch.no_grad():
                 distances.append(float(distance(model(**x), wanted, None)))
-        assert float(curve.mean()) == pytest.approx(sum(distances) / 24, rel=0.1)
+        # One loss has a deviation of a third of the mean: the difference of means of 160 a standard error of 0.037.
+        assert float(curve.mean()) == pytest.approx(sum(distances) / 160, rel=0.1)
 
 
 def test_the_same_options_give_the_same_curve_with_and_without_checkpointing():

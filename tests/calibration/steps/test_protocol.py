@@ -151,7 +151,7 @@ def test_an_hour_later_the_error_is_smaller(kind, batches):
         digital = Net().eval()
     fresh, lost, left = batches[4:], 0.0, 0.0
     target = plain_outputs(digital, fresh)
-    for seed in range(4):
+    for seed in range(40 if kind.__name__ == "NormRecalibration" else 4):  # which gains 0.3%: 4 chips do not show it
         model = chip(kind, seed)
         if kind.__name__ != "DriftCompensation":
             drift = recipe._STEPS["DriftCompensation"]()
