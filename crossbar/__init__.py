@@ -4,6 +4,8 @@
 """
 
 from crossbar import devices, presets
+from crossbar.adapters import register_adapter
+from crossbar.backends.dispatch import backend_names, register_backend, using_backend
 from crossbar.costs.baselines import Baseline, digital_baselines
 from crossbar.costs.energy import EnergyReport
 from crossbar.costs.ledger import Ledger
@@ -35,6 +37,7 @@ __all__ = [
     "WriteVerify",
     "age",
     "analog_layers",
+    "backend_names",
     "bypassed",
     "clip_weights",
     "convert",
@@ -47,10 +50,13 @@ __all__ = [
     "presets",
     "price",
     "program",
+    "register_adapter",
+    "register_backend",
     "replayed_reads",
     "reset_gains",
     "reset_reads",
     "restore",
     "save_state",
     "to_seconds",
+    "using_backend",
 ]

@@ -13,8 +13,11 @@ from crossbar.errors import InputError
 class LayerAdapter(Protocol):
     """What `crossbar.convert` and a layer on tiles need to know of one kind of digital layer.
 
+    Outputs are ``outputs(vectors(x) @ weight.T + bias)``; weights and bias are the layer's own parameters or views of
+    them, so that gradients and `crossbar.clip_weights` reach these.
+
     Attributes:
-        name: of the kind of layer, for messages.
+        name: the kind of layer, with its article, for messages: ``"an nn.Linear"``.
     """
 
     name: str
@@ -69,7 +72,7 @@ class _Rows:
 class Linear(_Rows):
     """``nn.Linear``."""
 
-    name = "nn.Linear"
+    name = "an nn.Linear"
 
     def matches(self, module: nn.Module) -> bool:
         """Whether it is one, or of a class made from it."""
@@ -92,17 +95,49 @@ class Conv1D(_Rows):
         return super().weight(module).t()
 
 
-_adapters: list[LayerAdapter] = [Conv1D(), Linear()]
+_adapters: dict[str, LayerAdapter] = {adapter.name: adapter for adapter in (Linear(), Conv1D())}
 
 
 def register_adapter(adapter: LayerAdapter) -> None:
-    """Let `crossbar.convert` take another kind of layer; the adapter is asked before those that are there."""
-    _adapters.insert(0, adapter)
+    """Let `crossbar.convert` take another kind of layer, or one that it takes by another adapter of the same name.
+
+    Of several adapters that match a module, the one that was registered last takes it.
+
+    ```
+    class Pointwise:
+        name = "an nn.Conv1d of one tap"
+
+        def matches(self, module):
+            return isinstance(module, nn.Conv1d) and module.kernel_size == module.stride == (1,) and module.groups == 1
+
+        def weight(self, module):
+            return module.weight.flatten(1)
+
+        def bias(self, module):
+            return module.bias
+
+        def vectors(self, module, x):  # [N, I, L]
+            fits = x.dim() == 3 and x.shape[1] == module.in_channels
+            return x.transpose(1, 2).flatten(0, 1) if fits else None
+
+        def expects(self, module):
+            return f"[N, {module.in_channels}, L]"
+
+        def outputs(self, module, y, x):
+            return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+
+
+    register_adapter(Pointwise())
+    convert(model, hardware)
+    ```
+    """
+    _adapters.pop(adapter.name, None)
+    _adapters[adapter.name] = adapter
 
 
 def find_adapter(module: nn.Module) -> LayerAdapter | None:
     """The adapter for a module; None: it stays digital."""
-    return next((adapter for adapter in _adapters if adapter.matches(module)), None)
+    return next((adapter for adapter in reversed(_adapters.values()) if adapter.matches(module)), None)
 
 
 def adapter_of(module: nn.Module) -> LayerAdapter:
@@ -113,8 +148,7 @@ def adapter_of(module: nn.Module) -> LayerAdapter:
     """
     adapter = find_adapter(module)
     if adapter is None:
-        kinds = " or ".join(known.name for known in reversed(_adapters))
-        raise InputError(f"a {type(module).__name__} cannot become analog: give an {kinds}")
+        raise InputError(f"a {type(module).__name__} cannot become analog: give {' or '.join(_adapters)}")
     return adapter
 
 

@@ -65,7 +65,7 @@ def require_honoured(hardware: Hardware, honoured: Set[str], reader: str) -> Non
 def _value(hardware: Hardware, field: str) -> object:
     value: object = hardware
     for name in field.split("."):
-        value = getattr(value, name)
+        value = getattr(value, name, None)
     return value
 
 
@@ -79,11 +79,11 @@ def _allowed(hardware: Hardware, field: str, honoured: Set[str]) -> str:
         return "a Converter"
     if name == "device":
         return "a device whose errors are not drawn anew at each time"
+    plain = _value(Hardware(dac=Converter(), output_noise=0.0), field)
     kind = get_type_hints(type(owner))[name]
     if get_origin(kind) is Literal:
-        plain = Hardware(dac=Converter(), output_noise=0.0)
-        choices = [
-            choice for choice in get_args(kind) if f"{field}:{choice}" in honoured or choice == _value(plain, field)
-        ]
-        return " or ".join(choices)
-    return "None" if not part and field != "output_noise" else "1" if part == "tile" else "0"
+        choices = [choice for choice in get_args(kind) if f"{field}:{choice}" in honoured or choice == plain]
+        return " or ".join(choices) or f"no {part}"
+    if plain is None and isinstance(_value(hardware, field), int | float):
+        return "0"
+    return f"{plain:g}" if isinstance(plain, int | float) else "None"

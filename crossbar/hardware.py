@@ -266,7 +266,7 @@ class Hardware:
         A choice is named with its value, such as ``"tile.encoding:offset"`` or ``"dac:ideal"``; a part that is there or
         a number that is not the plain one by its field alone, such as ``"faults"`` or ``"dac.gain_std"``. The plainest
         hardware has a single differential pair a weight, converters of one pulse and a static range, and no noise. A
-        field that is added is a feature too, unless its value is a mere size.
+        field that a subclass adds is a feature too, unless its value is None, 0 or a mere size.
 
         >>> sorted(Hardware(tile=Tile(slices=2), adc=None).features())
         ['adc:ideal', 'dac.range:per_token', 'output_noise', 'tile.slices']
@@ -382,7 +382,7 @@ def _beyond(name: str, value: Any, plain: Any) -> set[str]:
             elif isinstance(getattr(value, own.name), str) or (plain is not None and own.name not in _SIZES):
                 found |= _beyond(f"{name}.{own.name}", getattr(value, own.name), getattr(plain, own.name, None))
         return found
-    if value == plain:
+    if value == plain or (plain is None and value == 0):
         return set()
     if value is None:
         return {f"{name}:ideal"}

@@ -20,10 +20,19 @@ _backends: dict[str, Backend] = {}
 _chosen: ContextVar[str | None] = ContextVar("chosen backend", default=None)
 
 
-def register(backend: Backend, first: bool = True) -> None:
-    """Add a backend, or replace the one of its name; it is asked before the others, or (``first=False``) after them.
+def register_backend(backend: Backend, first: bool = True) -> None:
+    """Let a backend compute what it does not refuse, in the place of one of its name.
 
-    A backend that comes last is picked by name alone, since eager takes everything.
+    Args:
+        backend: an object with what `crossbar.backends.protocol.Backend` lists.
+        first: it is asked before the others, or else after them: then it gets what they refuse, and, as eager takes
+            all that the features of this package describe, is otherwise picked by name (`using_backend`).
+
+    >>> from crossbar import backend_names, register_backend
+    >>> from crossbar.backends.naive import Naive
+    >>> register_backend(Naive(), first=False)  # it is there already, and stays the last
+    >>> backend_names()
+    ('cpu', 'eager', 'naive')
     """
     others = {name: other for name, other in _backends.items() if name != backend.name}
     known = {backend.name: backend, **others} if first else {**others, backend.name: backend}
@@ -31,19 +40,33 @@ def register(backend: Backend, first: bool = True) -> None:
     _backends.update(known)
 
 
-def backends() -> tuple[str, ...]:
-    """Names of the backends, in the order in which they are asked."""
+def backend_names() -> tuple[str, ...]:
+    """Names of the backends, in the order in which they are asked for each piece of work.
+
+    The first that does not refuse it computes it. ``cpu`` has compiled kernels for products with whole codes and for
+    rows of any age; ``eager`` is torch, with gradients and on any device; ``naive`` is the float64 oracle, in loops of
+    Python.
+    """
     return tuple(_backends)
 
 
 @contextmanager
-def using(impl: str | None) -> Iterator[None]:
+def using_backend(impl: str | None) -> Iterator[None]:
     """Compute with the backend of this name, in this thread, as long as the block lasts; None: as dispatched.
 
-    What it refuses is then refused, not computed by another.
+    What it refuses raises `InputError` with its reason then, and is not computed by another. A backward pass asks for
+    backends where it runs, so it belongs into the block too.
 
     Raises:
         InputError: for an unknown name.
+
+    >>> import torch
+    >>> from crossbar import AnalogLinear, presets, using_backend
+    >>> layer, x = AnalogLinear.from_digital(torch.nn.Linear(8, 4), presets.ideal()), torch.ones(2, 8)
+    >>> with torch.no_grad(), using_backend("naive"):
+    ...     slow = layer(x)
+    >>> torch.allclose(layer(x), slow, atol=1e-5)
+    True
     """
     _require_known(impl)
     token = _chosen.set(impl)
@@ -54,7 +77,7 @@ def using(impl: str | None) -> Iterator[None]:
 
 
 def choose(work: Work, impl: str | None = None) -> Backend:
-    """The backend for a piece of work: the one named, by ``impl`` or `using`, or the first that does not refuse it.
+    """The backend for a piece of work: the one that ``impl`` or `using_backend` names, or the first not to refuse it.
 
     Raises:
         InputError: for an unknown name, and for work that the named backend refuses.
@@ -65,12 +88,15 @@ def choose(work: Work, impl: str | None = None) -> Backend:
         _require_known(name)
         reason = _refusal(_backends[name], work, device, dtype, gradient)
         if reason is not None:
-            raise InputError(f"backend {name!r} cannot compute this ({reason}): choose another, or none")
+            able = ", ".join(other for other, why in refusals(work).items() if why is None)
+            todo = f"choose one of {able}" if able else "register one that can"
+            raise InputError(f"backend {name!r} cannot compute this ({reason}): {todo}")
         return _backends[name]
     for backend in _backends.values():
         if _refusal(backend, work, device, dtype, gradient) is None:
             return backend
-    raise InputError(f"none of the backends {', '.join(_backends)} computes this: register one that does")
+    reasons = "; ".join(f"{other}: {why}" for other, why in refusals(work).items())
+    raise InputError(f"no backend can compute this ({reasons}): register one that can")
 
 
 def refusals(work: Work) -> dict[str, str | None]:
@@ -113,9 +139,10 @@ def _tensors(work: Work) -> tuple[torch.device, torch.dtype, bool]:
         digits = cells.digits if isinstance(cells.digits, Tensor) else None
         found = (work.x, digits, cells.scales, cells.adc_range, work.input_range)
     elif isinstance(work, Columns):
-        found = tuple(tensor for product in work.products for tensor in (product.codes, product.cells))
+        driven = (tensor for product in work.products for tensor in (product.codes, product.cells))
+        found = (*driven, work.spans, work.offset)
     else:
-        found = (next(iter(work.state.values())),)
+        found = tuple(work.state.values())
     like = found[0]
     assert like is not None
     gradient = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in found)
@@ -127,6 +154,6 @@ def _require_known(impl: str | None) -> None:
         raise InputError(f"backend {impl!r} is not known: choose one of {', '.join(_backends)}")
 
 
-register(Naive(), first=False)
-register(Eager())
-register(Cpu())
+register_backend(Naive(), first=False)
+register_backend(Eager())
+register_backend(Cpu())

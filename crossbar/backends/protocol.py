@@ -29,7 +29,10 @@ class Read(NamedTuple):
         cells: the tiles, as their columns see them now.
         hardware: geometry, converters and output noise.
         input_range: calibrated DAC range, 0-d, activation units; None: found as ``hardware.dac.range`` says.
-        noise: stream of read noise; None for quiet reads.
+        noise: stream of read noise; None for quiet reads. The normal numbers of all columns, ``[T, B, O]``, are
+            ``noise.stream.columns(T, B, O)``, those from input vector b on ``first=b`` of it. With bit-serial inputs
+            bit p, from the least significant on, takes those of the B vectors that follow: ``first=p * B``. The pulses
+            of ``rate`` inputs are ``noise.binomial``.
     """
 
     x: Tensor
@@ -146,8 +149,11 @@ Work = Read | Columns | AgedRows
 class Backend(Protocol):
     """One way to compute with cells.
 
+    Results are tensors of their own, in the dtype and on the device of the work's, which the caller may overwrite. An
+    input of NaN gives NaN in the outputs of its own vector, and in others only where they share a range with it.
+
     Attributes:
-        name: by which `crossbar.backends.dispatch.using` picks it.
+        name: by which `crossbar.using_backend` picks it.
         honours: features of hardware (`crossbar.Hardware.features`) that it computes; it is not asked with others.
     """
 
@@ -162,7 +168,7 @@ class Backend(Protocol):
         ...
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
-        """Why it cannot have a piece of work, in a few words; None: it can.
+        """Why it cannot have a piece of work, in a few words, such as ``"tensors on cuda"``; None: it can.
 
         Args:
             work: what is to be computed.
