@@ -32,12 +32,13 @@ from attention.memory.memory import AnalogMemory
 from attention.memory.report import MemoryReport
 from attention.neuromorphic.strength_cores import CoreStrengths, fitted_to_cores
 from attention.patterns import conventions
-from attention.patterns.base import CSR, Pattern, Piece
+from attention.patterns.base import Pattern, Piece
 from attention.patterns.block_patterns import BigBird, BlockSparse, RandomBlocks
 from attention.patterns.documents import Documents, Padding
 from attention.patterns.heads import PerHead, PerSequence
 from attention.patterns.hierarchical import Hierarchical
 from attention.patterns.routing import Routing
+from attention.patterns.rows import CSR
 from attention.patterns.selection import BlockTopK, TopK
 from attention.patterns.statistics import Statistics
 from attention.patterns.strides import Fixed, Strided

@@ -22,8 +22,9 @@ from attention.kernel.schedule import make, schedule
 from attention.kernel.stacked import apart, make_stacked
 from attention.kernel.straight import straight_through
 from attention.kernel.token_rows import TokenRows, write
-from attention.patterns.base import LARGEST, Pattern
+from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
+from attention.patterns.rows import LARGEST
 from crossbar.errors import InputError, require_number, require_whole
 from crossbar.hardware import Hardware
 from crossbar.random.streams import seed as derived_seed

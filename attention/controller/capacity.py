@@ -9,7 +9,7 @@ import torch
 from attention.controller.events import Placement
 from attention.controller.platforms import Platform
 from attention.controller.routing_tables import RoutingTables
-from attention.patterns.base import CSR
+from attention.patterns.rows import CSR
 from crossbar.errors import InputError, require_whole
 
 

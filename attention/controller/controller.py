@@ -12,7 +12,8 @@ from attention.controller.events import Events, Placement
 from attention.controller.platforms import Platform
 from attention.controller.simulation import Simulation
 from attention.controller.timing import Timing
-from attention.patterns.base import CSR, Pattern
+from attention.patterns.base import Pattern
+from attention.patterns.rows import CSR
 from crossbar.errors import InputError, require_whole
 
 _PART = 2**22  # events that are timed at once: bounds memory

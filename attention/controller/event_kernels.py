@@ -11,7 +11,7 @@ from typing import Any
 import numpy as np
 from numba import njit
 
-from attention.controller.timing import DROPPED
+from attention.controller.events import DROPPED
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]  # numba's own

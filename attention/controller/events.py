@@ -14,6 +14,9 @@ from crossbar.errors import InputError, require_whole
 MOST_TILES = 2**22
 """Of events: what is counted and timed is kept for each tile, up to the last."""
 
+DROPPED = -1
+"""The departure of an event that is lost."""
+
 
 class Axis(IntEnum):
     """What an event does to a token's line.

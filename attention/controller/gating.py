@@ -12,13 +12,14 @@ from torch import Tensor
 
 from attention.controller.controller import SMALL_PART, Controller
 from attention.controller.counts import Counts, book_attention, tally
-from attention.controller.events import Axis, Placement
+from attention.controller.events import DROPPED, Axis, Placement
 from attention.controller.simulation import Simulation
-from attention.controller.timing import DROPPED, Timing
-from attention.patterns.base import CSR, Pattern
+from attention.controller.timing import Timing
+from attention.patterns.base import Pattern
 from attention.patterns.family import Constant
 from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import padded, repeat
+from attention.patterns.rows import CSR
 from attention.patterns.selection import Selected
 from crossbar.costs.ledger import book, counting
 from crossbar.errors import InputError

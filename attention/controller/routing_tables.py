@@ -8,8 +8,8 @@ import torch
 from torch import Tensor
 
 from attention.controller.events import Placement
-from attention.patterns.base import CSR
 from attention.patterns.intervals import repeat
+from attention.patterns.rows import CSR
 
 
 @dataclass(frozen=True, eq=False)

@@ -7,9 +7,9 @@ from dataclasses import dataclass, field
 import torch
 from torch import Tensor
 
-from attention.controller.events import Events
+from attention.controller.events import DROPPED, Events
 from attention.controller.platforms import Platform
-from attention.controller.timing import DROPPED, Served, Timing, barrier, fifo, ports, routes, serve
+from attention.controller.timing import Served, Timing, barrier, fifo, ports, routes, serve
 from crossbar.errors import InputError
 
 _LARGEST = 2**62

@@ -16,9 +16,6 @@ from attention.controller.events import MOST_TILES, Axis, Events
 from attention.controller.platforms import Platform
 from crossbar.errors import InputError
 
-DROPPED = -1
-"""The departure of an event that is lost."""
-
 
 @dataclass(frozen=True, eq=False)
 class Timing:

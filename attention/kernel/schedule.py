@@ -17,8 +17,7 @@ import torch
 from torch import Tensor
 
 from attention.kernel.layout import Block, blocks_of
-from attention.patterns.base import Pattern, Piece
-from attention.patterns.composition import Intersection, Union
+from attention.patterns.base import Intersection, Pattern, Piece, Union
 
 
 class Tiles(Protocol):

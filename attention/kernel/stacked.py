@@ -15,9 +15,8 @@ from torch import Tensor
 
 from attention.kernel.layout import inside, union
 from attention.kernel.schedule import QUERY_BLOCK, Group, Schedule, rounded
-from attention.patterns.base import Pattern
-from attention.patterns.composition import Compound
-from attention.patterns.composition import Union as PatternUnion
+from attention.patterns.base import Compound, Pattern
+from attention.patterns.base import Union as PatternUnion
 from attention.patterns.intervals import Spans
 from attention.patterns.routing import Clustered
 from attention.patterns.selection import Selected

@@ -9,8 +9,7 @@ import torch
 from torch import Tensor
 
 from attention.controller.events import Placement
-from attention.patterns.base import Pattern
-from attention.patterns.composition import Intersection, Union
+from attention.patterns.base import Intersection, Pattern, Union
 from attention.patterns.tokens import Sinks
 from attention.patterns.windows import Dilated, LocalWindow
 from crossbar.errors import InputError, require_whole

@@ -15,8 +15,8 @@ import torch
 from torch import Tensor
 
 from attention.neuromorphic.lif import LIF
-from attention.patterns.base import CSR
 from attention.patterns.intervals import repeat
+from attention.patterns.rows import CSR
 from crossbar.errors import InputError, require_number
 
 if TYPE_CHECKING:

@@ -1,4 +1,4 @@
-"""Who attends to whom: what a sparse attention pattern is.
+"""Who attends to whom: what a sparse attention pattern is, and patterns made of patterns, ``a | b`` and ``a & b``.
 
 A pattern is a set of pairs (i, j), query i attends key j, where i and j are absolute token positions. Each family gives
 its set twice, in two forms that the tests hold together: `Pattern.allowed` says whether a pair is in the set, and
@@ -10,36 +10,23 @@ from __future__ import annotations
 
 from abc import ABC, abstractmethod
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import TYPE_CHECKING, ClassVar, NamedTuple
 
 import torch
 from torch import Tensor
 
-from attention.patterns.intervals import Spans, disjoint, repeat
+from attention.patterns.intervals import Spans, overlap, repeat
+from attention.patterns.picture import draw
+from attention.patterns.rows import CSR, LARGEST, compressed
+from attention.patterns.statistics import Statistics, statistics
 from crossbar.errors import InputError, require_whole
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
 
-    from attention.patterns.statistics import Statistics
-
 MaskMod = Callable[[Tensor, Tensor, Tensor, Tensor], Tensor]
 """FlexAttention's mask function: (batch, head, query index, key index) to bool, elementwise."""
-
-LARGEST = 2**31 - 1
-"""Greatest parameter of a pattern: positions are summed and multiplied as int64, and event lines are int32."""
-
-_AT_A_TIME = 4096  # queries whose intervals exist at once while rows are made: bounds memory
-
-
-class CSR(NamedTuple):
-    """Attended keys in compressed rows: query i attends ``indices[indptr[i] : indptr[i + 1]]``, in rising order.
-
-    Shapes: ``indptr`` int64 [N_queries + 1], ``indices`` int64 [attended pairs].
-    """
-
-    indptr: Tensor
-    indices: Tensor
 
 
 class Piece(NamedTuple):
@@ -88,6 +75,9 @@ class Pattern(ABC):
     is_causal: bool
     """Whether every part is in its causal mode."""
 
+    _made_from_mask_mod: ClassVar[Callable[[MaskMod, int | None, int | None], Pattern]]
+    # `attention.patterns.mask_mods` enters it: a pattern from a function is a family, and families come after this.
+
     @abstractmethod
     def causal(self) -> Pattern:
         """The same pattern with every part in its causal form, which each family defines (docs/attention.md)."""
@@ -108,13 +98,9 @@ class Pattern(ABC):
         return f"causal({self.bare_text()})" if self.is_causal else self.bare_text()
 
     def __or__(self, other: Pattern) -> Pattern:
-        from attention.patterns.composition import Union
-
         return Union((self, other)) if isinstance(other, Pattern) else NotImplemented
 
     def __and__(self, other: Pattern) -> Pattern:
-        from attention.patterns.composition import Intersection
-
         return Intersection((self, other)) if isinstance(other, Pattern) else NotImplemented
 
     @staticmethod
@@ -132,9 +118,7 @@ class Pattern(ABC):
         Raises:
             InputError: for a function that gives anything but bool.
         """
-        from attention.patterns.mask_mods import from_mask_mod
-
-        return from_mask_mod(mask_mod, heads, sequences)
+        return Pattern._made_from_mask_mod(mask_mod, heads, sequences)
 
     @property
     def mask_mod(self) -> MaskMod:
@@ -188,6 +172,13 @@ class Pattern(ABC):
         """The pattern in disjoint pieces that a kernel may compute apart; unless a family knows better, itself."""
         return (Piece(self),)
 
+    def require_pairs(self) -> None:  # noqa: B027  # nearly all patterns are sets of pairs
+        """Refuse what only a set of pairs can do, such as ``|`` and ``&``; a family that is no such set overrides it.
+
+        Raises:
+            InputError: if the pattern is no set of pairs.
+        """
+
     def require_decodable(self, offset: int) -> None:
         """Refuse queries after position 0 of a causal pattern whose past would change as the sequence grows.
 
@@ -216,20 +207,7 @@ class Pattern(ABC):
         require_whole("offset", offset, least=0, most=LARGEST)
         n_keys = offset + n_queries if n_keys is None else n_keys
         require_whole("n_keys", n_keys, least=1, most=LARGEST)
-        lengths, indices = [], []
-        for first in range(0, n_queries, _AT_A_TIME):
-            query = torch.arange(first, min(first + _AT_A_TIME, n_queries), device="cpu") + offset
-            start, stop = disjoint(self.spans(query, n_keys), n_keys)
-            length = stop - start
-            lengths.append(length.sum(1))
-            # A position of the output lies in one interval; its key is the position less where that interval begins in
-            # the output, plus the interval's start.
-            length = length.flatten()
-            key = repeat(start.flatten() - (length.cumsum(0) - length), length)
-            indices.append(key.add_(torch.arange(len(key), device="cpu")))
-        indptr = torch.zeros(n_queries + 1, dtype=torch.int64, device="cpu")
-        torch.cumsum(torch.cat(lengths), 0, out=indptr[1:])
-        return CSR(indptr, indices[0] if len(indices) == 1 else torch.cat(indices))
+        return compressed(self.spans, n_queries, n_keys, offset)
 
     def to_dense(self, n: int) -> Tensor:
         """The pattern of a sequence of ``n`` tokens as bool [n, n], True where row attends column."""
@@ -242,12 +220,167 @@ class Pattern(ABC):
 
     def stats(self, n: int, *, tile: int = 64) -> Statistics:
         """What the pattern costs a sequence of ``n`` tokens; ``tile`` tokens stand in a tile."""
-        from attention.patterns.statistics import statistics
-
-        return statistics(self, n, tile)
+        return statistics(self.rows, self.cost, n, tile)
 
     def plot(self, n: int, *, axes: Axes | None = None) -> Axes:
         """The pattern of ``n`` tokens drawn into matplotlib ``axes`` (its own unless given): query down, key across."""
-        from attention.patterns.picture import draw
+        return draw(self.rows, str(self), n, axes)
 
-        return draw(self, n, axes)
+
+@dataclass(frozen=True)
+class Compound(Pattern):
+    """A pattern made of others."""
+
+    parts: tuple[Pattern, ...]
+
+    @property
+    def is_causal(self) -> bool:  # type: ignore[override]  # derived here, a field in a family
+        """Whether every part is."""
+        return all(part.is_causal for part in self.parts)
+
+    @property
+    def length_invariant(self) -> bool:  # type: ignore[override]  # derived, as above
+        """Whether every part is."""
+        return all(part.length_invariant for part in self.parts)
+
+    @property
+    def shift_invariant(self) -> bool:  # type: ignore[override]  # derived, as above
+        """Whether every part is."""
+        return all(part.shift_invariant for part in self.parts)
+
+    @property
+    def is_static(self) -> bool:  # type: ignore[override]  # derived, as above
+        """Whether every part is."""
+        return all(part.is_static for part in self.parts)
+
+    @property
+    def n_heads(self) -> int | None:  # type: ignore[override]  # derived, as above
+        """The number that parts have, which is one for all."""
+        return common("heads", [part.n_heads for part in self.parts])
+
+    @property
+    def n_sequences(self) -> int | None:  # type: ignore[override]  # derived, as above
+        """The number that parts have, which is one for all."""
+        return common("sequences", [part.n_sequences for part in self.parts])
+
+    def each(self, change: Callable[[Pattern], Pattern]) -> Pattern:
+        """The same with ``change`` made to every part."""
+        return type(self)(tuple(change(part) for part in self.parts))
+
+    def causal(self) -> Pattern:
+        """Every part in its causal mode."""
+        return self.each(lambda part: part.causal())
+
+    def at(self, n: int) -> Pattern:
+        """Every part at this length."""
+        return self.each(lambda part: part.at(n))
+
+    def relaxed(self) -> Pattern:
+        """Every part relaxed."""
+        return self.each(lambda part: part.relaxed())
+
+    def part_text(self, part: Pattern) -> str:
+        """A part's text, without the word ``causal`` where that stands around the whole."""
+        return part.bare_text() if self.is_causal else str(part)
+
+
+@dataclass(frozen=True)
+class _Composition(Compound):
+    """Patterns under one operator; nested compositions of the same operator are flattened."""
+
+    operator: ClassVar[str]
+
+    def __post_init__(self) -> None:
+        flat: list[Pattern] = []
+        for part in self.parts:
+            flat.extend(part.parts if isinstance(part, type(self)) else [part])
+        for part in flat:
+            part.require_pairs()
+        object.__setattr__(self, "parts", tuple(flat))
+        common("heads", [part.n_heads for part in flat])
+        common("sequences", [part.n_sequences for part in flat])
+
+    def select(self, q: Tensor, k: Tensor, *, mask: Tensor | None = None, offset: int = 0) -> Pattern:
+        """Every part's selection, made apart from the others'."""
+        return self.each(lambda part: part.select(q, k, mask=mask, offset=offset))
+
+    def sequence(self, index: int) -> Pattern:
+        """Every part's pattern of one sequence of the batch."""
+        return self.each(lambda part: part.sequence(index)) if self.n_sequences else self
+
+    def head(self, index: int) -> Pattern:
+        """Every part's pattern of one head."""
+        return self.each(lambda part: part.head(index)) if self.n_heads else self
+
+    def bare_text(self) -> str:
+        """The parts' texts between operators, in parentheses where ``&`` would bind tighter."""
+        texts = []
+        for part in self.parts:
+            wrapped = part.is_causal and not self.is_causal  # then the part writes causal(...) around itself
+            loose = isinstance(part, Union) and isinstance(self, Intersection) and not wrapped
+            texts.append(f"({self.part_text(part)})" if loose else self.part_text(part))
+        return f" {self.operator} ".join(texts)
+
+
+@dataclass(frozen=True)
+class Union(_Composition):
+    """Pairs of any part: ``a | b``."""
+
+    operator: ClassVar[str] = "|"
+
+    @property
+    def cost(self) -> str:  # type: ignore[override]  # derived here, a constant in a family
+        """The sum of the parts'."""
+        return " + ".join(dict.fromkeys(part.cost for part in self.parts))
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether any part allows the pair."""
+        pairs = self.parts[0].allowed(query, key)
+        for part in self.parts[1:]:
+            pairs = pairs | part.allowed(query, key)
+        return pairs
+
+    def spans(self, query: Tensor, n_keys: int) -> Spans:
+        """All parts' intervals side by side."""
+        spans = [part.spans(query, n_keys) for part in self.parts]
+        return Spans(torch.cat([s.start for s in spans], 1), torch.cat([s.stop for s in spans], 1))
+
+
+@dataclass(frozen=True)
+class Intersection(_Composition):
+    """Pairs of every part: ``a & b``."""
+
+    operator: ClassVar[str] = "&"
+
+    @property
+    def cost(self) -> str:  # type: ignore[override]  # derived here, a constant in a family
+        """The least of the parts'."""
+        return f"min({', '.join(dict.fromkeys(part.cost for part in self.parts))})"
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        """Whether every part allows the pair."""
+        pairs = self.parts[0].allowed(query, key)
+        for part in self.parts[1:]:
+            pairs = pairs & part.allowed(query, key)
+        return pairs
+
+    def spans(self, query: Tensor, n_keys: int) -> Spans:
+        """The keys that every part's intervals hold."""
+        spans = self.parts[0].spans(query, n_keys)
+        for part in self.parts[1:]:
+            spans = overlap(spans, part.spans(query, n_keys), n_keys)
+        return spans
+
+
+def common(what: str, numbers: list[int | None]) -> int | None:
+    """The one number in a list, None where there is none.
+
+    Raises:
+        InputError: for two that differ.
+    """
+    found = sorted({number for number in numbers if number is not None})
+    if len(found) > 1:
+        raise InputError(
+            f"patterns for {found[0]} and {found[1]} {what} do not fit together: give all the same number of {what}"
+        )
+    return found[0] if found else None

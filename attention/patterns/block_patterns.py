@@ -9,9 +9,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attention.patterns.base import LARGEST
 from attention.patterns.family import Constant, Family, SizedFamily, as_tensor
 from attention.patterns.intervals import Spans, runs
+from attention.patterns.rows import LARGEST
 from crossbar.errors import InputError, require_whole
 from crossbar.random.streams import uniform
 

@@ -8,8 +8,9 @@ from __future__ import annotations
 
 import torch
 
-from attention.patterns.base import LARGEST, Pattern
+from attention.patterns.base import Pattern
 from attention.patterns.block_patterns import BlockSparse
+from attention.patterns.rows import LARGEST
 from attention.patterns.windows import Dilated, LocalWindow, Neighborhood
 from crossbar.errors import InputError, require_whole
 

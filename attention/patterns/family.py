@@ -10,7 +10,8 @@ from typing import ClassVar, Self
 import torch
 from torch import Tensor
 
-from attention.patterns.base import LARGEST, Pattern
+from attention.patterns.base import Pattern
+from attention.patterns.rows import LARGEST
 from crossbar.errors import InputError, require_whole
 
 

@@ -8,8 +8,7 @@ from typing import NoReturn
 
 from torch import Tensor
 
-from attention.patterns.base import Pattern
-from attention.patterns.composition import Compound
+from attention.patterns.base import Compound, Pattern
 from attention.patterns.intervals import Spans
 from crossbar.errors import InputError
 

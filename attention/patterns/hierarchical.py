@@ -53,11 +53,11 @@ class Hierarchical(Family):
 
     def allowed(self, query: Tensor, key: Tensor) -> NoReturn:
         """Refused: averages are attended."""
-        self.refuse()
+        self.require_pairs()
 
     def spans(self, query: Tensor, n_keys: int) -> NoReturn:
         """Refused: averages are attended."""
-        self.refuse()
+        self.require_pairs()
 
     def scores(self, n: int) -> int:
         """Scores that are computed for ``n`` tokens, those of one coarse query counted once."""
@@ -80,7 +80,7 @@ class Hierarchical(Family):
         """For example ``hierarchical(32, 4)``."""
         return f"{self.name}({self.block}, {self.levels})"
 
-    def refuse(self) -> NoReturn:
+    def require_pairs(self) -> NoReturn:
         """Refuse what only a set of pairs can do."""
         raise InputError(
             f"pattern {str(self)!r} attends averages of keys and is no set of pairs: give it alone to gated_attention, "

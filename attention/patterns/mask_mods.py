@@ -96,3 +96,6 @@ def from_mask_mod(mask_mod: MaskMod, heads: int | None, sequences: int | None) -
         return PerHead([FromMaskMod(mask_mod, b, h) for h in range(heads)])
 
     return of_sequence(0) if sequences is None else PerSequence([of_sequence(b) for b in range(sequences)])
+
+
+Pattern._made_from_mask_mod = from_mask_mod

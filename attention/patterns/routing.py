@@ -9,11 +9,11 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
-from attention.patterns.base import LARGEST, Pattern
-from attention.patterns.composition import Compound
+from attention.patterns.base import Compound, Pattern
 from attention.patterns.family import Constant, Family
 from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import Spans
+from attention.patterns.rows import LARGEST
 from attention.patterns.selection import Selected, Selecting, require_scores
 from crossbar.errors import InputError, require_whole
 from crossbar.random.streams import normal

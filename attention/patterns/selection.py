@@ -9,10 +9,11 @@ from typing import ClassVar, Literal, NoReturn, get_args
 import torch
 from torch import Tensor
 
-from attention.patterns.base import LARGEST, Pattern
+from attention.patterns.base import Pattern
 from attention.patterns.family import Constant, Family
 from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import Spans
+from attention.patterns.rows import LARGEST
 from attention.patterns.tokens import Dense
 from crossbar.errors import InputError, require_whole
 

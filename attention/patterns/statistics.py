@@ -6,8 +6,8 @@ from dataclasses import dataclass
 
 import torch
 
-from attention.patterns.base import LARGEST, Pattern
 from attention.patterns.intervals import repeat
+from attention.patterns.rows import LARGEST, Rows
 from crossbar.errors import require_whole
 
 
@@ -45,7 +45,7 @@ class Statistics:
         )
 
 
-def statistics(pattern: Pattern, n: int, tile: int) -> Statistics:
+def statistics(rows: Rows, cost: str, n: int, tile: int) -> Statistics:
     """See `Pattern.stats`."""
     require_whole("n", n, least=1, most=LARGEST)
     require_whole("tile", tile, least=1, most=LARGEST)
@@ -53,11 +53,11 @@ def statistics(pattern: Pattern, n: int, tile: int) -> Statistics:
     together = max(1, 1024 // tile) * tile  # whole tiles of queries at a time
     pairs = most = touched = 0
     for first in range(0, n, together):
-        indptr, indices = pattern.rows(min(together, n - first), n, first)
+        indptr, indices = rows(min(together, n - first), n, first)
         lengths = indptr.diff()
         pairs += len(indices)
         most = max(most, int(lengths.max()))
         tile_row = repeat(torch.arange(len(lengths), device="cpu") // tile, lengths)
         holds = torch.zeros(-(-len(lengths) // tile) * across, dtype=torch.bool, device="cpu")
         touched += int(holds.index_fill_(0, tile_row * across + indices // tile, True).sum())
-    return Statistics(n, pairs, pairs / n**2, pairs / n, most, tile, touched, across**2, pattern.cost)
+    return Statistics(n, pairs, pairs / n**2, pairs / n, most, tile, touched, across**2, cost)

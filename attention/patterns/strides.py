@@ -8,10 +8,11 @@ from typing import ClassVar, Literal
 import torch
 from torch import Tensor
 
-from attention.patterns.base import LARGEST, Piece
+from attention.patterns.base import Piece
 from attention.patterns.family import Family
 from attention.patterns.heads import PerHead
 from attention.patterns.intervals import Spans
+from attention.patterns.rows import LARGEST
 from attention.patterns.tokens import Dense
 from crossbar.errors import InputError, require_whole
 

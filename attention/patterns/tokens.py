@@ -8,9 +8,9 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attention.patterns.base import LARGEST
 from attention.patterns.family import Family
 from attention.patterns.intervals import Spans
+from attention.patterns.rows import LARGEST
 from crossbar.errors import InputError, require_whole
 
 

@@ -11,9 +11,10 @@ from typing import ClassVar
 import torch
 from torch import Tensor
 
-from attention.patterns.base import LARGEST, Piece
+from attention.patterns.base import Piece
 from attention.patterns.family import Family, SizedFamily
 from attention.patterns.intervals import Spans
+from attention.patterns.rows import LARGEST
 from crossbar.errors import InputError, require_whole
 
 

@@ -21,7 +21,7 @@ from attention import (
     gated_attention,
 )
 from attention.controller import platforms
-from attention.controller.timing import DROPPED
+from attention.controller.events import DROPPED
 from crossbar import Converter, Hardware, InputError, Ledger, Tile, devices
 
 SPARSE = (LocalWindow(9) | Sinks(2)).causal()

@@ -11,7 +11,8 @@ from hypothesis import strategies as st
 
 from attention import Axis, Controller, Dense, Events, LocalWindow, Placement, Platform, Sinks
 from attention.controller import platforms
-from attention.controller.timing import DROPPED, drop_new, drop_old, fifo
+from attention.controller.events import DROPPED
+from attention.controller.timing import drop_new, drop_old, fifo
 from crossbar.errors import InputError
 
 ARRIVALS = st.lists(st.tuples(st.integers(0, 40), st.integers(0, 3)), max_size=60)

@@ -20,7 +20,7 @@ from attention import (
     Strided,
     parse,
 )
-from attention.patterns.composition import Intersection, Union
+from attention.patterns.base import Intersection, Union
 from crossbar.errors import InputError
 
 
