@@ -1,9 +1,9 @@
 """What compiled kernels are made of: addresses to arrays, bits to numbers, a thread's share of the work.
 
 A kernel is a C function for `crossbar.native.openmp.run`, compiled by numba when its module is first imported and kept
-in numba's cache, which follows changes of the kernel's own file only: after a change here or of another function that
-is compiled into a kernel, touch the kernel's file. What a C function raises is lost, so division by 0 gives infinity
-or NaN, and a thread that comes to the end says so.
+in numba's cache, which follows changes of the kernel's own file only (numba has no public way to name others): after a
+change here, or in `crossbar.random.kernels` of what other kernels are compiled with, touch the kernel's file. What a C
+function raises is lost, so division by 0 gives infinity or NaN, and a thread that comes to the end says so.
 """
 
 from __future__ import annotations
@@ -78,10 +78,10 @@ def share(given: Any, work: int) -> Any:
 @njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
 def _place(given: Any) -> Any:
     """The number of the calling thread, and how many there are: maybe fewer than were asked for."""
-    members = carray(pointer(given[0]), 2, np.int64)
+    shared = carray(pointer(given[0]), 2, np.int64)
     thread, threads = 0, 1
-    if members[0] != 0:
-        thread, threads = _called(members[0]), _called(members[1])
+    if shared[0] != 0:
+        thread, threads = _called(shared[0]), _called(shared[1])
     return thread, threads
 
 
@@ -89,5 +89,5 @@ def _place(given: Any) -> Any:
 def done(given: Any) -> None:
     """Tell `crossbar.native.openmp.run` that the calling thread came to the end: what a C function raises is lost."""
     thread, threads = _place(given)
-    members = carray(pointer(given[0]), 2 + given[1], np.int64)
-    members[2 + thread] = threads
+    shared = carray(pointer(given[0]), 2 + given[1], np.int64)
+    shared[2 + thread] = threads

@@ -17,12 +17,12 @@ from torch import Tensor
 
 
 def run(kernel: Any, work: int, *arguments: Tensor | int | float | None) -> None:
-    """Call a kernel of `crossbar.backends.cpu.kernels` on as many threads as torch uses; returns when all are done.
+    """Call a kernel on as many threads as torch uses; returns when all are done.
 
     Args:
-        kernel: a compiled C function of one pointer to 64-bit words: the address of the team, how many threads are
-            asked for, then the arguments. The team is the addresses of ``omp_get_thread_num`` and
-            ``omp_get_num_threads`` (0: called on one thread), then a word for each thread, in which one that comes to
+        kernel: a compiled C function of one pointer to 64-bit words: the address of what the threads share, how many
+            of them are asked for, then the arguments. They share the addresses of ``omp_get_thread_num`` and
+            ``omp_get_num_threads`` (0: called on one thread), and a word for each thread, in which one that comes to
             the end leaves how many there were.
         work: parts into which the work can be shared, at least; no more threads are used.
         arguments: contiguous CPU tensors (as addresses; None as 0), whole numbers, floats (as the bits of a double).
@@ -33,7 +33,7 @@ def run(kernel: Any, work: int, *arguments: Tensor | int | float | None) -> None
     threads = max(min(torch.get_num_threads(), work), 1)
     parallel, number, count = (_openmp() if threads > 1 else None) or (None, 0, 0)
     given = [0, threads, *map(_word, arguments)]
-    place = len(given)  # of the team, in the same words
+    place = len(given)  # of what the threads share, in the same words
     words = (ctypes.c_int64 * (place + 2 + threads))(*given, number, count)
     words[0] = ctypes.addressof(words) + ctypes.sizeof(ctypes.c_int64) * place
     if parallel is None:

@@ -1,6 +1,8 @@
 """Compiled kernels of the CPU: cells in fixed point, input codes, converted columns, aged rows.
 
-Each is a C function for `crossbar.native.openmp.run` (`crossbar.native.compiled`).
+Each is a C function for `crossbar.native.openmp.run` (`crossbar.native.compiled`). Everything is float32, and rounded
+after each operation but where ``fma(a, b, c)``, a multiply-add that is rounded once, stands: a backend that does the
+same in this order gives the same bits, whatever its blocks are.
 """
 
 from __future__ import annotations
@@ -122,6 +124,10 @@ def convert(words: Any) -> None:
     steps) or 0, deviation [O] (of output noise, ADC steps) or 0, variance [O] (of the cells under full power, ADC steps
     squared) or 0, power [B, T_in] or 0, scale [O], full_scale [B], out [B, O], B, O, T_in, this tile of T_in, levels, T
     (tiles of a row of noise), this tile of T, first row, start and key of the noise.
+
+    With z the numbers of row ``(first row + b) T + tile`` (`crossbar.random`), ``added = z deviation``, or with cells
+    ``z sqrt(fma(deviation, deviation, power variance))``; then ``added + offset``. ``code = rint(fma(fma(high, 256,
+    low), factor, added))``, to even and clipped; ``out = fma(code, scale full_scale, out)``, tile after tile from 0.
     """
     given = carray(words, 21)
     vectors, outputs, row_tiles, row_tile = given[11], given[12], given[13], given[14]
@@ -176,8 +182,12 @@ def age_rows(words: Any) -> None:
     Arguments: P [K, V, S, D] float32 (G⁺ of all pairs, then G⁻), exponent or 0 (1 of every cell) and amplitude or 0 (no
     fluctuation) as P, row of S of each opened one [L] int64, halvings [L] and band [L] float32, start [L] int64 and key
     [L] int64 of the numbers z of each row (of the first of V, others are ``stride`` words further each), digits
-    [V, L, D] float32, variance [V, L, D] or 0 (of white noise), K, V, S, L, D, stride, a digit of 1 µS, constant and
-    relative part of the white noise, in digits and per digit.
+    [V, L, D] float32, variance [V, L, D] or 0 (of white noise), K, V, S, L, D, stride, a digit of 1 µS, squares of the
+    constant and the relative part of the white noise, in digits and per digit.
+
+    ``2^(-halvings exponent)`` is a polynomial in fused steps times a power of 2; the factor of the fluctuation is
+    ``fma(amplitude band, z, 1)``; pair after pair, ``digit = fma(up - down, digit of 1 µS, digit)`` and ``variance +=
+    fma(fma(up, up, down down), relative², 2 constant²)``.
     """
     given = carray(words, 21)
     cells, vectors, slots, opened, size, stride = given[12], given[13], given[14], given[15], given[16], given[17]
