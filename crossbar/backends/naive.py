@@ -177,11 +177,15 @@ def _noisy(g: float, hardware: Hardware, z: Array | None, index: tuple[int, ...]
 def _bits(codes: list[float], dac: Converter) -> Reads:
     """Full-scale pulses for each magnitude bit of the codes, least significant first, and what each bit is worth."""
     levels = _levels(dac)
-    whole = [round(code * levels) for code in codes]
     planes = []
     for bit in range(dac.bits - 1):
-        planes.append(([math.copysign((abs(n) >> bit) & 1, n) for n in whole], 2**bit / levels))
+        planes.append(([_bit(code * levels, bit) for code in codes], 2**bit / levels))
     return planes
+
+
+def _bit(code: float, bit: int) -> float:
+    """A magnitude bit of a whole code, with its sign; a code that is not a number has none that is."""
+    return code if math.isnan(code) else math.copysign((abs(round(code)) >> bit) & 1, code)
 
 
 def _dac_range(x: Array, b: int, dac: Converter | None, calibrated: float | None) -> float:
@@ -213,15 +217,17 @@ def _levels(converter: Converter) -> int:
 def _convert(value: float, converter: Converter | None, full_scale: float) -> float:
     """The nearest of ``2^bits - 1`` levels over ± full scale, ties to even, clipped; a single bit tells only the sign.
 
-    Unchanged without a converter.
+    Unchanged without a converter. What is not a number, in value or full scale, stays that.
     """
-    if converter is None:
+    if converter is None or math.isnan(value):
         return value
     if converter.bits == 1:
         return full_scale if value >= 0 else -full_scale
     levels = _levels(converter)
-    code = max(-levels, min(levels, round(value / full_scale * levels)))
-    return float(code * full_scale / levels)
+    code = value / full_scale * levels
+    if math.isnan(code):
+        return code
+    return float(round(max(-levels, min(levels, code))) * full_scale / levels)
 
 
 @dataclass(frozen=True)

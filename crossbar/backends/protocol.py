@@ -43,10 +43,10 @@ class Read(NamedTuple):
 
 
 class Product(NamedTuple):
-    """A part of what columns sum: ``codes @ cells``.
+    """The sums of some columns: ``codes @ cells``.
 
     Attributes:
-        place: which of the N it adds to: a number, a slice, or None for all.
+        place: which of the N these are: a number, a slice, or None for all.
         codes: ``[n, B, R]``, or ``[B, R]`` for a single one: word-line codes.
         cells: ``[n, R, O]`` or ``[R, O]``: digits.
     """
@@ -61,7 +61,7 @@ class Columns:
     """Bit lines that are sensed at once, ``[N, B, O]``: N batches of columns, each read with B vectors of codes.
 
     Attributes:
-        products: what is summed.
+        products: what is summed; together they have each of the N in one of them.
         shape: N, B and O.
         unit: the part of full scale that a code of 1 drives.
         hardware: the ADC and output noise.
