@@ -2,5 +2,17 @@
 
 import os
 
+import pytest
+
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported: waiting threads do not spin
 os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported: no test may reach a model hub
+
+
+@pytest.fixture
+def registries(monkeypatch):
+    """Backends and adapters that a test registers are gone after it."""
+    from crossbar import adapters
+    from crossbar.backends import dispatch
+
+    monkeypatch.setattr(dispatch, "_backends", dict(dispatch._backends))
+    monkeypatch.setattr(adapters, "_adapters", dict(adapters._adapters))
