@@ -22,6 +22,9 @@ _F, _U = np.float32, np.uint32
 _LOG = (-0.23862109, 0.37361503, -0.40983519, 0.49816578, -0.66629348, 1.0000229, -2.00000193)
 _SQRT_HALF_BITS = 0x3F3504F3
 
+ROW = 1024
+"""Normal numbers of a tensor that are made together, with words of their own."""
+
 
 @intrinsic  # type: ignore[untyped-decorator]  # numba's own
 def random_word(context: Any, start: Any, index: Any, key: Any) -> Any:
@@ -75,6 +78,18 @@ def normals(one_word: Any, word: Any) -> Any:
     return one, radius * as_float(_U(as_bits(other) ^ _U(_U(top ^ second) & sign)))
 
 
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _fill_row(numbers: Any, start: Any, key: Any) -> None:
+    """A row of normal numbers that begins at word ``start``."""
+    width = len(numbers)
+    half = (width + 1) // 2
+    first, second = numbers[:half], numbers[half:]
+    for i in range(width - half):
+        first[i], second[i] = pair(start, i, key)
+    for i in range(width - half, half):
+        first[i] = pair(start, i, key)[0]
+
+
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fill(words: Any) -> None:
     """Standard normal numbers ``[groups, rows, width]``, made row by row, of each row all groups.
@@ -88,12 +103,32 @@ def fill(words: Any) -> None:
     half = (width + 1) // 2
     for line in range(*share(given, groups * rows)):
         row, group = line // groups, line % groups
-        first, second = numbers[group, row, :half], numbers[group, row, half:]
-        at = _U(start + _U(2 * line * half))
-        for i in range(width - half):
-            first[i], second[i] = pair(at, i, key)
-        for i in range(width - half, half):
-            first[i] = pair(at, i, key)[0]
+        _fill_row(numbers[group, row], _U(start + _U(2 * line * half)), key)
+    done(given)
+
+
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def fill_part(words: Any) -> None:
+    """Standard normal numbers ``first`` to ``last`` (excluded) of a tensor of ``count``, in rows of `ROW`.
+
+    Arguments: numbers [last - first], first, last, count, start, key.
+    """
+    given = carray(words, 8)
+    first, last, count, start, key = given[3], given[4], given[5], _U(given[6]), _U(given[7])
+    numbers = carray(pointer(given[2]), last - first, np.float32)
+    whole = np.empty(ROW, np.float32)
+    begin = first // ROW
+    low, high = share(given, (last + ROW - 1) // ROW - begin)
+    for row in range(begin + low, begin + high):
+        base = row * ROW
+        width = min(ROW, count - base)
+        at = _U(start + _U(base))
+        if first <= base and base + width <= last:
+            _fill_row(numbers[base - first : base - first + width], at, key)
+        else:
+            _fill_row(whole[:width], at, key)
+            for i in range(max(first - base, 0), min(last - base, width)):
+                numbers[base + i - first] = whole[i]
     done(given)
 
 

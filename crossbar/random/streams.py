@@ -117,33 +117,32 @@ class Stream:
         return numbers[skipped : skipped + count].view(shape)
 
     def _normal(self, count: int, first: int, last: int, start: int) -> Tensor:
-        """Numbers ``first`` to ``last`` of ``count`` that begin at the word ``start``; they are made in whole rows."""
-        whole = count // _ROW
-        begin, end = first // _ROW, -(-last // _ROW)
-        full = max(min(end, whole) - begin, 0)
-        rest = count % _ROW if end > whole else 0
-        numbers = torch.empty(full * _ROW + rest, device=self.device)
-        self._fill(numbers[: full * _ROW], 1, full, _ROW, start + begin * _ROW)
-        self._fill(numbers[full * _ROW :], 1, 1, rest, start + whole * _ROW)
-        return numbers[first - begin * _ROW : last - begin * _ROW]
-
-    def _columns(self, tiles: int, vectors: int, outputs: int, start: int) -> Tensor:
-        numbers = torch.empty(tiles, vectors, outputs, device=self.device)
-        self._fill(numbers, tiles, vectors, outputs, start)
-        return numbers
-
-    def _fill(self, numbers: Tensor, groups: int, rows: int, width: int, start: int) -> None:
-        """Put normal numbers ``[groups, rows, width]`` into a tensor of as many, from a word on."""
+        """Numbers ``first`` to ``last`` of ``count`` that begin at the word ``start``."""
         start &= _WORD
-        if not numbers.numel():
-            return
         if self.device.type != "cpu":
-            numbers.copy_(tensors.rows(start, self.word_key, groups, rows, width, self.device).view_as(numbers))
-            return
+            return tensors.part(start, self.word_key, first, last, count, self.device)
         from crossbar.native import openmp  # numba takes half a second to load
         from crossbar.random import kernels
 
-        openmp.run(kernels.fill, groups * rows, numbers, groups, rows, width, start, self.word_key)
+        numbers = torch.empty(last - first, device=self.device)
+        if last > first:
+            work = -(-(last - first) // _ROW)
+            openmp.run(kernels.fill_part, work, numbers, first, last, count, start, self.word_key)
+        return numbers
+
+    def _columns(self, tiles: int, vectors: int, outputs: int, start: int) -> Tensor:
+        """Numbers of columns that begin at a word."""
+        start &= _WORD
+        if self.device.type != "cpu":
+            return tensors.rows(start, self.word_key, tiles, vectors, outputs, self.device)
+        from crossbar.native import openmp  # numba takes half a second to load
+        from crossbar.random import kernels
+
+        shape, rows = (tiles, vectors, outputs), tiles * vectors
+        numbers = torch.empty(shape, device=self.device)
+        if numbers.numel():
+            openmp.run(kernels.fill, rows, numbers, *shape, start, self.word_key)
+        return numbers
 
     def _words(self, count: int, first: int) -> Tensor:
         """Words from number ``first`` on, int64."""

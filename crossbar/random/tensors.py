@@ -13,6 +13,7 @@ import torch
 from torch import Tensor
 
 _WORD = 2**32 - 1
+_ROW = 1024  # normal numbers of a tensor that have words of their own
 _LOG = (-0.23862109, 0.37361503, -0.40983519, 0.49816578, -0.66629348, 1.0000229, -2.00000193)
 _SQRT_HALF_BITS = 0x3F3504F3
 
@@ -36,8 +37,16 @@ def rows(start: int, key: int, groups: int, count: int, width: int, device: torc
     half = (width + 1) // 2
     at = torch.arange(count * groups * half, device=device, dtype=torch.int64).mul_(2)
     first, second = pairs(words(start, key, at), words(start, key, at + 1))
-    halves = first.view(-1, half), second.view(-1, half)[:, : width - half]
+    halves = first.view(count * groups, half), second.view(count * groups, half)[:, : width - half]
     return torch.cat(halves, 1).view(count, groups, width).transpose(0, 1).contiguous()
+
+
+def part(start: int, key: int, first: int, last: int, count: int, device: torch.device) -> Tensor:
+    """Normal numbers ``first`` to ``last`` (excluded) of a tensor of ``count``, in rows of 1,024."""
+    whole, begin, end = count // _ROW, first // _ROW, -(-last // _ROW)
+    full = rows(start + begin * _ROW, key, 1, max(min(end, whole) - begin, 0), _ROW, device).view(-1)
+    rest = rows(start + whole * _ROW, key, 1, 1, count % _ROW if end > whole else 0, device).view(-1)
+    return torch.cat((full, rest))[first - begin * _ROW : last - begin * _ROW]
 
 
 def radii(u: Tensor) -> Tensor:

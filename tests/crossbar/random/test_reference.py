@@ -8,6 +8,7 @@ import pytest
 import torch
 from numba import njit
 
+from crossbar.native import openmp
 from crossbar.random import kernels, reference, tensors
 from crossbar.random.streams import Stream, normal, uniform
 
@@ -48,13 +49,24 @@ def test_binomial_numbers(trials):
 
 
 def test_a_counter_that_wraps_around():
-    numbers = torch.empty(1, 1, 6)
-    Stream(("wrap",))._fill(numbers, 1, 1, 6, 2**32 - 2)
+    stream, found = Stream(("wrap",)), torch.empty(1, 1, 6)
     counters = np.array([2**32 - 2, 2**32 - 1, 0, 1, 2, 3], np.uint32)
-    words = reference.mixed(counters, Stream(("wrap",)).word_key)
+    words = reference.mixed(counters, stream.word_key)
     radius, (x, y) = reference.radius(words[::2]), reference.direction(words[1::2])
-    same(numbers[0, 0], np.concatenate((radius * x, radius * y)))
-    same(tensors.rows(2**32 - 2, Stream(("wrap",)).word_key, 1, 1, 6, CPU), numbers)
+    openmp.run(kernels.fill, 1, found, 1, 1, 6, 2**32 - 2, stream.word_key)
+    same(found[0, 0], np.concatenate((radius * x, radius * y)))
+    same(tensors.rows(2**32 - 2, stream.word_key, 1, 1, 6, CPU), found)
+
+
+@pytest.mark.parametrize("count", [1, 5, 1024, 5000])
+@pytest.mark.parametrize("start", [0, 2**32 - 2000])
+def test_parts_of_tensors(count, start):
+    stream = Stream(("part",))
+    whole = stream._normal(count, 0, count, start)
+    for first, last in ((0, count), (0, 1), (1000, 1030), (1024, 4096), (4000, 4999), (4500, 5000), (7, 7)):
+        first, last = min(first, count), min(last, count)
+        same(stream._normal(count, first, last, start), whole[first:last])
+        same(tensors.part(start, stream.word_key, first, last, count, CPU), whole[first:last])
 
 
 def counters_of(words, word_key):
