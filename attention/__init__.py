@@ -15,12 +15,12 @@ from attention.activation import Saturating, Softmax
 from attention.controller import platforms
 from attention.controller.capacity import Excess
 from attention.controller.controller import Controller
-from attention.controller.counts import Counts, count, tally
-from attention.controller.delivered import accumulate, score
+from attention.controller.delivery import EventsDropped
+from attention.controller.event_arithmetic import accumulate, score
 from attention.controller.events import Axis, Events, Placement
-from attention.controller.gating import EventsDropped
 from attention.controller.platforms import Limits, Platform
 from attention.controller.routing_tables import RoutingTables
+from attention.controller.tally import Counts, count, tally
 from attention.controller.timing import Timing
 from attention.gated import gated_attention
 from attention.hf.attach import attach, attached_pattern, detach, memory_cache, renew_memory

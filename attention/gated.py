@@ -9,10 +9,10 @@ import torch
 from torch import Tensor
 
 from attention.controller.controller import Controller
-from attention.controller.gating import gate, require_rows
+from attention.controller.delivery import gate, require_rows
 from attention.inputs import require_tensors
 from attention.kernel.analog import attend_analog
-from attention.kernel.analog_counts import book_reads, book_writes, real_queries
+from attention.kernel.analog_booking import book_reads, book_writes, real_queries
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
 from attention.kernel.flex import attend_flex
 from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
@@ -20,7 +20,7 @@ from attention.kernel.hierarchical_reference import hierarchical_reference
 from attention.kernel.reference import attention_reference
 from attention.kernel.schedule import make, schedule
 from attention.kernel.stacked import apart, make_stacked
-from attention.kernel.straight import straight_through
+from attention.kernel.straight_through import straight_through
 from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
@@ -99,7 +99,7 @@ def gated_attention(
     the digital one. While a `crossbar.Ledger` is open, writes and reads are booked.
 
     With a ``controller``, every pair's events go to the memory's tiles on its platform, and attention is computed from
-    delivered events only (`attention.controller.gating`): a pair whose score event is dropped is not in the softmax,
+    delivered events only (`attention.controller.delivery`): a pair whose score event is dropped is not in the softmax,
     and one whose value event is dropped keeps its weight but brings no value. A platform that drops nothing gives the
     pattern itself; one that does warns with `attention.EventsDropped`. Counts are those of the events.
 

@@ -17,7 +17,7 @@ from rich.console import Console
 
 from attention import Controller, Events, Platform, gated_attention, parse
 from attention.controller import platforms
-from attention.controller.gating import _kept
+from attention.controller.delivery import _kept
 from crossbar import presets
 
 PATTERN = parse("causal(window(256) | sinks(4))")

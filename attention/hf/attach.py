@@ -16,13 +16,13 @@ import torch
 from torch import Tensor, nn
 
 from attention.controller.controller import Controller
-from attention.controller.counts import book_attention, count
-from attention.controller.gating import require_rows
+from attention.controller.delivery import require_rows
+from attention.controller.tally import book_attention, count
 from attention.gated import gated_attention
 from attention.hf.masks import own_window, padding_mask, within
 from attention.kernel.token_rows import require_supported
+from attention.memory.address_map import causal_reach
 from attention.memory.description import Memory
-from attention.memory.layout import causal_reach
 from attention.memory.memory import AnalogMemory
 from attention.patterns.base import Pattern
 from attention.patterns.text import parse

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from attention.activation import Activation, Saturating
 from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
-from attention.kernel.gather import Step, steps
+from attention.kernel.chunks import Step, steps
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
 from crossbar.backends import dispatch

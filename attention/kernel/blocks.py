@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attention.activation import Activation, Softmax
-from attention.kernel.gather import Step, steps
+from attention.kernel.chunks import Step, steps
 from attention.kernel.schedule import Schedule
 
 

@@ -16,7 +16,7 @@ from typing import Protocol
 import torch
 from torch import Tensor
 
-from attention.kernel.layout import Block, blocks_of
+from attention.kernel.query_blocks import Block, blocks_of
 from attention.patterns.base import Intersection, Pattern, Piece, Union
 
 

@@ -13,7 +13,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from attention.kernel.layout import inside, union
+from attention.kernel.query_blocks import inside, union
 from attention.kernel.schedule import QUERY_BLOCK, Group, Schedule, rounded
 from attention.patterns.base import Compound, Pattern
 from attention.patterns.base import Union as PatternUnion

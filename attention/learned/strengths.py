@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.kernel.gather import Step, steps
+from attention.kernel.chunks import Step, steps
 from attention.kernel.schedule import schedule
 from attention.learned.strength_tiles import StrengthTiles
 from attention.patterns.base import Pattern

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention.kernel.analog_counts import book_reads, book_writes, read_counts
+from attention.kernel.analog_booking import book_reads, book_writes, read_counts
 from attention.kernel.schedule import Schedule
 from crossbar.costs.digital_layers import BYTES
 from crossbar.costs.ledger import book, counting

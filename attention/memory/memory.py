@@ -10,16 +10,16 @@ from torch import Tensor
 
 from attention.activation import Saturating
 from attention.kernel.analog import attend_analog
-from attention.kernel.analog_counts import askers
+from attention.kernel.analog_booking import askers
 from attention.kernel.blocks import Options, merge, shared_heads
+from attention.memory.address_map import Layout
 from attention.memory.booking import book_attention, book_rows
-from attention.memory.cells import Rows, TokenCells
 from attention.memory.description import Memory
-from attention.memory.layout import Layout
-from attention.memory.opening import Opening, opening, present
+from attention.memory.open_rows import Opening, opening, present
 from attention.memory.report import MemoryReport
+from attention.memory.row_tiles import Rows, TokenCells
 from attention.patterns.base import Pattern
-from attention.patterns.held import Beyond
+from attention.patterns.resident import Beyond
 from attention.patterns.tokens import Sinks
 from attention.patterns.windows import LocalWindow
 from crossbar import presets

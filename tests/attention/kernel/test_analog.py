@@ -19,7 +19,7 @@ from attention import (
     gated_attention,
 )
 from attention.kernel.analog import attend_analog
-from attention.kernel.analog_counts import read_counts
+from attention.kernel.analog_booking import read_counts
 from attention.kernel.analog_reference import analog_reference
 from attention.kernel.blocks import Options
 from attention.kernel.schedule import make

@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from attention import BigBird, Dense, Dilated, Fixed, GlobalTokens, LocalWindow, RandomBlocks, Sinks, Strided
-from attention.kernel.gather import steps
+from attention.kernel.chunks import steps
 from attention.kernel.schedule import make, schedule
 
 

@@ -16,7 +16,7 @@ from attention import (
     TopK,
     place_strengths,
 )
-from attention.patterns.held import Beyond
+from attention.patterns.resident import Beyond
 from calibration import DriftCompensation
 from crossbar import Ledger, age, analog_layers, load_state, new_chip, presets, program, save_state
 from crossbar.errors import InputError

@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from attention.controller.counts import Counts, book_attention
-from attention.kernel.gather import Step
+from attention.controller.tally import Counts, book_attention
+from attention.kernel.chunks import Step
 from attention.kernel.schedule import Schedule
 from crossbar.costs.ledger import book, counting
 from crossbar.hardware import Hardware
@@ -80,7 +80,7 @@ def askers(q: Tensor, asking: Tensor | None) -> int:
 def read_counts(
     q: Tensor, k: Tensor, work: Schedule, padding: Tensor | None, hardware: Hardware, asking: Tensor | None = None
 ) -> Counts:
-    """Line drives and conversions of all heads, equal to `attention.controller.counts.tally` of the pairs' events.
+    """Line drives and conversions of all heads, equal to `attention.controller.tally.tally` of the pairs' events.
 
     Arguments as `attention.kernel.analog.attend_analog`; ``work`` is cut at the tiles' bounds, ``padding`` bool
     [B, N_keys] and ``asking`` bool [B, N_queries] are True for real tokens; None: all are.

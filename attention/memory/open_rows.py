@@ -9,9 +9,9 @@ import torch
 from torch import Tensor
 
 from attention.kernel.schedule import Schedule, placed
-from attention.memory.layout import Layout
+from attention.memory.address_map import Layout
 from attention.patterns.base import Pattern
-from attention.patterns.held import Present
+from attention.patterns.resident import Present
 from crossbar.backends.protocol import RowNumbers
 from crossbar.random.streams import Key
 

@@ -5,8 +5,8 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention.memory.layout import Layout, causal_reach
-from attention.patterns.held import Beyond, Present
+from attention.memory.address_map import Layout, causal_reach
+from attention.patterns.resident import Beyond, Present
 from attention.patterns.text import parse
 
 

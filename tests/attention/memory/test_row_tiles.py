@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention import AnalogMemory, LocalWindow, Memory, gated_attention
-from attention.memory.opening import opening
+from attention.memory.open_rows import opening
 from crossbar import Ledger, presets
 from crossbar.devices import PCM, GainCell, Measured
 from crossbar.errors import InputError

@@ -11,9 +11,9 @@ import torch
 from torch import Tensor
 
 from attention.controller.controller import SMALL_PART, Controller
-from attention.controller.counts import Counts, book_attention, tally
 from attention.controller.events import DROPPED, Axis, Placement
 from attention.controller.simulation import Simulation
+from attention.controller.tally import Counts, book_attention, tally
 from attention.controller.timing import Timing
 from attention.patterns.base import Pattern
 from attention.patterns.family import Constant
