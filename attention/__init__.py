@@ -20,8 +20,9 @@ from attention.controller.event_arithmetic import accumulate, score
 from attention.controller.events import Axis, Events, Placement
 from attention.controller.platforms import Limits, Platform
 from attention.controller.routing_tables import RoutingTables
-from attention.controller.tally import Counts, count, tally
+from attention.controller.tally import count, tally
 from attention.controller.timing import Timing
+from attention.counts import Counts
 from attention.gated import gated_attention
 from attention.hf.attach import attach, attached_pattern, detach, memory_cache, renew_memory
 from attention.kernel.reference import attention_reference

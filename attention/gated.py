@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention.controller.controller import Controller
-from attention.controller.delivery import gate, require_rows
+from attention.controller.delivery import deliver, require_rows
 from attention.inputs import require_tensors
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_booking import book_reads, book_writes, real_queries
@@ -143,13 +143,13 @@ def gated_attention(
         )
     pattern = pattern.at(k.shape[2]).select(q, k, mask=mask, offset=offset)
     _validate_parts(pattern, q)
-    gates = None
+    delivery = None
     if controller is not None:
-        gates = gate(controller, pattern, q, k.shape[2], offset, mask, fixed)
-        gates.book(layer, q, hardware)
-        gates.warn()
-        pattern = gates.scored
-    options = Options(scale, mask, dropout, seed, return_lse or (gates is not None and gates.lossy))
+        delivery = deliver(controller, pattern, q, k.shape[2], offset, mask, fixed)
+        delivery.book(layer, q, hardware)
+        delivery.warn()
+        pattern = delivery.scored
+    options = Options(scale, mask, dropout, seed, return_lse or (delivery is not None and delivery.lossy))
     if hardware is not None:
         book_writes(layer, k, mask, hardware)
         keys, values = (write(x, hardware, (seed, layer, role), seconds) for x, role in ((k, "keys"), (v, "values")))
@@ -174,9 +174,9 @@ def gated_attention(
         return _analog(q, keys, values, work, hardware, layer)
 
     output, lse = attend(pattern)
-    if gates is not None and gates.lossy:
+    if delivery is not None and delivery.lossy:
         # Softmax over the scores that arrived, values of the pairs whose value events arrived.
-        output, reached = attend(gates.valued)
+        output, reached = attend(delivery.valued)
         assert lse is not None
         assert reached is not None
         share = (reached - lse).exp().masked_fill(reached == -torch.inf, 0.0)

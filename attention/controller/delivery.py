@@ -13,8 +13,9 @@ from torch import Tensor
 from attention.controller.controller import SMALL_PART, Controller
 from attention.controller.events import DROPPED, Axis, Placement
 from attention.controller.simulation import Simulation
-from attention.controller.tally import Counts, book_attention, tally
+from attention.controller.tally import tally
 from attention.controller.timing import Timing
+from attention.counts import Counts, book_attention
 from attention.patterns.base import Pattern
 from attention.patterns.family import Constant
 from attention.patterns.heads import PerHead, per_sequence
@@ -31,7 +32,7 @@ class EventsDropped(UserWarning):
 
 
 @dataclass(frozen=True, eq=False)
-class Passed:
+class HeadDelivery:
     """What became of one head's events in one sequence.
 
     Attributes:
@@ -50,17 +51,17 @@ class Passed:
 
 
 @dataclass(frozen=True)
-class Gates:
-    """`Passed` of a whole batch, as patterns.
+class Delivery:
+    """`HeadDelivery` of a whole batch, as patterns.
 
     Attributes:
-        scored, valued: as in `Passed`, of each sequence and head.
+        scored, valued: as in `HeadDelivery`, of each sequence and head.
         parts: the different results, and of how many heads each is.
     """
 
     scored: Pattern
     valued: Pattern
-    parts: tuple[tuple[Passed, int], ...]
+    parts: tuple[tuple[HeadDelivery, int], ...]
 
     @property
     def lossy(self) -> bool:
@@ -123,9 +124,9 @@ def require_rows(controller: Controller, hardware: Hardware) -> None:
         )
 
 
-def gate(
+def deliver(
     controller: Controller, pattern: Pattern, q: Tensor, n_keys: int, offset: int, mask: Tensor | None, fixed: bool
-) -> Gates:
+) -> Delivery:
     """Send the events of a pattern's pairs to the memory and see which arrive.
 
     Keys stand in order, ``platform.rows`` to a tile; padding has no place, and sends nothing where queries and keys are
@@ -141,27 +142,27 @@ def gate(
         mask: bool [B, N_keys], True for a real key.
         fixed: whether the same will be asked again.
     """
-    ask = _kept if fixed else _passed
-    found: Counter[Passed] = Counter()
+    ask = _deliver_head_cached if fixed else _deliver_head
+    found: Counter[HeadDelivery] = Counter()
 
-    def of_sequence(b: int) -> list[Passed]:
+    def of_sequence(b: int) -> list[HeadDelivery]:
         real = None if mask is None or bool(mask[b].all()) else Constant(mask[b])
         own = pattern.sequence(b)
         alone = [own.head(h) for h in range(own.n_heads)] if own.n_heads else [own]
-        passed = [ask(controller, each, q.shape[2], n_keys, offset, real, counting()) for each in alone]
-        for each in passed:
-            found[each] += q.shape[1] // len(passed)
-        return passed
+        delivered = [ask(controller, each, q.shape[2], n_keys, offset, real, counting()) for each in alone]
+        for each in delivered:
+            found[each] += q.shape[1] // len(delivered)
+        return delivered
 
-    def joined(passed: list[Pattern]) -> Pattern:
-        return passed[0] if len(passed) == 1 else PerHead(passed)
+    def joined(heads: list[Pattern]) -> Pattern:
+        return heads[0] if len(heads) == 1 else PerHead(heads)
 
     sequences = [of_sequence(b) for b in range(q.shape[0])]
     scored, valued = (
-        [joined([part.scored if stage else part.valued for part in passed]) for passed in sequences]
+        [joined([part.scored if stage else part.valued for part in delivered]) for delivered in sequences]
         for stage in (True, False)
     )
-    return Gates(_alike(scored), _alike(valued), tuple(found.items()))
+    return Delivery(_alike(scored), _alike(valued), tuple(found.items()))
 
 
 def _alike(patterns: list[Pattern]) -> Pattern:
@@ -170,7 +171,7 @@ def _alike(patterns: list[Pattern]) -> Pattern:
     return per_sequence(len(patterns), lambda b: patterns[b])
 
 
-def _passed(
+def _deliver_head(
     controller: Controller,
     pattern: Pattern,
     n_queries: int,
@@ -178,7 +179,7 @@ def _passed(
     offset: int,
     real: Constant | None,
     counted: bool,
-) -> Passed:
+) -> HeadDelivery:
     csr = pattern.rows(n_queries, n_keys, offset)
     sent = real.tensor[offset:] if real is not None and offset + n_queries == n_keys else None
     wanted = csr if real is None else _only(csr, _real(csr, real.tensor, sent))
@@ -199,13 +200,15 @@ def _passed(
     timing = simulation.result()
     queries = n_queries if sent is None else int(sent.sum())
     if not timing.dropped:
-        return Passed(pattern, pattern, timing, counts, queries)
+        return HeadDelivery(pattern, pattern, timing, counts, queries)
     kept = torch.cat(scored)
-    heard, felt = (_pattern(_only(wanted, x), pattern, n_keys, offset) for x in (kept, kept & torch.cat(reached)))
-    return Passed(heard, felt, timing, counts, queries)
+    scored_pairs, valued_pairs = (
+        _pattern(_only(wanted, x), pattern, n_keys, offset) for x in (kept, kept & torch.cat(reached))
+    )
+    return HeadDelivery(scored_pairs, valued_pairs, timing, counts, queries)
 
 
-_kept = lru_cache(maxsize=16)(_passed)
+_deliver_head_cached = lru_cache(maxsize=16)(_deliver_head)
 
 
 def _real(csr: CSR, keys: Tensor, queries: Tensor | None) -> Tensor:

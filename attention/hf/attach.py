@@ -1,6 +1,6 @@
 """Gated attention inside transformers models, on digital or analog keys and values.
 
-A model is attached through transformers' AttentionInterface. What to gate lives on the model's own modules, so two
+A model is attached through transformers' AttentionInterface. What it needs lives on the model's own modules, so two
 attached models never meet, and copies of a model stay attached.
 """
 
@@ -17,14 +17,15 @@ from torch import Tensor, nn
 
 from attention.controller.controller import Controller
 from attention.controller.delivery import require_rows
-from attention.controller.tally import book_attention, count
+from attention.controller.tally import count
+from attention.counts import book_attention
 from attention.gated import gated_attention
 from attention.hf.masks import own_window, padding_mask, within
 from attention.kernel.token_rows import require_supported
-from attention.memory.address_map import causal_reach
 from attention.memory.description import Memory
 from attention.memory.memory import AnalogMemory
 from attention.patterns.base import Pattern
+from attention.patterns.reach import causal_reach
 from attention.patterns.text import parse
 from crossbar.costs.ledger import counting
 from crossbar.errors import InputError
@@ -36,11 +37,11 @@ if TYPE_CHECKING:
 
 _INTERFACE = "ohmformer"
 _CACHE_NAMES = ("cache", "past_key_values")  # transformers 5 calls it by the first, and before by the second
-_GATE = "_ohmformer_gate"
+_KEY = "_ohmformer_attachment"
 
 
 @dataclass(frozen=True)
-class Gate:
+class Attachment:
     """What one module of an attached model needs to know.
 
     Attributes:
@@ -134,9 +135,9 @@ def attach(
                 "or controller"
             )
         require_rows(controller, store.memory.hardware)
-    gate = _gate(model)
-    previous = gate.previous if gate else model.config._attn_implementation
-    if gate is None:
+    attached = _attachment(model)
+    previous = attached.previous if attached else model.config._attn_implementation
+    if attached is None:
         _own_config(model)
     AttentionInterface.register(_INTERFACE, _attend)
     AttentionMaskInterface.register(_INTERFACE, padding_mask)
@@ -148,7 +149,7 @@ def attach(
             "AttentionInterface: run it without a pattern"
         )
     for name, module in model.named_modules():
-        module.__dict__[_GATE] = Gate(pattern, name, previous, store, controller)
+        module.__dict__[_KEY] = Attachment(pattern, name, previous, store, controller)
         _unhook(module)
         if isinstance(module, PreTrainedModel) and store is not None and store.layers:
             module.register_forward_pre_hook(_with_memory, with_kwargs=True)
@@ -156,19 +157,19 @@ def attach(
 
 def detach(model: nn.Module) -> None:
     """Give an attached model its own attention back, in place; does nothing to a model that is not attached."""
-    gate = _gate(model)
-    if gate is None:
+    attached = _attachment(model)
+    if attached is None:
         return
-    cast(Any, model).set_attn_implementation(gate.previous)
+    cast(Any, model).set_attn_implementation(attached.previous)
     for module in model.modules():
-        module.__dict__.pop(_GATE, None)
+        module.__dict__.pop(_KEY, None)
         _unhook(module)
 
 
 def attached_pattern(model: nn.Module) -> Pattern | None:
     """The pattern that gates a model, None if it is not attached."""
-    gate = _gate(model)
-    return gate.pattern if gate else None
+    attached = _attachment(model)
+    return attached.pattern if attached else None
 
 
 def memory_cache(model: nn.Module) -> AnalogCache:
@@ -179,18 +180,18 @@ def memory_cache(model: nn.Module) -> AnalogCache:
     """
     from attention.hf.cache import AnalogCache
 
-    gate = _gate(model)
-    if gate is None or gate.store is None or not gate.store.layers:
+    attached = _attachment(model)
+    if attached is None or attached.store is None or not attached.store.layers:
         raise InputError(f"{type(model).__name__} keeps no tokens in analog memory: attach a causal model with memory=")
-    store = gate.store
+    store = attached.store
     store.opened += 1
     return AnalogCache(store.memories(), (store.opened,))
 
 
 def memory_of(model: nn.Module) -> Memory | None:
     """Where an attached model's keys and values are; None: in digital."""
-    gate = _gate(model)
-    return None if gate is None or gate.store is None else gate.store.memory
+    attached = _attachment(model)
+    return None if attached is None or attached.store is None else attached.store.memory
 
 
 def renew_memory(model: nn.Module, seed: int | None = None, **changes: Any) -> None:
@@ -203,11 +204,11 @@ def renew_memory(model: nn.Module, seed: int | None = None, **changes: Any) -> N
         seed: of all draws; None: as before.
         changes: other fields of `attention.Memory` to change.
     """
-    gate = _gate(model)
-    if gate is not None and gate.store is not None:
+    attached = _attachment(model)
+    if attached is not None and attached.store is not None:
         changes |= {} if seed is None else {"seed": seed}
-        gate.store.memory, gate.store.opened = replace(gate.store.memory, **changes), 0
-        gate.store.trained.clear()
+        attached.store.memory, attached.store.opened = replace(attached.store.memory, **changes), 0
+        attached.store.trained.clear()
 
 
 def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Store:
@@ -283,8 +284,8 @@ def _own_config(model: nn.Module) -> None:
             cast(Any, module).config = copies[id(config)]
 
 
-def _gate(module: nn.Module) -> Gate | None:
-    return cast("Gate | None", module.__dict__.get(_GATE))
+def _attachment(module: nn.Module) -> Attachment | None:
+    return cast("Attachment | None", module.__dict__.get(_KEY))
 
 
 def _attend(
@@ -299,43 +300,49 @@ def _attend(
     **kwargs: Any,
 ) -> tuple[Tensor, None]:
     """One attention as AttentionInterface calls it: q ``[B, H, N_q, D]``, k and v ``[B, H_kv, N_k, D]``."""
-    gate = _gate(module)
-    if gate is None:
+    attached = _attachment(module)
+    if attached is None:
         raise InputError(f"{type(module).__name__} has no pattern: call attention.attach on the whole model")
     for option in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(option) is not None:
             raise InputError(
-                f"{gate.name} changes its scores by {option!r}, which gated attention has not: detach the model"
+                f"{attached.name} changes its scores by {option!r}, which gated attention has not: detach the model"
             )
     if attention_mask is not None and attention_mask.shape[1:3] != (1, 1):
-        raise InputError(f"{gate.name} got a mask of shape {list(attention_mask.shape)}: give padding as [batch, keys]")
+        raise InputError(
+            f"{attached.name} got a mask of shape {list(attention_mask.shape)}: give padding as [batch, keys]"
+        )
     padding = None if attention_mask is None else attention_mask[:, 0, 0].bool()
-    if padding is not None and not gate.pattern.shift_invariant and not bool(padding[:, 0].all()):
-        raise InputError(f"{gate.name} got padding on the left, where sinks and global tokens stand: pad on the right")
+    if padding is not None and not attached.pattern.shift_invariant and not bool(padding[:, 0].all()):
+        raise InputError(
+            f"{attached.name} got padding on the left, where sinks and global tokens stand: pad on the right"
+        )
     causal = bool(vars(module).get("is_causal", False)) if is_causal is None else is_causal
     n_queries, n_keys = query.shape[2], key.shape[2]
-    pattern, offset = gate.pattern, 0
+    pattern, offset = attached.pattern, 0
     if causal:
         pattern, offset = within(pattern.causal(), kwargs.get("sliding_window")), n_keys - n_queries
     elif kwargs.get("sliding_window") is not None:
-        raise InputError(f"{gate.name} has a window of its own on both sides, which no pattern meets: detach the model")
-    if gate.store is not None:
-        output = _from_memory(gate, gate.store, query, key, value, pattern, scaling, padding, dropout)
+        raise InputError(
+            f"{attached.name} has a window of its own on both sides, which no pattern meets: detach the model"
+        )
+    if attached.store is not None:
+        output = _from_memory(attached, attached.store, query, key, value, pattern, scaling, padding, dropout)
         return output.transpose(1, 2).contiguous(), None
-    if counting() and gate.controller is None:
+    if counting() and attached.controller is None:
         chosen = pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
-        _book(gate.name, chosen, query, key, padding, offset)
+        _book(attached.name, chosen, query, key, padding, offset)
     # Drawn as torch's own dropout draws, so that torch.manual_seed repeats a training run.
     drawn = int(torch.randint(2**31, ())) if dropout else 0
     output = gated_attention(
         query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=drawn,
-        controller=gate.controller, layer=gate.name,
+        controller=attached.controller, layer=attached.name,
     )  # fmt: skip
     return output.transpose(1, 2).contiguous(), None
 
 
 def _from_memory(
-    gate: Gate,
+    attached: Attachment,
     store: Store,
     query: Tensor,
     key: Tensor,
@@ -354,14 +361,14 @@ def _from_memory(
     if torch.is_grad_enabled() and query.requires_grad:
         if torch._C._current_graph_task_id() != -1:
             raise InputError(
-                f"{gate.name} writes its keys and values again in the backward pass, on another chip: train without "
-                "gradient checkpointing"
+                f"{attached.name} writes its keys and values again in the backward pass, on another chip: train "
+                "without gradient checkpointing"
             )
-        drawn = seed((memory.seed, gate.name, "training", store.trained[gate.name]))
-        store.trained[gate.name] += 1
+        drawn = seed((memory.seed, attached.name, "training", store.trained[attached.name]))
+        store.trained[attached.name] += 1
     return gated_attention(
         query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, hardware=memory.hardware,
-        layer=gate.name, seed=drawn, controller=gate.controller,
+        layer=attached.name, seed=drawn, controller=attached.controller,
     )  # fmt: skip
 
 

@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from attention.activation import Activation, Saturating
 from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
-from attention.kernel.chunks import Step, steps
+from attention.kernel.chunks import Chunk, chunks
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
 from crossbar.backends import dispatch
@@ -71,11 +71,11 @@ class _Problem(NamedTuple):
     key: Key
 
 
-class _Part(NamedTuple):
-    """One step's tensors, the first three dimensions [B, H_kv, G] as one, which is P in these shapes.
+class _AnalogTensors(NamedTuple):
+    """One chunk's tensors, the first three dimensions [B, H_kv, G] as one, which is P in these shapes.
 
     Attributes:
-        step: where they come from.
+        chunk: where they come from.
         rows: queries [P, R, D].
         keys, values: digits [P, L, D].
         key_scale: [P, 1, L], times the softmax's scale and log₂ e: weights are powers of 2, which cost less.
@@ -87,7 +87,7 @@ class _Part(NamedTuple):
         activation: what becomes of scores.
     """
 
-    step: Step
+    chunk: Chunk
     rows: Tensor
     keys: Tensor
     values: Tensor
@@ -113,7 +113,7 @@ class _AnalogAttention(torch.autograd.Function):
         noise = _stream(problem, q)
         for part in _parts(q, keys, values, problem):
             for total, found in zip((output, lse), _attend(part, problem.hardware, noise), strict=True):
-                part.step.put_queries(total, unfold(found.unflatten(0, part.shape), heads))
+                part.chunk.put_queries(total, unfold(found.unflatten(0, part.shape), heads))
         return output, lse[..., 0]
 
     @staticmethod
@@ -134,15 +134,15 @@ class _AnalogAttention(torch.autograd.Function):
                 found, (grad_output, None if grad_lse is None else grad_lse[..., None]), strict=True
             ):
                 if grad is not None:
-                    taken = fold(part.step.take_queries(grad), kv_heads).flatten(0, 2)
+                    taken = fold(part.chunk.take_queries(grad), kv_heads).flatten(0, 2)
                     outputs.append(result)
                     grads.append(taken.to(result.dtype))
             rows, found_keys, found_values = (
                 x.unflatten(0, part.shape) for x in torch.autograd.grad(outputs, inputs, grads, materialize_grads=True)
             )
-            part.step.add_queries(grad_q, unfold(rows, heads))
-            part.step.add_keys(grad_keys, found_keys)
-            part.step.add_keys(grad_values, found_values)
+            part.chunk.add_queries(grad_q, unfold(rows, heads))
+            part.chunk.add_keys(grad_keys, found_keys)
+            part.chunk.add_keys(grad_values, found_values)
         return grad_q.to(q.dtype), grad_keys, grad_values, None
 
 
@@ -151,23 +151,23 @@ def _stream(problem: _Problem, q: Tensor) -> Cursor | None:
     return Cursor((*problem.key, "read"), q.device) if noisy else None
 
 
-def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_Part]:
-    """The steps' tensors, always in the same order, along which noise and dropout are drawn."""
+def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_AnalogTensors]:
+    """The chunks' tensors, always in the same order, along which noise and dropout are drawn."""
     options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
-    for step in steps(problem.work, q.shape[0] * q.shape[1]):
+    for chunk in chunks(problem.work, q.shape[0] * q.shape[1]):
 
-        def taken(x: Tensor, step: Step = step) -> Tensor:
-            return step.take_keys(x).flatten(0, 2)
+        def taken(x: Tensor, chunk: Chunk = chunk) -> Tensor:
+            return chunk.take_keys(x).flatten(0, 2)
 
-        rows = fold(step.take_queries(q), kv_heads).to(dtype)
+        rows = fold(chunk.take_queries(q), kv_heads).to(dtype)
         kept = None
         if generator is not None:
-            shape = (rows.shape[:3].numel(), rows.shape[3], step.keys.shape[1])
+            shape = (rows.shape[:3].numel(), rows.shape[3], chunk.keys.shape[1])
             draws = torch.rand(shape, generator=generator, dtype=dtype, device=q.device)
             kept = (draws >= options.dropout).to(dtype).div_(1 - options.dropout)
-        yield _Part(
-            step=step,
+        yield _AnalogTensors(
+            chunk=chunk,
             rows=rows.flatten(0, 2),
             keys=taken(keys),
             values=taken(values),
@@ -175,15 +175,15 @@ def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterat
             value_scale=taken(problem.value_scale).transpose(1, 2),
             key_variance=None if problem.key_variance is None else taken(problem.key_variance),
             value_variance=None if problem.value_variance is None else taken(problem.value_variance),
-            bias=bias_of(step, q, keys, options.mask),
+            bias=bias_of(chunk, q, keys, options.mask),
             kept=kept,
             shape=(rows.shape[0], rows.shape[1], rows.shape[2]),
             activation=options.activation,
         )
 
 
-def _attend(part: _Part, hardware: Hardware, noise: Cursor | None) -> tuple[Tensor, Tensor]:
-    """A step's output [P, R, D] and log-sum-exp [P, R, 1]; differentiable.
+def _attend(part: _AnalogTensors, hardware: Hardware, noise: Cursor | None) -> tuple[Tensor, Tensor]:
+    """A chunk's output [P, R, D] and log-sum-exp [P, R, 1]; differentiable.
 
     Changes its own tensors in place where autograd does not need them: passes over scores are what takes the time.
     """
@@ -219,7 +219,7 @@ def _rounded(x: Tensor, steps: int) -> Tensor:
     return x + (x.detach().mul(steps).round_().div_(steps) - x.detach())
 
 
-def _scores(part: _Part, hardware: Hardware, noise: Cursor | None) -> Tensor:
+def _scores(part: _AnalogTensors, hardware: Hardware, noise: Cursor | None) -> Tensor:
     """Scores [P, R, L] times log₂ e, as digital logic has them after the ADC and the scales, attended or not."""
     size, columns = part.rows.shape[2], hardware.tile.cols
     queries = part.rows.reshape(-1, size)
@@ -249,7 +249,7 @@ def _scores(part: _Part, hardware: Hardware, noise: Cursor | None) -> Tensor:
     return total.mul_(flat.full_scale)
 
 
-def _values(part: _Part, weights: Tensor, total: Tensor, hardware: Hardware, noise: Cursor | None) -> Tensor:
+def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, hardware: Hardware, noise: Cursor | None) -> Tensor:
     """Outputs [P, R, D] of weights [P, R, L], which are those of softmax times ``total`` [P, R, 1]."""
     dac, unit = hardware.dac, 1.0
     full_scale: Tensor | float = 1.0
@@ -264,7 +264,7 @@ def _values(part: _Part, weights: Tensor, total: Tensor, hardware: Hardware, noi
         unit, full_scale = 1 / dac.levels, dac.full_scale
     opened = None if part.bias is None else part.bias == 0  # [B or 1, 1, G or 1, R, L]
     output: Tensor | None = None
-    for _, run in groupby(pairwise(part.step.group.bounds), lambda bounds: bounds[1] - bounds[0]):
+    for _, run in groupby(pairwise(part.chunk.group.bounds), lambda bounds: bounds[1] - bounds[0]):
         tiles = list(run)
         here = slice(tiles[0][0], tiles[-1][1])
         sensed = _sense_tiles(part, codes[..., here], here, len(tiles), unit, opened, hardware, noise)
@@ -289,7 +289,7 @@ def _times(x: Tensor, factor: Tensor | float) -> Tensor:
 
 
 def _sense_tiles(
-    part: _Part,
+    part: _AnalogTensors,
     codes: Tensor,
     here: slice,
     tiles: int,
@@ -298,7 +298,7 @@ def _sense_tiles(
     hardware: Hardware,
     noise: Cursor | None,
 ) -> Tensor:
-    """Digital sum [P, R, D] over ``tiles`` neighbouring tiles of equally many keys, ``here`` among the step's keys."""
+    """Digital sum [P, R, D] over ``tiles`` neighbouring tiles of equally many keys, ``here`` among the chunk's keys."""
 
     def cut(x: Tensor, dim: int) -> Tensor:
         """[P, …] with the keys of each tile apart, tiles after P, both as one."""

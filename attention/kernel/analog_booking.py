@@ -9,8 +9,8 @@ from itertools import pairwise
 
 from torch import Tensor
 
-from attention.controller.tally import Counts, book_attention
-from attention.kernel.chunks import Step
+from attention.counts import Counts, book_attention
+from attention.kernel.chunks import Chunk
 from attention.kernel.schedule import Schedule
 from crossbar.costs.ledger import book, counting
 from crossbar.hardware import Hardware
@@ -87,12 +87,12 @@ def read_counts(
     """
     pairs = touched = 0
     for group in work.groups:
-        step = Step(group, 0, len(group.queries), 0, group.queries.shape[1])
-        mask, real = step.mask(), None
+        chunk = Chunk(group, 0, len(group.queries), 0, group.queries.shape[1])
+        mask, real = chunk.mask(), None
         if padding is not None:
-            real = padding.index_select(1, step.keys.flatten()).unflatten(1, step.keys.shape)[:, :, None]
+            real = padding.index_select(1, chunk.keys.flatten()).unflatten(1, chunk.keys.shape)[:, :, None]
         if asking is not None:
-            own = asking.index_select(1, step.queries.flatten()).unflatten(1, step.queries.shape)[..., None]
+            own = asking.index_select(1, chunk.queries.flatten()).unflatten(1, chunk.queries.shape)[..., None]
             real = own if real is None else real & own
         blocks, rows, _ = group.shape
         for low, high in pairwise(group.bounds):

@@ -41,7 +41,7 @@ def analog_reference(
         key_variance, value_variance: of each digit's white noise [H_kv, N_keys, D]; None: none.
 
     Returns:
-        [H, N_queries, D], [H, N_queries] and counts by the names of `attention.controller.tally.Counts`.
+        [H, N_queries, D], [H, N_queries] and counts by the names of `attention.counts.Counts`.
     """
     heads, n_queries, size = q.shape
     group, rows, columns = heads // len(keys), hardware.tile.rows, hardware.tile.cols

@@ -18,7 +18,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attention.activation import Activation, Softmax
-from attention.kernel.chunks import Step, steps
+from attention.kernel.chunks import Chunk, chunks
 from attention.kernel.schedule import Schedule
 
 
@@ -39,8 +39,8 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Opti
         only = work.groups[0]
         if only.ordered and not options.dropout and not options.return_lse:
             # One block holds everything: autograd may keep what it likes, and nothing needs copying together.
-            step = Step(only, 0, 1, 0, only.shape[1])
-            return unfold(_fused(_part(q, k, v, step, options, None), options), q.shape[1])[:, :, 0], None
+            chunk = Chunk(only, 0, 1, 0, only.shape[1])
+            return unfold(_fused(_part(q, k, v, chunk, options, None), options), q.shape[1])[:, :, 0], None
     output, lse = _BlockAttention.apply(q, k, v, work, options)  # type: ignore[no-untyped-call]  # torch's own
     return output, lse if options.return_lse else None
 
@@ -50,11 +50,11 @@ def exact_dtype(dtype: torch.dtype) -> torch.dtype:
     return torch.float64 if dtype == torch.float64 else torch.float32
 
 
-class Part(NamedTuple):
-    """One step's tensors.
+class ChunkTensors(NamedTuple):
+    """One chunk's tensors.
 
     Attributes:
-        step: where they come from.
+        chunk: where they come from.
         rows: queries [B, H_kv, G, R, D], where R counts the rows of all heads that share keys.
         keys: [B, H_kv, G, L, D].
         values: [B, H_kv, G, L, D].
@@ -62,7 +62,7 @@ class Part(NamedTuple):
         kept: dropout factors [B, H_kv, G, R, L]; None: no dropout.
     """
 
-    step: Step
+    chunk: Chunk
     rows: Tensor
     keys: Tensor
     values: Tensor
@@ -86,15 +86,15 @@ class _BlockAttention(torch.autograd.Function):
         output = (q.new_empty if ready else q.new_zeros)(batch, n_queries, heads, size, dtype=dtype).transpose(1, 2)
         if plain:
             for part in _parts(q, k, v, work, options):
-                part.step.put_queries(output, unfold(_fused(part, options), heads))
+                part.chunk.put_queries(output, unfold(_fused(part, options), heads))
             return output, None
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
         for part in _parts(q, k, v, work, options):
             out, out_lse = (unfold(x, heads) for x in _attend(part, options))
             if work.merged:
-                out, out_lse = merge(part.step.take_queries(output), part.step.take_queries(lse), out, out_lse)
-            part.step.put_queries(output, out)
-            part.step.put_queries(lse, out_lse)
+                out, out_lse = merge(part.chunk.take_queries(output), part.chunk.take_queries(lse), out, out_lse)
+            part.chunk.put_queries(output, out)
+            part.chunk.put_queries(lse, out_lse)
         output = output.to(q.dtype)
         if trained:
             ctx.save_for_backward(q, k, v, output, lse)
@@ -114,54 +114,56 @@ class _BlockAttention(torch.autograd.Function):
         # Many blocks add to one key, so low precision would lose their sum.
         grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=dtype) for x in (q, k, v))
         for part in _parts(q, k, v, ctx.work, ctx.options):
-            step, scale = part.step, ctx.options.scale
+            chunk, scale = part.chunk, ctx.options.scale
             rows, keys, values = (x.to(dtype) for x in (part.rows, part.keys, part.values))
-            weights = _scores(rows, keys, part.bias, scale).sub_(fold(step.take_queries(lse), kv_heads)).exp2_()
-            grad = fold(step.take_queries(grad_output), kv_heads).to(dtype)
+            weights = _scores(rows, keys, part.bias, scale).sub_(fold(chunk.take_queries(lse), kv_heads)).exp2_()
+            grad = fold(chunk.take_queries(grad_output), kv_heads).to(dtype)
             grad_weights = grad @ values.transpose(-1, -2)
             dropped = weights
             if part.kept is not None:
                 grad_weights, dropped = grad_weights.mul_(part.kept), weights * part.kept
-            step.add_keys(grad_v, dropped.transpose(-1, -2) @ grad)
-            grad_scores = grad_weights.sub_(fold(step.take_queries(common), kv_heads)).mul_(weights).mul_(scale)
-            step.add_keys(grad_k, grad_scores.transpose(-1, -2) @ rows)
-            step.add_queries(grad_q, unfold(grad_scores @ keys, heads))
+            chunk.add_keys(grad_v, dropped.transpose(-1, -2) @ grad)
+            grad_scores = grad_weights.sub_(fold(chunk.take_queries(common), kv_heads)).mul_(weights).mul_(scale)
+            chunk.add_keys(grad_k, grad_scores.transpose(-1, -2) @ rows)
+            chunk.add_queries(grad_q, unfold(grad_scores @ keys, heads))
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
-def _parts(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> Iterator[Part]:
-    """The steps' tensors, always in the same order.
+def _parts(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> Iterator[ChunkTensors]:
+    """The chunks' tensors, always in the same order.
 
     Dropout draws from one generator along that order, so that the backward pass meets the forward pass's draws.
     """
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
-    for step in steps(work, q.shape[0] * q.shape[1]):
-        yield _part(q, k, v, step, options, generator)
+    for chunk in chunks(work, q.shape[0] * q.shape[1]):
+        yield _part(q, k, v, chunk, options, generator)
 
 
-def _part(q: Tensor, k: Tensor, v: Tensor, step: Step, options: Options, generator: torch.Generator | None) -> Part:
-    rows, keys = fold(step.take_queries(q), k.shape[1]), step.take_keys(k)
+def _part(
+    q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, options: Options, generator: torch.Generator | None
+) -> ChunkTensors:
+    rows, keys = fold(chunk.take_queries(q), k.shape[1]), chunk.take_keys(k)
     kept = None
     if generator is not None:
         shape = (*rows.shape[:4], keys.shape[3])
         draws = torch.rand(shape, generator=generator, dtype=exact_dtype(q.dtype), device=q.device)
         kept = (draws >= options.dropout).to(draws.dtype).div_(1 - options.dropout)
-    return Part(step, rows, keys, step.take_keys(v), bias_of(step, q, k, options.mask), kept)
+    return ChunkTensors(chunk, rows, keys, chunk.take_keys(v), bias_of(chunk, q, k, options.mask), kept)
 
 
-def bias_of(step: Step, q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor | None:
-    """`Part.bias` of a step: pairs outside the pattern, and padding keys (bool [B, N_keys], False)."""
-    mask, bias = step.mask(), None
+def bias_of(chunk: Chunk, q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor | None:
+    """`ChunkTensors.bias` of a chunk: pairs outside the pattern, and padding keys (bool [B, N_keys], False)."""
+    mask, bias = chunk.mask(), None
     if mask is not None:
         bias = _bias(mask, q.dtype).repeat(1, q.shape[1] // k.shape[1], 1)[None, None]
     if padding is not None:
-        real = step.take_keys(_bias(padding, q.dtype)[:, None, :, None])[..., 0][:, :, :, None, :]  # [B, 1, G, 1, L]
+        real = chunk.take_keys(_bias(padding, q.dtype)[:, None, :, None])[..., 0][:, :, :, None, :]  # [B, 1, G, 1, L]
         bias = real if bias is None else bias + real
     return bias
 
 
-def _fused(part: Part, options: Options) -> Tensor:
-    """A step's output [B, H_kv, G, R, D] by torch's own attention; differentiable."""
+def _fused(part: ChunkTensors, options: Options) -> Tensor:
+    """A chunk's output [B, H_kv, G, R, D] by torch's own attention; differentiable."""
     tensors, bias = (part.rows, part.keys, part.values), part.bias
     batch, kv_heads, blocks, height, _ = part.rows.shape
     # SDPA knows two dimensions before rows: B · H_kv and G, or, where a mask is a sequence's own, B and H_kv.
@@ -180,8 +182,8 @@ def _fused(part: Part, options: Options) -> Tensor:
     return output.reshape(part.rows.shape)
 
 
-def _attend(part: Part, options: Options) -> tuple[Tensor, Tensor]:
-    """A step's output [B, H_kv, G, R, D] and log-sum-exp [B, H_kv, G, R, 1]."""
+def _attend(part: ChunkTensors, options: Options) -> tuple[Tensor, Tensor]:
+    """A chunk's output [B, H_kv, G, R, D] and log-sum-exp [B, H_kv, G, R, 1]."""
     dtype = exact_dtype(part.rows.dtype)
     scores = _scores(part.rows.to(dtype), part.keys.to(dtype), part.bias, options.scale)
     # Any finite number may be subtracted before exp; an empty row's maximum is −∞, and −∞ − −∞ would be NaN.

@@ -1,4 +1,4 @@
-"""A step of work: a few blocks of one group, with their rows taken out of tensors and put back."""
+"""A chunk of work: a few blocks of one group, with their rows taken out of tensors and put back."""
 
 from __future__ import annotations
 
@@ -10,14 +10,14 @@ from torch import Tensor
 
 from attention.kernel.schedule import Group, Schedule
 
-_CHUNK = 2**20
+_SCORES = 2**20
 # Scores worked on at once: 4 MiB of float32, so that passes over them stay in cache and few calls wake threads.
 
 
-class Step(NamedTuple):
+class Chunk(NamedTuple):
     """Blocks ``first`` to ``last`` of a group, of each the query rows ``low`` to ``high``.
 
-    Shapes: G is the number of the step's blocks, R that of its query rows, L the keys of a block.
+    Shapes: G is the number of the chunk's blocks, R that of its query rows, L the keys of a block.
     """
 
     group: Group
@@ -111,18 +111,18 @@ def _split(x: Tensor, shape: tuple[int, int]) -> Tensor:
     return split
 
 
-def steps(schedule: Schedule, heads: int, chunk: int = _CHUNK) -> Iterator[Step]:
+def chunks(schedule: Schedule, heads: int, size: int = _SCORES) -> Iterator[Chunk]:
     """The schedule's work in an order and in sizes that depend on nothing but shapes.
 
     Args:
         schedule: the work.
-        heads: query heads times sequences, which each step computes together.
-        chunk: scores of a step at most, where a single query with all its heads has no more.
+        heads: query heads times sequences, which each chunk computes together.
+        size: scores of a chunk at most, where a single query with all its heads has no more.
     """
     for group in schedule.groups:
         blocks, rows, keys = group.shape
-        together = max(1, chunk // (heads * rows * keys))
-        height = rows if together > 1 else max(1, min(rows, 8 * chunk // (heads * keys)))
+        together = max(1, size // (heads * rows * keys))
+        height = rows if together > 1 else max(1, min(rows, 8 * size // (heads * keys)))
         for first in range(0, blocks, together):
             for low in range(0, rows, height):
-                yield Step(group, first, min(first + together, blocks), low, min(low + height, rows))
+                yield Chunk(group, first, min(first + together, blocks), low, min(low + height, rows))

@@ -116,7 +116,7 @@ def make(
     # Built for keeps: tensors made inside torch.inference_mode() could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         whole = tile is not None or n_queries * n_keys <= _SMALL
-        pieces = (_Part(Piece(pattern)),) if whole else _parts(pattern)
+        pieces = (_Restriction(Piece(pattern)),) if whole else _parts(pattern)
         size = QUERY_BLOCK
         blocks = _blocks(pieces, n_queries, n_keys, offset, size)
         if len(pieces) == 1 and size < n_queries <= 2 * size:
@@ -160,7 +160,7 @@ def placed(
 
 
 @dataclass(frozen=True)
-class _Part:
+class _Restriction:
     """A piece's pairs, of them those ``within`` all of some patterns and outside some other pieces."""
 
     piece: Piece
@@ -168,7 +168,7 @@ class _Part:
     without: tuple[Piece, ...] = ()
 
     def wanted(self, query: Tensor, key: Tensor) -> Tensor:
-        """Which of the piece's pairs are the part's; positions of one shape."""
+        """Which of the piece's pairs are the restriction's; positions of one shape."""
         pairs = torch.ones_like(query, dtype=torch.bool)
         for pattern in self.within:
             pairs &= pattern.allowed(query, key)
@@ -185,7 +185,7 @@ def _holds(piece: Piece, query: Tensor, key: Tensor) -> Tensor:
     return piece.pattern.allowed(query // stride, key // stride) & (query % stride == key % stride)
 
 
-def _parts(pattern: Pattern) -> tuple[_Part, ...]:
+def _parts(pattern: Pattern) -> tuple[_Restriction, ...]:
     """A pattern in parts without common pairs, those in position order together and first."""
     if isinstance(pattern, Union):
         found = [part for member in pattern.parts for part in _parts(member)]
@@ -195,29 +195,29 @@ def _parts(pattern: Pattern) -> tuple[_Part, ...]:
         chosen = max(range(len(split)), key=lambda i: max(part.piece.stride for part in split[i]))
         others = tuple(member for i, member in enumerate(pattern.parts) if i != chosen)
         if all(part.piece.stride == 1 for part in split[chosen]):
-            return (_Part(Piece(pattern)),)
-        found = [_Part(part.piece, part.within + others, part.without) for part in split[chosen]]
+            return (_Restriction(Piece(pattern)),)
+        found = [_Restriction(part.piece, part.within + others, part.without) for part in split[chosen]]
         return tuple(found)
     else:
         pieces = pattern.pieces()
         near = [piece.pattern for piece in pieces if piece.stride == 1]
-        found = [_Part(Piece(near[0] if len(near) == 1 else Union(tuple(near))))] if near else []
-        return (*found, *(_Part(piece) for piece in pieces if piece.stride > 1))
+        found = [_Restriction(Piece(near[0] if len(near) == 1 else Union(tuple(near))))] if near else []
+        return (*found, *(_Restriction(piece) for piece in pieces if piece.stride > 1))
     plain = [part for part in found if part.piece.stride == 1 and not part.within and not part.without]
-    parts: list[_Part] = []
+    parts: list[_Restriction] = []
     if plain:
         patterns = tuple(part.piece.pattern for part in plain)
-        parts.append(_Part(Piece(patterns[0] if len(patterns) == 1 else Union(patterns))))
+        parts.append(_Restriction(Piece(patterns[0] if len(patterns) == 1 else Union(patterns))))
     for part in found:
         if part not in plain:
             # Pairs of a thinned-out earlier part are not all attended there, so it may not be left out whole.
             if any(earlier.within for earlier in parts):
-                return (_Part(Piece(pattern)),)
-            parts.append(_Part(part.piece, part.within, part.without + tuple(p.piece for p in parts)))
+                return (_Restriction(Piece(pattern)),)
+            parts.append(_Restriction(part.piece, part.within, part.without + tuple(p.piece for p in parts)))
     return tuple(parts)
 
 
-def _blocks(parts: tuple[_Part, ...], n_queries: int, n_keys: int, offset: int, size: int) -> list[Block]:
+def _blocks(parts: tuple[_Restriction, ...], n_queries: int, n_keys: int, offset: int, size: int) -> list[Block]:
     blocks: list[Block] = []
     for part in parts:
         mask = part.wanted if part.within or part.without else None

@@ -11,7 +11,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor, nn
 
-from attention.kernel.chunks import Step, steps
+from attention.kernel.chunks import Chunk, chunks
 from attention.kernel.schedule import schedule
 from attention.learned.strength_tiles import StrengthTiles
 from attention.patterns.base import Pattern
@@ -160,9 +160,9 @@ class LearnedStrengths(nn.Module):
     def _mixed(self, v: Tensor) -> Tensor:
         padded = F.pad(self.of_pairs(), (0, 1))
         output = torch.zeros_like(v)
-        for step, places in self._blocks(v):
+        for chunk, places in self._blocks(v):
             weights = padded[:, places].to(v.dtype)  # [H, G, R, L]
-            step.put_queries(output, weights @ step.take_keys(v))
+            chunk.put_queries(output, weights @ chunk.take_keys(v))
         return output
 
     def _attended(self, q: Tensor, k: Tensor, v: Tensor) -> Tensor:
@@ -176,33 +176,33 @@ class LearnedStrengths(nn.Module):
             read = found.new_zeros(len(v), self.heads, len(self.key)).index_copy(2, here, found)
         padded = F.pad(read, (0, 1), value=-torch.inf).to(v.dtype)
         output = torch.zeros_like(v)  # a token that attends none gets 0
-        for step, places in self._blocks(v):
-            scores = step.take_queries(q) @ step.take_keys(k).transpose(-1, -2) + padded[:, :, places]
+        for chunk, places in self._blocks(v):
+            scores = chunk.take_queries(q) @ chunk.take_keys(k).transpose(-1, -2) + padded[:, :, places]
             weights = (scores - scores.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)).exp()
             total = weights.sum(-1, keepdim=True)
-            step.put_queries(output, weights / torch.where(total > 0, total, 1.0) @ step.take_keys(v))
+            chunk.put_queries(output, weights / torch.where(total > 0, total, 1.0) @ chunk.take_keys(v))
         return output
 
-    def _blocks(self, v: Tensor) -> tuple[tuple[Step, Tensor], ...]:
+    def _blocks(self, v: Tensor) -> tuple[tuple[Chunk, Tensor], ...]:
         return _blocks(self.pattern, self.n, v.shape[2], v.shape[0] * v.shape[1], v.device)
 
 
 @lru_cache(maxsize=16)
-def _blocks(pattern: Pattern, n: int, count: int, heads: int, device: torch.device) -> tuple[tuple[Step, Tensor], ...]:
-    """Steps of work for ``count`` of ``n`` tokens, each with the pairs of its blocks, int64 [G, R, L].
+def _blocks(pattern: Pattern, n: int, count: int, heads: int, device: torch.device) -> tuple[tuple[Chunk, Tensor], ...]:
+    """Chunks of work for ``count`` of ``n`` tokens, each with the pairs of its blocks, int64 [G, R, L].
 
-    A query's keys are all in one step. What is not attended has the place behind the last pair.
+    A query's keys are all in one chunk. What is not attended has the place behind the last pair.
     """
     with torch.inference_mode(False):
         indptr, key = pattern.rows(n)
         known = repeat(torch.arange(n, device="cpu"), indptr.diff()) * n + key  # rising
         found = []
-        for step in steps(schedule(pattern, count, count, 0, device, count), heads):
-            wanted = (step.queries[:, :, None] * n + step.keys[:, None, :]).cpu()
+        for chunk in chunks(schedule(pattern, count, count, 0, device, count), heads):
+            wanted = (chunk.queries[:, :, None] * n + chunk.keys[:, None, :]).cpu()
             place = torch.searchsorted(known, wanted).clamp_(max=len(known) - 1)
-            mask = step.mask()
+            mask = chunk.mask()
             attended = known[place] == wanted if mask is None else (known[place] == wanted) & mask.cpu()
-            found.append((step, torch.where(attended, place, len(known)).to(device)))
+            found.append((chunk, torch.where(attended, place, len(known)).to(device)))
         return tuple(found)
 
 

@@ -9,32 +9,16 @@ import torch
 from torch import Tensor
 
 from attention.controller.events import Placement
-from attention.patterns.base import Intersection, Pattern, Union
+from attention.patterns.base import Pattern
 from attention.patterns.tokens import Sinks
-from attention.patterns.windows import Dilated, LocalWindow
+from attention.patterns.windows import LocalWindow
 from crossbar.errors import InputError, require_whole
 
 Order = Literal["sequential", "striped"]
 
 
-def causal_reach(pattern: Pattern) -> tuple[int, int] | None:
-    """How many of the last keys, and of the first, a causal query attends at most; None if it may attend any."""
-    if isinstance(pattern, LocalWindow | Dilated):
-        return pattern.window, 0
-    if isinstance(pattern, Sinks):
-        return 1, pattern.n
-    if isinstance(pattern, Union):
-        parts = [causal_reach(part) for part in pattern.parts]
-        known = [part for part in parts if part is not None]
-        return None if len(known) < len(parts) else (max(r for r, _ in known), max(s for _, s in known))
-    if isinstance(pattern, Intersection):  # within each of its parts, so within the one that reaches least
-        known = [part for part in map(causal_reach, pattern.parts) if part is not None]
-        return min(known, key=sum, default=None)
-    return None
-
-
 @dataclass(frozen=True)
-class Layout:
+class AddressMap:
     """Rows of a memory, as a function of a token's position alone.
 
     The first ``sinks`` tokens have rows of their own for good; the others take the remaining rows in ring order, so
@@ -95,7 +79,7 @@ class Layout:
         """Tile and line of tokens at these positions, none of which has another's row: what a controller takes."""
         return Placement(self.tile(position).int(), self.line(position).int())
 
-    def held(self) -> Pattern:
+    def resident(self) -> Pattern:
         """The keys that a causal query finds: those whose row no later token, up to the query, has taken."""
         window = LocalWindow(self.ring).causal()
         return (window | Sinks(self.sinks)).causal() if self.sinks else window

@@ -11,7 +11,7 @@ from crossbar.costs.ledger import book, counting
 from crossbar.hardware import Hardware
 
 
-def book_rows(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware, digital: bool) -> None:
+def book_row_writes(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware, digital: bool) -> None:
     """Book that a key and a value are written for each real token of k [B, H_kv, n, D].
 
     Args:
@@ -29,7 +29,7 @@ def book_rows(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware,
         book(layer, "sram_bytes", 2 * heads * tokens * size * BYTES)
 
 
-def book_attention(
+def book_row_reads(
     layer: str,
     q: Tensor,
     k: Tensor,

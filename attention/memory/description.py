@@ -58,7 +58,7 @@ class Memory:
             positions.
         sinks: first tokens whose rows are never used again.
         eviction: when the rows are full: ``refuse`` the next token, or use the oldest row again (``ring``).
-        placement: ``sequential`` or ``striped``, see `attention.memory.address_map.Layout`.
+        placement: ``sequential`` or ``striped``, see `attention.memory.address_map.AddressMap`.
         token_seconds: seconds from one token to the next, by which rows age, up to 1e9.
         clock: wall clock, a function that gives seconds; it takes the place of ``token_seconds``.
         key_scale: ``row``: each token's abs-max, applied after the ADC; ``channel``: each dimension's, folded into the

@@ -12,12 +12,12 @@ from attention.activation import Saturating
 from attention.kernel.analog import attend_analog
 from attention.kernel.analog_booking import askers
 from attention.kernel.blocks import Options, merge, shared_heads
-from attention.memory.address_map import Layout
-from attention.memory.booking import book_attention, book_rows
+from attention.memory.address_map import AddressMap
+from attention.memory.booking import book_row_reads, book_row_writes
 from attention.memory.description import Memory
-from attention.memory.open_rows import Opening, opening, present
+from attention.memory.open_rows import OpenRows, open_rows, resident_pairs
 from attention.memory.report import MemoryReport
-from attention.memory.row_tiles import Rows, TokenCells
+from attention.memory.row_tiles import ProgrammedRows, RowTiles
 from attention.patterns.base import Pattern
 from attention.patterns.resident import Beyond
 from attention.patterns.tokens import Sinks
@@ -67,7 +67,7 @@ class AnalogMemory:
         if memory.capacity is None:
             raise InputError("a memory needs a capacity: give the number of token rows of each head")
         self.memory, self.name, self.hardware = memory, name, memory.hardware
-        self.layout = Layout(memory.capacity, memory.hardware.tile.rows, memory.sinks, memory.placement)
+        self.addresses = AddressMap(memory.capacity, memory.hardware.tile.rows, memory.sinks, memory.placement)
         with torch.inference_mode(False):  # it is counted up whenever tokens come
             self.writes = torch.zeros(memory.capacity, dtype=torch.int64, device="cpu")
         self._key: Key = (memory.seed, name, *stream)
@@ -79,12 +79,12 @@ class AnalogMemory:
     def reset(self) -> None:
         """Forget all tokens, and start time and reads again; rows keep the count of their writes."""
         memory = self.memory
-        self.keys = TokenCells(self.hardware, memory.key_scale, (*self._key, "keys"))
-        self.values = TokenCells(self.hardware, memory.value_scale, (*self._key, "values"))
+        self.keys = RowTiles(self.hardware, memory.key_scale, (*self._key, "keys"))
+        self.values = RowTiles(self.hardware, memory.value_scale, (*self._key, "values"))
         self.tokens = self.reads = 0
         self.now = 0.0
         self._first = self._lost = self._expired = 0
-        self._displaced: tuple[Tensor, Rows, Rows] | None = None
+        self._displaced: tuple[Tensor, ProgrammedRows, ProgrammedRows] | None = None
         if self._guard is not None:
             self._guard.reset()
 
@@ -103,25 +103,25 @@ class AnalogMemory:
                 the memory is then unchanged.
         """
         self._require_fitting(k, v)
-        n, layout = k.shape[2], self.layout
+        n, addresses = k.shape[2], self.addresses
         end = self.tokens + n
-        if self.memory.eviction == "refuse" and end > max(self._first, layout.sinks) + layout.ring:
+        if self.memory.eviction == "refuse" and end > max(self._first, addresses.sinks) + addresses.ring:
             raise InputError(
-                f"{self.name} has {layout.capacity} token rows, which {n} more tokens behind {self.tokens} do not fit: "
-                "give a larger capacity, evict tokens, or choose eviction='ring'"
+                f"{self.name} has {addresses.capacity} token rows, which {n} more tokens behind {self.tokens} do not "
+                "fit: give a larger capacity, evict tokens, or choose eviction='ring'"
             )
         at = self._times(n, k.device)
         position = torch.arange(self.tokens, end, device=k.device)
-        fresh = [cells.write(x, self.tokens, at) for cells, x in ((self.keys, k), (self.values, v))]
-        self._displaced = self._kept_back(position, fresh) if n > 1 and end > layout.capacity else None
-        keeps = (position < layout.sinks) | (position >= end - layout.ring)
+        fresh = [tiles.write(x, self.tokens, at) for tiles, x in ((self.keys, k), (self.values, v))]
+        self._displaced = self._kept_back(position, fresh) if n > 1 and end > addresses.capacity else None
+        keeps = (position < addresses.sinks) | (position >= end - addresses.ring)
         chosen = keeps.nonzero()[:, 0]
-        slots = layout.slot(position[chosen])
-        for cells, rows in zip((self.keys, self.values), fresh, strict=True):
-            cells.store(slots, rows if len(chosen) == n else rows.take(chosen), layout.capacity)
-        self.writes.index_add_(0, layout.slot(position).cpu(), torch.ones(n, dtype=torch.int64, device="cpu"))
+        slots = addresses.slot(position[chosen])
+        for tiles, rows in zip((self.keys, self.values), fresh, strict=True):
+            tiles.store(slots, rows if len(chosen) == n else rows.take(chosen), addresses.capacity)
+        self.writes.index_add_(0, addresses.slot(position).cpu(), torch.ones(n, dtype=torch.int64, device="cpu"))
         self.tokens, self.now = end, float(at[-1])
-        book_rows(self.name, k, padding, self.hardware, self.digital)
+        book_row_writes(self.name, k, padding, self.hardware, self.digital)
         if self._guard is not None:
             self._guard.append(k, v, padding=padding)
 
@@ -189,22 +189,22 @@ class AnalogMemory:
 
     def select(self, sequences: Tensor) -> None:
         """Keep some sequences of the batch, in this order, as beams do: addresses move, and no row is written."""
-        for cells in (self.keys, self.values):
-            cells.select(sequences)
+        for tiles in (self.keys, self.values):
+            tiles.select(sequences)
         self._displaced = None
         if self._guard is not None:
             self._guard.select(sequences)
 
     def report(self) -> MemoryReport:
         """What became of the rows."""
-        layout, pinned = self.layout, min(self.tokens, self.layout.sinks)
-        oldest = max(self._first, self.tokens - layout.ring, pinned)
+        addresses, pinned = self.addresses, min(self.tokens, self.addresses.sinks)
+        oldest = max(self._first, self.tokens - addresses.ring, pinned)
         held = pinned + self.tokens - oldest
         return MemoryReport(
             tokens=self.tokens,
             held=held,
-            capacity=layout.capacity,
-            tiles=layout.tiles,
+            capacity=addresses.capacity,
+            tiles=addresses.tiles,
             evicted=self.tokens - held,
             lost_pairs=self._lost,
             expired_reads=self._expired,
@@ -217,7 +217,7 @@ class AnalogMemory:
         if counting():  # one reciprocal a query, wherever its pairs are
             asking = None if options.mask is None else options.mask[:, -q.shape[2] :]
             book(self.name, "special_functions", askers(q, asking))
-        pattern, lost = present(pattern, q.shape[2], self.tokens, self._first, self.layout)
+        pattern, lost = resident_pairs(pattern, q.shape[2], self.tokens, self._first, self.addresses)
         self._lost += lost
         if lost and counting():
             book(self.name, "lost_pairs", lost)
@@ -248,7 +248,7 @@ class AnalogMemory:
         return output, lse
 
     def _attend(self, q: Tensor, pattern: Pattern, options: Options, heads: list[int] | None) -> tuple[Tensor, Tensor]:
-        opened = opening(pattern, q.shape[2], self.tokens, q.device, self.layout)
+        opened = open_rows(pattern, q.shape[2], self.tokens, q.device, self.addresses)
         if len(opened.positions) == 0:
             return torch.zeros_like(q), q.new_full(
                 q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32)
@@ -260,8 +260,8 @@ class AnalogMemory:
         stored, index = self._stored(opened)
         self._note_expired(stored[0], index)
         keys, values = (
-            cells.read(rows, index, self.now, opened.numbers((*self._key, role, "1/f", self.now)))
-            for cells, rows, role in zip((self.keys, self.values), stored, ("keys", "values"), strict=True)
+            tiles.read(rows, index, self.now, opened.numbers((*self._key, role, "1/f", self.now)))
+            for tiles, rows, role in zip((self.keys, self.values), stored, ("keys", "values"), strict=True)
         )
         if heads is not None:
             shared = shared_heads(heads, self._group).to(q.device)
@@ -271,7 +271,7 @@ class AnalogMemory:
             channels = self.keys.fixed if heads is None else self.keys.fixed.index_select(1, shared)
             q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
         kv_heads = keys.digits.shape[1] if heads is None else len({head // self._group for head in heads})
-        book_attention(
+        book_row_reads(
             self.name, q, keys.digits, opened.work, options.mask, self.hardware, self.digital, asking, kv_heads
         )
         key = (*self._key, "read", self.now, self.reads, *(heads[:1] if heads else ()))
@@ -291,21 +291,23 @@ class AnalogMemory:
         step = torch.arange(1, n + 1, dtype=torch.float64, device=device)
         return self.now + step * self.memory.token_seconds
 
-    def _kept_back(self, position: Tensor, fresh: list[Rows]) -> tuple[Tensor, Rows, Rows]:
+    def _kept_back(
+        self, position: Tensor, fresh: list[ProgrammedRows]
+    ) -> tuple[Tensor, ProgrammedRows, ProgrammedRows]:
         """Rows that queries of the tokens at ``position`` still read, though later ones of these take their places."""
-        layout, first, end = self.layout, int(position[0]), int(position[-1]) + 1
-        low = max(first + 1 - layout.ring, layout.sinks, self._first)
-        old = torch.arange(low, max(low, min(first, end - layout.ring)), device=position.device)
-        new = ((position >= layout.sinks) & (position < end - layout.ring)).nonzero()[:, 0]
+        addresses, first, end = self.addresses, int(position[0]), int(position[-1]) + 1
+        low = max(first + 1 - addresses.ring, addresses.sinks, self._first)
+        old = torch.arange(low, max(low, min(first, end - addresses.ring)), device=position.device)
+        new = ((position >= addresses.sinks) & (position < end - addresses.ring)).nonzero()[:, 0]
         parts = []
-        for cells, rows in zip((self.keys, self.values), fresh, strict=True):
+        for tiles, rows in zip((self.keys, self.values), fresh, strict=True):
             taken = rows.take(new)
-            parts.append(cells.rows.take(layout.slot(old)).joined(taken) if cells.rows is not None else taken)
+            parts.append(tiles.rows.take(addresses.slot(old)).joined(taken) if tiles.rows is not None else taken)
         return torch.cat([old, position[new]]), parts[0], parts[1]
 
-    def _stored(self, opened: Opening) -> tuple[list[Rows], Tensor]:
+    def _stored(self, opened: OpenRows) -> tuple[list[ProgrammedRows], Tensor]:
         """Where rows are kept, of keys and of values, and the places of opened ones there."""
-        stored = [cells.rows for cells in (self.keys, self.values) if cells.rows is not None]
+        stored = [tiles.rows for tiles in (self.keys, self.values) if tiles.rows is not None]
         if self._displaced is None:
             return stored, opened.slots
         back, *kept = self._displaced
@@ -313,7 +315,7 @@ class AnalogMemory:
         index = torch.where(gone, len(stored[0].at) + torch.searchsorted(back, opened.positions), opened.slots)
         return [rows.joined(own) for rows, own in zip(stored, kept, strict=True)], index
 
-    def _note_expired(self, rows: Rows, index: Tensor) -> None:
+    def _note_expired(self, rows: ProgrammedRows, index: Tensor) -> None:
         device = self.hardware.device
         if isinstance(device, GainCell):
             expired = int((self.now - rows.at.index_select(0, index) > device.retention).sum())
@@ -326,20 +328,20 @@ class AnalogMemory:
             raise InputError(
                 f"{self.name} cannot take k {list(k.shape)}, v {list(v.shape)}: give [B, H_kv, n, D] of both"
             )
-        held = self.keys.rows
-        if held is not None:
-            batch, heads, _, size = held.scale.shape[:2] + next(iter(held.state.values())).shape[3:]
+        stored = self.keys.rows
+        if stored is not None:
+            batch, heads, _, size = stored.scale.shape[:2] + next(iter(stored.state.values())).shape[3:]
             if (k.shape[0], k.shape[1], k.shape[3]) != (batch, heads, size):
                 raise InputError(
                     f"{self.name} holds [{batch}, {heads}, ·, {size}] and cannot take {list(k.shape)}: reset it first"
                 )
 
     def _require_readable(self, q: Tensor, pattern: Pattern) -> None:
-        held = self.keys.rows
-        if held is None:
+        stored = self.keys.rows
+        if stored is None:
             raise InputError(f"{self.name} holds no tokens: append some first")
-        batch, heads = held.scale.shape[:2]
-        size = next(iter(held.state.values())).shape[4]
+        batch, heads = stored.scale.shape[:2]
+        size = next(iter(stored.state.values())).shape[4]
         if q.dim() != 4 or q.shape[0] != batch or q.shape[1] % heads or q.shape[3] != size or q.shape[2] > self.tokens:
             raise InputError(
                 f"{self.name} cannot be read by q {list(q.shape)}: give [{batch}, a multiple of {heads}, at most "

@@ -9,21 +9,21 @@ import torch
 from torch import Tensor
 
 from attention.kernel.schedule import Schedule, placed
-from attention.memory.address_map import Layout
+from attention.memory.address_map import AddressMap
 from attention.patterns.base import Pattern
-from attention.patterns.resident import Present
+from attention.patterns.resident import Resident
 from crossbar.backends.protocol import RowNumbers
 from crossbar.random.streams import Key
 
 
 @dataclass(frozen=True, eq=False)
-class Opening:
+class OpenRows:
     """The rows that queries open.
 
     Attributes:
         positions: of their tokens, int64 [L], rising.
         work: the schedule, with places in ``positions`` as its keys.
-        slots: `Layout.slot` of each.
+        slots: `AddressMap.slot` of each.
         tiles: numbers of the tiles that are touched.
         tile: which of ``tiles`` each row is in, int64 [L].
         line: the row of its tile, int64 [L].
@@ -44,31 +44,33 @@ class Opening:
 
 
 @lru_cache(maxsize=64)
-def opening(pattern: Pattern, queries: int, tokens: int, device: torch.device, layout: Layout) -> Opening:
+def open_rows(pattern: Pattern, queries: int, tokens: int, device: torch.device, addresses: AddressMap) -> OpenRows:
     """What the last ``queries`` of ``tokens`` open by a static causal pattern; kept for the next call."""
-    positions, work = placed(pattern, queries, tokens, tokens - queries, device, layout)
+    positions, work = placed(pattern, queries, tokens, tokens - queries, device, addresses)
     with torch.inference_mode(False):
-        touched, tile = layout.tile(positions).unique(return_inverse=True)
-        slots, line = layout.slot(positions), layout.line(positions)
-        return Opening(positions, work, slots, tuple(touched.tolist()), tile, line, layout.rows)
+        touched, tile = addresses.tile(positions).unique(return_inverse=True)
+        slots, line = addresses.slot(positions), addresses.line(positions)
+        return OpenRows(positions, work, slots, tuple(touched.tolist()), tile, line, addresses.rows)
 
 
 @lru_cache(maxsize=64)
-def present(pattern: Pattern, queries: int, tokens: int, first: int, layout: Layout) -> tuple[Pattern, int]:
-    """The pattern's pairs whose key's row has not been taken or given up when the query reads, and how many have.
+def resident_pairs(
+    pattern: Pattern, queries: int, tokens: int, first: int, addresses: AddressMap
+) -> tuple[Pattern, int]:
+    """The pattern's pairs whose key's row has not been taken or given up when the query reads, and how many are lost.
 
     Args:
         pattern: who attends to whom; causal.
         queries: the last tokens, which read.
         tokens: that there are.
         first: position before which rows were given up, but for sinks.
-        layout: whose row is taken by whom.
+        addresses: whose row is taken by whom.
     """
     left = pattern
-    if tokens > layout.capacity:
-        left = left & layout.held()
-    if first > layout.sinks:
-        left = left & Present(layout.sinks, first).causal()
+    if tokens > addresses.capacity:
+        left = left & addresses.resident()
+    if first > addresses.sinks:
+        left = left & Resident(addresses.sinks, first).causal()
     if left is pattern:
         return pattern, 0
 

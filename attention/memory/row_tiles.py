@@ -24,7 +24,7 @@ _BLOCK = 64  # tokens whose programming errors are drawn at once: a token's erro
 _TINY = 1e-30  # a row of nothing but smaller numbers is 0 to a cell
 
 
-class Rows(NamedTuple):
+class ProgrammedRows(NamedTuple):
     """What is kept of some tokens.
 
     Attributes:
@@ -38,30 +38,30 @@ class Rows(NamedTuple):
     scale: Tensor
     at: Tensor
 
-    def take(self, index: Tensor) -> Rows:
+    def take(self, index: Tensor) -> ProgrammedRows:
         """Some tokens, by place."""
         state = {name: cells.index_select(3, index) for name, cells in self.state.items()}
-        return Rows(state, self.scale.index_select(2, index), self.at.index_select(0, index))
+        return ProgrammedRows(state, self.scale.index_select(2, index), self.at.index_select(0, index))
 
-    def sequences(self, index: Tensor) -> Rows:
+    def sequences(self, index: Tensor) -> ProgrammedRows:
         """Some sequences of the batch."""
         state = {name: cells.index_select(1, index) for name, cells in self.state.items()}
-        return Rows(state, self.scale.index_select(0, index), self.at)
+        return ProgrammedRows(state, self.scale.index_select(0, index), self.at)
 
-    def put(self, index: Tensor, rows: Rows) -> None:
+    def put(self, index: Tensor, rows: ProgrammedRows) -> None:
         """Overwrite tokens, by place."""
         for name, cells in rows.state.items():
             self.state[name].index_copy_(3, index, cells)
         self.scale.index_copy_(2, index, rows.scale)
         self.at.index_copy_(0, index, rows.at)
 
-    def joined(self, other: Rows) -> Rows:
+    def joined(self, other: ProgrammedRows) -> ProgrammedRows:
         """The tokens of both."""
         state = {name: torch.cat([cells, other.state[name]], 3) for name, cells in self.state.items()}
-        return Rows(state, torch.cat([self.scale, other.scale], 2), torch.cat([self.at, other.at]))
+        return ProgrammedRows(state, torch.cat([self.scale, other.scale], 2), torch.cat([self.at, other.at]))
 
 
-class TokenCells:
+class RowTiles:
     """The tiles of one role (keys or values), for every sequence of a batch and every head.
 
     Cells are the device's own: each keeps the programming error and the drift exponent of its last write, and reads
@@ -93,10 +93,10 @@ class TokenCells:
         self._decaying = device if isinstance(device, Decaying) and window(device) == (0.0, math.inf) else None
         self.fixed: Tensor | None = None  # [1, H_kv, 1, D or 1], of the scales "head" and "channel"
         self.clipped = 0  # numbers beyond a fixed scale
-        self.rows: Rows | None = None  # [.., allocated rows, ..]
+        self.rows: ProgrammedRows | None = None  # [.., allocated rows, ..]
         self._drawn: dict[tuple[str, int], Tensor] = {}
 
-    def write(self, x: Tensor, first: int, at: Tensor) -> Rows:
+    def write(self, x: Tensor, first: int, at: Tensor) -> ProgrammedRows:
         """Cells of tokens at positions ``first`` on, freshly programmed; they are not stored.
 
         Args:
@@ -117,9 +117,9 @@ class TokenCells:
         amplitude = None if self._decaying is None else self._decaying.amplitude(state)
         if amplitude is not None:
             state["amplitude"] = amplitude
-        return Rows(state, scale, at)
+        return ProgrammedRows(state, scale, at)
 
-    def store(self, slots: Tensor, rows: Rows, capacity: int) -> None:
+    def store(self, slots: Tensor, rows: ProgrammedRows, capacity: int) -> None:
         """Put rows in their places, taking another tile into use where needed."""
         needed = int(slots.max()) + 1
         have = 0 if self.rows is None else len(self.rows.at)
@@ -130,7 +130,7 @@ class TokenCells:
         assert self.rows is not None
         self.rows.put(slots, rows)
 
-    def read(self, rows: Rows, index: Tensor, now: float, numbers: RowNumbers) -> TokenRows:
+    def read(self, rows: ProgrammedRows, index: Tensor, now: float, numbers: RowNumbers) -> TokenRows:
         """Rows as they read at a time; a scale of each channel is not in them, but folded into the query.
 
         Args:
@@ -179,10 +179,10 @@ class TokenCells:
         return (parts[0] if len(parts) == 1 else torch.cat(parts, 3)).to(target.dtype)
 
 
-def _empty_like(rows: Rows, count: int) -> Rows:
+def _empty_like(rows: ProgrammedRows, count: int) -> ProgrammedRows:
     def empty(x: Tensor, dim: int) -> Tensor:
         shape = list(x.shape)
         shape[dim] = count
         return x.new_zeros(shape)
 
-    return Rows({n: empty(c, 3) for n, c in rows.state.items()}, empty(rows.scale, 2), empty(rows.at, 0))
+    return ProgrammedRows({n: empty(c, 3) for n, c in rows.state.items()}, empty(rows.scale, 2), empty(rows.at, 0))

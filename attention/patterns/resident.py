@@ -1,4 +1,4 @@
-"""Pairs by where a memory holds the key: beyond the near and the first tokens; not evicted."""
+"""Pairs by where a memory has the key: beyond the near and the first tokens, or resident, that is not evicted."""
 
 from __future__ import annotations
 
@@ -55,7 +55,7 @@ class Beyond(Family):
 
 
 @dataclass(frozen=True)
-class Present(Family):
+class Resident(Family):
     """Keys that were not evicted: the first ``sinks``, and those from position ``first`` on.
 
     Raises:
@@ -64,13 +64,13 @@ class Present(Family):
 
     sinks: int
     first: int
-    name: ClassVar[str] = "present"
+    name: ClassVar[str] = "resident"
     cost: ClassVar[str] = "O(n²)"
     shift_invariant: ClassVar[bool] = False
 
     def __post_init__(self) -> None:
-        require_whole("present sinks", self.sinks, least=0)
-        require_whole("present first", self.first, least=0)
+        require_whole("resident sinks", self.sinks, least=0)
+        require_whole("resident first", self.first, least=0)
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
         """A sink, or not before ``first``."""

@@ -42,7 +42,7 @@ def test_generation_on_exact_rows_is_the_models_own_while_its_windows_move_on(na
     cache = memory_cache(model)
     with Ledger() as ledger:
         assert torch.equal(generate(model, ids, **cached(model, cache)), own)
-    assert [memory.layout.capacity for memory in cache.memories] == capacities
+    assert [memory.addresses.capacity for memory in cache.memories] == capacities
     assert [report.lost_pairs for report in cache.report().values()] == [0, 0]  # what is evicted is out of the window
     evicted = [max(34 - capacity, 0) for capacity in capacities]
     assert [report.evicted for report in cache.report().values()] == evicted
@@ -72,9 +72,9 @@ def test_a_pattern_is_met_within_the_models_own_window(name):
 def test_a_pattern_of_sinks_needs_no_more_rows_than_the_models_window():
     model = gemma()
     attach(model, "window(16) | sinks(4)", Memory(IDEAL))
-    assert [memory.layout.capacity for memory in memory_cache(model).memories] == [WINDOW, 20]
+    assert [memory.addresses.capacity for memory in memory_cache(model).memories] == [WINDOW, 20]
     attach(model, "window(4) | sinks(2)", Memory(IDEAL))
-    assert [memory.layout.capacity for memory in memory_cache(model).memories] == [6, 6]
+    assert [memory.addresses.capacity for memory in memory_cache(model).memories] == [6, 6]
 
 
 def test_only_a_plain_window_is_taken_over():

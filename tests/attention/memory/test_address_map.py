@@ -5,8 +5,9 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from attention.memory.address_map import Layout, causal_reach
-from attention.patterns.resident import Beyond, Present
+from attention.memory.address_map import AddressMap
+from attention.patterns.reach import causal_reach
+from attention.patterns.resident import Beyond, Resident
 from attention.patterns.text import parse
 
 
@@ -14,18 +15,18 @@ from attention.patterns.text import parse
 @given(st.integers(1, 40), st.integers(1, 9), st.integers(0, 12), st.sampled_from(["sequential", "striped"]))
 def test_tokens_held_together_have_rows_of_their_own(capacity, rows, sinks, order):
     sinks = min(sinks, capacity - 1)
-    layout = Layout(capacity, rows, sinks, order)
+    addresses = AddressMap(capacity, rows, sinks, order)
     for last in (0, capacity - 1, capacity, 3 * capacity):
-        held = layout.held().rows(1, last + 1, last).indices
-        assert len(held) == min(last + 1, capacity)
-        assert len(set(layout.slot(held).tolist())) == len(held)
-        placement = layout.placement(held)  # refuses two tokens on one line
-        assert int(placement.tile.max()) < layout.tiles
+        resident = addresses.resident().rows(1, last + 1, last).indices
+        assert len(resident) == min(last + 1, capacity)
+        assert len(set(addresses.slot(resident).tolist())) == len(resident)
+        placement = addresses.placement(resident)  # refuses two tokens on one line
+        assert int(placement.tile.max()) < addresses.tiles
         assert int(placement.line.max()) < rows
 
 
 @pytest.mark.parametrize("causal", [True, False])
-@pytest.mark.parametrize("family", [Beyond(3, 5), Beyond(0, 0), Beyond(9, 1), Present(2, 7), Present(0, 3)], ids=repr)
+@pytest.mark.parametrize("family", [Beyond(3, 5), Beyond(0, 0), Beyond(9, 1), Resident(2, 7), Resident(0, 3)], ids=repr)
 def test_spans_and_pairs_of_held_keys_agree(family, causal):
     pattern, n = family.causal() if causal else family, 20
     i, j = torch.meshgrid(torch.arange(n), torch.arange(n), indexing="ij")

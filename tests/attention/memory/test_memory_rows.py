@@ -23,7 +23,7 @@ def test_ideal_rows_give_digital_attention_while_the_ring_turns(steps, order):
     assert totals["row_writes"] == 2 * B * KV * N
     assert totals["write_pulses"] == 2 * B * KV * N * D * 2
     assert totals["row_activations"] == totals["column_activations"] == pairs
-    tiles = sum(len(set(memory.layout.tile(keys).tolist())) for keys in keys_of(WINDOW))
+    tiles = sum(len(set(memory.addresses.tile(keys).tolist())) for keys in keys_of(WINDOW))
     assert totals["adc_conversions"] == pairs + B * H * D * tiles
     report = memory.report()
     assert (report.held, report.evicted, report.lost_pairs, report.tiles) == (15, 25, 0, 3)

@@ -6,7 +6,7 @@ import pytest
 import torch
 
 from attention import AnalogMemory, LocalWindow, Memory, gated_attention
-from attention.memory.open_rows import opening
+from attention.memory.open_rows import open_rows
 from crossbar import Ledger, presets
 from crossbar.devices import PCM, GainCell, Measured
 from crossbar.errors import InputError
@@ -16,7 +16,7 @@ from tests.attention.memory.cases import IDEAL, KV, WINDOW, B, D, H, N, draw, ru
 
 def read(memory, pattern):
     """The rows of keys that the last token opens, as they read now."""
-    opened = opening(pattern, 1, memory.tokens, torch.device("cpu"), memory.layout)
+    opened = open_rows(pattern, 1, memory.tokens, torch.device("cpu"), memory.addresses)
     return memory.keys.read(memory.keys.rows, opened.slots, memory.now, opened.numbers(("keys", memory.now)))
 
 
