@@ -17,7 +17,7 @@ from rich.console import Console
 
 from attention import Controller, Events, Platform, gated_attention, parse
 from attention.controller import platforms
-from attention.controller.delivery import _kept
+from attention.controller.delivery import _deliver_head_cached
 from crossbar import presets
 
 PATTERN = parse("causal(window(256) | sinks(4))")
@@ -43,7 +43,7 @@ def gating(rounds: int) -> None:
 
     def gated(forget: bool) -> None:
         if forget:
-            _kept.cache_clear()
+            _deliver_head_cached.cache_clear()
         gated_attention(q, k, v, PATTERN, hardware=PCM, controller=IDEAL)
 
     arms: Arms = {

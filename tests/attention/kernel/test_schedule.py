@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from attention import BigBird, Dense, Dilated, Fixed, GlobalTokens, LocalWindow, RandomBlocks, Sinks, Strided
-from attention.kernel.chunks import steps
+from attention.kernel.chunks import chunks
 from attention.kernel.schedule import make, schedule
 
 
@@ -73,21 +73,21 @@ def test_a_window_is_a_few_groups_that_share_masks_and_copy_little():
     assert schedule(Sinks(0), 100, 100).groups == ()
 
 
-def test_steps_take_rows_and_put_them_back():
+def test_chunks_take_rows_and_put_them_back():
     generator = torch.Generator().manual_seed(0)
     x = torch.randn(2, 3, 300, 4, generator=generator)
     for pattern in (LocalWindow(20) | Sinks(3), Strided(17), BigBird(32, 1).at(300), Dense()):
-        for chunk in (1, 2**12, 2**19):
+        for size in (1, 2**12, 2**19):
             reached = torch.zeros(300)
-            for step in steps(make(pattern, 300, 300), 6, chunk):
-                assert torch.equal(step.take_queries(x), x[:, :, step.queries])
-                assert torch.equal(step.take_keys(x), x[:, :, step.keys])
+            for chunk in chunks(make(pattern, 300, 300), 6, size):
+                assert torch.equal(chunk.take_queries(x), x[:, :, chunk.queries])
+                assert torch.equal(chunk.take_keys(x), x[:, :, chunk.keys])
                 total, wanted = torch.zeros_like(x), torch.zeros_like(x)
-                step.add_keys(total, step.take_keys(x))
-                for block in step.keys:
+                chunk.add_keys(total, chunk.take_keys(x))
+                for block in chunk.keys:
                     wanted.index_add_(2, block, x[:, :, block])
                 torch.testing.assert_close(total, wanted)
-                step.put_queries(total, step.take_queries(x) + 1)
-                assert torch.equal(total[:, :, step.queries], x[:, :, step.queries] + 1)
-                reached.index_add_(0, step.queries.flatten(), torch.ones(step.queries.numel()))
+                chunk.put_queries(total, chunk.take_queries(x) + 1)
+                assert torch.equal(total[:, :, chunk.queries], x[:, :, chunk.queries] + 1)
+                reached.index_add_(0, chunk.queries.flatten(), torch.ones(chunk.queries.numel()))
             assert (reached >= 1).all()
