@@ -83,7 +83,7 @@ def _allowed(hardware: Hardware, field: str, honoured: Set[str]) -> str:
     kind = get_type_hints(type(owner))[name]
     if get_origin(kind) is Literal:
         choices = [choice for choice in get_args(kind) if f"{field}:{choice}" in honoured or choice == plain]
-        return " or ".join(choices) or f"no {part}"
+        return " or ".join(choices) or (f"no {part}" if part else "None")
     if plain is None and isinstance(_value(hardware, field), int | float):
         return "0"
     return f"{plain:g}" if isinstance(plain, int | float) else "None"
