@@ -2,7 +2,7 @@
 
 The chance of a trial is ``k / n`` for whole ``k``, as with the codes of a converter that become trains of pulses. A row
 ``k`` begins at the least count that 32 bits can tell from impossible, and ends at the greatest: for 16 bits that are
-1,250 counts at most, not 32,768.
+1,260 counts at most, not 32,768.
 """
 
 from __future__ import annotations
@@ -35,7 +35,7 @@ class Table(NamedTuple):
 @lru_cache(maxsize=8)
 @torch.inference_mode(False)
 def table(trials: int, device: torch.device) -> Table:
-    """The table of ``trials`` (1 to 32,767) on a device."""
+    """The table of ``trials`` (1 to 32,767) on a device: made on the CPU, and copied there once."""
     rows, first, least = [], [0], []
     for k in range(trials // 2 + 1):
         low, thresholds = row(trials, k)

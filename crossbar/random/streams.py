@@ -54,6 +54,7 @@ class Stream:
         self.key, self.device = key, torch.device(device)
         digest = _digest(key)
         self.start, self.word_key = digest & _WORD, digest >> 32 & _WORD
+        self._compiled = self.device.type == "cpu"
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers, float32, of ``shape``."""
@@ -84,7 +85,7 @@ class Stream:
 
     def uniform(self, shape: tuple[int, ...], first: int = 0) -> Tensor:
         """Numbers evenly spread over [0, 1), float32, of ``shape``: from number ``first`` on."""
-        if self.device.type != "cpu":
+        if not self._compiled:
             return (self._words(math.prod(shape), first) >> 8).float().mul_(2.0**-24).view(shape)
         from crossbar.random import kernels  # numba takes half a second to load
 
@@ -100,7 +101,7 @@ class Stream:
             trials: 1 to 32,767.
             first: place of the first of them in the tensor that these are a part of.
         """
-        if self.device.type != "cpu":
+        if not self._compiled:
             drawn = self._words(codes.numel(), first).view(codes.shape)
             return binomial.counts(drawn, codes.to(torch.int64), trials).to(codes.dtype)
         from crossbar.random import kernels  # numba takes half a second to load
@@ -119,7 +120,7 @@ class Stream:
     def _normal(self, count: int, first: int, last: int, start: int) -> Tensor:
         """Numbers ``first`` to ``last`` of ``count`` that begin at the word ``start``."""
         start &= _WORD
-        if self.device.type != "cpu":
+        if not self._compiled:
             return tensors.part(start, self.word_key, first, last, count, self.device)
         from crossbar.native import openmp  # numba takes half a second to load
         from crossbar.random import kernels
@@ -133,7 +134,7 @@ class Stream:
     def _columns(self, tiles: int, vectors: int, outputs: int, start: int) -> Tensor:
         """Numbers of columns that begin at a word."""
         start &= _WORD
-        if self.device.type != "cpu":
+        if not self._compiled:
             return tensors.rows(start, self.word_key, tiles, vectors, outputs, self.device)
         from crossbar.native import openmp  # numba takes half a second to load
         from crossbar.random import kernels
@@ -146,14 +147,14 @@ class Stream:
 
     def _words(self, count: int, first: int) -> Tensor:
         """Words from number ``first`` on, int64."""
-        if self.device.type != "cpu":
+        if not self._compiled:
             at = torch.arange(first, first + count, device=self.device, dtype=torch.int64)
             return tensors.words(self.start, self.word_key, at)
         return self._word_bits(count, first).to(torch.int64).bitwise_and_(_WORD)
 
     def _word_bits(self, count: int, first: int) -> Tensor:
         """The same as the bits of int32."""
-        if self.device.type != "cpu":
+        if not self._compiled:
             return self._words(count, first).to(torch.int32)
         from crossbar.random import kernels  # numba takes half a second to load
 

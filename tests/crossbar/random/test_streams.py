@@ -136,6 +136,37 @@ def test_numbers_of_several_kinds_are_the_same_whatever_torchs_default_device():
     assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
 
 
+def of_each_kind(stream, device="cpu"):
+    codes = (torch.arange(120.0, device=device) % 16).view(8, 15)
+    return [
+        stream.normal(()),
+        stream.normal((3, 700)),
+        stream.normal((0, 4)),
+        stream.normal_part(5000, 1000, 4999),
+        stream.columns(2, 3, 5, first=7),
+        stream.uniform((77, 2), first=3),
+        stream.bytes((3, 11), first=5),
+        stream.binomial(codes, 15, first=4),
+        stream.binomial(codes.int(), 127),
+    ]
+
+
+def test_torchs_operations_give_the_bits_of_the_kernels():
+    expected, other = of_each_kind(Stream(("other",))), Stream(("other",))
+    other._compiled = False
+    for found, numbers in zip(of_each_kind(other), expected, strict=True):
+        assert found.dtype == numbers.dtype
+        assert found.shape == numbers.shape
+        assert found.numpy().tobytes() == numbers.numpy().tobytes()
+
+
+def test_another_device_is_neither_waited_for_nor_copied_from():
+    # of tensors on this device there is nothing to wait for or to copy
+    found, expected = of_each_kind(Stream(("other",), "meta"), "meta"), of_each_kind(Stream(("other",)))
+    assert [(one.dtype, one.shape) for one in found] == [(one.dtype, one.shape) for one in expected]
+    assert all(one.device.type == "meta" for one in found)
+
+
 def test_bytes_are_evenly_spread_and_independent():
     octets = Stream(("bytes",)).bytes((N,))
     assert stats.chisquare(octets.bincount(minlength=256)).pvalue > 0.01
