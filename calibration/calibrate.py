@@ -3,46 +3,34 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Sequence
-from contextlib import nullcontext
-from dataclasses import dataclass
-from functools import partial
 from pathlib import Path
 from typing import Any
 
-from torch import nn
-
-from attention import Pattern
-from calibration import recipe as recipes
 from calibration.bundles.files import require_new
 from calibration.bundles.writer import require_no_memory, save_bundle
-from calibration.emulate import score_uncalibrated
-from calibration.models import Loaded
 from calibration.models.outputs import device_of
 from calibration.progress import Progress
-from calibration.recipe import Recipe
 from calibration.results.emulation import Calibration
-from calibration.runs import fingerprint, populations
-from calibration.runs.chips import require_chips
-from calibration.runs.deployment import Deployment, FittedStep
-from calibration.runs.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
+from calibration.runs import fingerprint
+from calibration.runs.climb import Climb, FittedStep
+from calibration.runs.deployment import Deployment
+from calibration.runs.experiment import Experiment
 from calibration.runs.journal import Journal, only_run
-from calibration.runs.overlap import require_disjoint
-from calibration.runs.populations import Shared
+from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, RecipeLike, Request, TimesLike
 from calibration.steps.protocol import Stage
 from calibration.storage import hashes
 from calibration.tasks import Task
-from crossbar import InputError, age, to_seconds
 from crossbar.presets import HardwareLike
 from crossbar.storage.files import require_room
 
 
 def calibrate(
-    model: str | Path | nn.Module | Loaded,
+    model: ModelLike,
     task: str | Task,
     hardware: HardwareLike = "pcm",
-    recipe: str | Recipe = "fast",
+    recipe: RecipeLike = "fast",
     *,
-    pattern: str | Pattern | None = None,
+    pattern: PatternLike | None = None,
     memory: MemoryLike | None = None,
     times: TimesLike = TIMES,
     wait: str | float = "1h",
@@ -91,154 +79,121 @@ def calibrate(
         InputError: as `emulate`, for an unknown recipe, a wait of 0 s, a task whose calibration data are in its
             evaluation data, a folder that cannot be written, and one that another run is making.
     """
-    seconds, delay = parse_times(times), require_wait(wait)
-    seeds = require_chips(chips, seed)
-    recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    populations.require(recipe, population, seeds)
-    if out is not None:
-        require_new(Path(out))
-        require_room(Path(out))
-        require_no_memory(memory)
-    with nullcontext() if out is None else only_run(Path(out)):
-        if out is not None:
-            require_new(Path(out))  # again: another run may have ended meanwhile
-        experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory, device)
-        require_disjoint(experiment.task)
-        if out is not None:
-            options = [recipe.to_dict(), seconds, delay, chips, seed, staircase, population]
-            options.append(str(device_of(experiment.digital)))
-            experiment.journal = _journal(Path(out), experiment, options, notify)
-            if notify is not None and len(experiment.journal):
-                notify(f"goes on from the {len(experiment.journal)} results in {str(experiment.journal.folder)!r}")
-        result = _scored(experiment, recipe, seconds, delay, seeds, staircase, population)
-        if out is not None:
-            last = result.deployment.last_time()
-            save_bundle(result.deployment, result.to_dict(), Path(out), seed, last, whole=experiment.journal.mark_done)
-            experiment.journal.remove()
-    return result
+    request = Request.of(
+        model,
+        task,
+        hardware,
+        pattern=pattern,
+        memory=memory,
+        recipe=recipe,
+        times=times,
+        wait=wait,
+        chips=chips,
+        seed=seed,
+        population=population,
+        device=device,
+        include=include,
+        exclude=exclude,
+    )
+    return run_calibration(request, staircase=staircase, progress=progress, out=out, notify=notify)
 
 
-def _scored(
-    experiment: Experiment,
-    recipe: Recipe,
-    seconds: list[float],
-    delay: float,
-    chips: range,
-    staircase: bool,
-    population: int | None,
+def run_calibration(
+    request: Request,
+    *,
+    staircase: bool = True,
+    progress: Progress | None = None,
+    out: str | Path | None = None,
+    notify: Callable[[str], None] | None = None,
 ) -> Calibration:
-    """All arms of the experiment, on all chips."""
+    """`calibrate` of what is resolved already."""
+    if out is None:
+        return _calibrated(request, staircase, progress)
+    path = Path(out)
+    require_place(path, request)
+    with only_run(path):
+        require_new(path)  # again: another run may have ended meanwhile
+        return _calibrated(request, staircase, progress, path, notify)
+
+
+def require_place(path: Path, request: Request) -> None:
+    """Refuse a bundle that could not be written, before anything runs.
+
+    Raises:
+        InputError: for a folder that exists already or has no room, and for a model with analog memory.
+    """
+    require_new(path)
+    require_room(path)
+    require_no_memory(request.memory)
+
+
+def _calibrated(
+    request: Request,
+    staircase: bool,
+    progress: Progress | None,
+    out: Path | None = None,
+    notify: Callable[[str], None] | None = None,
+) -> Calibration:
+    """All arms, on all chips; with ``out``, a bundle of the first chip too."""
+    recipe, times, chips = request.recipe, request.times, request.chips
+    assert recipe is not None
+    experiment = Experiment.prepare(request, progress)
+    journal = Journal() if out is None else _journal(out, experiment, request, staircase, notify)
     stairs = len(recipe.steps) if staircase else 1
-    experiment.total = (1 if experiment.pattern is None else 2) + staircase + len(chips) * len(seconds) * (1 + stairs)
-    experiment.score_digital()
+    total = (1 if request.pattern is None else 2) + staircase + len(chips) * len(times) * (1 + stairs)
+    climb = Climb(
+        experiment, recipe, request.wait, staircase=staircase, journal=journal, progress=progress, total=total
+    )
+    if notify is not None and len(journal):
+        notify(f"goes on from the {len(journal)} results in {str(journal.folder)!r}")
+    climb.score_digital()
     if staircase:
-        experiment.score_quantised()
-    score_uncalibrated(experiment, [time + delay for time in seconds], chips)
-    climb = _Climb(experiment, recipe, seconds, delay, staircase)
-    climb.before_programming(chips)
-    shared = None if population is None else populations.fit(experiment, recipe, seconds, population)
+        climb.score_quantised()
+    for chip in chips:
+        climb.score_programmed(chip, times)
+    last = max(recipe.steps_at(Stage.BEFORE_PROGRAMMING), default=0)
+
+    def score_written(index: int) -> None:
+        """Of each step but the last, which `Climb.score_chip` scores on the chips that later steps go on with."""
+        for chip in chips if staircase and index != last else ():
+            climb.score_written(chip, times, index)
+
+    climb.write(score_written)
+    shared = None if request.population is None else climb.fit_population(times, request.population)
     fits: dict[tuple[int, float], list[FittedStep]] = {}
     for chip in chips:
-        fits |= climb.chip(chip, shared, first=chip == chips[0])
-    return Calibration(
+        found = climb.score_chip(chip, times, shared, count=chip == chips[0])
+        fits |= {(chip, time): steps for time, steps in found.items()}
+    own = "each chip itself" if request.population is None else f"a population of {request.population} other chips"
+    result = Calibration(
         setup={
             **experiment.setup,
             "chips": len(chips),
             "seed": chips[0],
             "recipe": recipe.to_dict(),
-            "fitted_on": "each chip itself" if population is None else f"a population of {population} other chips",
+            "fitted_on": own,
             "calibration_batches": sum(1 for _ in experiment.task.batches("calibration")),
         },
         primary=experiment.task.primary,
-        measurements=tuple(experiment.measurements),
+        measurements=tuple(climb.measurements),
         conversion=experiment.conversion,
-        counts=experiment.counts,
-        deployment=Deployment(experiment, fits, delay),
+        counts=climb.counts,
+        deployment=Deployment(climb, fits),
     )
+    if out is not None:
+        time = result.deployment.last_time()
+        save_bundle(result.deployment, result.to_dict(), out, chips[0], time, whole=journal.mark_done)
+        journal.remove()
+    return result
 
 
-def require_wait(wait: str | float) -> float:
-    """Seconds from fitting to scoring.
-
-    Raises:
-        InputError: for an impossible time and 0 s.
-    """
-    delay = to_seconds(wait)
-    if delay == 0:
-        raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
-    return delay
-
-
-@dataclass(frozen=True)
-class _Climb:
-    """The steps of a recipe, one after another, each scored where the staircase is asked for."""
-
-    experiment: Experiment
-    recipe: Recipe
-    seconds: list[float]
-    delay: float
-    staircase: bool
-
-    def before_programming(self, chips: range) -> None:
-        """Fit and apply what changes the cells' targets, and score each step but the last on chips programmed for it.
-
-        The last one is scored on the chips that later steps go on with (`chip`).
-        """
-        steps = self.recipe.steps_at(Stage.BEFORE_PROGRAMMING)
-        for index, step in steps.items():
-            self.experiment.write(step, self.experiment.fit(step, f"{index}"))
-            for chip in chips if self.staircase and index != max(steps) else ():
-                self.experiment.new_chip(chip)
-                self.experiment.later(self.experiment.uncalibrate)
-                self._score_all(index, chip)
-
-    def chip(self, chip: int, shared: Shared | None, *, first: bool) -> dict[tuple[int, float], list[FittedStep]]:
-        """Program a chip, fit it at each time, or take over what is ``shared``, and score it; what was applied.
-
-        What fitting takes is counted on the ``first`` chip.
-        """
-        experiment = self.experiment
-        analog = experiment.analog
-        experiment.new_chip(chip)
-        experiment.later(experiment.uncalibrate)
-        written = self.recipe.steps_at(Stage.BEFORE_PROGRAMMING)
-        if written:
-            self._score_all(max(written), chip)
-        programmed: list[FittedStep] = []
-        for index, step in self.recipe.steps_at(Stage.PROGRAMMED).items():
-            experiment.later(partial(age, analog, 0.0))
-            fitted = experiment.fit(step, f"{index} chip {chip}", count=first)
-            experiment.later(partial(step.apply, analog, fitted))
-            programmed.append(FittedStep(step, fitted, 0.0))
-            self._score_all(index, chip)
-        fits = {}
-        for time in self.seconds:
-            experiment.later(experiment.uncalibrate)
-            fits[chip, time] = list(programmed)
-            for index, step in self.recipe.steps_at(Stage.IN_USE).items():
-                experiment.later(partial(age, analog, time))
-                if shared is None:
-                    count = first and time == self.seconds[0]
-                    fitted = experiment.fit(step, f"{index} chip {chip} at {time!r}", count=count)
-                else:
-                    fitted = shared[time][index]
-                experiment.later(partial(step.apply, analog, fitted))
-                fits[chip, time].append(FittedStep(step, fitted, time))
-                self._score(index, chip, time)
-        return fits
-
-    def _score_all(self, index: int, chip: int) -> None:
-        for time in self.seconds:
-            self._score(index, chip, time)
-
-    def _score(self, index: int, chip: int, time: float) -> None:
-        if self.staircase or index == len(self.recipe.steps) - 1:
-            self.experiment.later(partial(age, self.experiment.analog, time + self.delay))
-            self.experiment.score(self.recipe.arms[index], chip, time + self.delay, fitted=time)
-
-
-def _journal(out: Path, experiment: Experiment, options: list[Any], notify: Callable[[str], None] | None) -> Journal:
+def _journal(
+    out: Path, experiment: Experiment, request: Request, staircase: bool, notify: Callable[[str], None] | None
+) -> Journal:
     """Beside ``out``, in the name of everything that decides the result."""
+    assert request.recipe is not None
+    options: list[Any] = [request.recipe.to_dict(), request.times, request.wait, request.chips, staircase]
+    options += [request.population, str(device_of(experiment.digital))]
     layers = [layer.name for layer in experiment.conversion.analog]
     parts = [fingerprint.of_model(experiment.digital), fingerprint.of_task(experiment.task), fingerprint.of_code()]
     identity = hashes.of_values([*parts, experiment.setup, layers, options])

@@ -19,13 +19,13 @@ from calibration.commands import study as study_commands
 from calibration.commands.options import MODEL_OPTIONS, make_parser
 from calibration.printable import printable
 from crossbar import InputError
-from crossbar.storage.files import require_room, require_writable, write_whole
+from crossbar.storage.files import require_writable, write_whole
 
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
-    from calibration.progress import Progress
     from calibration.results.emulation import Emulation
+    from calibration.runs.request import Request
 
 
 def main(arguments: Sequence[str] | None = None) -> int:
@@ -55,30 +55,27 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _emulate(options: Namespace) -> int:
-    from calibration.emulate import emulate
+    from calibration.emulate import run_emulation
 
-    return _run("emulate", options, lambda progress: emulate(**_job(options, progress), progress=progress))
+    request = _request(options)
+    return _run("emulate", options, lambda progress: run_emulation(request, progress))
 
 
 def _calibrate(options: Namespace) -> int:
-    from calibration import recipe as recipes
-    from calibration.bundles.files import require_new
-    from calibration.calibrate import calibrate, require_wait
-    from calibration.runs import chips, populations
+    from calibration.calibrate import require_place, run_calibration
 
-    recipe, seeds = recipes.get(options.recipe), chips.require_chips(options.chips, options.seed)
-    require_wait(options.wait)
-    populations.require(recipe, options.population, seeds)
-    extra: dict[str, Any] = {"recipe": recipe, **{name: options[name] for name in ("wait", "staircase", "population")}}
     bundle = options.out is not None and Path(options.out).suffix != ".json"
-    if bundle:
-        extra |= {"out": options.out, "notify": console.say}
-        require_new(Path(options.out))
-        require_room(Path(options.out))
-        options.out = None  # what _run would write the JSON to
+    out, options.out = (options.out, None) if bundle else (None, options.out)  # what _run writes the JSON to
+    request = _request(options, **{name: options[name] for name in ("recipe", "wait", "population")})
+    if out is not None:
+        require_place(Path(out), request)
     try:
         return _run(
-            "calibrate", options, lambda progress: calibrate(**_job(options, progress), **extra, progress=progress)
+            "calibrate",
+            options,
+            lambda progress: run_calibration(
+                request, staircase=options.staircase, progress=progress, out=out, notify=console.say if bundle else None
+            ),
         )
     except KeyboardInterrupt:
         console.say("stopped" + ("; the same command goes on from here" if bundle else ""))
@@ -186,40 +183,22 @@ _COMMANDS = {
 }
 
 
-def _job(options: Namespace, progress: Progress) -> dict[str, Any]:
-    """Arguments that `emulate` and `calibrate` share."""
-    from attention import Memory, parse
-    from calibration import models, tasks
-    from calibration.runs import chips, experiment
-    from crossbar import presets
+def _request(options: Namespace, **others: Any) -> Request:
+    """What `emulate` and `calibrate` are asked for; what costs nothing to check comes before what takes seconds."""
+    from calibration.runs.request import Request
 
-    # What costs nothing to check comes before what takes seconds to load.
     _require_writable(options.out)
     _require_writable(options.plot, _PICTURES)
-    tasks.require(options.task)
-    chips.require_chips(options.chips, options.seed)
-    chips.require_device(options.device)
-    job = {
-        "hardware": presets.get(options.hardware),
-        "pattern": None if options.pattern is None else parse(options.pattern),
-        "memory": None if options.memory is None else Memory(presets.get(options.memory), **_memory_options(options)),
-        "times": experiment.parse_times(options.times),
-        "chips": options.chips,
-        "seed": options.seed,
-        "device": options.device,
-        "include": options.include,
-        "exclude": options.exclude,
-    }
-    model = models.load_model(options.model, progress)
-    tasks.require(options.task, model)
-    sizes = {name: options[name] for name in _SIZES if options.get(name) is not None}
-    return {"model": model, "task": tasks.get(options.task, model.tokenizer, **sizes), **job}
-
-
-def _memory_options(options: Namespace) -> dict[str, Any]:
-    """Fields of `attention.Memory` that were given."""
-    given = {"capacity": options.memory_capacity, "token_seconds": options.token_seconds}
-    return {name: value for name, value in given.items() if value is not None}
+    shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude")
+    return Request.of(
+        options.model,
+        options.task,
+        options.hardware,
+        memory_options=energy_command.memory_options(options),
+        options={name: options[name] for name in _SIZES if options.get(name) is not None},
+        **{name: options[name] for name in shared},
+        **others,
+    )
 
 
 def _run(title: str, options: Namespace, job: Any) -> int:

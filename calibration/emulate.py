@@ -3,28 +3,22 @@
 from __future__ import annotations
 
 from collections.abc import Sequence
-from functools import partial
-from pathlib import Path
 
-from torch import nn
-
-from attention import Pattern
-from calibration.models import Loaded
 from calibration.progress import Progress
 from calibration.results.emulation import Emulation
-from calibration.runs.chips import require_chips
-from calibration.runs.experiment import TIMES, Experiment, MemoryLike, TimesLike, parse_times
+from calibration.runs.climb import Climb
+from calibration.runs.experiment import Experiment
+from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, Request, TimesLike
 from calibration.tasks import Task
-from crossbar import age
 from crossbar.presets import HardwareLike
 
 
 def emulate(
-    model: str | Path | nn.Module | Loaded,
+    model: ModelLike,
     task: str | Task,
     hardware: HardwareLike = "pcm",
     *,
-    pattern: str | Pattern | None = None,
+    pattern: PatternLike | None = None,
     memory: MemoryLike | None = None,
     times: TimesLike = TIMES,
     chips: int = 3,
@@ -58,25 +52,34 @@ def emulate(
     Raises:
         InputError: for an unknown name, an impossible value, or a model with nothing to convert.
     """
-    seconds = parse_times(times)
-    seeds = require_chips(chips, seed)
-    experiment = Experiment.prepare(model, task, hardware, pattern, include, exclude, progress, memory, device)
-    experiment.total = (1 if experiment.pattern is None else 2) + chips * len(seconds)
-    experiment.score_digital()
-    score_uncalibrated(experiment, seconds, seeds)
-    return Emulation(
-        setup={**experiment.setup, "chips": chips, "seed": seed},
-        primary=experiment.task.primary,
-        measurements=tuple(experiment.measurements),
-        conversion=experiment.conversion,
-        counts=experiment.counts,
+    request = Request.of(
+        model,
+        task,
+        hardware,
+        pattern=pattern,
+        memory=memory,
+        times=times,
+        chips=chips,
+        seed=seed,
+        device=device,
+        include=include,
+        exclude=exclude,
     )
+    return run_emulation(request, progress)
 
 
-def score_uncalibrated(experiment: Experiment, seconds: Sequence[float], chips: Sequence[int]) -> None:
-    """Arm ``analog``: every chip as it was programmed, at every time."""
-    for chip in chips:
-        experiment.new_chip(chip)
-        for time in seconds:
-            experiment.later(partial(age, experiment.analog, time))
-            experiment.score("analog", chip, time)
+def run_emulation(request: Request, progress: Progress | None = None) -> Emulation:
+    """`emulate` of what is resolved already."""
+    experiment = Experiment.prepare(request, progress)
+    total = (1 if request.pattern is None else 2) + len(request.chips) * len(request.times)
+    climb = Climb(experiment, progress=progress, total=total)
+    climb.score_digital()
+    for chip in request.chips:
+        climb.score_programmed(chip, request.times)
+    return Emulation(
+        setup={**experiment.setup, "chips": len(request.chips), "seed": request.chips[0]},
+        primary=experiment.task.primary,
+        measurements=tuple(climb.measurements),
+        conversion=experiment.conversion,
+        counts=climb.counts,
+    )

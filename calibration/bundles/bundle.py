@@ -16,8 +16,9 @@ from calibration.bundles import contents, model_folders, writer
 from calibration.bundles.export import Weights, export_transformers
 from calibration.bundles.files import Files
 from calibration.recipe import step_from_dict, step_to_dict
+from calibration.runs.climb import refit
 from calibration.steps.compensation import DriftCompensation
-from crossbar import Hardware, InputError, age, analog_layers, convert, load_state, reset_reads, to_seconds
+from crossbar import Hardware, InputError, analog_layers, convert, load_state, reset_reads, to_seconds
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -73,9 +74,7 @@ class Bundle:
                 f"time {time!r} lies before the bundle's own age of {self.seconds:g} s: give that time or a later one"
             )
         step = self._own_step() if step is None else step
-        age(self.model, seconds)
-        step.apply(self.model, step.fit(self.model, []))
-        reset_reads(self.model)
+        refit(self.model, step, seconds)
         done = [*self.description["refits"], {"seconds": seconds, "step": step_to_dict(step)}]
         return replace(self, description={**self.description, "seconds": seconds, "refits": done})
 

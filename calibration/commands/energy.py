@@ -2,8 +2,7 @@
 
 from __future__ import annotations
 
-from dataclasses import replace
-from typing import TYPE_CHECKING
+from typing import TYPE_CHECKING, Any
 
 from jsonargparse import ArgumentParser, Namespace
 
@@ -45,36 +44,28 @@ def add_options(parser: ArgumentParser) -> None:
 
 def study_of(options: Namespace) -> EnergyStudy:
     """Price what the options ask for; what costs nothing to check comes before what takes seconds to load."""
-    from attention import parse
-    from calibration import models, tasks
-    from calibration import recipe as recipes
     from calibration.console import progress_bar
-    from calibration.energy.study import default_book, energy, times
-    from calibration.runs.chips import require_chips, require_device
-    from calibration.runs.experiment import as_memory
-    from crossbar import InputError, PriceBook, presets
+    from calibration.energy.study import default_book, resolved, run_energy
+    from crossbar import PriceBook
 
-    tasks.require(options.task)
-    times(options.recipe, options.age, options.wait)
-    require_chips(1, options.seed)
-    require_device(options.device)
-    if options.recipe is not None:
-        recipes.get(options.recipe)
-    memory = as_memory(options.memory)
-    if options.memory_capacity is not None:
-        if memory is None:
-            raise InputError(f"memory capacity {options.memory_capacity} has no memory to be of: give --memory too")
-        memory = replace(memory, capacity=options.memory_capacity)
-    book = PriceBook.get(default_book(memory) if options.book is None else options.book)
-    hardware = presets.get(options.hardware)
-    texts = [options.patterns] if isinstance(options.patterns, str) else options.patterns
-    patterns = [parse(text) for text in texts]
-    if not patterns:
-        raise InputError("patterns [] are not usable: give one or more, such as dense")
+    chosen = {name: options[name] for name in ("seed", "device", "recipe", "age", "wait", "include", "exclude")}
+    sizes = ("windows", "window_length") if options.task == "perplexity" else ()
+    request, patterns = resolved(
+        options.model,
+        options.task,
+        options.hardware,
+        options.patterns,
+        memory=options.memory,
+        memory_options=memory_options(options),
+        options={name: options[name] for name in sizes},
+        **chosen,
+    )
+    book = PriceBook.get(default_book(request.memory) if options.book is None else options.book)
     with progress_bar("energy") as progress:
-        model = models.load_model(options.model, progress)
-        tasks.require(options.task, model)
-        sizes = {name: options[name] for name in ("windows", "window_length")} if options.task == "perplexity" else {}
-        task = tasks.get(options.task, model.tokenizer, **sizes)
-        chosen = {name: options[name] for name in ("seed", "device", "recipe", "age", "wait", "include", "exclude")}
-        return energy(model, task, hardware, patterns, book=book, memory=memory, progress=progress, **chosen)
+        return run_energy(request, patterns, book, progress)
+
+
+def memory_options(options: Namespace) -> dict[str, Any]:
+    """Fields of `attention.Memory` that were given."""
+    given = {"capacity": options.memory_capacity, "token_seconds": options.get("token_seconds")}
+    return {name: value for name, value in given.items() if value is not None}

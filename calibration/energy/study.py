@@ -2,42 +2,25 @@
 
 from __future__ import annotations
 
-import copy
 import inspect
-from collections.abc import Sequence
-from pathlib import Path
+from collections.abc import Mapping, Sequence
+from dataclasses import replace
 from typing import Any, cast
 
 import torch
 from torch import Tensor, nn
 
-from attention import Memory, Pattern, attach, parse, renew_memory
+from attention import Memory, Pattern, attach
 from attention.hf.attach import memory_of
-from calibration import models, tasks
-from calibration import recipe as recipes
 from calibration.energy.results import DECODE, PREFILL, Arm, EnergyStudy, Work
-from calibration.models import Loaded
 from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
-from calibration.recipe import Recipe
-from calibration.runs.chips import require_chips, require_device
-from calibration.runs.experiment import MemoryLike, as_memory
-from calibration.runs.overlap import require_disjoint
-from calibration.steps.protocol import Stage
+from calibration.runs.climb import Climb
+from calibration.runs.experiment import Experiment
+from calibration.runs.request import MemoryLike, ModelLike, PatternLike, RecipeLike, Request, as_pattern
+from calibration.steps.observe import digital
 from calibration.tasks import Task
-from crossbar import (
-    InputError,
-    Ledger,
-    PriceBook,
-    analog_layers,
-    bypassed,
-    convert,
-    presets,
-    program,
-    reset_reads,
-    to_seconds,
-)
-from crossbar import age as set_age
+from crossbar import InputError, Ledger, PriceBook, analog_layers, bypassed
 from crossbar.adapters import digital_weight, is_convertible
 from crossbar.costs.prices import DEFAULT
 from crossbar.presets import HardwareLike
@@ -46,13 +29,13 @@ PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks
 
 
 def energy(
-    model: str | Path | nn.Module | Loaded = "smollm2",
+    model: ModelLike = "smollm2",
     task: str | Task = "perplexity",
     hardware: HardwareLike = "pcm",
-    patterns: Sequence[str | Pattern] = PATTERNS,
+    patterns: Sequence[PatternLike] = PATTERNS,
     *,
     memory: MemoryLike | None = None,
-    recipe: str | Recipe | None = "fast",
+    recipe: RecipeLike | None = "fast",
     age: str | float = "1h",
     wait: str | float = "1h",
     book: str | PriceBook | None = None,
@@ -88,83 +71,105 @@ def energy(
         InputError: for unknown names, what `crossbar.convert` and `attention.attach` refuse, and, with a recipe, a wait
             of 0 s and a task whose calibration data are in its evaluation data.
     """
-    fitted, delay = times(recipe, age, wait)
-    require_chips(1, seed)
-    where = require_device(device)
-    hardware = presets.get(hardware)
-    recipe = recipes.get(recipe) if isinstance(recipe, str) else recipe
-    memory = as_memory(memory)
-    book = default_book(memory) if book is None else book
-    book = PriceBook.get(book) if isinstance(book, str) else book
-    chosen = [parse(pattern) if isinstance(pattern, str) else pattern for pattern in patterns]
+    request, chosen = resolved(
+        model,
+        task,
+        hardware,
+        patterns,
+        memory=memory,
+        recipe=recipe,
+        age=age,
+        wait=wait,
+        seed=seed,
+        device=device,
+        include=include,
+        exclude=exclude,
+    )
+    prices = default_book(request.memory) if book is None else book
+    return run_energy(request, chosen, PriceBook.get(prices) if isinstance(prices, str) else prices, progress)
+
+
+def resolved(
+    model: ModelLike,
+    task: str | Task,
+    hardware: HardwareLike,
+    patterns: PatternLike | Sequence[PatternLike],
+    *,
+    age: str | float,
+    wait: str | float,
+    recipe: RecipeLike | None,
+    **others: Any,
+) -> tuple[Request, list[Pattern]]:
+    """What `energy` was asked for, with the first of the patterns, and all patterns.
+
+    Raises:
+        InputError: for no pattern, and as `Request.of`.
+    """
+    several = [patterns] if isinstance(patterns, str | Mapping | Pattern) else patterns
+    chosen = [found for found in (as_pattern(pattern) for pattern in several) if found is not None]
     if not chosen:
-        raise InputError("no pattern to price: give one or more")
-    loaded = models.load_model(model, progress) if isinstance(model, str | Path) else model
-    network = loaded.model if isinstance(loaded, Loaded) else loaded
-    if isinstance(task, str):
-        if not isinstance(loaded, Loaded):
-            raise InputError(f"task {task!r} needs a tokenizer: give a task of your own with a bare module")
-        tasks.require(task, loaded)
-        task = tasks.get(task, loaded.tokenizer)
-    if recipe is not None:
-        require_disjoint(task)
-    analog = copy.deepcopy(network).eval()
-    if where is not None:
-        analog.to(where)
-    attach(analog, chosen[0], memory)
-    renew_memory(analog, seed)
-    conversion = convert(analog, hardware, include, exclude)
-    _make_chip(analog, task, recipe, seed, fitted)
-    set_age(analog, fitted + delay)
+        raise InputError("there is no pattern to price: give one or more, such as dense")
+    request = Request.of(
+        model,
+        task,
+        hardware,
+        pattern=chosen[0],
+        recipe=recipe,
+        times=[age],
+        wait=0.0 if recipe is None else wait,
+        **others,
+    )
+    return request, chosen
+
+
+def run_energy(
+    request: Request, patterns: Sequence[Pattern], book: PriceBook, progress: Progress | None = None
+) -> EnergyStudy:
+    """`energy` of what is resolved already."""
+    experiment = Experiment.prepare(request, progress)
+    analog, task = experiment.analog, experiment.task
+    (chip,), (time,), memory = request.chips, request.times, request.memory
+    climb = Climb(experiment, request.recipe, request.wait)
+    climb.write()
+    climb.stand(chip, time)
+    calibrated = memory_of(analog)
+    if memory is not None and calibrated is not None:
+        memory = replace(memory, protected=calibrated.protected)  # a step may have chosen it
     arms: list[Arm] = []
     uncounted: dict[str, str] = {}
-    for k, pattern in enumerate(chosen):
+    for k, pattern in enumerate(patterns):
         for place, name in enumerate(("digital", "analog", "decoding")):
             if progress is not None:
-                progress(3 * k + place, 3 * len(chosen), f"{name}, {pattern}")
+                progress(3 * k + place, 3 * len(patterns), f"{name}, {pattern}")
             if name == "digital":
                 attach(analog, pattern)
-                with bypassed(analog):
-                    digital = task.metrics(analog)[task.primary]
+                with digital(analog):
+                    reference = task.metrics(analog)[task.primary]
             elif name == "analog":
                 attach(analog, pattern, memory)
-                renew_memory(analog, seed)
-                reset_reads(analog)
                 held = memory_of(analog)
                 rows = None if held is None else held.capacity
                 with Ledger(analog) as ledger:
-                    scored = task.metrics(analog)[task.primary]
+                    scored = climb.evaluate(chip)[task.primary]
                 uncounted |= ledger.uncounted
                 work = [_prefill(analog, task, ledger)]
             elif is_generative(analog):
                 work.append(_decode(analog, _first_sequence(task)))
-        arms.append(Arm(str(pattern), digital, scored, tuple(work), rows))
+        arms.append(Arm(str(pattern), reference, scored, tuple(work), rows))
     setup = {
-        "model": loaded.name if isinstance(loaded, Loaded) else type(network).__name__,
+        "model": experiment.setup["model"],
         "task": task.name,
-        "hardware": hardware.to_dict(),
-        "memory": None if memory is None else memory.to_dict(),
-        "chip": seed,
-        "recipe": None if recipe is None else recipe.to_dict(),
-        "age": fitted,
-        "wait": delay,
+        "hardware": experiment.setup["hardware"],
+        "memory": experiment.setup["memory"],
+        "chip": chip,
+        "recipe": None if request.recipe is None else request.recipe.to_dict(),
+        "age": time,
+        "wait": request.wait,
         "book": book.name,
-        "analog_parameters": conversion.analog_parameters,
-        "parameters": conversion.parameters,
+        "analog_parameters": experiment.conversion.analog_parameters,
+        "parameters": experiment.conversion.parameters,
     }
     return EnergyStudy(setup, task.primary, tuple(arms), book, frozenset(analog_layers(analog)), uncounted)
-
-
-def times(recipe: str | Recipe | None, age: str | float, wait: str | float) -> tuple[float, float]:
-    """Seconds until the chip is calibrated and from then until it is scored.
-
-    Raises:
-        InputError: for impossible times, and with a recipe for a wait of 0 s.
-    """
-    fitted, delay = to_seconds(age), to_seconds(wait)
-    if recipe is not None and delay == 0:
-        raise InputError("a wait of 0 s would score the very noise that was fitted: wait longer, such as '1h'")
-    return fitted, 0.0 if recipe is None else delay
 
 
 def default_book(memory: Memory | None) -> str:
@@ -173,23 +178,6 @@ def default_book(memory: Memory | None) -> str:
     if kind == "gain_cell":
         return f"gain_cell + {DEFAULT}"
     return DEFAULT.replace("nvsim_reram", "nvsim_pcm") if kind in ("pcm", "hermes") else DEFAULT
-
-
-def _make_chip(model: nn.Module, task: Task, recipe: Recipe | None, chip: int, seconds: float) -> None:
-    """Program, age and calibrate, each step of the recipe at its stage."""
-    batches = list(task.batches("calibration")) if recipe is not None else []
-    steps = recipe.steps if recipe is not None else ()
-
-    def fit(stage: Stage) -> None:
-        for step in steps:
-            if step.stage is stage:
-                step.apply(model, step.fit(model, batches))
-
-    fit(Stage.BEFORE_PROGRAMMING)
-    program(model, chip)
-    fit(Stage.PROGRAMMED)
-    set_age(model, seconds)
-    fit(Stage.IN_USE)
 
 
 def _prefill(model: nn.Module, task: Task, ledger: Ledger) -> Work:

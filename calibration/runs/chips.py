@@ -6,7 +6,7 @@ import re
 
 import torch
 
-from crossbar.errors import MOST_SEED, InputError, require_whole
+from crossbar.errors import MOST_SEED, InputError, require_whole, shown
 
 MOST_CHIPS = 10_000
 """More than anyone waits for: the smallest models take a second a chip."""
@@ -24,18 +24,25 @@ def require_chips(chips: int, seed: int = 0) -> range:
     return range(seed, seed + chips)
 
 
+def require_kind(device: str | None) -> None:
+    """Refuse a device of a kind that there is not; whether one is on this machine is not looked at.
+
+    Raises:
+        InputError: for anything but None, ``cpu``, ``cuda`` and a GPU by number.
+    """
+    if device is not None and not (isinstance(device, str) and re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device)):
+        raise InputError(f"device {shown(device)} is not known: choose cpu, cuda, or a GPU by number such as cuda:0")
+
+
 def require_device(device: str | None) -> torch.device | None:
     """Torch's device of this name; None stays None: where the model is.
 
     Raises:
         InputError: for another kind than ``cpu`` and ``cuda``, and a GPU that torch does not find.
     """
-    if device is None:
-        return None
-    if not isinstance(device, str) or not re.fullmatch(r"cpu|cuda(:[0-9]{1,3})?", device):
-        raise InputError(f"device {device!r} is not known: choose cpu, cuda, or a GPU by number such as cuda:0")
-    if device == "cpu":
-        return torch.device("cpu")
+    require_kind(device)
+    if device is None or device == "cpu":
+        return None if device is None else torch.device("cpu")
     found = torch.cuda.device_count() if torch.cuda.is_available() else 0
     if int(device.partition(":")[2] or 0) >= found:
         raise InputError(

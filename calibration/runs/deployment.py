@@ -3,19 +3,10 @@
 from __future__ import annotations
 
 from dataclasses import dataclass
-from typing import NamedTuple
 
+from calibration.runs.climb import Climb, FittedStep
 from calibration.runs.experiment import Experiment
-from calibration.steps.protocol import Fitted, Step
-from crossbar import InputError, age, format_seconds, new_chip, program, reset_reads
-
-
-class FittedStep(NamedTuple):
-    """A step, what it found on a chip, and when (s since programming)."""
-
-    step: Step
-    values: Fitted
-    seconds: float
+from crossbar import InputError, format_seconds
 
 
 @dataclass(frozen=True)
@@ -23,14 +14,22 @@ class Deployment:
     """The chips of a calibration by what was fitted on them.
 
     Attributes:
-        experiment: whose analog copy becomes the chip that is asked for.
+        climb: whose analog twin becomes the chip that is asked for.
         fits: fitted steps in their order, by chip and time (s).
-        wait: from fitting to scoring, s.
     """
 
-    experiment: Experiment
+    climb: Climb
     fits: dict[tuple[int, float], list[FittedStep]]
-    wait: float
+
+    @property
+    def experiment(self) -> Experiment:
+        """The models."""
+        return self.climb.experiment
+
+    @property
+    def wait(self) -> float:
+        """From fitting to scoring, s."""
+        return self.climb.wait
 
     def last_time(self) -> float:
         """The last time at which steps were fitted, s."""
@@ -41,7 +40,7 @@ class Deployment:
         return min(chip for chip, _ in self.fits)
 
     def restore(self, chip: int, fitted: float) -> None:
-        """Make the experiment's analog copy the chip as it was scored: fitted at a time, ``wait`` older.
+        """Make the experiment's analog twin the chip as it was scored: fitted at a time, ``wait`` older.
 
         Raises:
             InputError: for a chip or a time that was not calibrated.
@@ -53,12 +52,4 @@ class Deployment:
                 f"chip {chip!r} was not calibrated at {format_seconds(fitted)}: choose a chip from {min(chips)} to "
                 f"{max(chips)} and one of {times}"
             )
-        model = self.experiment.analog
-        new_chip(model)
-        self.experiment.uncalibrate()
-        program(model, chip)
-        for step, values, seconds in self.fits[chip, fitted]:
-            age(model, seconds)
-            step.apply(model, values)
-        age(model, fitted + self.wait)
-        reset_reads(model)
+        self.climb.restore(chip, self.fits[chip, fitted], fitted)

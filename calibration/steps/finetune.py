@@ -142,7 +142,8 @@ class Finetune:
         layers = analog_layers(model)
         weights = {name.removeprefix(_WEIGHT): value for name, value in fitted.items() if name.startswith(_WEIGHT)}
         for name, value in weights.items():
-            model.get_parameter(name).data.copy_(value)
+            parameter = model.get_parameter(name)
+            parameter.data = value.to(parameter.data, copy=True)  # a digital twin has the old memory
         for name, layer in layers.items():
             if weights:
                 layer.map_anew()
@@ -198,8 +199,8 @@ def train(
         raise InputError(
             f"Finetune accumulate = {options.accumulate} does not divide among {world} processes: give a multiple"
         )
-    with prepared(model, batches, options) as (parameters, parts):
-        run = _Run(model, batches, options, parameters, parts, rank, world)
+    with prepared(model, batches, options) as (parameters, parts, teacher):
+        run = _Run(model, batches, options, parameters, parts, teacher, rank, world)
         if file is not None and file.is_file():
             run.load(file)
         began, first, kept = time.monotonic(), len(run.losses), time.monotonic()
@@ -230,19 +231,16 @@ class _Run:
         options: Finetune,
         parameters: dict[str, nn.Parameter],
         parts: dict[str, Tensor],
+        teacher: dict[str, Tensor],
         rank: int,
         world: int,
     ) -> None:
         self._model, self._batches, self._options = model, batches, options
-        self._parameters, self._parts = parameters, parts
+        self._parameters, self._parts, self._teacher = parameters, parts, teacher
         self._rank, self._world = rank, world
         self._layers = analog_layers(model)
         self._ages = {name: layer.seconds for name, layer in self._layers.items()}
         self._device = device_of(model)
-        # The teacher's parameters, where training changes them.
-        self._teacher = {
-            name: parameter.detach().clone() for name, parameter in parameters.items() if options.train == "weights"
-        }
         self._run: nn.Module = model
         if world > 1:
             unused = options.train == "weights"  # there may be some that the outputs do not depend on
@@ -366,20 +364,24 @@ def _described(losses: list[float], taken: int, left: int, began: float) -> str:
 @contextmanager
 def prepared(
     model: nn.Module, batches: list[Batch], options: Finetune
-) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, Tensor]]]:
-    """The parameters to train, by name, and what to multiply the rate by; afterwards the model is as it was."""
+) -> Iterator[tuple[dict[str, nn.Parameter], dict[str, Tensor], dict[str, Tensor]]]:
+    """The parameters to train, by name, what to multiply the rate by, and the teacher's, where training changes them.
+
+    Afterwards the model is as it was.
+    """
     layers = analog_layers(model)
     parts: dict[str, Tensor] = {}
     sizes = _sizes(model, batches[: options.accumulate]) if options.train == "adapters" else {}
     modes = {module: module.training for module in model.modules()}
     wanted = {parameter: parameter.requires_grad for parameter in model.parameters()}
     before = {name: _Before.of(layer) for name, layer in layers.items()}
-    original = {
-        name: parameter.detach().clone() for name, parameter in model.named_parameters() if options.train == "weights"
-    }
+    original = {name: parameter.data for name, parameter in model.named_parameters() if options.train == "weights"}
     try:
         for module in modes:
             module.training = False
+        for name in original:
+            parameter = model.get_parameter(name)
+            parameter.data = parameter.data.clone()  # a digital twin has the old memory
         for parameter in wanted:
             parameter.requires_grad_(options.train == "weights")
         for name, layer in layers.items():
@@ -398,10 +400,10 @@ def prepared(
         parameters = {name: parameter for name, parameter in model.named_parameters() if parameter.requires_grad}
         parts |= {name: p.detach().abs().mean() for name, p in parameters.items() if is_range(name)}
         with _checkpointed(model) if options.checkpoint else nullcontext():
-            yield parameters, parts
+            yield parameters, parts, original
     finally:
         for name, value in original.items():
-            model.get_parameter(name).data.copy_(value)
+            model.get_parameter(name).data = value
         for name, layer in layers.items():
             before[name].put_back(layer)
         for module, training in modes.items():

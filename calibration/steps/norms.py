@@ -26,8 +26,7 @@ def norms(model: nn.Module) -> dict[str, nn.Module]:
 
 def parameters(norm: nn.Module) -> dict[str, Tensor]:
     """A norm's ``weight`` and, where it has one, ``bias``, each ``[D]``, as they are now."""
-    own = dict(norm.named_parameters(recurse=False))
-    return {part: own[part].detach() for part in _PARTS if part in own}
+    return {part: parameter.detach() for part, parameter in _own(norm).items()}
 
 
 def digital_parameters(norm: nn.Module) -> dict[str, Tensor]:
@@ -39,12 +38,15 @@ def digital_parameters(norm: nn.Module) -> dict[str, Tensor]:
 @torch.inference_mode(False)
 @torch.no_grad()
 def recalibrate(norm: nn.Module, values: dict[str, Tensor]) -> None:
-    """Give a norm another ``weight`` and ``bias``; what they were in the digital model stays beside, as a buffer."""
-    for part, value in parameters(norm).items():
+    """Give a norm another ``weight`` and ``bias``; what they were in the digital model stays beside, as a buffer.
+
+    Parameters get other memory, since that of a digital twin's is the same (`calibration.models.sharing`).
+    """
+    for part, parameter in _own(norm).items():
         if part in values:
             if f"digital_{part}" not in dict(norm.named_buffers(recurse=False)):
-                norm.register_buffer(f"digital_{part}", value.clone(), persistent=False)
-            value.copy_(values[part])
+                norm.register_buffer(f"digital_{part}", parameter.data, persistent=False)
+            parameter.data = values[part].to(parameter.data, copy=True)
 
 
 @torch.inference_mode(False)
@@ -52,41 +54,47 @@ def recalibrate(norm: nn.Module, values: dict[str, Tensor]) -> None:
 def restore_norms(model: nn.Module) -> None:
     """Give the norms back what they had in the digital model."""
     for norm in norms(model).values():
-        for part, value in digital_parameters(norm).items():
-            parameters(norm)[part].copy_(value)
-            norm._buffers.pop(f"digital_{part}", None)
+        for part, parameter in _own(norm).items():
+            kept = norm._buffers.pop(f"digital_{part}", None)
+            if kept is not None:
+                parameter.data = kept
 
 
 @contextmanager
 def digital_norms(model: nn.Module) -> Iterator[None]:
     """Compute with the norms of the digital model for a while."""
-    changed = [(norm, parameters(norm), digital_parameters(norm)) for norm in norms(model).values()]
-    before = [{part: value.clone() for part, value in present.items()} for _, present, _ in changed]
+    changed = [
+        (parameter, parameter.data, digital_parameters(norm)[part])
+        for norm in norms(model).values()
+        for part, parameter in _own(norm).items()
+    ]
     try:
-        with torch.no_grad():
-            for _, present, kept in changed:
-                for part, value in present.items():
-                    value.copy_(kept[part])
+        for parameter, _, kept in changed:
+            parameter.data = kept
         yield
     finally:
-        with torch.no_grad():
-            for (_, present, _), values in zip(changed, before, strict=True):
-                for part, value in present.items():
-                    value.copy_(values[part])
+        for parameter, present, _ in changed:
+            parameter.data = present
+
+
+def _own(norm: nn.Module) -> dict[str, nn.Parameter]:
+    own = dict(norm.named_parameters(recurse=False))
+    return {part: own[part] for part in _PARTS if part in own}
 
 
 def _multiplies(norm: nn.Module) -> bool:
     """Whether a norm's output is its gain times something, plus its bias."""
-    own = parameters(norm)
+    own = _own(norm)
     if "weight" not in own or own["weight"].dim() != 1:
         return False
     weight = own["weight"]
-    probe = torch.linspace(-1.0, 2.0, len(weight), dtype=weight.dtype, device=weight.device).unsqueeze(0)
-    kept = weight.clone()
+    kept = weight.data
+    probe = torch.linspace(-1.0, 2.0, len(kept), dtype=kept.dtype, device=kept.device).unsqueeze(0)
     with torch.no_grad():
         try:
-            weight.zero_()
+            weight.data = torch.zeros_like(kept)
             silent = norm(probe)
         finally:
-            weight.copy_(kept)
-    return bool((silent == own.get("bias", 0.0)).all())
+            weight.data = kept
+    bias = own["bias"].detach() if "bias" in own else 0.0
+    return bool((silent == bias).all())

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import copy
 import hashlib
 import itertools
 import os
@@ -14,13 +13,14 @@ from importlib import metadata
 from typing import Any
 
 from attention import attach
-from calibration import models, tasks
 from calibration.models import Loaded
+from calibration.models.sharing import shared_copy
 from calibration.progress import Progress
 from calibration.runs import fingerprint
+from calibration.runs.request import Request
 from calibration.storage import hashes
 from calibration.studies.design import Design, plain
-from calibration.studies.fields import Job, resolve
+from calibration.studies.fields import resolve
 from calibration.tasks import Task
 from crossbar import InputError, convert, presets, to_seconds
 
@@ -120,8 +120,8 @@ def resolve_plan(design: Design, progress: Progress | None = None, *, weights: b
     resolver = _Resolver(plan, progress, weights)
     entered: dict[tuple[Any, ...], str] = {}
     for labels, values, times, seeds in design.combinations():
-        job = resolve({**values, "time": times[0], "seed": seeds[0]}, design.folder)
-        setup, digital = resolver.setup(job)
+        request = resolve({**values, "time": times[0], "seed": seeds[0]}, design.folder)
+        setup, digital = resolver.setup(request)
         setting = Setting({name: v for name, v in labels.items() if name not in ("time", "seed")}, setup, digital)
         key = tuple(plain(value) for value in setting.axes.values())
         if key not in entered:  # samples may differ in time alone, and grids overlap
@@ -161,30 +161,30 @@ class _Resolver:
         self._tasks: dict[str, dict[str, str]] = {}
         self._checked: set[str] = set()
 
-    def setup(self, job: Job) -> tuple[str, str]:
+    def setup(self, request: Request) -> tuple[str, str]:
         """Ids of the setup of a job and of its digital baseline, entered into the plan."""
-        model = self._model(job)
-        self._check(job, model)
+        model = self._model(request)
+        self._check(request, model)
         common: dict[str, Any] = {
             "model": {"name": self._plan.loaded[model].name, "fingerprint": model},
-            "task": {"name": job.task, "options": job.options, **self._task(job, model)},
-            "pattern": None if job.pattern is None else str(job.pattern),
-            "device": job.device,
+            "task": {"name": request.task, "options": request.options, **self._task(request, model)},
+            "pattern": None if request.pattern is None else str(request.pattern),
+            "device": request.device,
             "code": fingerprint.of_code(),
         }
         digital = self._enter({**common, "hardware": None, "memory": None, "recipe": None})
-        layers = {"include": job.include, "exclude": job.exclude}
+        layers = {"include": request.include, "exclude": request.exclude}
         analog = {
             **common,
             "model": {**common["model"], **layers},
-            "hardware": job.hardware.to_dict(),
-            "memory": None if job.memory is None else job.memory.to_dict(),
+            "hardware": request.hardware.to_dict(),
+            "memory": None if request.memory is None else request.memory.to_dict(),
             "recipe": None,
         }
-        if job.recipe is not None:
-            analog |= {"recipe": job.recipe.to_dict(), "staircase": self._plan.design.staircase}
+        if request.recipe is not None:
+            analog |= {"recipe": request.recipe.to_dict(), "staircase": self._plan.design.staircase}
         if self._calibrates:  # chips without a recipe are scored when those with one are
-            analog |= {"wait": job.wait}
+            analog |= {"wait": request.wait}
         return self._enter(analog), digital
 
     def _enter(self, values: dict[str, Any]) -> str:
@@ -192,33 +192,33 @@ class _Resolver:
         self._plan.setups[key] = values
         return key
 
-    def _model(self, job: Job) -> str:
-        if job.model not in self._models:
-            loaded = models.load_model(job.model, self._progress, weights=self._weights)
-            self._models[job.model] = loaded.fingerprint
+    def _model(self, request: Request) -> str:
+        assert isinstance(request.model, str)  # a study names its models
+        if request.model not in self._models:
+            loaded = request.load_model(self._progress, weights=self._weights)
+            assert isinstance(loaded, Loaded)
+            self._models[request.model] = loaded.fingerprint
             self._plan.loaded[loaded.fingerprint] = loaded
-            self._plan.sources[loaded.fingerprint] = job.model
-        return self._models[job.model]
+            self._plan.sources[loaded.fingerprint] = request.model
+        return self._models[request.model]
 
-    def _task(self, job: Job, model: str) -> dict[str, str]:
-        key = hashes.of_values([model, job.task, job.options])
+    def _task(self, request: Request, model: str) -> dict[str, str]:
+        key = hashes.of_values([model, request.task, request.options])
         if key not in self._tasks:
-            loaded = self._plan.loaded[model]
-            tasks.require(job.task, loaded)
-            task = tasks.get(job.task, loaded.tokenizer, **job.options)
+            task = request.make_task(self._plan.loaded[model])
             found = fingerprint.of_task(task)
             self._tasks[key] = {"primary": task.primary, "fingerprint": found}
             self._plan.tasks[found] = task
         return self._tasks[key]
 
-    def _check(self, job: Job, model: str) -> None:
+    def _check(self, request: Request, model: str) -> None:
         """Refuse layers that do not exist, and a pattern or a memory that the model cannot have."""
-        layers, gate = str((model, job.include, job.exclude)), str((model, job.pattern, job.memory))
+        layers, gate = str((model, request.include, request.exclude)), str((model, request.pattern, request.memory))
         network = self._plan.loaded[model].model
         if layers not in self._checked:
-            convert(copy.deepcopy(network), presets.ideal(), job.include, job.exclude)
-        if gate not in self._checked and (job.pattern is not None or job.memory is not None):
-            attach(copy.deepcopy(network), job.pattern or "dense", job.memory)
+            convert(shared_copy(network), presets.ideal(), request.include, request.exclude)
+        if gate not in self._checked and (request.pattern is not None or request.memory is not None):
+            attach(shared_copy(network), request.pattern or "dense", request.memory)
         self._checked |= {layers, gate}
 
 

@@ -4,7 +4,10 @@ import pytest
 import torch
 
 from calibration import calibrate, tasks
+from calibration.runs.climb import Climb
+from calibration.runs.experiment import Experiment
 from calibration.runs.overlap import require_disjoint
+from calibration.runs.request import Request
 from crossbar import InputError
 
 MESSAGE = "sample 1 of task 'mine' for calibration is in its evaluation data too"
@@ -84,10 +87,8 @@ def test_the_splits_of_encoder_tasks_are_disjoint(minilm, name):
 
 
 def test_a_score_at_the_time_of_the_fit_is_refused(net, task):
-    from calibration.runs.experiment import Experiment
-
-    experiment = Experiment.prepare(net, task, "pcm", None, None, None)
-    experiment.new_chip(0)
+    climb = Climb(Experiment.prepare(Request.of(net, task)))
+    climb.program(0)
     for seconds in (3600.0, 3599.0):
         with pytest.raises(InputError, match=r"fitted at 3600 s cannot be scored at .*, whose noise it knows"):
-            experiment.score("calibrated", 0, seconds, fitted=3600.0)
+            climb._score_chip(climb._bench, "calibrated", 0, seconds, fitted=3600.0)

@@ -110,7 +110,7 @@ def test_a_failure_is_kept_and_tried_again_when_asked(folder, tmp_path, inline):
 
 def test_what_a_cell_raises_is_its_reason(folder, tmp_path, inline, monkeypatch):
     inline()
-    monkeypatch.setattr("calibration.studies.worker.age", lambda model, seconds: 1 / 0)
+    monkeypatch.setattr("calibration.runs.climb.age", lambda model, seconds: 1 / 0)
     found = study(small(folder), store=tmp_path / "s.sqlite")
     assert (found.progress.done, found.progress.failed) == (1, 2)  # the digital model has no age
     ((reason, count, *_),) = found.failures()
