@@ -23,7 +23,7 @@ if TYPE_CHECKING:
 
 @dataclass(frozen=True)
 class Experiment:
-    """A digital model and its analog twin, whose parameters lie in the same memory, with what they are scored on.
+    """A digital model and its analog twin, whose weights lie in the same memory, with what they are scored on.
 
     Attributes:
         digital: the digital model, attached to the pattern if there is one.

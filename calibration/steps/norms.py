@@ -38,10 +38,7 @@ def digital_parameters(norm: nn.Module) -> dict[str, Tensor]:
 @torch.inference_mode(False)
 @torch.no_grad()
 def recalibrate(norm: nn.Module, values: dict[str, Tensor]) -> None:
-    """Give a norm another ``weight`` and ``bias``; what they were in the digital model stays beside, as a buffer.
-
-    Parameters get other memory, since that of a digital twin's is the same (`calibration.models.sharing`).
-    """
+    """Give a norm another ``weight`` and ``bias``; what they were in the digital model stays beside, as a buffer."""
     for part, parameter in _own(norm).items():
         if part in values:
             if f"digital_{part}" not in dict(norm.named_buffers(recurse=False)):

@@ -350,9 +350,8 @@ def test_ranges_learned_with_the_weights_are_every_chips(net, task):
     model = copy.deepcopy(net)
     convert(model, ROUGH)
     learned = options.fit(model, task.batches("calibration"))
-    chips = result.deployment.experiment
-    chips.uncalibrate()
-    for name, layer in analog_layers(chips.analog).items():
+    result.deployment.climb.program(1)  # the chip at hand, without what steps in use put into it
+    for name, layer in analog_layers(result.deployment.experiment.analog).items():
         assert torch.equal(layer.adc_range, learned[f"{name}.adc_range"])
     weights_alone = calibrate(net, task, ROUGH, Recipe("weights", (options,)), times=["1h", "1d"], chips=2)
     assert weights_alone.values("calibrated") == result.values("after Finetune")
