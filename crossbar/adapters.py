@@ -124,7 +124,7 @@ def register_adapter(adapter: LayerAdapter) -> None:
             return f"[N, {module.in_channels}, L]"
 
         def outputs(self, module, y, x):
-            return y.unflatten(0, (len(x), -1)).transpose(1, 2)
+            return y.view(len(x), x.shape[2], y.shape[1]).transpose(1, 2)
 
 
     register_adapter(Pointwise())

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossbar.costs.ledger import book
@@ -29,8 +30,7 @@ def book_reads(layer: str, hardware: Hardware, in_features: int, out_features: i
     tile, dac, adc = hardware.tile, hardware.dac, hardware.adc
     t_out, t_in = tile_grid(in_features, out_features, tile)
     driven = vectors * in_features * t_out * tile.slices
-    serial = dac.bits - 1 if dac is not None and dac.coding == "bit_serial" else 1
-    pulses = dac.levels if dac is not None and dac.coding == "rate" else serial
+    pulses, serial = _pulses(hardware)
     sensed = vectors * out_features * t_in * tile.slices * serial
     input_bytes = -(-dac.bits // 8) if dac is not None else _OUTPUT_BYTES
     book(layer, "row_activations", driven * pulses)
@@ -45,7 +45,7 @@ def book_reads(layer: str, hardware: Hardware, in_features: int, out_features: i
 
 
 def book_masked_reads(layer: str, hardware: Hardware, devices: Tensor | None, vectors: int, inputs: int) -> None:
-    """Book products of tiles that have devices in some places only, one range of word lines, with ``vectors`` inputs.
+    """Book products of tiles that have devices in some places only, with ``vectors`` inputs.
 
     Word lines that have a device in a tile are driven there, and columns that have one are converted.
 
@@ -57,10 +57,20 @@ def book_masked_reads(layer: str, hardware: Hardware, devices: Tensor | None, ve
         inputs: numbers that one of them converts, at most.
     """
     assert devices is not None
-    tiles, dac, adc = devices.view(len(devices), -1, hardware.tile.cols), hardware.dac, hardware.adc
-    rows, columns = int(tiles.any(2).sum()), int(devices.any(0).sum())
-    book(layer, "row_activations", vectors * rows)
-    book(layer, "dac_conversions", vectors * min(rows, inputs), dac.bits if dac else None)
+    tile, dac, adc = hardware.tile, hardware.dac, hardware.adc
+    padded = F.pad(devices, (0, -devices.shape[1] % tile.cols, 0, -devices.shape[0] % tile.rows))
+    tiles = padded.view(-1, tile.rows, padded.shape[1] // tile.cols, tile.cols)
+    pulses, serial = _pulses(hardware)
+    rows, columns = int(tiles.any(3).sum()), int(tiles.any(1).sum()) * tile.slices * serial
+    book(layer, "row_activations", vectors * rows * tile.slices * pulses)
+    book(layer, "dac_conversions", vectors * min(rows, inputs) * tile.slices, dac.bits if dac else None)
     book(layer, "adc_conversions", vectors * columns, adc.bits if adc else None)
-    book(layer, "cell_macs", vectors * int(devices.sum()) * hardware.tile.pairs)
+    book(layer, "cell_macs", vectors * int(devices.sum()) * tile.slices * tile.pairs * pulses)
     book(layer, "digital_macs", vectors * columns)
+
+
+def _pulses(hardware: Hardware) -> tuple[int, int]:
+    """Pulses that a word line carries for an input, at most, and how often its columns are sensed."""
+    dac = hardware.dac
+    serial = dac.bits - 1 if dac is not None and dac.coding == "bit_serial" else 1
+    return dac.levels if dac is not None and dac.coding == "rate" else serial, serial
