@@ -137,9 +137,9 @@ def fill_words(words: Any) -> None:
     """Words of a stream. Arguments: numbers [n] (32 bits each), n, start (of the first), key."""
     given = carray(words, 6)
     count, start, key = given[3], _U(given[4]), _U(given[5])
-    numbers = carray(pointer(given[2]), count, np.uint32)
     first, last = share(given, count)
-    for i in range(first, last):
+    numbers, start = carray(pointer(given[2]), count, np.uint32)[first:last], _U(start + _U(first))
+    for i in range(len(numbers)):  # LLVM makes vectors of loops from 0
         numbers[i] = random_word(start, i, key)
     done(given)
 
@@ -149,9 +149,9 @@ def fill_uniform(words: Any) -> None:
     """Uniform numbers in [0, 1). Arguments: numbers [n] float32, n, start (the word of the first), key."""
     given = carray(words, 6)
     count, start, key = given[3], _U(given[4]), _U(given[5])
-    numbers = carray(pointer(given[2]), count, np.float32)
     first, last = share(given, count)
-    for i in range(first, last):
+    numbers, start = carray(pointer(given[2]), count, np.float32)[first:last], _U(start + _U(first))
+    for i in range(len(numbers)):
         numbers[i] = _F(np.int32(_U(random_word(start, i, key) >> _U(8)))) * _F(2.0**-24)
     done(given)
 
