@@ -333,7 +333,7 @@ def _attend(
         chosen = pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
         _book(attached.name, chosen, query, key, padding, offset)
     # Drawn as torch's own dropout draws, so that torch.manual_seed repeats a training run.
-    drawn = int(torch.randint(2**31, ())) if dropout else 0
+    drawn = int(torch.randint(2**31, (), device="cpu")) if dropout else 0
     output = gated_attention(
         query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=drawn,
         controller=attached.controller, layer=attached.name,

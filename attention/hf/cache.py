@@ -93,11 +93,11 @@ class AnalogCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
     def batch_repeat_interleave(self, repeats: int) -> None:
         """Every sequence several times."""
         batch = self.memory.batch
-        self.memory.select(torch.arange(batch).repeat_interleave(repeats))
+        self.memory.select(torch.arange(batch, device="cpu").repeat_interleave(repeats))
 
     def batch_select_indices(self, indices: Tensor) -> None:
         """Some sequences."""
-        self.memory.select(torch.arange(self.memory.batch)[indices])
+        self.memory.select(torch.arange(self.memory.batch, device="cpu")[indices.cpu()])
 
     def crop(self, tokens_to_remove: int) -> None:
         """Refuse to take tokens back: rows of evicted ones are gone."""

@@ -38,7 +38,14 @@ _TINY = 1e-30  # range of an all-zero row: any positive number gives zeros
 
 
 def attend_analog(
-    q: Tensor, keys: TokenRows, values: TokenRows, work: Schedule, options: Options, hardware: Hardware, key: Key
+    q: Tensor,
+    keys: TokenRows,
+    values: TokenRows,
+    work: Schedule,
+    options: Options,
+    hardware: Hardware,
+    key: Key,
+    backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Output [B, H, N_queries, D] and, if asked for, log-sum-exp of the converted scores [B, H, N_queries].
 
@@ -52,8 +59,9 @@ def attend_analog(
         options: as for digital attention.
         hardware: converters, geometry and noise.
         key: of the read noise: seed, layer, and whatever tells this read from others.
+        backend: that senses the columns, by name (`crossbar.backends.dispatch`); None: as dispatched.
     """
-    problem = _Problem(keys.scale, values.scale, keys.variance, values.variance, work, options, hardware, key)
+    problem = _Problem(keys.scale, values.scale, keys.variance, values.variance, work, options, hardware, key, backend)
     output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]  # torch
     return output, lse if options.return_lse else None
 
@@ -69,6 +77,15 @@ class _Problem(NamedTuple):
     options: Options
     hardware: Hardware
     key: Key
+    backend: str | None
+
+
+class _Circuit(NamedTuple):
+    """What reads: converters and geometry, the read noise (None: quiet), and the backend that senses."""
+
+    hardware: Hardware
+    noise: Cursor | None
+    backend: str | None
 
 
 class _AnalogTensors(NamedTuple):
@@ -110,9 +127,9 @@ class _AnalogAttention(torch.autograd.Function):
         batch, heads, n_queries, size = q.shape
         output = q.new_zeros(batch, n_queries, heads, size).transpose(1, 2)
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
-        noise = _stream(problem, q)
+        circuit = _circuit(problem, q)
         for part in _parts(q, keys, values, problem):
-            for total, found in zip((output, lse), _attend(part, problem.hardware, noise), strict=True):
+            for total, found in zip((output, lse), _attend(part, circuit), strict=True):
                 part.chunk.put_queries(total, unfold(found.unflatten(0, part.shape), heads))
         return output, lse[..., 0]
 
@@ -121,14 +138,12 @@ class _AnalogAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, keys, values = ctx.saved_tensors
         problem, heads, kv_heads = ctx.problem, q.shape[1], keys.shape[1]
-        noise = _stream(problem, q)  # the draws of the forward pass again
+        circuit = _circuit(problem, q)  # the draws of the forward pass again
         grad_q, grad_keys, grad_values = (torch.zeros_like(x, dtype=keys.dtype) for x in (q, keys, values))
         for part in _parts(q, keys, values, problem):
             inputs = [x.detach().requires_grad_() for x in (part.rows, part.keys, part.values)]
             with torch.enable_grad():
-                found = _attend(
-                    part._replace(rows=inputs[0], keys=inputs[1], values=inputs[2]), problem.hardware, noise
-                )
+                found = _attend(part._replace(rows=inputs[0], keys=inputs[1], values=inputs[2]), circuit)
             outputs, grads = [], []
             for result, grad in zip(
                 found, (grad_output, None if grad_lse is None else grad_lse[..., None]), strict=True
@@ -146,9 +161,10 @@ class _AnalogAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_keys, grad_values, None
 
 
-def _stream(problem: _Problem, q: Tensor) -> Cursor | None:
+def _circuit(problem: _Problem, q: Tensor) -> _Circuit:
     noisy = problem.hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None
-    return Cursor((*problem.key, "read"), q.device) if noisy else None
+    noise = Cursor((*problem.key, "read"), q.device) if noisy else None
+    return _Circuit(problem.hardware, noise, problem.backend)
 
 
 def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_AnalogTensors]:
@@ -182,19 +198,19 @@ def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterat
         )
 
 
-def _attend(part: _AnalogTensors, hardware: Hardware, noise: Cursor | None) -> tuple[Tensor, Tensor]:
+def _attend(part: _AnalogTensors, circuit: _Circuit) -> tuple[Tensor, Tensor]:
     """A chunk's output [P, R, D] and log-sum-exp [P, R, 1]; differentiable.
 
     Changes its own tensors in place where autograd does not need them: passes over scores are what takes the time.
     """
-    scores = _scores(part, hardware, noise)
+    scores = _scores(part, circuit)
     if part.bias is not None:
         scores.view(*part.shape, *scores.shape[1:]).add_(part.bias)
     if isinstance(part.activation, Saturating):
         pulses = _saturated(scores, part.activation)
         pulses = pulses if part.kept is None else pulses * part.kept
         one = pulses.new_ones(*pulses.shape[:2], 1)
-        return _values(part, pulses, one, hardware, noise) * part.activation.gain, one.log()
+        return _values(part, pulses, one, circuit) * part.activation.gain, one.log()
     largest = scores.detach().amax(-1, keepdim=True).clamp_(min=torch.finfo(scores.dtype).min)
     weights = scores.sub_(largest).exp2_()
     if part.activation.bits is not None:
@@ -205,7 +221,7 @@ def _attend(part: _AnalogTensors, hardware: Hardware, noise: Cursor | None) -> t
     lse = (largest + total.log2()).mul(math.log(2.0)).masked_fill(empty, -torch.inf)
     if part.kept is not None:
         weights = weights * part.kept
-    return _values(part, weights, total, hardware, noise), lse
+    return _values(part, weights, total, circuit), lse
 
 
 def _saturated(scores: Tensor, line: Saturating) -> Tensor:
@@ -219,8 +235,9 @@ def _rounded(x: Tensor, steps: int) -> Tensor:
     return x + (x.detach().mul(steps).round_().div_(steps) - x.detach())
 
 
-def _scores(part: _AnalogTensors, hardware: Hardware, noise: Cursor | None) -> Tensor:
+def _scores(part: _AnalogTensors, circuit: _Circuit) -> Tensor:
     """Scores [P, R, L] times log₂ e, as digital logic has them after the ADC and the scales, attended or not."""
+    hardware = circuit.hardware
     size, columns = part.rows.shape[2], hardware.tile.cols
     queries = part.rows.reshape(-1, size)
     flat = drive(queries, hardware.dac, _largest(queries) if _per_token(hardware) else None)
@@ -240,7 +257,7 @@ def _scores(part: _AnalogTensors, hardware: Hardware, noise: Cursor | None) -> T
         if hardware.adc is not None and hardware.adc.range == "active_rows":
             active = (driven.detach() != 0).sum(-1, keepdim=True).clamp_(min=1)
             share = active.to(driven.dtype) / driven.shape[-1]
-        sensed = _sense(driven, cells, flat.unit, shape, variance, share, hardware, noise)
+        sensed = _sense(driven, cells, flat.unit, shape, variance, share, circuit)
         total = sensed if total is None else total.add_(sensed)
     assert total is not None
     total = total.mul_(part.key_scale)
@@ -249,9 +266,9 @@ def _scores(part: _AnalogTensors, hardware: Hardware, noise: Cursor | None) -> T
     return total.mul_(flat.full_scale)
 
 
-def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, hardware: Hardware, noise: Cursor | None) -> Tensor:
+def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, circuit: _Circuit) -> Tensor:
     """Outputs [P, R, D] of weights [P, R, L], which are those of softmax times ``total`` [P, R, 1]."""
-    dac, unit = hardware.dac, 1.0
+    dac, unit = circuit.hardware.dac, 1.0
     full_scale: Tensor | float = 1.0
     drives = _times(weights, part.value_scale)
     if dac is None:
@@ -267,7 +284,7 @@ def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, hardware: Hard
     for _, run in groupby(pairwise(part.chunk.group.bounds), lambda bounds: bounds[1] - bounds[0]):
         tiles = list(run)
         here = slice(tiles[0][0], tiles[-1][1])
-        sensed = _sense_tiles(part, codes[..., here], here, len(tiles), unit, opened, hardware, noise)
+        sensed = _sense_tiles(part, codes[..., here], here, len(tiles), unit, opened, circuit)
         output = sensed if output is None else output.add_(sensed)
     assert output is not None
     return output * full_scale
@@ -295,8 +312,7 @@ def _sense_tiles(
     tiles: int,
     unit: float,
     opened: Tensor | None,
-    hardware: Hardware,
-    noise: Cursor | None,
+    circuit: _Circuit,
 ) -> Tensor:
     """Digital sum [P, R, D] over ``tiles`` neighbouring tiles of equally many keys, ``here`` among the chunk's keys."""
 
@@ -304,7 +320,7 @@ def _sense_tiles(
         """[P, …] with the keys of each tile apart, tiles after P, both as one."""
         return x if tiles == 1 else x.unflatten(dim, (tiles, -1)).movedim(dim, 1).flatten(0, 1)
 
-    driven, cells = cut(codes, 2), cut(part.values[:, here], 1)
+    hardware, driven, cells = circuit.hardware, cut(codes, 2), cut(part.values[:, here], 1)
     variance = None
     if part.value_variance is not None:
         spread = cut(part.value_variance[:, here], 1)
@@ -319,7 +335,7 @@ def _sense_tiles(
     if hardware.adc is not None and hardware.adc.range == "active_rows":
         share = codes.new_tensor(driven.shape[2]).expand(*shape[:2], 1) if count is None else count
         share = share.clamp(min=1.0) / hardware.tile.rows
-    sensed = _sense(driven, cells, unit, shape, variance, share, hardware, noise)
+    sensed = _sense(driven, cells, unit, shape, variance, share, circuit)
     if count is not None and bool((count == 0).any()):
         sensed = sensed.mul_((count > 0).to(sensed.dtype))
     return sensed if tiles == 1 else sensed.unflatten(0, (-1, tiles)).sum(1)
@@ -332,10 +348,10 @@ def _sense(
     shape: tuple[int, int, int],
     variance: Tensor | None,
     share: Tensor | None,
-    hardware: Hardware,
-    noise: Cursor | None,
+    circuit: _Circuit,
 ) -> Tensor:
     """What the ADCs deliver for ``codes @ cells``, in unit outputs, with ``share`` of the tile's word lines driven."""
+    hardware, noise, backend = circuit
     adc = hardware.adc
     step = 1.0 if adc is None else adc.full_scale / adc.levels
     columns = Columns(
@@ -348,4 +364,4 @@ def _sense(
         normals=None if noise is None else partial(noise.normal, shape),
         variance=variance,
     )
-    return dispatch.sense(columns).mul_(step)
+    return dispatch.sense(columns, backend).mul_(step)

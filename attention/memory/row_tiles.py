@@ -146,7 +146,7 @@ class RowTiles:
     def select(self, index: Tensor) -> None:
         """Keep some sequences of the batch, in this order."""
         if self.rows is not None:
-            self.rows = self.rows.sequences(index)
+            self.rows = self.rows.sequences(index.to(self.rows.scale.device))
         self._drawn = {}
 
     def _digits(self, x: Tensor) -> tuple[Tensor, Tensor]:

@@ -1,0 +1,373 @@
+"""What runs for a call of attention: events first, then the implementation for each part of batch and heads.
+
+`run` selects pairs, sends events where there is a controller, and writes keys and values where there is hardware.
+`decide` says which implementation computes a piece of work, and is the only place that does. On analog memory `impl`
+names the backend that senses (`crossbar.backends.dispatch`), since the schedule and the softmax are the same for all.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from dataclasses import dataclass, replace
+from typing import Literal, NamedTuple, cast
+
+import torch
+from torch import Tensor
+
+from attention.controller.controller import Controller
+from attention.controller.delivery import deliver
+from attention.kernel.analog import attend_analog
+from attention.kernel.analog_booking import book_reads, book_writes, real_queries
+from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
+from attention.kernel.flex import attend_flex
+from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
+from attention.kernel.hierarchical_reference import hierarchical_reference
+from attention.kernel.reference import attention_reference
+from attention.kernel.schedule import Schedule, make, schedule
+from attention.kernel.stacked import apart, make_stacked
+from attention.kernel.straight_through import straight_through
+from attention.kernel.token_rows import TokenRows, write
+from attention.patterns.base import Pattern
+from attention.patterns.hierarchical import Hierarchical
+from crossbar.errors import InputError
+from crossbar.hardware import Hardware
+from crossbar.random.streams import Key
+from crossbar.random.streams import seed as derived_seed
+
+Impl = Literal["auto", "blocks", "flex", "reference"]
+"""Implementations of digital attention; ``auto`` is ``blocks``."""
+
+Way = Literal["reference", "flex", "stacked", "sequences", "heads", "analog", "hierarchical", "blocks"]
+"""How a piece of work is computed: by an implementation, or (``sequences``, ``heads``) as pieces of its own."""
+
+Attended = tuple[Tensor, Tensor | None]
+"""Output [B, H, N_queries, D] and, if asked for, log-sum-exp [B, H, N_queries]."""
+
+
+@dataclass(frozen=True, eq=False)
+class Call:
+    """A call of `attention.gated_attention` whose arguments fit together; fields as there, and in `Options`."""
+
+    q: Tensor
+    k: Tensor
+    v: Tensor
+    pattern: Pattern
+    options: Options
+    offset: int = 0
+    hardware: Hardware | None = None
+    controller: Controller | None = None
+    seconds: float = 0.0
+    layer: str = "attention"
+    impl: str = "auto"
+
+
+class Digital(NamedTuple):
+    """Keys and values as numbers, [B, H_kv, N_keys, D] both."""
+
+    keys: Tensor
+    values: Tensor
+
+    @property
+    def shape(self) -> torch.Size:
+        """B, H_kv, N_keys and D."""
+        return self.keys.shape
+
+    def sequence(self, index: int) -> Digital:
+        """Those of one sequence of the batch."""
+        return Digital(*(x[index : index + 1] for x in self))
+
+    def heads(self, index: Tensor, first: int) -> Digital:
+        """Those of some key heads; ``first`` is the first query head that reads them."""
+        return Digital(*(x.index_select(1, index) for x in self))
+
+
+@dataclass(frozen=True, eq=False)
+class Analog:
+    """Keys and values in rows of cells.
+
+    Attributes:
+        keys, values: the rows.
+        hardware: what they are on.
+        layer: keys the draws of reads and the counts.
+        backend: that senses, by name; None: as dispatched.
+        counted: whether reads are booked from the schedule; if not, they were from events.
+        place: which part of batch and heads this is, in the draws.
+    """
+
+    keys: TokenRows
+    values: TokenRows
+    hardware: Hardware
+    layer: str
+    backend: str | None
+    counted: bool
+    place: tuple[int, ...] = ()
+
+    @property
+    def shape(self) -> torch.Size:
+        """B, H_kv, N_keys and D."""
+        return self.keys.digits.shape
+
+    def sequence(self, index: int) -> Analog:
+        """Those of one sequence of the batch."""
+        keys, values = self.keys.sequence(index), self.values.sequence(index)
+        return replace(self, keys=keys, values=values, place=(*self.place, index))
+
+    def heads(self, index: Tensor, first: int) -> Analog:
+        """Those of some key heads; ``first`` is the first query head that reads them."""
+        keys, values = self.keys.heads(index), self.values.heads(index)
+        return replace(self, keys=keys, values=values, place=(*self.place, first))
+
+
+class Work(NamedTuple):
+    """Queries on keys and values by a static pattern.
+
+    Attributes:
+        q: queries [B, H, N_queries, D].
+        memory: keys and values.
+        pattern: who attends to whom.
+        options: scale, padding, dropout, and whether log-sum-exps are asked for.
+        offset: position of the first query.
+        fixed: whether the same pattern will be asked for again, so that its schedule is kept.
+        impl: the implementation of digital attention.
+    """
+
+    q: Tensor
+    memory: Digital | Analog
+    pattern: Pattern
+    options: Options
+    offset: int
+    fixed: bool
+    impl: str
+
+    def sequence(self, b: int) -> Work:
+        """The work of one sequence of the batch."""
+        mask = self.options.mask
+        options = self.options._replace(
+            mask=None if mask is None else mask[b : b + 1], seed=derived_seed((self.options.seed, "sequence", b))
+        )
+        q, memory, pattern = self.q[b : b + 1], self.memory.sequence(b), self.pattern.sequence(b)
+        return self._replace(q=q, memory=memory, pattern=pattern, options=options)
+
+    def heads(self, pattern: Pattern, heads: list[int]) -> Work:
+        """The work of query heads that have one pattern, with the key heads that go with them."""
+        own = torch.tensor(heads, device=self.q.device)
+        shared = shared_heads(heads, self.q.shape[1] // self.memory.shape[1]).to(self.q.device)
+        options = self.options._replace(seed=derived_seed((self.options.seed, "head", heads[0])))
+        q, memory = self.q.index_select(1, own), self.memory.heads(shared, heads[0])
+        return self._replace(q=q, memory=memory, pattern=pattern, options=options)
+
+    def schedule(self, tile: int | None = None) -> Schedule:
+        """The pattern's schedule, cut at the bounds of tiles where these are given."""
+        n_queries, n_keys = self.q.shape[2], self.memory.shape[2]
+        return (schedule if self.fixed else make)(self.pattern, n_queries, n_keys, self.offset, self.q.device, tile)
+
+
+def run(call: Call) -> Attended:
+    """The attention that a call asks for.
+
+    Raises:
+        InputError: for a pattern that does not fit the queries' heads and sequences or cannot decode from the offset,
+            and for what an implementation or the hardware does not have.
+    """
+    q, k, options, offset = call.q, call.k, call.options, call.offset
+    call.pattern.require_decodable(offset)
+    fixed, relaxed = call.pattern.is_static, None
+    if not fixed and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, call.v)):
+        soft = call.pattern.relaxed()
+        if soft != call.pattern:
+            plain = Call(q, k, call.v, soft, options._replace(return_lse=True), offset)
+            relaxed = run(plain)
+    pattern = call.pattern.at(k.shape[2]).select(q, k, mask=options.mask, offset=offset)
+    _require_parts(pattern, q)
+    delivery = None
+    if call.controller is not None:
+        delivery = deliver(call.controller, pattern, q, k.shape[2], offset, options.mask, fixed)
+        delivery.book(call.layer, q, call.hardware)
+        delivery.warn()
+        pattern = delivery.scored
+    lossy = delivery is not None and delivery.lossy
+    options = options._replace(return_lse=options.return_lse or lossy)
+    work = Work(q, _memory(call), pattern, options, offset, fixed, call.impl)
+    output, lse = attend(work)
+    if delivery is not None and lossy:
+        # Softmax over the scores that arrived, values of the pairs whose value events arrived.
+        output, reached = attend(work._replace(pattern=delivery.valued))
+        assert lse is not None
+        assert reached is not None
+        share = (reached - lse).exp().masked_fill(reached == -torch.inf, 0.0)
+        output = (output * share[..., None]).to(q.dtype)
+    if relaxed is not None:
+        output = straight_through(output, relaxed[0])
+        lse = lse if lse is None or relaxed[1] is None else straight_through(lse, relaxed[1])
+    return output, lse
+
+
+def decide(work: Work) -> Way:
+    """How a piece of work is computed.
+
+    Selections are new at every call, so schedules of heads and sequences that differ are made for all at once
+    (``stacked``); fixed patterns go part by part, whose schedules are kept.
+    """
+    digital, pattern = isinstance(work.memory, Digital), work.pattern
+    if digital and work.impl in ("reference", "flex"):
+        return cast(Way, work.impl)
+    if digital and not work.fixed and (pattern.n_heads is not None or pattern.n_sequences is not None):
+        return "stacked"
+    if pattern.n_sequences is not None:
+        return "sequences"
+    if pattern.n_heads is not None:
+        return "heads"
+    if not digital:
+        return "analog"
+    return "hierarchical" if isinstance(pattern, Hierarchical) else "blocks"
+
+
+def attend(work: Work) -> Attended:
+    """Compute a piece of work."""
+    return _WAYS[decide(work)](work)
+
+
+def _memory(call: Call) -> Digital | Analog:
+    """Keys and values where a call has them: as numbers, or in rows that are written now."""
+    hardware = call.hardware
+    if hardware is None:
+        return Digital(call.k, call.v)
+    book_writes(call.layer, call.k, call.options.mask, hardware)
+    keys, values = (
+        write(x, hardware, (call.options.seed, call.layer, role), call.seconds)
+        for x, role in ((call.k, "keys"), (call.v, "values"))
+    )
+    backend = None if call.impl in ("auto", "blocks") else call.impl
+    return Analog(keys, values, hardware, call.layer, backend, counted=call.controller is None)
+
+
+def _reference(work: Work) -> Attended:
+    q, pattern, options, (k, v) = work.q, work.pattern, work.options, _digital(work)
+    if isinstance(pattern, Hierarchical):
+        require_own_queries(pattern, q, k, work.offset)
+        parts = pattern.block, pattern.levels, pattern.is_causal, options.scale, options.mask, work.offset
+        output, lse = hierarchical_reference(q, k, v, *parts)
+    else:
+        allowed = _allowed(pattern, q, k, work.offset)
+        allowed = allowed if options.mask is None else allowed & options.mask[:, None, None]
+        output, lse = attention_reference(q, k, v, allowed, options.scale)
+    return output.to(q.dtype), lse.to(exact_dtype(q.dtype))
+
+
+def _flex(work: Work) -> Attended:
+    scale, mask, lse = work.options.scale, work.options.mask, work.options.return_lse
+    return attend_flex(
+        work.q, *_digital(work), work.pattern, scale=scale, padding=mask, offset=work.offset, return_lse=lse
+    )
+
+
+def _stacked(work: Work) -> Attended:
+    """Each head's own pairs with all heads laid end to end, merged with the pairs that all heads have."""
+    q, (k, v) = work.q, _digital(work)
+    (batch, heads, n_queries, size), (_, kv_heads, n_keys, _) = q.shape, k.shape
+    own, common = apart(work.pattern)
+    blocks = make_stacked(own, common, (batch, heads, kv_heads, n_queries, n_keys), work.offset, q.device)
+    options = work.options._replace(
+        mask=None if work.options.mask is None else work.options.mask.repeat_interleave(kv_heads, 0).view(1, -1),
+        return_lse=work.options.return_lse or common is not None,
+    )
+    rows, keys, values = (x.reshape(1, 1, -1, size) for x in (q, k, v))
+    output, lse = attend_blocks(rows, keys, values, blocks, options)
+    output, lse = output.view(q.shape), None if lse is None else lse.view(q.shape[:3])
+    if common is None or lse is None:
+        return output, lse
+    blocks = schedule(common, n_queries, n_keys, work.offset, q.device)
+    seed = derived_seed((work.options.seed, "common"))
+    more, more_lse = attend_blocks(q, k, v, blocks, work.options._replace(return_lse=True, seed=seed))
+    assert more_lse is not None
+    output, lse = merge(output, lse[..., None], more, more_lse[..., None])
+    return output.to(q.dtype), lse[..., 0]
+
+
+def _sequences(work: Work) -> Attended:
+    return _joined([attend(work.sequence(b)) for b in range(len(work.q))], 0, None)
+
+
+def _heads(work: Work) -> Attended:
+    """Heads that have one pattern together."""
+    alike: dict[Pattern, list[int]] = {}
+    for h in range(work.pattern.n_heads or 0):
+        alike.setdefault(work.pattern.head(h), []).append(h)
+    found = [attend(work.heads(pattern, heads)) for pattern, heads in alike.items()]
+    return _joined(found, 1, [h for heads in alike.values() for h in heads])
+
+
+def _analog(work: Work) -> Attended:
+    memory, options = work.memory, work.options
+    assert isinstance(memory, Analog)
+    hardware, layer = memory.hardware, memory.layer
+    blocks = work.schedule(hardware.tile.rows)
+    if memory.counted:
+        asking = real_queries(options.mask, work.q.shape[2], memory.shape[2], work.offset)
+        book_reads(layer, work.q, memory.keys.digits, blocks, options.mask, hardware, asking=asking)
+    key: Key = (options.seed, layer, *memory.place)
+    return attend_analog(work.q, memory.keys, memory.values, blocks, options, hardware, key, memory.backend)
+
+
+def _hierarchical(work: Work) -> Attended:
+    pattern, options = work.pattern, work.options
+    assert isinstance(pattern, Hierarchical)
+    if options.dropout:
+        raise InputError(f"pattern {str(pattern)!r} cannot have dropout: give dropout=0")
+    output, lse = attend_hierarchical(work.q, *_digital(work), pattern, options.scale, options.mask, work.offset)
+    return output, lse if options.return_lse else None
+
+
+def _blocks(work: Work) -> Attended:
+    return attend_blocks(work.q, *_digital(work), work.schedule(), work.options)
+
+
+_WAYS: dict[Way, Callable[[Work], Attended]] = {
+    "reference": _reference,
+    "flex": _flex,
+    "stacked": _stacked,
+    "sequences": _sequences,
+    "heads": _heads,
+    "analog": _analog,
+    "hierarchical": _hierarchical,
+    "blocks": _blocks,
+}
+
+
+def _digital(work: Work) -> Digital:
+    assert isinstance(work.memory, Digital)  # as `decide` has it
+    return work.memory
+
+
+def _joined(parts: list[Attended], dim: int, order: list[int] | None) -> Attended:
+    """Parts along a dimension as one; ``order`` says where each slice belongs, None: they are in order."""
+    outputs, lses = (list(x) for x in zip(*parts, strict=True))
+    back = None if order is None else torch.tensor(order, device="cpu").argsort()
+
+    def join(tensors: list[Tensor]) -> Tensor:
+        whole = torch.cat(tensors, dim)
+        return whole if back is None else whole.index_select(dim, back.to(whole.device))
+
+    return join(outputs), None if lses[0] is None else join(cast(list[Tensor], lses))
+
+
+def _allowed(pattern: Pattern, q: Tensor, k: Tensor, offset: int) -> Tensor:
+    """All pairs of a pattern, bool [B or 1, H or 1, N_queries, N_keys]."""
+    query = torch.arange(offset, offset + q.shape[2], device=q.device)[:, None]
+    positions = torch.broadcast_tensors(query, torch.arange(k.shape[2], device=q.device)[None, :])
+    return torch.stack(
+        [
+            torch.stack([pattern.sequence(b).head(h).allowed(*positions) for h in range(pattern.n_heads or 1)])
+            for b in range(pattern.n_sequences or 1)
+        ]
+    )
+
+
+def _require_parts(pattern: Pattern, q: Tensor) -> None:
+    """Refuse a pattern of other numbers of sequences and heads than the queries'."""
+    for what, found, wanted in (
+        ("sequences", pattern.n_sequences, q.shape[0]),
+        ("heads", pattern.n_heads, q.shape[1]),
+    ):
+        if found not in (None, wanted):
+            raise InputError(f"patterns for {found} {what} do not fit queries of {wanted}: give one for each")
