@@ -75,8 +75,8 @@ class Linear(_Rows):
     name = "an nn.Linear"
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether it is one, or of a class made from it."""
-        return isinstance(module, nn.Linear)
+        """Whether it is one, or of a class made from it that computes what it computes."""
+        return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
 
 
 class Conv1D(_Rows):
@@ -85,10 +85,12 @@ class Conv1D(_Rows):
     name = "a transformers Conv1D"
 
     def matches(self, module: nn.Module) -> bool:
-        """Whether it is one."""
+        """Whether it is one, or of a class made from it that computes what it computes."""
         # A Conv1D exists only once transformers is loaded; crossbar itself never loads it.
         transformers = sys.modules.get("transformers.pytorch_utils")
-        return transformers is not None and isinstance(module, transformers.Conv1D)
+        if transformers is None or not isinstance(module, transformers.Conv1D):
+            return False
+        return type(module).forward is transformers.Conv1D.forward
 
     def weight(self, module: nn.Module) -> Tensor:
         """Its weights, transposed."""

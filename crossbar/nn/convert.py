@@ -120,9 +120,10 @@ def convert(
 ) -> ConversionReport:
     """Put the linear layers of a model on analog tiles, in place.
 
-    Converts ``nn.Linear`` and transformers ``Conv1D``. A linear layer whose weight belongs to another module too (tied
-    embeddings) and one inside ``nn.MultiheadAttention`` (which reads the weight without calling the layer) stay digital
-    and are reported. Analog layers start in eval mode: call ``model.train()`` to train through them.
+    Converts ``nn.Linear``, transformers ``Conv1D``, classes made from these that keep their ``forward``, and the kinds
+    of layers that users registered (`crossbar.register_adapter`). A linear layer whose weight belongs to another module
+    too (tied embeddings) and one inside ``nn.MultiheadAttention`` (which reads the weight without calling the layer)
+    stay digital and are reported. Analog layers start in eval mode: call ``model.train()`` to train through them.
 
     Args:
         model: changed in place; `restore` undoes it.
@@ -241,7 +242,8 @@ def _why_digital(
     owners: dict[int, list[str]],
 ) -> str:
     if not is_convertible(module):
-        return "not a linear layer"
+        own = isinstance(module, nn.Linear)
+        return "its class computes otherwise than nn.Linear: register an adapter" if own else "not a linear layer"
     if any(fnmatchcase(name, pattern) for pattern in exclude or ()):
         return "excluded by name"
     if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):

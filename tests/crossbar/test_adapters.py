@@ -26,7 +26,7 @@ from crossbar import (
     restore,
     save_state,
 )
-from crossbar.adapters import adapter_of, digital_weight, find_adapter, is_convertible
+from crossbar.adapters import Linear, adapter_of, digital_weight, find_adapter, is_convertible
 from tests.crossbar.conftest import QUIET, inputs, inputs64
 
 CHIP = Hardware(tile=Tile(4, 3), adc=Converter(full_scale=4.0))
@@ -38,6 +38,13 @@ class Scaled(nn.Linear):
     def __init__(self, *size, scale=2.0, **options):
         super().__init__(*size, **options)
         self.scale = scale
+
+
+class Doubled(nn.Linear):
+    """A class made from nn.Linear that computes something else."""
+
+    def forward(self, x):
+        return 2 * super().forward(x)
 
 
 class Pointwise:
@@ -326,6 +333,37 @@ def test_the_adapter_that_was_registered_last_is_asked_first():
     assert find_adapter(scaled) is again
     assert find_adapter(linear).name == "an nn.Linear"
     assert find_adapter(nn.ReLU()) is None
+
+
+def test_what_computes_otherwise_stays_digital_until_it_has_an_adapter():
+    class Twice(Conv1D):
+        def forward(self, x):
+            return super().forward(super().forward(x))
+
+    model = nn.Sequential(Doubled(4, 4), Twice(4, 4), nn.Linear(4, 4)).double()
+    digital, x = copy.deepcopy(model), inputs64(3, 4)
+    report = convert(model, QUIET)
+    assert {layer.name: layer.reason for layer in report.digital} == {
+        "0": "its class computes otherwise than nn.Linear: register an adapter",
+        "1": "not a linear layer",
+    }
+    torch.testing.assert_close(model(x), digital(x), rtol=0, atol=1e-12)
+
+    class Adapter(Linear):
+        name = "a Doubled"
+
+        def matches(self, module):
+            return isinstance(module, Doubled)
+
+        def vectors(self, module, x):
+            return super().vectors(module, 2 * x)
+
+        def bias(self, module):
+            return 2 * module.bias
+
+    register_adapter(Adapter())
+    assert [layer.name for layer in convert(model, QUIET).analog] == ["0"]
+    torch.testing.assert_close(model(x), digital(x), rtol=0, atol=1e-12)
 
 
 def test_layers_of_two_kinds_are_one_chip():
