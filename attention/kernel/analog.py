@@ -25,7 +25,7 @@ from torch.autograd.function import once_differentiable
 
 from attention.activation import Activation, Saturating
 from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
-from attention.kernel.chunks import Chunk, chunks
+from attention.kernel.chunks import SCORES, Chunk, chunks
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
 from crossbar.backends import dispatch
@@ -161,9 +161,12 @@ class _AnalogAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_keys, grad_values, None
 
 
+def _noisy(problem: _Problem) -> bool:
+    return problem.hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None
+
+
 def _circuit(problem: _Problem, q: Tensor) -> _Circuit:
-    noisy = problem.hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None
-    noise = Cursor((*problem.key, "read"), q.device) if noisy else None
+    noise = Cursor((*problem.key, "read"), q.device) if _noisy(problem) else None
     return _Circuit(problem.hardware, noise, problem.backend)
 
 
@@ -171,7 +174,8 @@ def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterat
     """The chunks' tensors, always in the same order, along which noise and dropout are drawn."""
     options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
-    for chunk in chunks(problem.work, q.shape[0] * q.shape[1]):
+    size = SCORES if _noisy(problem) else None
+    for chunk in chunks(problem.work, q.shape[0] * q.shape[1], size):
 
         def taken(x: Tensor, chunk: Chunk = chunk) -> Tensor:
             return chunk.take_keys(x).flatten(0, 2)

@@ -9,9 +9,12 @@ import torch
 from torch import Tensor
 
 from attention.kernel.schedule import Group, Schedule
+from crossbar.native.sizes import at_once
 
-_SCORES = 2**20
-# Scores worked on at once: 4 MiB of float32, so that passes over them stay in cache and few calls wake threads.
+SCORES = 2**20
+"""Scores of a chunk on a CPU: 4 MiB of float32, so that passes over them stay in cache and few calls wake threads."""
+
+_MOST = 2**26  # scores of a chunk on any other device: bounds its memory, for caches do not matter there
 
 
 class Chunk(NamedTuple):
@@ -111,18 +114,20 @@ def _split(x: Tensor, shape: tuple[int, int]) -> Tensor:
     return split
 
 
-def chunks(schedule: Schedule, heads: int, size: int = _SCORES) -> Iterator[Chunk]:
-    """The schedule's work in an order and in sizes that depend on nothing but shapes.
+def chunks(schedule: Schedule, heads: int, size: int | None = None) -> Iterator[Chunk]:
+    """The schedule's work in an order and in sizes that depend on nothing but shapes and, without ``size``, the device.
 
     Args:
         schedule: the work.
         heads: query heads times sequences, which each chunk computes together.
-        size: scores of a chunk at most, where a single query with all its heads has no more.
+        size: scores of a chunk at most, where a single query with all its heads has no more; None: as many as suit the
+            schedule's device. Whoever draws along the chunks gives `SCORES`, so that every device draws the same.
     """
     for group in schedule.groups:
+        most = min(at_once(SCORES, group.queries.device), _MOST) if size is None else size
         blocks, rows, keys = group.shape
-        together = max(1, size // (heads * rows * keys))
-        height = rows if together > 1 else max(1, min(rows, 8 * size // (heads * keys)))
+        together = max(1, most // (heads * rows * keys))
+        height = rows if together > 1 else max(1, min(rows, 8 * most // (heads * keys)))
         for first in range(0, blocks, together):
             for low in range(0, rows, height):
                 yield Chunk(group, first, min(first + together, blocks), low, min(low + height, rows))

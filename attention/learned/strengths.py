@@ -13,10 +13,11 @@ from torch import Tensor, nn
 
 from attention.kernel.chunks import Chunk, chunks
 from attention.kernel.schedule import schedule
-from attention.learned.strength_tiles import StrengthTiles
+from attention.learned.strength_tiles import HONOURED, StrengthTiles
 from attention.patterns.base import Pattern
 from attention.patterns.intervals import repeat
 from crossbar.errors import InputError, require_whole
+from crossbar.features import require_honoured
 from crossbar.hardware import Hardware
 from crossbar.nn.convert import ConversionReport, LayerReport
 
@@ -127,8 +128,8 @@ class LearnedStrengths(nn.Module):
         Raises:
             InputError: for hardware that strengths cannot have.
         """
-        if not self.content_free and hardware.dac is not None and hardware.dac.offset_std > 0:
-            raise InputError("hardware field dac.offset_std is not supported for strengths read one by one: give 0")
+        if not self.content_free:
+            require_honoured(hardware, HONOURED - {"dac.offset_std"}, "strengths read one by one")
         self.tiles = StrengthTiles(self.of_pairs(), self.query, self.key, self.n, hardware, f"{name}.tiles")
 
     def lift(self) -> None:

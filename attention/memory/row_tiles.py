@@ -80,12 +80,10 @@ class RowTiles:
 
     def __init__(self, hardware: Hardware, scale: Scale, key: Key) -> None:
         device = hardware.device
-        if isinstance(device, RedrawDevice):
-            raise InputError(
-                f"device {device.kind!r} is drawn anew at each time, so rows of different ages cannot be told apart: "
-                "give a device of crossbar.devices whose error and drift split"
-            )
-        require_honoured(hardware, HONOURED - {"verify"}, "keys and values that are appended")
+        # A device that is drawn anew at each time cannot tell rows of different ages apart.
+        honoured = HONOURED - {"verify", "device:redrawn"}
+        require_honoured(hardware, honoured, "keys and values that are appended")
+        assert not isinstance(device, RedrawDevice)  # it has that feature
         if isinstance(device, PowerLawDrift) and device.correlated:
             raise InputError("device field correlated is not supported for keys and values: give false")
         self.hardware, self.device, self.scale, self.key = hardware, device, scale, key

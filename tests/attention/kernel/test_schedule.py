@@ -2,7 +2,7 @@ import pytest
 import torch
 
 from attention import BigBird, Dense, Dilated, Fixed, GlobalTokens, LocalWindow, RandomBlocks, Sinks, Strided
-from attention.kernel.chunks import chunks
+from attention.kernel.chunks import SCORES, chunks
 from attention.kernel.schedule import make, schedule
 
 
@@ -91,3 +91,19 @@ def test_chunks_take_rows_and_put_them_back():
                 assert torch.equal(total[:, :, chunk.queries], x[:, :, chunk.queries] + 1)
                 reached.index_add_(0, chunk.queries.flatten(), torch.ones(chunk.queries.numel()))
             assert (reached >= 1).all()
+
+
+def test_chunks_are_small_on_a_cpu_alone():
+    pattern, n = LocalWindow(64).causal(), 4096
+    heads = 64
+    own = [list(chunks(make(pattern, n, n, device=torch.device(d)), heads)) for d in ("cpu", "meta")]
+    cpu, other = ([(c.last - c.first) * (c.high - c.low) * c.keys.shape[1] * heads for c in found] for found in own)
+    assert sum(cpu) == sum(other)
+    assert max(cpu) <= SCORES < max(other) <= 2**26
+    groups = make(pattern, n, n).groups
+    assert len(other) == len(groups) < len(cpu)
+    again = list(chunks(make(pattern, n, n, device=torch.device("meta")), heads, SCORES))
+    assert [c[1:] for c in again] == [c[1:] for c in own[0]]  # who draws along them draws the same everywhere
+    # A single block is cut into rows where it is more than eight chunks.
+    dense = chunks(make(Dense(), 128, n, device=torch.device("meta")), 4096)
+    assert max((c.last - c.first) * (c.high - c.low) * c.keys.shape[1] * 4096 for c in dense) == 8 * 2**26

@@ -285,7 +285,7 @@ def test_inputs_and_hardware_that_do_not_fit_are_refused():
     ):
         with pytest.raises(InputError, match="not supported for strengths"):
             strengths().place(hardware)
-    with pytest.raises(InputError, match=r"dac\.offset_std is not supported for strengths read one by one"):
+    with pytest.raises(InputError, match=r"dac\.offset_std = 0\.\d+ is not supported for strengths read one by one"):
         strengths().place(dataclasses.replace(PCM, dac=Converter(offset_std=0.1)))
     with pytest.raises(InputError, match="bits = 1"):
         strengths().quantised(1)

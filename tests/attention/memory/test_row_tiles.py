@@ -201,6 +201,20 @@ def test_a_measured_device_holds_tokens():
     torch.testing.assert_close(output, torch.full_like(output, 10.0**-0.1), rtol=1e-5, atol=0)
 
 
+@dataclasses.dataclass(frozen=True)
+class Redrawn:
+    """A device whose error is drawn anew at each time."""
+
+    kind = "redrawn"
+    g_max: float = 25.0
+
+    def write(self, target, seed):
+        return {"target": target}
+
+    def read(self, state, seconds, seed, noise=True):
+        return state["target"]
+
+
 @pytest.mark.parametrize(
     ("change", "message"),
     [
@@ -210,6 +224,11 @@ def test_a_measured_device_holds_tokens():
             r"field verify = WriteVerify\(.+\) is not supported for keys and values that are appended: give None$",
         ),
         ({"tile": Tile(slices=2)}, "tile.slices = 2 is not supported"),
+        (
+            {"device": Redrawn()},
+            r"field device = Redrawn\(.*\) is not supported for keys and values that are appended: give a device whose "
+            "errors are not drawn anew at each time$",
+        ),
     ],
 )
 def test_hardware_that_a_memory_cannot_have_is_refused(change, message):
