@@ -3,13 +3,14 @@
 from __future__ import annotations
 
 import sys
-from typing import Protocol
+from typing import Protocol, runtime_checkable
 
 from torch import Tensor, nn
 
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 
 
+@runtime_checkable
 class LayerAdapter(Protocol):
     """What `crossbar.convert` and a layer on tiles need to know of one kind of digital layer.
 
@@ -105,6 +106,9 @@ def register_adapter(adapter: LayerAdapter) -> None:
 
     Of several adapters that match a module, the one that was registered last takes it.
 
+    Raises:
+        InputError: for what lacks a part of `LayerAdapter`, and for a class in the place of an object.
+
     ```
     class Pointwise:
         name = "an nn.Conv1d of one tap"
@@ -133,6 +137,11 @@ def register_adapter(adapter: LayerAdapter) -> None:
     convert(model, hardware)
     ```
     """
+    if isinstance(adapter, type) or not isinstance(adapter, LayerAdapter):
+        raise InputError(
+            f"{shown(adapter)} is not an adapter: give an object with name, matches, weight, bias, vectors, expects "
+            "and outputs"
+        )
     _adapters.pop(adapter.name, None)
     _adapters[adapter.name] = adapter
 

@@ -13,7 +13,7 @@ from crossbar.backends.cpu.backend import Cpu
 from crossbar.backends.eager import Eager
 from crossbar.backends.naive import Naive
 from crossbar.backends.protocol import AgedRows, Backend, Columns, Read, Work
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 from crossbar.features import missing
 
 _backends: dict[str, Backend] = {}
@@ -28,12 +28,20 @@ def register_backend(backend: Backend, first: bool = True) -> None:
         first: it is asked before the others, or else after them: then it gets what they refuse, and, as eager takes
             all that the features of this package describe, is otherwise picked by name (`using_backend`).
 
+    Raises:
+        InputError: for what lacks a part of that protocol, and for a class in the place of an object.
+
     >>> from crossbar import backend_names, register_backend
     >>> from crossbar.backends.naive import Naive
     >>> register_backend(Naive(), first=False)  # it is there already, and stays the last
     >>> backend_names()
     ('cpu', 'eager', 'naive')
     """
+    if isinstance(backend, type) or not isinstance(backend, Backend):
+        raise InputError(
+            f"{shown(backend)} is not a backend: give an object with name, honours, refuses, multiply, read_columns, "
+            "sense and age_rows"
+        )
     others = {name: other for name, other in _backends.items() if name != backend.name}
     known = {backend.name: backend, **others} if first else {**others, backend.name: backend}
     _backends.clear()

@@ -10,7 +10,7 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol
+from typing import NamedTuple, Protocol, runtime_checkable
 
 import torch
 from torch import Tensor
@@ -146,6 +146,7 @@ class AgedRows:
 Work = Read | Columns | AgedRows
 
 
+@runtime_checkable
 class Backend(Protocol):
     """One way to compute with cells.
 

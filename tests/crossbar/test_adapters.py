@@ -335,6 +335,13 @@ def test_the_adapter_that_was_registered_last_is_asked_first():
     assert find_adapter(nn.ReLU()) is None
 
 
+@pytest.mark.parametrize("given", [Pointwise, nn.Conv2d(1, 1, 1), None], ids=["class", "layer", "None"])
+def test_what_is_no_adapter_is_refused(given):
+    with pytest.raises(InputError, match=r" is not an adapter: give an object with name, matches, weight, bias, "):
+        register_adapter(given)
+    assert find_adapter(nn.Conv2d(2, 2, 1)).name == Pointwise.name
+
+
 def test_what_computes_otherwise_stays_digital_until_it_has_an_adapter():
     class Twice(Conv1D):
         def forward(self, x):

@@ -147,6 +147,13 @@ def test_a_name_that_is_not_known():
         dispatch.choose(bare_read(Hardware()), "cuda")
 
 
+@pytest.mark.parametrize("given", [Toy, None, "naive", object()], ids=["class", "None", "name", "object"])
+def test_what_is_no_backend_is_refused(registries, given):
+    with pytest.raises(InputError, match=r" is not a backend: give an object with name, honours, refuses, multiply, "):
+        register_backend(given)
+    assert backend_names() == ("cpu", "eager", "naive")
+
+
 def test_a_block_is_left_with_its_error_and_is_of_its_thread(toy):
     with pytest.raises(ZeroDivisionError), using_backend("naive"):
         1 / 0  # noqa: B018 - for its error
@@ -160,7 +167,7 @@ def test_a_block_is_left_with_its_error_and_is_of_its_thread(toy):
     assert found == ["toy"]
 
 
-class Asked:
+class Asked(Toy):
     """Notes what it is asked, and refuses."""
 
     name = "asked"
