@@ -1,7 +1,7 @@
 """What runs for a call of attention: events first, then the implementation for each part of batch and heads.
 
 `run` selects pairs, sends events where there is a controller, and writes keys and values where there is hardware.
-`decide` says which implementation computes a piece of work, and is the only place that does. On analog memory `impl`
+`decide` says which implementation computes a part, and is the only place that does. On analog memory `impl`
 names the backend that senses (`crossbar.backends.dispatch`), since the schedule and the softmax are the same for all.
 """
 
@@ -24,7 +24,7 @@ from attention.kernel.hierarchical import attend_hierarchical, require_own_queri
 from attention.kernel.hierarchical_reference import hierarchical_reference
 from attention.kernel.reference import attention_reference
 from attention.kernel.schedule import Schedule, make, schedule
-from attention.kernel.stacked import apart, make_stacked
+from attention.kernel.stacked import make_stacked, split_shared
 from attention.kernel.straight_through import straight_through
 from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import Pattern
@@ -38,7 +38,7 @@ Impl = Literal["auto", "blocks", "flex", "reference"]
 """Implementations of digital attention; ``auto`` is ``blocks``."""
 
 Way = Literal["reference", "flex", "stacked", "sequences", "heads", "analog", "hierarchical", "blocks"]
-"""How a piece of work is computed: by an implementation, or (``sequences``, ``heads``) as pieces of its own."""
+"""How a part is computed: by an implementation, or (``sequences``, ``heads``) as parts of its own."""
 
 Attended = tuple[Tensor, Tensor | None]
 """Output [B, H, N_queries, D] and, if asked for, log-sum-exp [B, H, N_queries]."""
@@ -118,8 +118,8 @@ class Analog:
         return replace(self, keys=keys, values=values, place=(*self.place, first))
 
 
-class Work(NamedTuple):
-    """Queries on keys and values by a static pattern.
+class Part(NamedTuple):
+    """Queries on keys and values by a static pattern: all of a call, or a part of its batch and heads.
 
     Attributes:
         q: queries [B, H, N_queries, D].
@@ -139,8 +139,8 @@ class Work(NamedTuple):
     fixed: bool
     impl: str
 
-    def sequence(self, b: int) -> Work:
-        """The work of one sequence of the batch."""
+    def sequence(self, b: int) -> Part:
+        """What is one sequence's of the batch."""
         mask = self.options.mask
         options = self.options._replace(
             mask=None if mask is None else mask[b : b + 1], seed=derived_seed((self.options.seed, "sequence", b))
@@ -148,8 +148,8 @@ class Work(NamedTuple):
         q, memory, pattern = self.q[b : b + 1], self.memory.sequence(b), self.pattern.sequence(b)
         return self._replace(q=q, memory=memory, pattern=pattern, options=options)
 
-    def heads(self, pattern: Pattern, heads: list[int]) -> Work:
-        """The work of query heads that have one pattern, with the key heads that go with them."""
+    def heads(self, pattern: Pattern, heads: list[int]) -> Part:
+        """What is that of query heads that have one pattern, with the key heads that go with them."""
         own = torch.tensor(heads, device=self.q.device)
         shared = shared_heads(heads, self.q.shape[1] // self.memory.shape[1]).to(self.q.device)
         options = self.options._replace(seed=derived_seed((self.options.seed, "head", heads[0])))
@@ -187,11 +187,11 @@ def run(call: Call) -> Attended:
         pattern = delivery.scored
     lossy = delivery is not None and delivery.lossy
     options = options._replace(return_lse=options.return_lse or lossy)
-    work = Work(q, _memory(call), pattern, options, offset, fixed, call.impl)
-    output, lse = attend(work)
+    part = Part(q, _memory(call), pattern, options, offset, fixed, call.impl)
+    output, lse = attend(part)
     if delivery is not None and lossy:
         # Softmax over the scores that arrived, values of the pairs whose value events arrived.
-        output, reached = attend(work._replace(pattern=delivery.valued))
+        output, reached = attend(part._replace(pattern=delivery.valued))
         assert lse is not None
         assert reached is not None
         share = (reached - lse).exp().masked_fill(reached == -torch.inf, 0.0)
@@ -202,16 +202,16 @@ def run(call: Call) -> Attended:
     return output, lse
 
 
-def decide(work: Work) -> Way:
-    """How a piece of work is computed.
+def decide(part: Part) -> Way:
+    """How a part is computed.
 
     Selections are new at every call, so schedules of heads and sequences that differ are made for all at once
     (``stacked``); fixed patterns go part by part, whose schedules are kept.
     """
-    digital, pattern = isinstance(work.memory, Digital), work.pattern
-    if digital and work.impl in ("reference", "flex"):
-        return cast(Way, work.impl)
-    if digital and not work.fixed and (pattern.n_heads is not None or pattern.n_sequences is not None):
+    digital, pattern = isinstance(part.memory, Digital), part.pattern
+    if digital and part.impl in ("reference", "flex"):
+        return cast(Way, part.impl)
+    if digital and not part.fixed and (pattern.n_heads is not None or pattern.n_sequences is not None):
         return "stacked"
     if pattern.n_sequences is not None:
         return "sequences"
@@ -222,9 +222,9 @@ def decide(work: Work) -> Way:
     return "hierarchical" if isinstance(pattern, Hierarchical) else "blocks"
 
 
-def attend(work: Work) -> Attended:
-    """Compute a piece of work."""
-    return _WAYS[decide(work)](work)
+def attend(part: Part) -> Attended:
+    """Compute a part, the way that `decide` gives."""
+    return _WAYS[decide(part)](part)
 
 
 def _memory(call: Call) -> Digital | Analog:
@@ -241,88 +241,88 @@ def _memory(call: Call) -> Digital | Analog:
     return Analog(keys, values, hardware, call.layer, backend, counted=call.controller is None)
 
 
-def _reference(work: Work) -> Attended:
-    q, pattern, options, (k, v) = work.q, work.pattern, work.options, _digital(work)
+def _reference(part: Part) -> Attended:
+    q, pattern, options, (k, v) = part.q, part.pattern, part.options, _digital(part)
     if isinstance(pattern, Hierarchical):
-        require_own_queries(pattern, q, k, work.offset)
-        parts = pattern.block, pattern.levels, pattern.is_causal, options.scale, options.mask, work.offset
-        output, lse = hierarchical_reference(q, k, v, *parts)
+        require_own_queries(pattern, q, k, part.offset)
+        numbers = pattern.block, pattern.levels, pattern.is_causal, options.scale, options.mask, part.offset
+        output, lse = hierarchical_reference(q, k, v, *numbers)
     else:
-        allowed = _allowed(pattern, q, k, work.offset)
+        allowed = _allowed(pattern, q, k, part.offset)
         allowed = allowed if options.mask is None else allowed & options.mask[:, None, None]
         output, lse = attention_reference(q, k, v, allowed, options.scale)
     return output.to(q.dtype), lse.to(exact_dtype(q.dtype))
 
 
-def _flex(work: Work) -> Attended:
-    scale, mask, lse = work.options.scale, work.options.mask, work.options.return_lse
+def _flex(part: Part) -> Attended:
+    scale, mask, lse = part.options.scale, part.options.mask, part.options.return_lse
     return attend_flex(
-        work.q, *_digital(work), work.pattern, scale=scale, padding=mask, offset=work.offset, return_lse=lse
+        part.q, *_digital(part), part.pattern, scale=scale, padding=mask, offset=part.offset, return_lse=lse
     )
 
 
-def _stacked(work: Work) -> Attended:
+def _stacked(part: Part) -> Attended:
     """Each head's own pairs with all heads laid end to end, merged with the pairs that all heads have."""
-    q, (k, v) = work.q, _digital(work)
+    q, (k, v) = part.q, _digital(part)
     (batch, heads, n_queries, size), (_, kv_heads, n_keys, _) = q.shape, k.shape
-    own, common = apart(work.pattern)
-    blocks = make_stacked(own, common, (batch, heads, kv_heads, n_queries, n_keys), work.offset, q.device)
-    options = work.options._replace(
-        mask=None if work.options.mask is None else work.options.mask.repeat_interleave(kv_heads, 0).view(1, -1),
-        return_lse=work.options.return_lse or common is not None,
+    own, common = split_shared(part.pattern)
+    blocks = make_stacked(own, common, (batch, heads, kv_heads, n_queries, n_keys), part.offset, q.device)
+    options = part.options._replace(
+        mask=None if part.options.mask is None else part.options.mask.repeat_interleave(kv_heads, 0).view(1, -1),
+        return_lse=part.options.return_lse or common is not None,
     )
     rows, keys, values = (x.reshape(1, 1, -1, size) for x in (q, k, v))
     output, lse = attend_blocks(rows, keys, values, blocks, options)
     output, lse = output.view(q.shape), None if lse is None else lse.view(q.shape[:3])
     if common is None or lse is None:
         return output, lse
-    blocks = schedule(common, n_queries, n_keys, work.offset, q.device)
-    seed = derived_seed((work.options.seed, "common"))
-    more, more_lse = attend_blocks(q, k, v, blocks, work.options._replace(return_lse=True, seed=seed))
+    blocks = schedule(common, n_queries, n_keys, part.offset, q.device)
+    seed = derived_seed((part.options.seed, "common"))
+    more, more_lse = attend_blocks(q, k, v, blocks, part.options._replace(return_lse=True, seed=seed))
     assert more_lse is not None
     output, lse = merge(output, lse[..., None], more, more_lse[..., None])
     return output.to(q.dtype), lse[..., 0]
 
 
-def _sequences(work: Work) -> Attended:
-    return _joined([attend(work.sequence(b)) for b in range(len(work.q))], 0, None)
+def _sequences(part: Part) -> Attended:
+    return _joined([attend(part.sequence(b)) for b in range(len(part.q))], 0, None)
 
 
-def _heads(work: Work) -> Attended:
+def _heads(part: Part) -> Attended:
     """Heads that have one pattern together."""
     alike: dict[Pattern, list[int]] = {}
-    for h in range(work.pattern.n_heads or 0):
-        alike.setdefault(work.pattern.head(h), []).append(h)
-    found = [attend(work.heads(pattern, heads)) for pattern, heads in alike.items()]
+    for h in range(part.pattern.n_heads or 0):
+        alike.setdefault(part.pattern.head(h), []).append(h)
+    found = [attend(part.heads(pattern, heads)) for pattern, heads in alike.items()]
     return _joined(found, 1, [h for heads in alike.values() for h in heads])
 
 
-def _analog(work: Work) -> Attended:
-    memory, options = work.memory, work.options
+def _analog(part: Part) -> Attended:
+    memory, options = part.memory, part.options
     assert isinstance(memory, Analog)
     hardware, layer = memory.hardware, memory.layer
-    blocks = work.schedule(hardware.tile.rows)
+    blocks = part.schedule(hardware.tile.rows)
     if memory.counted:
-        asking = real_queries(options.mask, work.q.shape[2], memory.shape[2], work.offset)
-        book_reads(layer, work.q, memory.keys.digits, blocks, options.mask, hardware, asking=asking)
+        asking = real_queries(options.mask, part.q.shape[2], memory.shape[2], part.offset)
+        book_reads(layer, part.q, memory.keys.digits, blocks, options.mask, hardware, asking=asking)
     key: Key = (options.seed, layer, *memory.place)
-    return attend_analog(work.q, memory.keys, memory.values, blocks, options, hardware, key, memory.backend)
+    return attend_analog(part.q, memory.keys, memory.values, blocks, options, hardware, key, memory.backend)
 
 
-def _hierarchical(work: Work) -> Attended:
-    pattern, options = work.pattern, work.options
+def _hierarchical(part: Part) -> Attended:
+    pattern, options = part.pattern, part.options
     assert isinstance(pattern, Hierarchical)
     if options.dropout:
         raise InputError(f"pattern {str(pattern)!r} cannot have dropout: give dropout=0")
-    output, lse = attend_hierarchical(work.q, *_digital(work), pattern, options.scale, options.mask, work.offset)
+    output, lse = attend_hierarchical(part.q, *_digital(part), pattern, options.scale, options.mask, part.offset)
     return output, lse if options.return_lse else None
 
 
-def _blocks(work: Work) -> Attended:
-    return attend_blocks(work.q, *_digital(work), work.schedule(), work.options)
+def _blocks(part: Part) -> Attended:
+    return attend_blocks(part.q, *_digital(part), part.schedule(), part.options)
 
 
-_WAYS: dict[Way, Callable[[Work], Attended]] = {
+_WAYS: dict[Way, Callable[[Part], Attended]] = {
     "reference": _reference,
     "flex": _flex,
     "stacked": _stacked,
@@ -334,9 +334,9 @@ _WAYS: dict[Way, Callable[[Work], Attended]] = {
 }
 
 
-def _digital(work: Work) -> Digital:
-    assert isinstance(work.memory, Digital)  # as `decide` has it
-    return work.memory
+def _digital(part: Part) -> Digital:
+    assert isinstance(part.memory, Digital)  # as `decide` has it
+    return part.memory
 
 
 def _joined(parts: list[Attended], dim: int, order: list[int] | None) -> Attended:

@@ -1,1 +1,1 @@
-"""The spike-gated controller: events, their routing and timing, what they gate and cost."""
+"""The spike-gated controller: events, their routing and timing, what they let through and what they cost."""

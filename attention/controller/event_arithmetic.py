@@ -1,4 +1,4 @@
-"""What lines compute when events reach them, in exact integers: the arithmetic behind the gated memory.
+"""What lines compute when events reach them, in exact integers.
 
 Both functions take events in any order and of any part of a stream, as a network may deliver them.
 """

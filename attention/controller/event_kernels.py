@@ -95,12 +95,12 @@ def drop_new(order: Any, arrive: Any, port: Any, service: int, queue: int, last:
         event = order[i] if len(order) else i
         where, came = port[event], arrive[event]
         work = max(0, last[where] - came)
-        held = (work + service - 1) // service
-        if held < queue:
+        queued = (work + service - 1) // service
+        if queued < queue:
             last[where] = depart[event] = came + work + service
         else:
             depart[event] = DROPPED
-        depth[event] = min(held + 1, queue)
+        depth[event] = min(queued + 1, queue)
 
 
 @njit(cache=True)  # type: ignore[untyped-decorator]  # numba's own

@@ -78,14 +78,14 @@ class Simulation:
         return issued, serve(self.platform, issued, port, self._last)
 
     def _mesh(self, events: Events) -> tuple[Tensor, Served]:
-        """Steps never meet, since a barrier ends each: they are served as if they were far apart."""
+        """Steps never meet, since a barrier ends each: they are served as if they were far from each other."""
         platform, way = self.platform, routes(self.platform, events)
         step, place = torch.unique_consecutive(events.time, return_inverse=True)
         longest = int((way.x * platform.hop_x + way.y * platform.hop_y).max())
-        apart = longest + len(place) * (platform.link + platform.service) + 1  # so that no step meets the one before
-        if apart * len(step) > _LARGEST:
+        spacing = longest + len(place) * (platform.link + platform.service) + 1  # so that no step meets the one before
+        if spacing * len(step) > _LARGEST:
             raise InputError("a part of this stream takes too long to be summed exactly: give shorter parts")
-        begin = place * apart
+        begin = place * spacing
         sent = fifo(begin, way.source, platform.link).depart
         arrive = sent + way.x * platform.hop_x + way.y * platform.hop_y
         served = serve(platform, arrive, ports(events))

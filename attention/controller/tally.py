@@ -22,7 +22,7 @@ def tally(
     With one head, slice and bit, and D <= columns: sense lines, score conversions and row drives are one for each event
     of their stage; a query drives D lines, and D outputs are converted, in each tile that it touches. Further:
 
-    - ``heads``: every head has a query and tiles of its own (query heads that share keys still query apart).
+    - ``heads``: every head has a query and tiles of its own (query heads that share keys still query by_head).
     - ``columns``: a head of more dimensions than a tile has columns lies across ⌈D / columns⌉ tiles. Each of them
       senses the token's line for its part of the score, and drives the token's row; the D lines of query and output are
       divided among them, not multiplied.
@@ -68,7 +68,7 @@ def count(
     Queries before position ``first`` are left out: with ``first = n - 1`` it is one step of decoding.
 
     A pattern that differs by head is counted head by head. ``count(Dense(), n, ...)`` is what the same memory does
-    without gating.
+    without a pattern.
 
     Raises:
         InputError: for a negative number, a pattern of another number of heads, and one that is not static.
@@ -78,13 +78,13 @@ def count(
     if pattern.n_heads is not None:
         if pattern.n_heads != heads:
             raise InputError(f"patterns for {pattern.n_heads} heads do not fit {heads} heads: give one a head")
-        apart = (
+        by_head = (
             count(
                 pattern.head(h), n, head_dim=head_dim, first=first, rows=rows, columns=columns, slices=slices, bits=bits
             )
             for h in range(heads)
         )
-        return sum(apart, Counts())
+        return sum(by_head, Counts())
     counts = Counts()
     for events in Controller(ideal(rows, columns)).stream(pattern, n, first=first, part=SMALL_PART):
         counts += tally(events, head_dim=head_dim, heads=heads, columns=columns, slices=slices, bits=bits)

@@ -1,4 +1,4 @@
-"""Gated attention inside transformers models, on digital or analog keys and values.
+"""Sparse attention inside transformers models, on digital or analog keys and values.
 
 A model is attached through transformers' AttentionInterface. What it needs lives on the model's own modules, so two
 attached models never meet, and copies of a model stay attached.
@@ -91,7 +91,7 @@ def attach(
     *,
     controller: Controller | None = None,
 ) -> None:
-    """Gate every attention of a transformers model by ``pattern``, in place.
+    """Restrict every attention of a transformers model to ``pattern``, in place.
 
     A causal model gets the pattern's causal form, within the sliding windows that its layers have of their own. Padding
     is honoured. While a `crossbar.Ledger` is open, each attention books the events that open the rows of attended pairs
@@ -131,8 +131,8 @@ def attach(
     if controller is not None and store is not None:
         if store.layers:
             raise InputError(
-                f"{type(model).__name__} keeps a cache in analog memory, whose reads no controller gates: give memory "
-                "or controller"
+                f"{type(model).__name__} keeps a cache in analog memory, which a controller sends no events for: give "
+                "memory or controller"
             )
         require_rows(controller, store.memory.hardware)
     attached = _attachment(model)
@@ -167,7 +167,7 @@ def detach(model: nn.Module) -> None:
 
 
 def attached_pattern(model: nn.Module) -> Pattern | None:
-    """The pattern that gates a model, None if it is not attached."""
+    """The pattern that a model is attached with, None if it is not attached."""
     attached = _attachment(model)
     return attached.pattern if attached else None
 
@@ -306,7 +306,8 @@ def _attend(
     for option in ("softcap", "s_aux", "position_bias"):
         if kwargs.get(option) is not None:
             raise InputError(
-                f"{attached.name} changes its scores by {option!r}, which gated attention has not: detach the model"
+                f"{attached.name} changes its scores by {option!r}, which sparse attention does not have: "
+                "detach the model"
             )
     if attention_mask is not None and attention_mask.shape[1:3] != (1, 1):
         raise InputError(

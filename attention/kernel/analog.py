@@ -128,7 +128,7 @@ class _AnalogAttention(torch.autograd.Function):
         output = q.new_zeros(batch, n_queries, heads, size).transpose(1, 2)
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
         circuit = _circuit(problem, q)
-        for part in _parts(q, keys, values, problem):
+        for part in _gathered(q, keys, values, problem):
             for total, found in zip((output, lse), _attend(part, circuit), strict=True):
                 part.chunk.put_queries(total, unfold(found.unflatten(0, part.shape), heads))
         return output, lse[..., 0]
@@ -140,7 +140,7 @@ class _AnalogAttention(torch.autograd.Function):
         problem, heads, kv_heads = ctx.problem, q.shape[1], keys.shape[1]
         circuit = _circuit(problem, q)  # the draws of the forward pass again
         grad_q, grad_keys, grad_values = (torch.zeros_like(x, dtype=keys.dtype) for x in (q, keys, values))
-        for part in _parts(q, keys, values, problem):
+        for part in _gathered(q, keys, values, problem):
             inputs = [x.detach().requires_grad_() for x in (part.rows, part.keys, part.values)]
             with torch.enable_grad():
                 found = _attend(part._replace(rows=inputs[0], keys=inputs[1], values=inputs[2]), circuit)
@@ -170,7 +170,7 @@ def _circuit(problem: _Problem, q: Tensor) -> _Circuit:
     return _Circuit(problem.hardware, noise, problem.backend)
 
 
-def _parts(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_AnalogTensors]:
+def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_AnalogTensors]:
     """The chunks' tensors, always in the same order, along which noise and dropout are drawn."""
     options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None

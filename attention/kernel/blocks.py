@@ -40,7 +40,7 @@ def attend_blocks(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Opti
         if only.ordered and not options.dropout and not options.return_lse:
             # One block holds everything: autograd may keep what it likes, and nothing needs copying together.
             chunk = Chunk(only, 0, 1, 0, only.shape[1])
-            return unfold(_fused(_part(q, k, v, chunk, options, None), options), q.shape[1])[:, :, 0], None
+            return unfold(_fused(_gathered_chunk(q, k, v, chunk, options, None), options), q.shape[1])[:, :, 0], None
     output, lse = _BlockAttention.apply(q, k, v, work, options)  # type: ignore[no-untyped-call]  # torch's own
     return output, lse if options.return_lse else None
 
@@ -85,11 +85,11 @@ class _BlockAttention(torch.autograd.Function):
         ready = work.covered and not work.merged
         output = (q.new_empty if ready else q.new_zeros)(batch, n_queries, heads, size, dtype=dtype).transpose(1, 2)
         if plain:
-            for part in _parts(q, k, v, work, options):
+            for part in _gathered(q, k, v, work, options):
                 part.chunk.put_queries(output, unfold(_fused(part, options), heads))
             return output, None
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
-        for part in _parts(q, k, v, work, options):
+        for part in _gathered(q, k, v, work, options):
             out, out_lse = (unfold(x, heads) for x in _attend(part, options))
             if work.merged:
                 out, out_lse = merge(part.chunk.take_queries(output), part.chunk.take_queries(lse), out, out_lse)
@@ -113,7 +113,7 @@ class _BlockAttention(torch.autograd.Function):
         lse = lse.masked_fill(lse == -torch.inf, 0.0) * math.log2(math.e)
         # Many blocks add to one key, so low precision would lose their sum.
         grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=dtype) for x in (q, k, v))
-        for part in _parts(q, k, v, ctx.work, ctx.options):
+        for part in _gathered(q, k, v, ctx.work, ctx.options):
             chunk, scale = part.chunk, ctx.options.scale
             rows, keys, values = (x.to(dtype) for x in (part.rows, part.keys, part.values))
             weights = _scores(rows, keys, part.bias, scale).sub_(fold(chunk.take_queries(lse), kv_heads)).exp2_()
@@ -129,17 +129,17 @@ class _BlockAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
-def _parts(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> Iterator[ChunkTensors]:
+def _gathered(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> Iterator[ChunkTensors]:
     """The chunks' tensors, always in the same order.
 
     Dropout draws from one generator along that order, so that the backward pass meets the forward pass's draws.
     """
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
     for chunk in chunks(work, q.shape[0] * q.shape[1]):
-        yield _part(q, k, v, chunk, options, generator)
+        yield _gathered_chunk(q, k, v, chunk, options, generator)
 
 
-def _part(
+def _gathered_chunk(
     q: Tensor, k: Tensor, v: Tensor, chunk: Chunk, options: Options, generator: torch.Generator | None
 ) -> ChunkTensors:
     rows, keys = fold(chunk.take_queries(q), k.shape[1]), chunk.take_keys(k)

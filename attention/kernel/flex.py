@@ -1,4 +1,4 @@
-"""Gated attention by torch's FlexAttention: inference in one fused kernel, where torch has one."""
+"""Sparse attention by torch's FlexAttention: inference in one fused kernel, where torch has one."""
 
 from __future__ import annotations
 

@@ -120,13 +120,13 @@ def _filled(
         needed = pairs.any(1)
         for g, empty in enumerate((~needed.any(1)).tolist()):
             if not empty:
-                held, attended = own[g], needed[g]
+                filled, attended = own[g], needed[g]
                 block, chosen = pairs[g], key[g]
-                if not bool(held.all()):
-                    block = block[held]
+                if not bool(filled.all()):
+                    block = block[filled]
                 if not bool(attended.all()):
                     block, chosen = block[:, attended], chosen[attended]
-                blocks.append(Block(rows[g][held], chosen.clone(), block.clone()))
+                blocks.append(Block(rows[g][filled], chosen.clone(), block.clone()))
     return blocks
 
 

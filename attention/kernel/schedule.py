@@ -116,7 +116,7 @@ def make(
     # Built for keeps: tensors made inside torch.inference_mode() could not be used in training later.
     with torch.inference_mode(False), torch.no_grad():
         whole = tile is not None or n_queries * n_keys <= _SMALL
-        pieces = (_Restriction(Piece(pattern)),) if whole else _parts(pattern)
+        pieces = (_Restriction(Piece(pattern)),) if whole else _restrictions(pattern)
         size = QUERY_BLOCK
         blocks = _blocks(pieces, n_queries, n_keys, offset, size)
         if len(pieces) == 1 and size < n_queries <= 2 * size:
@@ -185,13 +185,13 @@ def _holds(piece: Piece, query: Tensor, key: Tensor) -> Tensor:
     return piece.pattern.allowed(query // stride, key // stride) & (query % stride == key % stride)
 
 
-def _parts(pattern: Pattern) -> tuple[_Restriction, ...]:
-    """A pattern in parts without common pairs, those in position order together and first."""
+def _restrictions(pattern: Pattern) -> tuple[_Restriction, ...]:
+    """A pattern in restrictions without common pairs, those in position order together and first."""
     if isinstance(pattern, Union):
-        found = [part for member in pattern.parts for part in _parts(member)]
+        found = [part for member in pattern.parts for part in _restrictions(member)]
     elif isinstance(pattern, Intersection):
         # One member brings the layout, the one with the widest stride; the others thin it out.
-        split = [_parts(member) for member in pattern.parts]
+        split = [_restrictions(member) for member in pattern.parts]
         chosen = max(range(len(split)), key=lambda i: max(part.piece.stride for part in split[i]))
         others = tuple(member for i, member in enumerate(pattern.parts) if i != chosen)
         if all(part.piece.stride == 1 for part in split[chosen]):

@@ -24,7 +24,7 @@ from attention.patterns.selection import Selected
 _AT_ONCE = 2**22  # intervals, or pairs, that exist at once while blocks are built
 
 
-def apart(pattern: Pattern) -> tuple[Pattern, Pattern | None]:
+def split_shared(pattern: Pattern) -> tuple[Pattern, Pattern | None]:
     """What heads or sequences have for themselves, and what is the same for all of them (None: nothing is)."""
     if not isinstance(pattern, PatternUnion):
         return pattern, None

@@ -59,8 +59,8 @@ def fitted_to_cores(strengths: LearnedStrengths, *, axons_a_token: int = 1, seed
             found = fit_strengths(weights, axons_a_token=axons_a_token, seed=seed)
             unit = found.strengths.abs().amax(1, keepdim=True).clamp(min=1e-300) / _MOST
             found = found._replace(strengths=(found.strengths / unit).round() * unit)
-            held = found.weights if axons_a_token == 1 else found.weights.view(shape[0], -1, shape[1]).sum(1)
-            fitted[head, pairs] = held[row, column]
+            stored = found.weights if axons_a_token == 1 else found.weights.view(shape[0], -1, shape[1]).sum(1)
+            fitted[head, pairs] = stored[row, column]
             cores[head, first, second] = found
     copy = LearnedStrengths(
         strengths.heads, strengths.n, strengths.pattern, by="pair", content_free=strengths.content_free

@@ -57,10 +57,10 @@ class FromMaskMod(Family):
         for first in range(0, len(query), chunk):
             some = query[first : first + chunk]
             found = runs(self.past(self._asked(some, key), some[:, None], key))
-            held = found.start < found.stop
-            row.append(held.nonzero()[:, 0] + first)
-            start.append(found.start[held])
-            stop.append(found.stop[held])
+            nonempty = found.start < found.stop
+            row.append(nonempty.nonzero()[:, 0] + first)
+            start.append(found.start[nonempty])
+            stop.append(found.stop[nonempty])
         return padded(torch.cat(row), torch.cat(start), torch.cat(stop), len(query), n_keys)
 
     def bare_text(self) -> str:

@@ -1,4 +1,4 @@
-"""What runs for a call: the implementation of each kind of work, and the backend that senses analog memory."""
+"""What runs for a call: the implementation of each part, and the backend that senses analog memory."""
 
 from dataclasses import dataclass, field, replace
 
@@ -25,7 +25,7 @@ from attention.kernel.blocks import Options
 from attention.kernel.schedule import schedule
 from attention.kernel.token_rows import error_statistics, write
 from attention.memory.open_rows import open_rows
-from attention.plan import Analog, Digital, Work, decide
+from attention.plan import Analog, Digital, Part, decide
 from crossbar import presets, register_backend
 from crossbar.backends.eager import Eager
 from crossbar.errors import InputError
@@ -58,14 +58,14 @@ def draw(dtype=torch.float64):
         (Dense(), True, "naive", None, "analog"),
     ],
 )
-def test_each_kind_of_work_has_its_way(pattern, fixed, impl, digital, analog):
+def test_each_kind_of_part_has_its_way(pattern, fixed, impl, digital, analog):
     q, k, v = draw()
     options = Options(1.0, None, 0.0, 0, False)
     if digital is not None:
-        assert decide(Work(q, Digital(k, v), pattern, options, 0, fixed, impl)) == digital
+        assert decide(Part(q, Digital(k, v), pattern, options, 0, fixed, impl)) == digital
     if analog is not None:
         rows = Analog(*(write(x, PCM, (0,)) for x in (k, v)), PCM, "layer", None, counted=True)
-        assert decide(Work(q, rows, pattern, options, 0, fixed, impl)) == analog
+        assert decide(Part(q, rows, pattern, options, 0, fixed, impl)) == analog
 
 
 @pytest.mark.parametrize(
