@@ -238,7 +238,7 @@ class Naive:
     """
 
     name: str = "naive"
-    honours: frozenset[str] = CELLS | MISMATCH | NOISES | CONVERTERS - {"dac.coding:rate"}
+    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
         """Gradients alone."""
@@ -246,18 +246,18 @@ class Naive:
 
     def multiply(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.multiply`."""
-        columns, full_scale = self._columns(read)
+        columns, codes, full_scale = self._columns(read)
         scales = _numbers(read.cells.scales)
         y = (columns * scales[:, None, :]).sum(0)
         if read.cells.bias_scales is not None:
-            rows, codes = read.hardware.tile.rows, self._codes(read)[0]
+            rows = read.hardware.tile.rows
             for j, scale in enumerate(_numbers(read.cells.bias_scales)):
                 y -= codes[:, j * rows : (j + 1) * rows].sum(1)[:, None] * scale
         return torch.as_tensor(y * full_scale[:, None]).to(read.x)
 
     def read_columns(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.read_columns`."""
-        columns, full_scale = self._columns(read)
+        columns, _, full_scale = self._columns(read)
         return torch.as_tensor(columns * full_scale[:, None]).to(read.x)
 
     def sense(self, columns: Columns) -> Tensor:
@@ -303,8 +303,8 @@ class Naive:
         variance = (noise.constant**2 + (noise.relative * found) ** 2).sum(0) / (pairs * width) ** 2
         return digits.to(dtype), variance.to(dtype)
 
-    def _columns(self, read: Read) -> tuple[Array, Array]:
-        """Converted columns ``[T, B, O]`` in unit outputs, and the activation of full scale, ``[B]``."""
+    def _columns(self, read: Read) -> tuple[Array, Array, Array]:
+        """Converted columns ``[T, B, O]`` in unit outputs, and what drove them, as `_codes` says."""
         cells, hardware, noise = read.cells, read.hardware, read.noise
         rows, adc, dac = hardware.tile.rows, hardware.adc, hardware.dac
         codes, full_scale = self._codes(read)
@@ -336,14 +336,18 @@ class Naive:
                 if adc is not None and adc.range == "active_rows":
                     limit *= math.sqrt(max(sum(pulse[i] != 0 for i in here), 1) / len(here))
                 found[t, b, o] += worth * _convert(value, adc, limit)
-        return found, full_scale
+        return found, codes, full_scale
 
     def _codes(self, read: Read) -> tuple[Array, Array]:
         """What word lines carry, ``[B, I]`` parts of full scale, and the activation of full scale, ``[B]``."""
         x, dac, given = _numbers(read.x), read.hardware.dac, read.input_range
         ranges = [_dac_range(x, b, dac, None if given is None else float(given)) or 1.0 for b in range(len(x))]
-        codes = [[_convert(value / ranges[b], dac, 1.0) for value in row] for b, row in enumerate(x.tolist())]
-        return np.array(codes).reshape(x.shape), np.array(ranges)
+        each = [[_convert(value / ranges[b], dac, 1.0) for value in row] for b, row in enumerate(x.tolist())]
+        codes = np.array(each).reshape(x.shape)
+        if dac is not None and dac.coding == "rate" and read.noise is not None:
+            chances = torch.as_tensor(np.rint(np.abs(np.nan_to_num(codes)) * _levels(dac)))
+            codes = np.sign(codes) * _numbers(read.noise.binomial(chances, _levels(dac))) / _levels(dac)
+        return codes, np.array(ranges)
 
 
 def _numbers(tensor: Tensor) -> Array:

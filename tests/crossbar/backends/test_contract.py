@@ -29,7 +29,7 @@ from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from crossbar.random.streams import Cursor, Stream
-from tests.crossbar.backends.test_naive import gated, mismatch
+from tests.crossbar.backends.test_naive import gated, layer_codes, mismatch
 from tests.crossbar.conftest import linear_layer
 
 # Odd full scales, so that no column sum of whole codes and cells is at a tie.
@@ -115,6 +115,9 @@ HARDWARE = {
     "a dac of 12 bits": dac(bits=12),
     "bit-serial": plain(dac=SERIAL),
     "rate": dac(coding="rate", bits=5),
+    "rate and offset": plain(
+        tile=Tile(5, 4, encoding="offset"), dac=dataclasses.replace(DAC, coding="rate", range="max"), output_noise=0.04
+    ),
     "everything": plain(
         tile=Tile(5, 4, "tile", "balanced", pairs=2, slices=2, slice_bits=3),
         dac=dataclasses.replace(SERIAL, range="per_token", **ALL_MISMATCH),
@@ -249,20 +252,16 @@ def test_products_are_the_oracles(impl, dtype, case):
             return
         columns = dispatch.read_columns(read(layer, x), impl)
         products = dispatch.multiply(read(layer, x), impl)
-        if "rate" in str(case.hardware.dac):
-            expected, whole = rate_products(layer, x)
-        else:
-            expected, whole = columns_of(layer, x), naive.Naive().multiply(read(layer, x)._replace(x=x.double()))
+        expected, whole = columns_of(layer, x), naive.Naive().multiply(read(layer, x)._replace(x=x.double()))
     assert columns.dtype == products.dtype == dtype
     assert columns.shape == (len(layer.column_gain), VECTORS, OUTPUTS)
     assert products.shape == (VECTORS, OUTPUTS)
     step, scales = steps(case, layer, x), layer.readout().scales.double().unsqueeze(1)
-    if expected is not None:
-        require_near(columns, expected, step, dtype, COLUMNS)
+    require_near(columns, expected, step, dtype, COLUMNS)
     require_near(products, whole, (step * scales).sum(0), dtype, COLUMNS * len(scales))
 
 
-def draws(layer):
+def draws(layer, x):
     """What chance decided in a read of the layer, for an oracle that knows nothing but conductances."""
     count, coding = (len(layer.column_gain), VECTORS, OUTPUTS), getattr(layer.hardware.dac, "coding", "pwm")
     found = mismatch(layer)
@@ -270,6 +269,13 @@ def draws(layer):
         reads = layer.hardware.dac.bits - 1 if coding == "bit_serial" else 1
         stream = Cursor((3, "linear", "read", 3600.0, 0))
         found["output"] = np.stack([stream.columns(*count).double().numpy() for _ in range(reads)])
+    if coding == "rate":
+        codes = layer_codes(x.numpy(), layer.hardware.dac, None)
+        pulses = Cursor((3, "linear", "read", 3600.0, 0)).binomial(
+            torch.as_tensor(np.abs(codes)), layer.hardware.dac.levels
+        )
+        found["pulses"] = pulses.numpy() * np.sign(codes)
+        assert not np.array_equal(found["pulses"], codes)
     return found
 
 
@@ -293,15 +299,6 @@ def oracle(layer, x, **drawn):
     )
 
 
-def rate_products(layer, x):
-    """No columns, and the products of the oracle of conductances with the pulses that came."""
-    found = layer.hardware.dac
-    codes = (x.double() / found.full_scale * found.levels).round().clamp(-found.levels, found.levels)
-    pulses = Cursor((3, "linear", "read", 3600.0, 0)).binomial(codes.abs(), found.levels) * codes.sign()
-    assert not torch.equal(pulses, codes)
-    return None, oracle(layer, x, pulses=pulses.numpy())
-
-
 @pytest.mark.parametrize(
     "case",
     [case for case in CASES.values() if case.hardware.read_noise is None and not case.gains],
@@ -309,12 +306,9 @@ def rate_products(layer, x):
 )
 def test_the_oracle_of_read_outs_is_that_of_conductances(case):
     layer, x = chip(case, torch.float64), inputs(torch.float64)
-    if dispatch.refusals(read(layer, x))["naive"] is not None:
-        assert case.hardware.dac.coding == "rate"
-        return
     with torch.no_grad():
         found = dispatch.multiply(read(layer, x), "naive")
-    expected = oracle(layer, x, **draws(layer))
+    expected = oracle(layer, x, **draws(layer, x))
     assert (found - expected).abs().max() <= DOUBLE * expected.abs().max().clamp(min=1.0)
 
 
