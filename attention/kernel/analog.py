@@ -41,7 +41,7 @@ def attend_analog(
     q: Tensor,
     keys: TokenRows,
     values: TokenRows,
-    work: Schedule,
+    schedule: Schedule,
     options: Options,
     hardware: Hardware,
     key: Key,
@@ -55,13 +55,15 @@ def attend_analog(
         q: queries [B, H, N_queries, D].
         keys: the K memory.
         values: the V memory.
-        work: the pattern's schedule, made with ``tile`` = ``hardware.tile.rows``.
+        schedule: the pattern's schedule, made with ``tile`` = ``hardware.tile.rows``.
         options: as for digital attention.
         hardware: converters, geometry and noise.
         key: of the read noise: seed, layer, and whatever tells this read from others.
         backend: that senses the columns, by name (`crossbar.backends.dispatch`); None: as dispatched.
     """
-    problem = _Problem(keys.scale, values.scale, keys.variance, values.variance, work, options, hardware, key, backend)
+    problem = _Problem(
+        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, key, backend
+    )
     output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]  # torch
     return output, lse if options.return_lse else None
 
@@ -73,7 +75,7 @@ class _Problem(NamedTuple):
     value_scale: Tensor
     key_variance: Tensor | None
     value_variance: Tensor | None
-    work: Schedule
+    schedule: Schedule
     options: Options
     hardware: Hardware
     key: Key
@@ -175,7 +177,7 @@ def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Ite
     options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
     size = SCORES if _noisy(problem) else None
-    for chunk in chunks(problem.work, q.shape[0] * q.shape[1], size):
+    for chunk in chunks(problem.schedule, q.shape[0] * q.shape[1], size):
 
         def taken(x: Tensor, chunk: Chunk = chunk) -> Tensor:
             return chunk.take_keys(x).flatten(0, 2)

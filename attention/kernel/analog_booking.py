@@ -45,7 +45,7 @@ def book_reads(
     layer: str,
     q: Tensor,
     k: Tensor,
-    work: Schedule,
+    schedule: Schedule,
     padding: Tensor | None,
     hardware: Hardware,
     *,
@@ -58,7 +58,7 @@ def book_reads(
     """
     if not counting():
         return
-    counts = read_counts(q, k, work, padding, hardware, asking)
+    counts = read_counts(q, k, schedule, padding, hardware, asking)
     dac, adc = (part.bits if part else None for part in (hardware.dac, hardware.adc))
     book_attention(
         layer,
@@ -78,15 +78,15 @@ def askers(q: Tensor, asking: Tensor | None) -> int:
 
 
 def read_counts(
-    q: Tensor, k: Tensor, work: Schedule, padding: Tensor | None, hardware: Hardware, asking: Tensor | None = None
+    q: Tensor, k: Tensor, schedule: Schedule, padding: Tensor | None, hardware: Hardware, asking: Tensor | None = None
 ) -> Counts:
     """Line drives and conversions of all heads, equal to `attention.controller.tally.tally` of the pairs' events.
 
-    Arguments as `attention.kernel.analog.attend_analog`; ``work`` is cut at the tiles' bounds, ``padding`` bool
+    Arguments as `attention.kernel.analog.attend_analog`; ``schedule`` is cut at the tiles' bounds, ``padding`` bool
     [B, N_keys] and ``asking`` bool [B, N_queries] are True for real tokens; None: all are.
     """
     pairs = touched = 0
-    for group in work.groups:
+    for group in schedule.groups:
         chunk = Chunk(group, 0, len(group.queries), 0, group.queries.shape[1])
         mask, real = chunk.mask(), None
         if padding is not None:

@@ -33,15 +33,17 @@ class Options(NamedTuple):
     activation: Activation = Softmax()
 
 
-def attend_blocks(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> tuple[Tensor, Tensor | None]:
+def attend_blocks(
+    q: Tensor, k: Tensor, v: Tensor, schedule: Schedule, options: Options
+) -> tuple[Tensor, Tensor | None]:
     """Output [B, H, N_queries, D] and, if asked for, log-sum-exp [B, H, N_queries]; q, k, v as in `gated_attention`."""
-    if len(work.groups) == 1 and work.covered and not work.merged and len(work.groups[0].queries) == 1:
-        only = work.groups[0]
+    if len(schedule.groups) == 1 and schedule.covered and not schedule.merged and len(schedule.groups[0].queries) == 1:
+        only = schedule.groups[0]
         if only.ordered and not options.dropout and not options.return_lse:
             # One block holds everything: autograd may keep what it likes, and nothing needs copying together.
             chunk = Chunk(only, 0, 1, 0, only.shape[1])
             return unfold(_fused(_gathered_chunk(q, k, v, chunk, options, None), options), q.shape[1])[:, :, 0], None
-    output, lse = _BlockAttention.apply(q, k, v, work, options)  # type: ignore[no-untyped-call]  # torch's own
+    output, lse = _BlockAttention.apply(q, k, v, schedule, options)  # type: ignore[no-untyped-call]  # torch's own
     return output, lse if options.return_lse else None
 
 
@@ -73,25 +75,25 @@ class ChunkTensors(NamedTuple):
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, schedule: Schedule, options: Options
     ) -> tuple[Tensor, Tensor | None]:
-        ctx.work, ctx.options = work, options
+        ctx.schedule, ctx.options = schedule, options
         ctx.set_materialize_grads(False)
         batch, heads, n_queries, size = q.shape
         trained = any(ctx.needs_input_grad[:3])
-        plain = not (trained or work.merged or options.return_lse or options.dropout)
+        plain = not (trained or schedule.merged or options.return_lse or options.dropout)
         # Laid out [B, N, H, D], as models merge heads next. Queries of no block attend nothing and stay 0.
-        dtype = exact_dtype(q.dtype) if work.merged else q.dtype
-        ready = work.covered and not work.merged
+        dtype = exact_dtype(q.dtype) if schedule.merged else q.dtype
+        ready = schedule.covered and not schedule.merged
         output = (q.new_empty if ready else q.new_zeros)(batch, n_queries, heads, size, dtype=dtype).transpose(1, 2)
         if plain:
-            for part in _gathered(q, k, v, work, options):
+            for part in _gathered(q, k, v, schedule, options):
                 part.chunk.put_queries(output, unfold(_fused(part, options), heads))
             return output, None
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
-        for part in _gathered(q, k, v, work, options):
+        for part in _gathered(q, k, v, schedule, options):
             out, out_lse = (unfold(x, heads) for x in _attend(part, options))
-            if work.merged:
+            if schedule.merged:
                 out, out_lse = merge(part.chunk.take_queries(output), part.chunk.take_queries(lse), out, out_lse)
             part.chunk.put_queries(output, out)
             part.chunk.put_queries(lse, out_lse)
@@ -113,7 +115,7 @@ class _BlockAttention(torch.autograd.Function):
         lse = lse.masked_fill(lse == -torch.inf, 0.0) * math.log2(math.e)
         # Many blocks add to one key, so low precision would lose their sum.
         grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=dtype) for x in (q, k, v))
-        for part in _gathered(q, k, v, ctx.work, ctx.options):
+        for part in _gathered(q, k, v, ctx.schedule, ctx.options):
             chunk, scale = part.chunk, ctx.options.scale
             rows, keys, values = (x.to(dtype) for x in (part.rows, part.keys, part.values))
             weights = _scores(rows, keys, part.bias, scale).sub_(fold(chunk.take_queries(lse), kv_heads)).exp2_()
@@ -129,13 +131,13 @@ class _BlockAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
 
 
-def _gathered(q: Tensor, k: Tensor, v: Tensor, work: Schedule, options: Options) -> Iterator[ChunkTensors]:
+def _gathered(q: Tensor, k: Tensor, v: Tensor, schedule: Schedule, options: Options) -> Iterator[ChunkTensors]:
     """The chunks' tensors, always in the same order.
 
     Dropout draws from one generator along that order, so that the backward pass meets the forward pass's draws.
     """
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
-    for chunk in chunks(work, q.shape[0] * q.shape[1]):
+    for chunk in chunks(schedule, q.shape[0] * q.shape[1]):
         yield _gathered_chunk(q, k, v, chunk, options, generator)
 
 

@@ -33,7 +33,7 @@ def book_row_reads(
     layer: str,
     q: Tensor,
     k: Tensor,
-    work: Schedule,
+    schedule: Schedule,
     padding: Tensor | None,
     hardware: Hardware,
     digital: bool,
@@ -47,10 +47,11 @@ def book_row_reads(
     takes; the softmax is over both together, so its reciprocal of each query is booked elsewhere.
     """
     if not digital:
-        book_reads(layer, q, k, work, padding, hardware, asking=asking, normalised=False)
+        book_reads(layer, q, k, schedule, padding, hardware, asking=asking, normalised=False)
     elif counting():
         size = q.shape[3]
-        pairs = read_counts(q, k, work, padding, hardware, asking).value_row_drives // -(-size // hardware.tile.cols)
+        across = -(-size // hardware.tile.cols)
+        pairs = read_counts(q, k, schedule, padding, hardware, asking).value_row_drives // across
         tokens = k.shape[0] * k.shape[2] if padding is None else int(padding.sum())
         book(layer, "digital_pairs", pairs)
         book(layer, "digital_macs", pairs * (2 * size + 1))

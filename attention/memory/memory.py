@@ -272,10 +272,10 @@ class AnalogMemory:
             q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
         kv_heads = keys.digits.shape[1] if heads is None else len({head // self._group for head in heads})
         book_row_reads(
-            self.name, q, keys.digits, opened.work, options.mask, self.hardware, self.digital, asking, kv_heads
+            self.name, q, keys.digits, opened.schedule, options.mask, self.hardware, self.digital, asking, kv_heads
         )
         key = (*self._key, "read", self.now, self.reads, *(heads[:1] if heads else ()))
-        output, lse = attend_analog(q, keys, values, opened.work, options, self.hardware, key)
+        output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, key)
         assert lse is not None
         return output, lse
 

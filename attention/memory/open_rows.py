@@ -22,7 +22,7 @@ class OpenRows:
 
     Attributes:
         positions: of their tokens, int64 [L], rising.
-        work: the schedule, with places in ``positions`` as its keys.
+        schedule: the schedule, with places in ``positions`` as its keys.
         slots: `AddressMap.slot` of each.
         tiles: numbers of the tiles that are touched.
         tile: which of ``tiles`` each row is in, int64 [L].
@@ -31,7 +31,7 @@ class OpenRows:
     """
 
     positions: Tensor
-    work: Schedule
+    schedule: Schedule
     slots: Tensor
     tiles: tuple[int, ...]
     tile: Tensor
@@ -46,11 +46,11 @@ class OpenRows:
 @lru_cache(maxsize=64)
 def open_rows(pattern: Pattern, queries: int, tokens: int, device: torch.device, addresses: AddressMap) -> OpenRows:
     """What the last ``queries`` of ``tokens`` open by a static causal pattern; kept for the next call."""
-    positions, work = placed(pattern, queries, tokens, tokens - queries, device, addresses)
+    positions, schedule = placed(pattern, queries, tokens, tokens - queries, device, addresses)
     with torch.inference_mode(False):
         touched, tile = addresses.tile(positions).unique(return_inverse=True)
         slots, line = addresses.slot(positions), addresses.line(positions)
-        return OpenRows(positions, work, slots, tuple(touched.tolist()), tile, line, addresses.rows)
+        return OpenRows(positions, schedule, slots, tuple(touched.tolist()), tile, line, addresses.rows)
 
 
 @lru_cache(maxsize=64)
