@@ -31,7 +31,7 @@ from torch import nn
 
 from calibration import DriftCompensation, Finetune, InputRanges, Task, load_model, tasks
 from calibration.metrics import interval
-from calibration.runs.journal import Fit, Journal, Scored
+from calibration.runs.journal import Evaluation, Fit, Journal
 from calibration.storage.hashes import of_values
 from calibration.tasks import Batch
 from calibration.tasks.protocol import fitted_on
@@ -143,7 +143,7 @@ def measured(
         print(f"hardware-aware training: {finetune.steps} steps, loss {first:.4g} to {last:.4g}", flush=True)
     arms = ("training and compensation", "training alone") if training else ("compensation alone", "neither")
 
-    def score(chip: int, time: float) -> Scored:
+    def score(chip: int, time: float) -> Evaluation:
         program(model, chip)
         age(model, 0.9 * time)
         gains = compensation.fit(model, batches)

@@ -20,7 +20,7 @@ _EQUAL = 1e-5  # of the largest score: what the order of sums may change
 
 
 @runtime_checkable
-class Hidden(Protocol):
+class HiddenStates(Protocol):
     """What an encoder returns."""
 
     last_hidden_state: Tensor
@@ -28,7 +28,7 @@ class Hidden(Protocol):
 
 
 @runtime_checkable
-class Scored(Protocol):
+class TokenScores(Protocol):
     """What a language model returns."""
 
     logits: Tensor
@@ -53,7 +53,7 @@ def hidden_states(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         InputError: for a model that returns none.
     """
     output = model(**inputs)
-    if not isinstance(output, Hidden):
+    if not isinstance(output, HiddenStates):
         raise InputError(
             f"{type(model).__name__} returns {type(output).__name__}, which has no embeddings of tokens: give an "
             "encoder such as minilm, or a task for language models such as perplexity"
@@ -68,7 +68,11 @@ def next_token_scores(model: nn.Module, inputs: dict[str, Tensor]) -> Tensor:
         InputError: for a model that returns none, or scores each token in the light of what follows it.
     """
     output = model(**inputs)
-    if not isinstance(output, Scored) or _is_masked(output) or output.logits.shape[:-1] != inputs["input_ids"].shape:
+    if (
+        not isinstance(output, TokenScores)
+        or _is_masked(output)
+        or output.logits.shape[:-1] != inputs["input_ids"].shape
+    ):
         raise InputError(
             f"{type(model).__name__} returns {type(output).__name__}, which does not score next tokens: give a causal "
             "language model such as smollm2, or a task for encoders such as wordsim"

@@ -18,7 +18,7 @@ from attention import attach, renew_memory
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.runs.experiment import Experiment
-from calibration.runs.journal import Counts, Fit, Journal, Scored
+from calibration.runs.journal import Counts, Evaluation, Fit, Journal
 from calibration.runs.measurement import Measurement
 from calibration.runs.overlap import require_disjoint
 from calibration.runs.populations import FIRST_SEED, Shared
@@ -353,7 +353,7 @@ class Climb:
             self._progress(self._done, self._total, arm if chip is None else f"{arm}, chip {chip}")
         self._done += 1
 
-        def run() -> Scored:
+        def run() -> Evaluation:
             model = ready()
             with nullcontext() if chip is None else self._watch(model):
                 if not parts:

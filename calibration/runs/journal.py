@@ -24,7 +24,7 @@ _DONE = ".done"
 _T = TypeVar("_T")
 
 
-class Scored(TypedDict):
+class Evaluation(TypedDict):
     """One evaluation: the task's metrics, and what it drove and converted where that was counted."""
 
     metrics: dict[str, float]
@@ -61,7 +61,7 @@ class Journal:
             return 0
         return sum(path.suffix in (".json", ".safetensors") for path in self.folder.iterdir())
 
-    def score(self, key: str, compute: Callable[[], Scored]) -> Scored:
+    def score(self, key: str, compute: Callable[[], Evaluation]) -> Evaluation:
         """The evaluation called ``key``: as it was found before, or computed and kept.
 
         Raises:
@@ -69,9 +69,9 @@ class Journal:
         """
         path = self._path(key, ".json")
 
-        def read(path: Path) -> Scored:
+        def read(path: Path) -> Evaluation:
             kept_key, values = checked_files.read_values(path)
-            scored: Scored = values
+            scored: Evaluation = values
             return _of(key, kept_key, scored)
 
         kept = self._kept(key, path, read)

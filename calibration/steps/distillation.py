@@ -6,7 +6,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from calibration.models.outputs import Hidden, Scored
+from calibration.models.outputs import HiddenStates, TokenScores
 from crossbar.errors import InputError
 
 
@@ -24,10 +24,10 @@ def distance(output: object, teacher: object, mask: Tensor | None = None) -> Ten
     Raises:
         InputError: for a model that returns none of these.
     """
-    if isinstance(output, Scored) and isinstance(teacher, Scored):
+    if isinstance(output, TokenScores) and isinstance(teacher, TokenScores):
         found, wanted = (_rows(x.logits, mask).log_softmax(-1) for x in (output, teacher))
         return F.kl_div(found, wanted, reduction="batchmean", log_target=True)
-    if isinstance(output, Hidden) and isinstance(teacher, Hidden):
+    if isinstance(output, HiddenStates) and isinstance(teacher, HiddenStates):
         output, teacher = output.last_hidden_state, teacher.last_hidden_state
     if not isinstance(output, Tensor) or not isinstance(teacher, Tensor):
         raise InputError(

@@ -116,14 +116,14 @@ def _turned(x: Tensor) -> Tensor:
 
 
 @dataclass(frozen=True)
-class Stage:
+class Lesson:
     """A part of training.
 
     Args:
         task: what to draw sequences from.
         batch: sequences of a step.
         steps: at most so many.
-        enough: the stage ends when the running accuracy of its batches exceeds this.
+        enough: the lesson ends when the running accuracy of its batches exceeds this.
     """
 
     task: Recall
@@ -136,7 +136,7 @@ class Training(NamedTuple):
     """How training went.
 
     Attributes:
-        steps: taken in each stage.
+        steps: taken in each lesson.
         seconds: wall-clock time.
         finished: False if time ran out first.
     """
@@ -146,33 +146,33 @@ class Training(NamedTuple):
     finished: bool
 
 
-def curriculum(task: Recall) -> tuple[Stage, ...]:
+def curriculum(task: Recall) -> tuple[Lesson, ...]:
     """From two pairs with the questions right behind them to the task itself; the model may pass through fast."""
     few = replace(task, pairs=min(2, task.pairs), gap=0, questions=-(-task.questions // 2))
     some = replace(few, pairs=task.pairs // 2 + 1, gap=task.gap // 4)
-    few, some, short = (replace(stage, n=stage.episode) for stage in (few, some, task))
+    few, some, short = (replace(lesson, n=lesson.episode) for lesson in (few, some, task))
     return (
-        Stage(few, batch=64, steps=500, enough=0.9),
-        Stage(some, batch=32, steps=200, enough=0.9),
-        Stage(short, batch=16, steps=200, enough=0.9),
-        Stage(task, batch=16, steps=300, enough=0.995),
+        Lesson(few, batch=64, steps=500, enough=0.9),
+        Lesson(some, batch=32, steps=200, enough=0.9),
+        Lesson(short, batch=16, steps=200, enough=0.9),
+        Lesson(task, batch=16, steps=300, enough=0.995),
     )
 
 
 def train(
     model: nn.Module,
-    stages: Sequence[Stage],
+    lessons: Sequence[Lesson],
     *,
     rate: float = 3e-3,
     minutes: float = 10.0,
     seed: int = 0,
     progress: Progress | None = None,
 ) -> Training:
-    """Train in place, stage after stage, with AdamW; the rate rises over 50 steps and falls in the last stage.
+    """Train in place, lesson after lesson, with AdamW; the rate rises over 50 steps and falls in the last lesson.
 
     Args:
         model: takes ``input_ids`` and returns ``logits``, such as `SmallTransformer`.
-        stages: what to train on, such as a `curriculum`.
+        lessons: what to train on, such as a `curriculum`.
         rate: learning rate.
         minutes: training ends after so long. Results repeat exactly only where it does not.
         seed: key of the sequences.
@@ -181,25 +181,25 @@ def train(
     require_number("rate", rate, above=0.0)
     require_number("minutes", minutes, above=0.0)
     optimizer = torch.optim.AdamW(model.parameters(), lr=rate, betas=(0.9, 0.98), weight_decay=0.01)
-    began, taken = time.monotonic(), [0] * len(stages)
-    total, before = sum(stage.steps for stage in stages), 0
+    began, taken = time.monotonic(), [0] * len(lessons)
+    total, before = sum(lesson.steps for lesson in lessons), 0
     model.train()
-    for k, stage in enumerate(stages):
+    for k, lesson in enumerate(lessons):
         running = 0.0
-        while taken[k] < stage.steps and running <= stage.enough:
+        while taken[k] < lesson.steps and running <= lesson.enough:
             if time.monotonic() - began > 60 * minutes:
                 model.eval()
                 return Training(tuple(taken), time.monotonic() - began, False)
             if progress is not None:
-                progress(before + taken[k], total, f"{stage.task.n} tokens, accuracy {running:.0%}")
+                progress(before + taken[k], total, f"{lesson.task.n} tokens, accuracy {running:.0%}")
             warm = min(1.0, (sum(taken) + 1) / 50)
-            left = 1 - taken[k] / stage.steps if k == len(stages) - 1 else 1.0
+            left = 1 - taken[k] / lesson.steps if k == len(lessons) - 1 else 1.0
             for group in optimizer.param_groups:
                 group["lr"] = rate * min(warm, left)
-            tokens, answers = stage.task.draw(stage.batch, ("training", seed, k, taken[k]))
+            tokens, answers = lesson.task.draw(lesson.batch, ("training", seed, k, taken[k]))
             running += 0.1 * (_step(model, optimizer, tokens, answers) - running)
             taken[k] += 1
-        before += stage.steps
+        before += lesson.steps
     model.eval()
     return Training(tuple(taken), time.monotonic() - began, True)
 

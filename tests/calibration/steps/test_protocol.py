@@ -8,7 +8,8 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from calibration import recipe
+from calibration import Finetune, recipe
+from calibration.models.sharing import shared_copy
 from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import PopulationStep, Stage, uncalibrate
 from crossbar import Ledger, Tile, age, convert, load_state, new_chip, presets, program, reset_reads, save_state
@@ -94,6 +95,24 @@ def test_fit_leaves_the_model_as_it_was(kind, batches):
     kind().fit(model, batches)
     same(before, everything(model))
     assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+
+
+@each
+def test_nothing_is_written_into_weights_that_a_digital_twin_shares(kind, batches):
+    """Training with three steps that would move weights far."""
+    with torch.random.fork_rng():
+        torch.manual_seed(0)
+        digital = Net().eval()
+    before = {name: value.clone() for name, value in digital.state_dict().items()}
+    twin = shared_copy(digital)
+    convert(twin, presets.pcm())
+    program(twin, 0)
+    options = {"train": "weights", "chip": "any", "steps": 3, "rate": 0.1} if kind is Finetune else {}
+    step = kind(**options)
+    step.apply(twin, step.fit(twin, batches))
+    if kind is Finetune:
+        assert not torch.equal(twin.first.digital.weight, digital.first.weight)
+    same(before, digital.state_dict())
 
 
 @each

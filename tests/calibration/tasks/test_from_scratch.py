@@ -7,7 +7,7 @@ import torch
 
 from attention import parse
 from calibration import emulate
-from calibration.tasks.from_scratch import SmallTransformer, Stage, curriculum, train
+from calibration.tasks.from_scratch import Lesson, SmallTransformer, curriculum, train
 from calibration.tasks.recall import BLANK, Recall
 from crossbar.errors import InputError
 
@@ -22,7 +22,7 @@ def learn(text, task, stages, **options):
 
 
 def stages(task, steps=400):
-    return (Stage(replace(task, n=16, gap=0), 32, steps, 0.95), Stage(task, 32, steps, 0.99))
+    return (Lesson(replace(task, n=16, gap=0), 32, steps, 0.95), Lesson(task, 32, steps, 0.99))
 
 
 @pytest.fixture(autouse=True)
@@ -96,9 +96,9 @@ def test_routing_starts_after_steps_of_dense_attention(learned):
     model = SmallTransformer(TINY.vocabulary, parse(text), width=32, learn_routing=learned)
     routers = [layer.router for layer in model.layers]
     directions = [router.centroids.clone() for router in routers]
-    train(model, (Stage(TINY, 2, routers[0].wait, 2.0),))
+    train(model, (Lesson(TINY, 2, routers[0].wait, 2.0),))
     assert not any(bool(router.started) for router in routers)
-    train(model, (Stage(TINY, 2, 1, 2.0),))
+    train(model, (Lesson(TINY, 2, 1, 2.0),))
     assert all(bool(router.started) for router in routers)
     moved = [not torch.equal(a, router.centroids) for a, router in zip(directions, routers, strict=True)]
     assert moved == [learned, learned]
