@@ -2,7 +2,6 @@
 
 import ast
 from collections import Counter
-from functools import cache
 from pathlib import Path
 
 import pytest
@@ -22,30 +21,28 @@ SOURCES = {
 BACKENDS = {name for name in SOURCES if name.startswith("crossbar/backends/")}
 
 
-@cache
-def functions(tree):
-    """Each function of a module by name, methods as ``Class.method``, with the nodes that are its own."""
-    found = {}
+def nodes_of(tree):
+    """Each node of a module with the function it is in, methods as ``Class.method``."""
 
     def visit(node, path):
         for child in ast.iter_child_nodes(node):
             inner = (*path, child.name) if isinstance(child, ast.ClassDef | ast.FunctionDef) else path
-            found.setdefault(".".join(inner), []).append(child)
-            visit(child, inner)
+            yield ".".join(inner), child
+            yield from visit(child, inner)
 
-    visit(tree, ())
-    return found
+    return [*visit(tree, ())]
+
+
+NODES = {name: nodes_of(tree) for name, tree in SOURCES.items()}
 
 
 def places(wanted, sources=None):
     """Where nodes are, by file and function: those for which ``wanted`` is true."""
     found = {}
-    for name, tree in SOURCES.items():
-        if sources is None or name in sources:
-            for function, nodes in functions(tree).items():
-                for node in nodes:
-                    if wanted(node):
-                        found.setdefault((name, function), []).append(node)
+    for name in NODES if sources is None else sources:
+        for function, node in NODES[name]:
+            if wanted(node):
+                found.setdefault((name, function), []).append(node)
     return found
 
 
@@ -80,7 +77,11 @@ def test_torch_rounds_to_codes_of_an_adc_in_one_function():
 
 
 def test_kernels_round_to_codes_of_an_adc_in_one_function():
-    users = places(lambda node: isinstance(node, ast.Attribute) and ast.unparse(node) == "kernels.convert")
+    users = places(
+        lambda node: (
+            isinstance(node, ast.Attribute) and node.attr == "convert" and ast.unparse(node) == "kernels.convert"
+        )
+    )
     assert set(users) == {("crossbar/backends/cpu/integers.py", "sense")}
     rounding = places(lambda node: called(node, "rint", "round"), {"crossbar/backends/cpu/kernels.py"})
     assert {function for _, function in rounding} == {"_halved", "fix", "encode", "convert"}  # powers, cells, DAC, ADC
@@ -93,7 +94,7 @@ def test_the_oracle_rounds_to_codes_in_one_function():
 
 def test_nobody_else_rounds_what_an_adc_delivers():
     def of_adc(node):
-        return isinstance(node, ast.Name | ast.Attribute) and ast.unparse(node).split(".")[-1] == "adc"
+        return getattr(node, "attr", getattr(node, "id", None)) == "adc"
 
     rounding = places(lambda node: called(node, "round", "round_", "rint", "clamp", "clamp_") or of_adc(node))
     both = {
@@ -165,11 +166,11 @@ def test_who_has_cells_does_not_look_at_processors():
     }
 
     def looks(node):
-        return isinstance(node, ast.Attribute) and (
-            ast.unparse(node).endswith("device.type")
-            or node.attr in ("is_cuda", "is_cpu", "is_mps")
-            or ast.unparse(node) in ("torch.cuda", "torch.backends")
-        )
+        if not isinstance(node, ast.Attribute):
+            return False
+        if node.attr in ("type", "cuda", "backends"):
+            return ast.unparse(node).endswith(("device.type", "torch.cuda", "torch.backends"))
+        return node.attr in ("is_cuda", "is_cpu", "is_mps")
 
     readers = {
         name
@@ -187,14 +188,14 @@ def test_who_has_cells_does_not_choose_by_gradients_or_dtype(asked):
         if not isinstance(node, ast.If | ast.IfExp):
             return False
         names = {getattr(part, "attr", getattr(part, "id", None)) for part in ast.walk(node.test)}
+        if asked not in names:
+            return False
         body = node.body if isinstance(node.body, list) else [node.body]
         branches = [
             part
             for branch in (*body, *(node.orelse if isinstance(node.orelse, list) else [node.orelse]))
             for part in ast.walk(branch)
         ]
-        return asked in names and any(
-            called(part, "sense", "multiply", "read_columns", "age_rows") for part in branches
-        )
+        return any(called(part, "sense", "multiply", "read_columns", "age_rows") for part in branches)
 
     assert places(chooses, set(SOURCES) - BACKENDS) == {}

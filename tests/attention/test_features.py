@@ -59,7 +59,7 @@ def routers(hardware):
 READERS = {
     rows: "keys and values",
     memory: "keys and values that are appended",
-    strengths: "strengths",
+    strengths: "strengths read one by one",
     mixed: "strengths",
     router: "analog layers",
     routers: "analog layers",
@@ -86,7 +86,11 @@ def test_a_feature_that_nobody_named_is_refused(reader, base):
         (rows, {"adc": Converter(bits=1)}, r"adc\.bits = 1 .*: give 2 or more"),
         (rows, {"adc": Converter(gain_std=0.1)}, r"adc\.gain_std = 0\.1 .*: give 0"),
         (memory, {"tile": Tile(slices=2)}, r"tile\.slices = 2 .*: give 1"),
-        (strengths, {"dac": Converter(coding="bit_serial")}, r"dac\.coding = 'bit_serial' .* strengths: give pwm"),
+        (
+            strengths,
+            {"dac": Converter(coding="bit_serial")},
+            r"dac\.coding = 'bit_serial' .* strengths read one by one: give pwm",
+        ),
         (mixed, {"faults": Faults()}, r"faults = Faults\(.*\) is not supported for strengths: give None"),
     ],
     ids=[
