@@ -339,10 +339,13 @@ class Naive:
         return found, codes, full_scale
 
     def _codes(self, read: Read) -> tuple[Array, Array]:
-        """What word lines carry, ``[B, I]`` parts of full scale, and the activation of full scale, ``[B]``."""
+        """What word lines carry, ``[B, I]`` parts of full scale, and the activation of full scale, ``[B]``.
+
+        The range of a vector of nothing but zeros is 0, and so is all that its columns are worth.
+        """
         x, dac, given = _numbers(read.x), read.hardware.dac, read.input_range
-        ranges = [_dac_range(x, b, dac, None if given is None else float(given)) or 1.0 for b in range(len(x))]
-        each = [[_convert(value / ranges[b], dac, 1.0) for value in row] for b, row in enumerate(x.tolist())]
+        ranges = [_dac_range(x, b, dac, None if given is None else float(given)) for b in range(len(x))]
+        each = [[_convert(value / (ranges[b] or 1.0), dac, 1.0) for value in row] for b, row in enumerate(x.tolist())]
         codes = np.array(each).reshape(x.shape)
         if dac is not None and dac.coding == "rate" and read.noise is not None:
             chances = torch.as_tensor(np.rint(np.abs(np.nan_to_num(codes)) * _levels(dac)))

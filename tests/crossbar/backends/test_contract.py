@@ -366,6 +366,27 @@ def test_what_is_not_a_number_stays_that_and_spoils_its_vector_alone(impl, case)
 
 
 @every_backend
+@pytest.mark.parametrize("range_", ["per_token", "max", "static"])
+@pytest.mark.parametrize("bits", [1, 8])
+def test_a_vector_of_zeros_gives_zeros_where_ranges_are_found(impl, range_, bits):
+    hardware = dataclasses.replace(NOISY, dac=Converter(bits, range_), adc=dataclasses.replace(ADC, offset_std=0.05))
+    layer, x = chip(Case(hardware), torch.float32), inputs(torch.float32)
+    x[2] = 0.0
+    x = x * 0.0 if range_ == "max" else x
+    with torch.no_grad():
+        if refused(impl, read(layer, x)) is not None:
+            return
+        found = dispatch.multiply(read(layer, x), impl)
+        columns = dispatch.read_columns(read(layer, x), impl)
+    if range_ == "static":  # noise and offsets are read as those of other vectors
+        assert found[2].abs().min() > 1e-3
+        return
+    assert found[2].abs().max() <= 1e-28
+    assert columns[:, 2].abs().max() <= 1e-28
+    assert (found.abs().amax(1) > 0.1).tolist() == [range_ != "max" and b != 2 for b in range(VECTORS)]
+
+
+@every_backend
 @pytest.mark.parametrize("case", ["plain", "both noises", "everything", "neither"])
 def test_results_are_the_callers_and_inputs_stay(impl, case):
     layer, x = chip(CASES[case], torch.float32), inputs(torch.float32)
