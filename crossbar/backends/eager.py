@@ -18,7 +18,7 @@ from crossbar.devices import Device, span
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from crossbar.hardware import CellNoise, Converter, Hardware
 from crossbar.native.sizes import at_once
-from crossbar.random.streams import Cursor
+from crossbar.random.streams import Stream
 from crossbar.tiles import ageing
 from crossbar.tiles.mapping import cell_weights
 from crossbar.tiles.readout import Readout, folded
@@ -54,7 +54,7 @@ class Eager:
         for first in range(0, max(len(x), 1), size):
             piece = slice(first, first + size)
             spans = input_range[piece] if input_range is not None and input_range.dim() else input_range
-            driven = _drive(x[piece], hardware, spans, noise)
+            driven = _drive(x[piece], hardware, spans, noise, first)
             columns, step = self._layer(driven, cells, hardware, noise, first, len(x))
             columns = columns.mul_((cells.scales * step).unsqueeze(1))
             part = columns.sum(0) if whole is None else torch.sum(columns, 0, out=whole[piece])
@@ -110,7 +110,7 @@ class Eager:
         return cell_weights(cells, tile, width)[0], variance
 
     def _layer(
-        self, driven: Drive, cells: Readout, hardware: Hardware, noise: Cursor | None, first: int, vectors: int
+        self, driven: Drive, cells: Readout, hardware: Hardware, noise: Stream | None, first: int, vectors: int
     ) -> tuple[Tensor, float]:
         """Converted columns ``[T, B, O]`` of word-line codes, and the unit outputs that 1 of them stands for.
 
@@ -136,7 +136,7 @@ class Eager:
 
 
 def of_layer(
-    codes: Tensor, unit: float, cells: Readout, hardware: Hardware, noise: Cursor | None, first: int = 0
+    codes: Tensor, unit: float, cells: Readout, hardware: Hardware, noise: Stream | None, first: int = 0
 ) -> Columns:
     """The columns of a layer's tiles, ``[T, B, O]``, under word-line codes ``[B, I]``.
 
@@ -155,7 +155,7 @@ def of_layer(
         hardware=hardware,
         step=adc.full_scale / adc.levels if adc is not None and not own_ranges else 1.0,
         spans=_spans(codes, cells, adc, rows, slices) if adc is not None and own_ranges else None,
-        normals=None if noise is None else partial(noise.stream.columns, *shape, first=first),
+        normals=None if noise is None else partial(noise.columns, *shape, first=first),
         variance=variance,
         offset=cells.offset,
     )
@@ -207,7 +207,7 @@ def _double(tensor: Tensor | None) -> Tensor | None:
     return None if tensor is None else tensor.double()
 
 
-def _digital(cells: Readout, hardware: Hardware, noise: Cursor | None) -> bool:
+def _digital(cells: Readout, hardware: Hardware, noise: Stream | None) -> bool:
     quiet = noise is None or (hardware.output_noise == 0 and cells.variance is None)
     return quiet and hardware.adc is None and cells.offset is None
 
@@ -219,17 +219,19 @@ def _finish(y: Tensor, driven: Drive, cells: Readout, hardware: Hardware) -> Ten
     return y.mul_(driven.full_scale)
 
 
-def _drive(x: Tensor, hardware: Hardware, input_range: Tensor | None, noise: Cursor | None) -> Drive:
+def _drive(x: Tensor, hardware: Hardware, input_range: Tensor | None, noise: Stream | None, first: int = 0) -> Drive:
+    """What word lines carry for input vectors ``[B, I]``, the ``first`` of so many."""
     driven = drive(x, hardware.dac, input_range)
-    return driven._replace(codes=_pulses(driven.codes, hardware, noise))
+    return driven._replace(codes=_pulses(driven.codes, hardware, noise, first))
 
 
-def _pulses(codes: Tensor, hardware: Hardware, noise: Cursor | None) -> Tensor:
+def _pulses(codes: Tensor, hardware: Hardware, noise: Stream | None, first: int) -> Tensor:
     """Codes as the word lines carry them: with the ``rate`` coding, the pulses that happen to come."""
     dac = hardware.dac
     if dac is None or dac.coding != "rate" or noise is None:
         return codes
-    counts: Tensor = noise.binomial(codes.detach().abs().nan_to_num_(0.0), dac.levels) * codes.detach().sign()
+    stream, size = Stream((*noise.key, "pulses"), codes.device), codes.detach().abs().nan_to_num_(0.0)
+    counts = stream.binomial(size, dac.levels, first * codes.shape[1]) * codes.detach().sign()
     return codes + (counts - codes).detach()  # straight through; a NaN code stays NaN
 
 

@@ -317,7 +317,7 @@ class Naive:
         for p in range(len(reads[0]) if reads else 0):
             z = None
             if noise is not None:
-                z = _numbers(noise.stream.columns(len(found), vectors, outputs, first=p * vectors))
+                z = _numbers(noise.columns(len(found), vectors, outputs, first=p * vectors))
             for t, b, o in np.ndindex(found.shape):
                 pulse, worth = reads[b][p]
                 s, j = divmod(t, row_tiles)

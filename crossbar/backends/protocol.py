@@ -17,7 +17,7 @@ from torch import Tensor
 
 from crossbar.devices import AnyDevice, State
 from crossbar.hardware import Hardware
-from crossbar.random.streams import Cursor, Key, Stream
+from crossbar.random.streams import Key, Stream
 from crossbar.tiles.readout import Readout
 
 
@@ -29,17 +29,17 @@ class Read(NamedTuple):
         cells: the tiles, as their columns see them now.
         hardware: geometry, converters and output noise.
         input_range: calibrated DAC range, 0-d, activation units; None: found as ``hardware.dac.range`` says.
-        noise: stream of read noise; None for quiet reads. The normal numbers of all columns, ``[T, B, O]``, are
-            ``noise.stream.columns(T, B, O)``, those from input vector b on ``first=b`` of it. With bit-serial inputs
-            bit p, from the least significant on, takes those of the B vectors that follow: ``first=p * B``. The pulses
-            of ``rate`` inputs are ``noise.binomial``.
+        noise: the random numbers of this read; None for a quiet one. The normal numbers of all columns, ``[T, B, O]``,
+            are ``noise.columns(T, B, O)``, those from input vector b on ``first=b`` of it. With bit-serial inputs bit
+            p, from the least significant on, takes those of the B vectors that follow: ``first=p * B``. The pulses of
+            ``rate`` inputs are the binomial numbers of the key with ``"pulses"`` behind.
     """
 
     x: Tensor
     cells: Readout
     hardware: Hardware
     input_range: Tensor | None = None
-    noise: Cursor | None = None
+    noise: Stream | None = None
 
 
 class Product(NamedTuple):

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import replace
 from typing import Any, Self
 
 import torch
@@ -18,7 +19,7 @@ from crossbar.devices import State
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware, WriteVerify
 from crossbar.nn.per_thread import PerThread
-from crossbar.random.streams import Cursor, Stream
+from crossbar.random.streams import Stream
 from crossbar.tiles import mapping
 from crossbar.tiles.readout import Readout, read_digits
 from crossbar.tiles.tile_array import TileArray
@@ -187,13 +188,13 @@ class AnalogLinear(nn.Module):
         """The tiles as their columns see them now."""
         return self.cells.readout(self.column_gain, self.adc_range)
 
-    def read_noise(self, purpose: str, index: int) -> Cursor | None:
+    def read_noise(self, purpose: str, index: int) -> Stream | None:
         """The random numbers of a read, by purpose and index; None for hardware whose reads have no chance in them."""
         hardware = self.hardware
         noisy = hardware.output_noise > 0 or hardware.read_noise is not None
         if not noisy and (hardware.dac is None or hardware.dac.coding != "rate"):
             return None
-        return Cursor((self.seed or 0, self.name, purpose, self.seconds, index), self.scales.device)
+        return Stream((self.seed or 0, self.name, purpose, self.seconds, index), self.scales.device)
 
     def program(self, seed: int) -> None:
         """Write the targets into the cells of chip ``seed``; the layer is then 0 s old, without gain or correction."""
@@ -343,6 +344,8 @@ class AnalogLinear(nn.Module):
     def train(self, mode: bool = True) -> AnalogLinear:
         """Set train or eval mode; cells that were not programmed take over the trained weights when training ends."""
         ends = self.training and not mode
+        if mode:
+            self.cells.keep_matrix()  # of the chip, since training changes it
         super().train(mode)
         if ends and self.seed is None:
             self.set_state({}, None, 0.0)
@@ -350,7 +353,7 @@ class AnalogLinear(nn.Module):
 
     def effective_weight(self) -> Tensor:
         """What noise-free converters would see now, ``[O, I]`` in weight units, with calibrated gains and adapter."""
-        weight = self.readout().effective(self.hardware.tile.rows)
+        weight = replace(self.readout(), digits=self.cells.digits).effective(self.hardware.tile.rows)
         return self.corrected_weight(weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
 
     def static_input_range(self) -> Tensor | None:
@@ -622,6 +625,8 @@ class AnalogLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""
         if recurse:
+            if fn(self._digital_weight().new_empty(0)).dtype != self._digital_weight().dtype:
+                self.cells.keep_matrix()  # before it is rounded
             for part in self.children():
                 part._apply(fn)
         super()._apply(lambda own: own.to(fn(own.new_empty(0)).device), False)  # type: ignore[no-untyped-call]  # torch's own

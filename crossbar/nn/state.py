@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 from torch import Tensor, nn
 
+from crossbar.devices import State
 from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import CORRECTIONS, AnalogLinear
@@ -56,13 +57,14 @@ def save_state(model: nn.Module, path: str | Path) -> None:
     for name, layer in analog_layers(model).items():
         if layer.seed is None:
             raise InputError(f"{name} was not programmed, so there is no state to save: program it first")
+        state = layer.state()
         layers[name] = {
             "seed": layer.seed,
             "seconds": layer.seconds,
             "hardware": repr(layer.hardware),
-            "cells": sorted(layer.state()),
+            "cells": sorted(state),
         }
-        tensors.update({f"{name}/{key}": tensor.contiguous() for key, tensor in _tensors(layer).items()})
+        tensors.update({f"{name}/{key}": tensor.contiguous() for key, tensor in _tensors(layer, state).items()})
     metadata = {"format": "ohmformer state", "version": str(_VERSION), "layers": json.dumps(layers)}
     write_whole(path, lambda partial: write(tensors, partial, metadata), "state file")
 
@@ -111,6 +113,7 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         for key in _OPTIONAL:
             setattr(layer.cells if key in _OF_CELLS else layer, key, own.get(key))
         layer.set_state(_cells(own), saved[name]["seed"], saved[name]["seconds"])
+        layer.cells.drop_state()
 
 
 def described_layers(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -206,11 +209,11 @@ def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[i
     return list(known.get(key, (layer.cells.cells_a_weight, layer.in_features, layer.out_features)))
 
 
-def _tensors(layer: AnalogLinear) -> dict[str, Tensor]:
+def _tensors(layer: AnalogLinear, state: State) -> dict[str, Tensor]:
     optional = {name: getattr(layer, name) for name in _OPTIONAL}
     return {
         "scales": layer.scales,
         "column_gain": layer.column_gain,
-        **{f"cells.{name}": tensor for name, tensor in layer.state().items()},
+        **{f"cells.{name}": tensor for name, tensor in state.items()},
         **{name: tensor.detach() for name, tensor in optional.items() if tensor is not None},
     }

@@ -14,11 +14,29 @@ from typing import Any
 import torch
 from torch import Tensor
 
-from crossbar.devices import AgesApart, AnyDevice, Device, PowerLawDrift, RedrawDevice, State, one_over_f, window
+from crossbar.devices import (
+    PCM,
+    AgesApart,
+    AnyDevice,
+    CmoReRam,
+    Device,
+    GainCell,
+    Hermes,
+    Ideal,
+    Measured,
+    PowerLawDrift,
+    RedrawDevice,
+    ReRam,
+    State,
+    one_over_f,
+    window,
+)
 from crossbar.errors import InputError
-from crossbar.random.streams import Key, normal, seed
+from crossbar.native.sizes import at_once
+from crossbar.random.streams import Key, Stream, normal, seed
 
 _PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
+_MADE_AGAIN = (CmoReRam, GainCell, Hermes, Ideal, Measured, PCM, ReRam)
 _FURTHEST = 10  # deviations: no normal number is drawn that far out
 _MOST = 1e6  # g_max
 
@@ -62,6 +80,70 @@ def conductances(device: AnyDevice, state: State, seconds: float, key: Key, nois
     return found.view(like.shape)
 
 
+def keeps_no_state(device: AnyDevice) -> bool:
+    """Whether a device's state is the same whenever it is made again from targets and key: devices of this package."""
+    return type(device) in _MADE_AGAIN
+
+
+def program_lines(device: Device, target: Tensor, key: Key, shape: tuple[int, int, int], lines: slice) -> State:
+    """What `program` leaves in the word lines ``lines`` of cells ``[K, I, O]``, whose targets (µS) are given.
+
+    Args:
+        device: of the cells.
+        target: of these word lines, ``[K, r, O]``.
+        key: of the chip and its cells.
+        shape: K, I and O.
+        lines: which of the I word lines.
+    """
+
+    def draw(purpose: str) -> Tensor:
+        return normal_lines((*key, purpose), shape, lines, target.device).to(target.dtype).view(-1)
+
+    state = device.program(target.reshape(-1), draw)
+    return {name: part.view(target.shape) for name, part in state.items()}
+
+
+def conductances_lines(
+    device: Device, state: State, seconds: float, key: Key, shape: tuple[int, int, int], lines: slice, noise: bool
+) -> Tensor:
+    """What `conductances` gives for the word lines ``lines`` of cells ``[K, I, O]``, whose state is given."""
+    part = {name: cells.reshape(-1) for name, cells in state.items()}
+    like = next(iter(state.values()))
+    low, high = window(device)
+    drifted = device.drifted(part, seconds)
+    deviation = device.fluctuation(part, drifted, seconds) if noise else None
+    if deviation is not None:
+        z = normal_lines((*key, "1/f", seconds), shape, lines, like.device).to(like.dtype).view(-1)
+        drifted = torch.addcmul(drifted, deviation, z).clamp_(low, high)
+    elif high < math.inf:
+        drifted = drifted.clamp(low, high)
+    return drifted.view(like.shape)
+
+
+def normal_lines(key: Key, shape: tuple[int, int, int], lines: slice, device: torch.device) -> Tensor:
+    """The standard normal numbers of some word lines of cells ``[K, I, O]``, float32 ``[K, r, O]``."""
+    planes, rows, outputs = shape
+    first, last, _ = lines.indices(rows)
+    stream, count = Stream(key, device), planes * rows * outputs
+    parts = [
+        stream.normal_part(count, (plane * rows + first) * outputs, (plane * rows + last) * outputs)
+        for plane in range(planes)
+    ]
+    return torch.stack(parts).view(planes, last - first, outputs)
+
+
+def pieces_of_lines(shape: tuple[int, int, int], device: torch.device) -> Iterator[slice]:
+    """Word lines of cells ``[K, I, O]`` that are worked on at once."""
+    planes, rows, outputs = shape
+    step = min(max(at_once(_PIECE, device) // max(planes * outputs, 1), 1), max(rows, 1))
+    return (slice(first, first + step) for first in range(0, max(rows, 1), step))
+
+
+def is_correlated(device: AnyDevice) -> bool:
+    """Whether the 1/f noise of a cell is one path over time, which is made for all cells of an array at once."""
+    return isinstance(device, PowerLawDrift) and device.correlated
+
+
 def is_readable(device: AnyDevice, state: State, seconds: float) -> bool:
     """Whether programmed cells have a conductance at a time, however the 1/f fluctuation falls.
 
@@ -82,15 +164,21 @@ def is_readable(device: AnyDevice, state: State, seconds: float) -> bool:
     return True
 
 
+def are_conductances(device: AnyDevice, cells: Tensor) -> bool:
+    """Whether cells (µS) are numbers below a million times g_max."""
+    low, high = cells.aminmax() if cells.numel() else (cells.new_zeros(()), cells.new_zeros(()))
+    most = _MOST * device.g_max
+    return bool((low >= -most) & (high <= most))  # false for NaN
+
+
 def require_conductances(device: AnyDevice, cells: Tensor, seconds: float, where: str) -> None:
     """Refuse cells (µS) that a device gave and that are NaN or a million times g_max or more.
 
     Raises:
         InputError: naming the device, the time and ``where`` the cells are.
     """
-    low, high = cells.aminmax() if cells.numel() else (0.0, 0.0)
     most = _MOST * device.g_max
-    if not (-most <= low and high <= most):  # false for NaN
+    if not are_conductances(device, cells):
         bad = int((~(cells.abs() <= most)).sum())
         raise InputError(
             f"{where}: {bad} of {cells.numel()} cells of device {device.kind!r} read as NaN or as more than "
@@ -131,7 +219,7 @@ def aged(device: Device, state: State, seconds: Tensor, z: Callable[[], Tensor] 
 
 def _pieces(cells: Tensor) -> Iterator[slice]:
     """Slices that cover the cells, one of them at least; on a GPU a single one."""
-    step = _PIECE if cells.device.type == "cpu" else max(len(cells), 1)
+    step = min(at_once(_PIECE, cells.device), max(len(cells), 1))
     return (slice(first, first + step) for first in range(0, max(len(cells), 1), step))
 
 

@@ -61,7 +61,9 @@ def over_shared(columns: Tensor, tile: Tile, reduce: Callable[..., Tensor]) -> T
     return shared.expand_as(tiles).reshape(t_in, -1)[:, :out_features]
 
 
-def target_conductances(weight: Tensor, scales: Tensor, tile: Tile, g_max: float, g_min: float = 0.0) -> Tensor:
+def target_conductances(
+    weight: Tensor, scales: Tensor, tile: Tile, g_max: float, g_min: float = 0.0, lines: slice = slice(None)
+) -> Tensor:
     """Target of every cell, as ``tile.encoding``, ``pairs`` and ``slices`` lay weights out (`crossbar.hardware.Tile`).
 
     Args:
@@ -69,12 +71,14 @@ def target_conductances(weight: Tensor, scales: Tensor, tile: Tile, g_max: float
         scales: ``[T_in, O]`` of `column_scales`.
         tile: geometry and encoding.
         g_max, g_min: the window of conductances, µS; a share m of the weight is ``g_min + m (g_max - g_min)``
+        lines: the word lines whose cells are wanted; all unless given.
 
     Returns:
         ``[K, I, O]`` in µS, ``K = signs x pairs x slices``; G⁺ before G⁻, the most significant slice first.
     """
     span = g_max - g_min
-    unit = weight.detach().t().contiguous() * (span / scales).repeat_interleave(tile.rows, 0)[: weight.shape[1]]
+    tile_of = torch.arange(weight.shape[1], device=scales.device)[lines].div_(tile.rows, rounding_mode="floor")
+    unit = weight.detach()[:, lines].t().to(scales.dtype).contiguous() * (span / scales)[tile_of]
     if tile.encoding == "differential":
         parts = torch.stack((unit, -unit))
     elif tile.encoding == "balanced":

@@ -64,7 +64,11 @@ def read_digits(cells: Tensor, hardware: Hardware, key: Key | None) -> tuple[Ten
     A word line's gain error multiplies its drive, a column's the sum of its cells; a word line's offset is a drive that
     never goes away. They are drawn once for a chip; without a key there is no mismatch.
     """
-    weight = cell_weights(cells, hardware.tile, span(hardware.device)[1])
+    return with_mismatch(cell_weights(cells, hardware.tile, span(hardware.device)[1]), hardware, key)
+
+
+def with_mismatch(weight: Tensor, hardware: Hardware, key: Key | None) -> tuple[Tensor, Tensor | None]:
+    """`read_digits` of digits ``[S, I, O]`` without mismatch."""
     offset: Tensor | None = None
     if key is None:
         return weight, offset
@@ -98,23 +102,35 @@ def read_digits(cells: Tensor, hardware: Hardware, key: Key | None) -> tuple[Ten
 def read_variance(
     cells: Tensor, noise: CellNoise | None, hardware: Hardware, fault_map: Tensor | None = None
 ) -> Tensor | None:
-    """Variance of white read noise of cells ``[K, I, O]`` (µS) in unit outputs squared: see `Array.variance`.
+    """Variance of white read noise of cells ``[K, I, O]`` (µS) in unit outputs squared: see `Readout.variance`.
 
     Cells that carry no current, open ones of ``fault_map``, make no noise.
     """
     if noise is None or noise.constant == noise.relative == 0:
         return None
+    is_open = None if fault_map is None else fault_map == Fault.OPEN
+    each = cell_variance(cells, noise, hardware, is_open)
+    return of_columns(each, noise, hardware, is_open is not None and bool(is_open.any()))
+
+
+def cell_variance(cells: Tensor, noise: CellNoise, hardware: Hardware, is_open: Tensor | None) -> Tensor:
+    """Variance of each weight's white noise, ``[S, I, O]``, unit outputs squared, of cells ``[K, I, O]`` (µS)."""
     tile = hardware.tile
     each = cells.square().mul_(noise.relative**2).add_(noise.constant**2)
-    if fault_map is not None:
-        each.masked_fill_(fault_map == Fault.OPEN, 0.0)
+    if is_open is not None:
+        each.masked_fill_(is_open, 0.0)
     each = each.view(tile.signs * tile.pairs, tile.slices, *cells.shape[1:]).sum(0)
-    each.div_((tile.pairs * span(hardware.device)[1]) ** 2)
-    alike = noise.relative == 0 and not (fault_map is not None and bool((fault_map == Fault.OPEN).any()))
+    return each.div_((tile.pairs * span(hardware.device)[1]) ** 2)
+
+
+def of_columns(each: Tensor, noise: CellNoise, hardware: Hardware, any_open: bool) -> Tensor:
+    """`Readout.variance` of the variance of each weight ``[S, I, O]``: the mean of columns where that is enough."""
+    alike = noise.relative == 0 and not any_open
     if noise.form == "exact" and not alike:
         return each
-    lines = F.pad(each.new_ones(each.shape[1]), (0, -each.shape[1] % tile.rows)).view(-1, tile.rows).sum(1)
-    return _tile_sums(each, tile) / lines.repeat(tile.slices).unsqueeze(1)
+    rows = hardware.tile.rows
+    lines = F.pad(each.new_ones(each.shape[1]), (0, -each.shape[1] % rows)).view(-1, rows).sum(1)
+    return _tile_sums(each, hardware.tile) / lines.repeat(hardware.tile.slices).unsqueeze(1)
 
 
 def folded(weight: Tensor, scales: Tensor, rows: int) -> Tensor:

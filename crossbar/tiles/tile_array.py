@@ -2,26 +2,29 @@
 
 from __future__ import annotations
 
+import math
 import threading
-from collections.abc import Callable
+from collections.abc import Callable, Iterator
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from crossbar.devices import State, span, window
+from crossbar.devices import RedrawDevice, State, span, window
 from crossbar.errors import InputError
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, require_honoured
 from crossbar.hardware import Faults, Hardware, WriteVerify
+from crossbar.native.sizes import at_once
 from crossbar.random.streams import Stream
 from crossbar.tiles import ageing, faults, injection, mapping, programming
-from crossbar.tiles.readout import Readout, read_digits, read_variance
+from crossbar.tiles.readout import Readout, cell_variance, of_columns, read_digits, read_variance, with_mismatch
 from crossbar.units import to_seconds
 
 HONOURED = CELLS | CONVERTERS | MISMATCH | NOISES
 """Features of hardware that arrays of tiles, and layers on them, have."""
 
 _READING = threading.RLock()  # threads that run one model wait for the one that reads its cells
+_SUMMED = 2**15  # numbers of a matrix whose bits are summed at once
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -30,6 +33,11 @@ class TileArray(nn.Module):
 
     ``K`` counts the devices that make up one weight (`crossbar.tiles.mapping`). Until they are programmed, the cells
     hold their targets exactly. Nothing here is part of ``state_dict()``.
+
+    Programming errors and drift are functions of target, chip and time, so what programming leaves in the cells is not
+    kept but made again from the matrix whenever they are read (`crossbar.tiles.ageing.keeps_no_state`). It is kept
+    where it is more than that: of cells that were verified, written again or loaded from a file, and of a user's
+    devices. A matrix that changes after programming is another one: `keep_matrix` before, or program again.
 
     Args:
         matrix: the weights, or what gives them as they are now (a bound method, so that copies take their own).
@@ -53,6 +61,8 @@ class TileArray(nn.Module):
     weight_range: Tensor | None
     fault_map: Tensor | None
     devices: Tensor | None
+    _kept: Tensor | None
+    _sums: Tensor | None
     _digits: Tensor | None
     _offset: Tensor | None
     _variance: Tensor | None
@@ -76,10 +86,11 @@ class TileArray(nn.Module):
         self.seconds = 0.0
         self._cells: tuple[str, ...] = ()
         self._forms: dict[str, Any] = {}
+        self._seen = self._asked = False
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
         self.register_buffer("devices", None if devices is None else devices.t().contiguous(), persistent=False)
-        for buffer in ("weight_range", "fault_map", "_digits", "_offset", "_variance"):
+        for buffer in ("weight_range", "fault_map", "_kept", "_sums", "_digits", "_offset", "_variance"):
             self.register_buffer(buffer, None, persistent=False)
         self._leave_out()
 
@@ -98,14 +109,14 @@ class TileArray(nn.Module):
         """
         self.rescale()
         tile, device, key = self.hardware.tile, self.hardware.device, (seed, self.name)
-        targets = self.targets()
-        if self.hardware.verify is None:
-            state, pulses = ageing.program(device, targets, key), targets.numel()
-        else:
-            state, pulses = programming.write(device, targets, key, self.hardware.verify)
+        state, pulses = State(), math.prod(self.shape)
+        if self.hardware.verify is not None:
+            state, pulses = programming.write(device, self._targets(), key, self.hardware.verify)
+        elif not ageing.keeps_no_state(device):
+            state = ageing.program(device, self._targets(), key)
         if self.fault_map is None and self.hardware.faults is not None:
             size = (self.in_features, self.out_features)
-            self.fault_map = faults.draw(self.hardware.faults, tile, *size, key, targets.device)
+            self.fault_map = faults.draw(self.hardware.faults, tile, *size, key, self.scales.device)
         self.set_state(state, seed, 0.0)
         return pulses
 
@@ -127,7 +138,7 @@ class TileArray(nn.Module):
             raise InputError(f"{self.name} got bad columns to write again: give bool {list(self.scales.shape)}")
         cells = columns.repeat_interleave(self.hardware.tile.rows, 0)[: self.in_features]
         key = (self.seed or 0, self.name, "again")
-        written, pulses = programming.write(self.hardware.device, self.targets()[:, cells], key, verify)
+        written, pulses = programming.write(self.hardware.device, self._targets()[:, cells], key, verify)
         state = {name: old.clone() for name, old in self.state().items()}
         for name, new in written.items():
             state[name][:, cells] = new
@@ -156,13 +167,21 @@ class TileArray(nn.Module):
             raise InputError(f"{self.name} was not programmed: call crossbar.program(model, seed) first")
 
     def state(self) -> State:
-        """What the cells keep from programming, each tensor ``[K, I, O]``, G⁺ first; empty before programming."""
-        return {name: getattr(self, f"cells_{name}") for name in self._cells}
+        """What programming left in the cells, each tensor ``[K, I, O]``, G⁺ first; empty before programming.
+
+        Raises:
+            InputError: if it is not kept and the matrix has changed since.
+        """
+        if self.seed is None or self._cells:
+            return {name: getattr(self, f"cells_{name}") for name in self._cells}
+        parts = list(self._states())
+        return {name: torch.cat([part[name] for _, part in parts], 1) for name in parts[0][1]}
 
     def set_state(self, state: State, seed: int | None, seconds: float) -> None:
         """Take over cells that were programmed as chip ``seed``, at ``seconds`` after programming.
 
-        Without a seed the cells hold their targets exactly again.
+        Without a seed the cells hold their targets exactly again. With a seed and no state, the state is what
+        programming the matrix as that chip leaves.
         """
         for name in self._cells:
             delattr(self, f"cells_{name}")
@@ -172,7 +191,29 @@ class TileArray(nn.Module):
         if seed is None:
             self.rescale()
         self.seed, self.seconds = seed, float(seconds) + 0.0
+        self._kept, self._sums = None, None if seed is None or state else _sums(self.matrix())
         self._forget()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def keep_matrix(self) -> None:
+        """Keep the matrix that a chip was programmed with, before it changes."""
+        if self._sums is not None and self._kept is None:
+            self._kept = self._programmed_matrix().clone()
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def drop_state(self) -> None:
+        """Drop a state that was given, such as one from a file, if it can be made again bit for bit."""
+        given, seed, device = self.state(), self.seed, self.hardware.device
+        if seed is None or not given or isinstance(device, RedrawDevice) or not ageing.keeps_no_state(device):
+            return
+        weight = self.matrix()
+        for lines in ageing.pieces_of_lines(self.shape, weight.device):
+            made = ageing.program_lines(device, self._targets(weight, lines), (seed, self.name), self.shape, lines)
+            if made.keys() != given.keys() or not all(torch.equal(given[n][:, lines], made[n]) for n in made):
+                return
+        self.set_state({}, seed, self.seconds)
 
     @torch.inference_mode(False)
     def set_faults(self, fault_map: Tensor | None) -> None:
@@ -195,20 +236,16 @@ class TileArray(nn.Module):
         self._forget()
 
     def conductances(self, noise: bool = True) -> Tensor:
-        """Conductances in µS as they are now, ``[K, I, O]``, with or without the 1/f fluctuation of this time."""
-        if self.seed is None:
-            return self.targets()
-        device, key = self.hardware.device, (self.seed, self.name)
-        cells = ageing.conductances(device, self.state(), self.seconds, key, noise)
-        ageing.require_conductances(device, cells, self.seconds, self.name)
-        if self.fault_map is None:
-            return cells
-        short = (self.hardware.faults or Faults()).short_conductance
-        return faults.apply(self.fault_map, cells, window(device)[0], device.g_max, short)
+        """Conductances in µS as they are now, ``[K, I, O]``, with or without the 1/f fluctuation of this time.
+
+        Raises:
+            InputError: for a device that gives no number, and if the matrix has changed since it was programmed.
+        """
+        return torch.cat([cells for _, cells in self._present(noise)], 1)
 
     def targets(self) -> Tensor:
-        """What programming aims at, in µS, ``[K, I, O]``."""
-        return self._mapped(self.matrix().to(self.scales.dtype), self.scales)
+        """What programming aims at, in µS, ``[K, I, O]``, of the matrix as it is now."""
+        return self._targets()
 
     def placed(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """``(G⁺, G⁻)`` in tile form, each ``[T_out, T_in, R, C]``, of cells ``[K, I, O]``; absent cells are NaN.
@@ -224,7 +261,7 @@ class TileArray(nn.Module):
 
     @property
     def digits(self) -> Tensor:
-        """Signed digits as the columns see them now, ``[S, I, O]``; read when first asked for after they changed."""
+        """Signed digits as the columns see them now, ``[S, I, O]``."""
         digits = self._digits
         if digits is None:
             with _READING:
@@ -237,6 +274,11 @@ class TileArray(nn.Module):
         tile = self.hardware.tile
         return tile.signs * tile.pairs * tile.slices
 
+    @property
+    def shape(self) -> tuple[int, int, int]:
+        """K, I and O."""
+        return self.cells_a_weight, self.in_features, self.out_features
+
     def readout(self, column_gain: Tensor, adc_range: Tensor | None) -> Readout:
         """The array as its columns see it now, for `crossbar.backends`.
 
@@ -244,8 +286,10 @@ class TileArray(nn.Module):
             column_gain: digital correction of ``scales``, ``[T, O]``.
             adc_range: of the ADCs, 0-d or ``[T, O]``, unit outputs; None: the converter's own.
         """
-        digits = self.digits  # before what is read with them
-        del digits
+        if not self._seen:
+            with _READING:
+                if not self._seen:
+                    self._read()
         return Readout(
             digits=self._now,
             scales=self._of_conversions(self.scales, column_gain),
@@ -296,20 +340,77 @@ class TileArray(nn.Module):
         return self
 
     def _forget(self) -> None:
-        self._digits, self._forms = None, {}
+        self._digits, self._forms, self._seen, self._asked = None, {}, False, False
 
     def _now(self) -> Tensor:
-        return self.digits
+        """The digits for a backend that computes with them: kept until they change."""
+        with _READING:
+            self._asked, self._digits = True, self.digits
+        return self._digits
 
     def _form(self, name: str, make: Callable[[Tensor], Any]) -> Any:
-        """The digits as a backend holds them; made when first asked for after they changed."""
+        """The digits as a backend holds them: made once, and these kept in the place of the digits themselves."""
         form = self._forms.get(name)
         if form is None:
             with _READING:
                 form = self._forms.get(name)
                 if form is None:
                     form = self._forms[name] = make(self.digits)
+                    self._digits = self._digits if self._asked else None
         return form
+
+    def _programmed_matrix(self) -> Tensor:
+        """The matrix that the chip was programmed with."""
+        if self._kept is not None:
+            return self._kept
+        weight = self.matrix()
+        if self._sums is not None and not torch.equal(_sums(weight), self._sums):
+            raise InputError(
+                f"the weights of {self.name} changed after they were programmed as chip {self.seed}, and its cells are "
+                "made again from them: program it again, or call its train() before you change weights"
+            )
+        return weight
+
+    def _states(self) -> Iterator[tuple[slice, State]]:
+        """What programming left in the cells, some word lines after another, each tensor ``[K, r, O]``."""
+        device = self.hardware.device
+        assert not isinstance(device, RedrawDevice)
+        weight = None if self._cells else self._programmed_matrix()
+        for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
+            if weight is None:
+                yield lines, {name: getattr(self, f"cells_{name}")[:, lines].contiguous() for name in self._cells}
+            else:
+                key = (self.seed or 0, self.name)
+                yield lines, ageing.program_lines(device, self._targets(weight, lines), key, self.shape, lines)
+
+    def _conductances(self, noise: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Conductances (µS) without faults, some word lines after another, ``[K, r, O]``."""
+        device = self.hardware.device
+        if self.seed is None:
+            weight = self.matrix()
+            for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
+                yield lines, self._targets(weight, lines)
+            return
+        key = (self.seed, self.name)
+        if isinstance(device, RedrawDevice) or (noise and ageing.is_correlated(device)):
+            yield slice(0, self.in_features), ageing.conductances(device, self.state(), self.seconds, key, noise)
+            return
+        for lines, state in self._states():
+            yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
+
+    def _present(self, noise: bool) -> Iterator[tuple[slice, Tensor]]:
+        """Conductances (µS) as they are, some word lines after another, ``[K, r, O]``."""
+        device, short = self.hardware.device, (self.hardware.faults or Faults()).short_conductance
+        for lines, cells in self._conductances(noise):
+            if self.seed is None:
+                yield lines, cells
+                continue
+            if not ageing.are_conductances(device, cells):
+                every = torch.cat([cells for _, cells in self._conductances(noise)], 1)
+                ageing.require_conductances(device, every, self.seconds, self.name)
+            if self.fault_map is not None:
+                cells = faults.apply(self.fault_map[:, lines], cells, window(device)[0], device.g_max, short)
+            yield lines, cells
 
     def _found_scales(self, weight: Tensor) -> Tensor:
         """Scales ``[T_in, O]`` of a matrix ``[O, I]``: the chosen range, or each column's largest weight."""
@@ -329,9 +430,13 @@ class TileArray(nn.Module):
         g_min, width = span(self.hardware.device)
         return scales * (1 + 2 * g_min / width) if self.hardware.tile.signs == 1 else None
 
-    def _mapped(self, weight: Tensor, scales: Tensor) -> Tensor:
-        device = self.hardware.device
-        return mapping.target_conductances(weight, scales, self.hardware.tile, device.g_max, window(device)[0])
+    def _targets(self, weight: Tensor | None = None, lines: slice = slice(None)) -> Tensor:
+        """Targets (µS) of word lines of a matrix ``[O, I]``, the present one unless given, ``[K, r, O]``."""
+        return self._mapped(self.matrix() if weight is None else weight, self.scales, lines)
+
+    def _mapped(self, weight: Tensor, scales: Tensor, lines: slice = slice(None)) -> Tensor:
+        device, tile = self.hardware.device, self.hardware.tile
+        return mapping.target_conductances(weight, scales, tile, device.g_max, window(device)[0], lines)
 
     def _leave_out(self) -> None:
         """Mark where there is no device, on every chip."""
@@ -343,10 +448,29 @@ class TileArray(nn.Module):
     @torch.no_grad()
     def _read(self) -> Tensor:
         """Keep what the columns see of the cells at this time."""
-        cells = self.conductances()
+        hardware, noise = self.hardware, self.hardware.read_noise
+        noisy = noise is not None and (noise.constant > 0 or noise.relative > 0)
+        digits = self.scales.new_empty(hardware.tile.slices, self.in_features, self.out_features)
+        each = torch.empty_like(digits) if noisy else None
+        width, any_open = span(hardware.device)[1], False
+        for lines, cells in self._present(noise=True):
+            digits[:, lines] = mapping.cell_weights(cells, hardware.tile, width)
+            if each is not None and noise is not None:
+                is_open = None if self.fault_map is None else self.fault_map[:, lines] == faults.Fault.OPEN
+                any_open = any_open or (is_open is not None and bool(is_open.any()))
+                each[:, lines] = cell_variance(cells, noise, hardware, is_open)
         key = None if self.seed is None else (self.seed, self.name)
-        digits, self._offset = read_digits(cells, self.hardware, key)
-        self._variance = read_variance(cells, self.hardware.read_noise, self.hardware, self.fault_map)
+        digits, self._offset = with_mismatch(digits, hardware, key)
+        self._variance = of_columns(each, noise, hardware, any_open) if each is not None and noise is not None else None
         self._forget()
-        self._digits = digits
+        self._digits, self._seen = digits, True
         return digits
+
+
+def _sums(matrix: Tensor) -> Tensor:
+    """Sums of a matrix's bits, int64, that change with it: not by its values, so that NaN is no exception."""
+    words = matrix.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[matrix.element_size()]).view(-1)
+    size = min(at_once(_SUMMED, matrix.device), max(len(words), 1))
+    places = torch.arange(size, device=matrix.device, dtype=torch.int32).mul_(-1640531527).bitwise_or_(1)
+    sums = [(part * places[: len(part)]).sum(dtype=torch.int64) for part in words.split(size)]
+    return torch.stack(sums) if sums else words.new_zeros(0, dtype=torch.int64)

@@ -162,7 +162,7 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     )
     start, key = 0, 0
     if noise is not None and deviations is not None:
-        start, key = noise.stream.start, noise.stream.word_key
+        start, key = noise.start, noise.word_key
     size = -(-vectors // -(-vectors // max(_VECTORS, _SUMS // (2 * outputs))))  # even pieces
     sums = x.new_empty(size, 2 * outputs, dtype=torch.int32)
     for first in range(0, vectors, size):
