@@ -120,6 +120,56 @@ def conductances_lines(
     return drifted.view(like.shape)
 
 
+def reads_again(device: AnyDevice, like: Tensor) -> bool:
+    """Whether `read_again` has these cells: phase-change memory with its fluctuation, in float32 on the CPU."""
+    return (
+        type(device) is PCM and device.read_noise_scale > 0 and like.device.type == "cpu" and like.dtype == torch.float32
+    )
+
+
+def read_again(
+    device: PCM, targets: list[Tensor], seconds: float, key: Key, shape: tuple[int, int, int], lines: slice
+) -> Tensor:
+    """Conductances (µS) of word lines that are programmed and read at a time, ``[K, r, O]``.
+
+    `conductances_lines` of `program_lines`, by the same sums and products in the same order, in a third of the passes.
+
+    Args:
+        device: of the cells.
+        targets: of each of the K planes, ``[r, O]`` (µS), or a single one of either sign: its positive part is what the
+            first of two planes aims at, its negative part the second.
+        seconds: time since programming.
+        key: of the chip and its cells.
+        shape: K, I and O.
+        lines: which of the I word lines.
+    """
+    from crossbar.native import openmp  # numba takes half a second to load
+    from crossbar.tiles import kernels
+
+    planes, rows, outputs = shape
+    n, count = targets[0].numel(), planes * rows * outputs
+    drift, growth = -math.log1p(seconds / device.t_0), (seconds + device.t_0 + device.t_read) / (2 * device.t_read)
+    band = math.sqrt(math.log(growth)) * device.read_noise_scale
+    none = float(targets[0].new_tensor(1e-7).log_())
+    streams = [Stream((*key, *purpose), "cpu") for purpose in (("programming",), ("drift",), ("1/f", seconds))]
+    found, log = targets[0].new_empty(planes, n), torch.empty_like(targets[0]).view(-1)
+    relative = torch.empty_like(log)
+    for plane in range(planes):
+        target, sign = (targets[0], (1.0, -1.0)[plane]) if len(targets) == 1 else (targets[plane], 1.0)
+        if plane < len(targets):
+            openmp.run(kernels.pcm_relative, n, target, log, n, device.g_max)
+            log.log_()
+        first = (plane * rows + (lines.start or 0)) * outputs
+        programmed, exponent, numbers = (stream.normal_part(count, first, first + n) for stream in streams)
+        openmp.run(
+            kernels.pcm_program, n, target, log, programmed, exponent, relative, n, sign, none, device.g_max,
+            device.g_max / 25.0, float(device.prog_noise_scale), float(device.drift_scale), drift,
+        )  # fmt: skip
+        amplitude = relative.log_().mul_(-0.65).exp_()
+        openmp.run(kernels.pcm_read, n, programmed, exponent.exp_(), amplitude, numbers, found[plane], n, band)
+    return found.view(planes, -1, outputs)
+
+
 def normal_lines(key: Key, shape: tuple[int, int, int], lines: slice, device: torch.device) -> Tensor:
     """The standard normal numbers of some word lines of cells ``[K, I, O]``, float32 ``[K, r, O]``."""
     planes, rows, outputs = shape

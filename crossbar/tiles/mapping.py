@@ -77,8 +77,7 @@ def target_conductances(
         ``[K, I, O]`` in µS, ``K = signs x pairs x slices``; G⁺ before G⁻, the most significant slice first.
     """
     span = g_max - g_min
-    tile_of = torch.arange(weight.shape[1], device=scales.device)[lines].div_(tile.rows, rounding_mode="floor")
-    unit = weight.detach()[:, lines].t().to(scales.dtype).contiguous() * (span / scales)[tile_of]
+    unit = signed_targets(weight, scales, tile, span, lines)
     if tile.encoding == "differential":
         parts = torch.stack((unit, -unit))
     elif tile.encoding == "balanced":
@@ -93,6 +92,12 @@ def target_conductances(
     if tile.pairs > 1:
         parts = parts.view(tile.signs, 1, tile.slices, *unit.shape).expand(-1, tile.pairs, -1, -1, -1)
     return parts.reshape(-1, *unit.shape)
+
+
+def signed_targets(weight: Tensor, scales: Tensor, tile: Tile, span: float, lines: slice = slice(None)) -> Tensor:
+    """Scaled weights in µS, ``[I, O]`` of the wanted word lines: what a differential pair of them aims at, G⁺ - G⁻."""
+    tile_of = torch.arange(weight.shape[1], device=scales.device)[lines].div_(tile.rows, rounding_mode="floor")
+    return weight.detach()[:, lines].t().to(scales.dtype).contiguous() * (span / scales)[tile_of]
 
 
 def cell_weights(cells: Tensor, tile: Tile, span: float) -> Tensor:

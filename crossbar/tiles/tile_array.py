@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
 
-from crossbar.devices import RedrawDevice, State, span, window
+from crossbar.devices import PCM, RedrawDevice, State, span, window
 from crossbar.errors import InputError
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, require_honoured
 from crossbar.hardware import Faults, Hardware, WriteVerify
@@ -395,8 +395,22 @@ class TileArray(nn.Module):
         if isinstance(device, RedrawDevice) or (noise and ageing.is_correlated(device)):
             yield slice(0, self.in_features), ageing.conductances(device, self.state(), self.seconds, key, noise)
             return
-        for lines, state in self._states():
-            yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
+        if self._cells:
+            for lines, state in self._states():
+                yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
+            return
+        weight = self._programmed_matrix()
+        for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
+            if noise and ageing.reads_again(device, self.scales):
+                tile, g_max = self.hardware.tile, device.g_max
+                if tile.encoding == "differential" and self.cells_a_weight == 2:
+                    targets = [mapping.signed_targets(weight, self.scales, tile, g_max, lines)]
+                else:
+                    targets = list(self._targets(weight, lines))
+                yield lines, ageing.read_again(cast(PCM, device), targets, self.seconds, key, self.shape, lines)
+            else:
+                state = ageing.program_lines(device, self._targets(weight, lines), key, self.shape, lines)
+                yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
 
     def _present(self, noise: bool) -> Iterator[tuple[slice, Tensor]]:
         """Conductances (µS) as they are, some word lines after another, ``[K, r, O]``."""
