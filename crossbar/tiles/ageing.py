@@ -35,6 +35,7 @@ from crossbar.errors import InputError
 from crossbar.native.sizes import at_once
 from crossbar.random.streams import Key, Stream, normal, seed
 
+_LINES = 2**18  # cells of whole word lines worked on at once
 _PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
 _MADE_AGAIN = (CmoReRam, GainCell, Hermes, Ideal, Measured, PCM, ReRam)
 _FURTHEST = 10  # deviations: no normal number is drawn that far out
@@ -123,12 +124,21 @@ def conductances_lines(
 def reads_again(device: AnyDevice, like: Tensor) -> bool:
     """Whether `read_again` has these cells: phase-change memory with its fluctuation, in float32 on the CPU."""
     return (
-        type(device) is PCM and device.read_noise_scale > 0 and like.device.type == "cpu" and like.dtype == torch.float32
+        type(device) is PCM
+        and device.read_noise_scale > 0
+        and like.device.type == "cpu"
+        and like.dtype == torch.float32
     )
 
 
 def read_again(
-    device: PCM, targets: list[Tensor], seconds: float, key: Key, shape: tuple[int, int, int], lines: slice
+    device: PCM,
+    targets: list[Tensor],
+    seconds: float,
+    key: Key,
+    shape: tuple[int, int, int],
+    lines: slice,
+    digits: Tensor | None = None,
 ) -> Tensor:
     """Conductances (µS) of word lines that are programmed and read at a time, ``[K, r, O]``.
 
@@ -142,6 +152,7 @@ def read_again(
         key: of the chip and its cells.
         shape: K, I and O.
         lines: which of the I word lines.
+        digits: where the digits of two planes are put, ``[r, O]``; what is returned are then not the conductances.
     """
     from crossbar.native import openmp  # numba takes half a second to load
     from crossbar.tiles import kernels
@@ -166,7 +177,11 @@ def read_again(
             device.g_max / 25.0, float(device.prog_noise_scale), float(device.drift_scale), drift,
         )  # fmt: skip
         amplitude = relative.log_().mul_(-0.65).exp_()
-        openmp.run(kernels.pcm_read, n, programmed, exponent.exp_(), amplitude, numbers, found[plane], n, band)
+        pair = digits if plane == 1 else None
+        openmp.run(
+            kernels.pcm_read, n, programmed, exponent.exp_(), amplitude, numbers, found[plane] if pair is None else pair,
+            None if pair is None else found[0], n, band, device.g_max,
+        )  # fmt: skip
     return found.view(planes, -1, outputs)
 
 
@@ -185,7 +200,7 @@ def normal_lines(key: Key, shape: tuple[int, int, int], lines: slice, device: to
 def pieces_of_lines(shape: tuple[int, int, int], device: torch.device) -> Iterator[slice]:
     """Word lines of cells ``[K, I, O]`` that are worked on at once."""
     planes, rows, outputs = shape
-    step = min(max(at_once(_PIECE, device) // max(planes * outputs, 1), 1), max(rows, 1))
+    step = min(max(at_once(_LINES, device) // max(planes * outputs, 1), 1), max(rows, 1))
     return (slice(first, first + step) for first in range(0, max(rows, 1), step))
 
 
@@ -219,6 +234,12 @@ def are_conductances(device: AnyDevice, cells: Tensor) -> bool:
     low, high = cells.aminmax() if cells.numel() else (cells.new_zeros(()), cells.new_zeros(()))
     most = _MOST * device.g_max
     return bool((low >= -most) & (high <= most))  # false for NaN
+
+
+def are_digits(digits: Tensor) -> bool:
+    """Whether differences of two cells, in units of g_max, are such that `are_conductances` holds for both."""
+    low, high = digits.aminmax() if digits.numel() else (digits.new_zeros(()), digits.new_zeros(()))
+    return bool((low > -_MOST / 2) & (high < _MOST / 2))  # false for NaN
 
 
 def require_conductances(device: AnyDevice, cells: Tensor, seconds: float, where: str) -> None:

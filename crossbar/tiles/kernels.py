@@ -83,13 +83,14 @@ def pcm_program(words: Any) -> None:
 
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def pcm_read(words: Any) -> None:
-    """Conductances with their 1/f fluctuation, at least 0 µS.
+    """Conductances with their 1/f fluctuation, at least 0 µS, or the digits that they and those of G⁺ stand for.
 
     Arguments: programmed conductances [n] (µS); what drift leaves of them [n]; relative amplitudes [n] before their
-    factor 0.0088; normal numbers [n]; conductances [n] (µS), found; n, ``band`` times the scale of the fluctuation.
+    factor 0.0088; normal numbers [n]; conductances or digits [n], found; conductances of G⁺ [n] or 0 (not of a pair);
+    n, ``band`` times the scale of the fluctuation, g_max.
     """
-    given = carray(words, 9)
-    n, band = given[7], _F(as_double(given[8]))
+    given = carray(words, 11)
+    n, band, g_max = given[8], _F(as_double(given[9])), _F(as_double(given[10]))
     programmed = carray(pointer(given[2]), n, np.float32)
     left = carray(pointer(given[3]), n, np.float32)
     amplitude = carray(pointer(given[4]), n, np.float32)
@@ -104,4 +105,8 @@ def pcm_read(words: Any) -> None:
         size = size if size < _F(0.2) else _F(0.2)
         read = fma((size * drifted) * band, numbers[i], drifted)
         found[i] = read if read > _F(0.0) else _F(0.0)
+    if given[7] != 0:
+        plus = carray(pointer(given[7]), n, np.float32)[first:last]
+        for i in range(len(found)):
+            found[i] = (plus[i] - found[i]) / g_max
     done(given)

@@ -401,16 +401,24 @@ class TileArray(nn.Module):
             return
         weight = self._programmed_matrix()
         for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
-            if noise and ageing.reads_again(device, self.scales):
-                tile, g_max = self.hardware.tile, device.g_max
-                if tile.encoding == "differential" and self.cells_a_weight == 2:
-                    targets = [mapping.signed_targets(weight, self.scales, tile, g_max, lines)]
-                else:
-                    targets = list(self._targets(weight, lines))
-                yield lines, ageing.read_again(cast(PCM, device), targets, self.seconds, key, self.shape, lines)
+            targets = self._targets(weight, lines)
+            if noise and ageing.reads_again(device, targets):
+                yield lines, ageing.read_again(cast(PCM, device), list(targets), self.seconds, key, self.shape, lines)
             else:
-                state = ageing.program_lines(device, self._targets(weight, lines), key, self.shape, lines)
+                state = ageing.program_lines(device, targets, key, self.shape, lines)
                 yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
+
+    def _pairs_again(self, digits: Tensor) -> bool:
+        """Read differential pairs of cells in as few passes as there are, into digits ``[I, O]``; False: it cannot be."""
+        tile, device, seed = self.hardware.tile, self.hardware.device, self.seed
+        plain = tile.encoding == "differential" and self.cells_a_weight == 2 and self.fault_map is None
+        if seed is None or self._cells or not plain or not ageing.reads_again(device, digits):
+            return False
+        pcm, key = cast(PCM, device), (seed, self.name)
+        signed = mapping.signed_targets(self._programmed_matrix(), self.scales, tile, pcm.g_max)
+        for lines in ageing.pieces_of_lines(self.shape, digits.device):
+            ageing.read_again(pcm, [signed[lines]], self.seconds, key, self.shape, lines, digits[lines])
+        return ageing.are_digits(digits)
 
     def _present(self, noise: bool) -> Iterator[tuple[slice, Tensor]]:
         """Conductances (µS) as they are, some word lines after another, ``[K, r, O]``."""
@@ -467,7 +475,8 @@ class TileArray(nn.Module):
         digits = self.scales.new_empty(hardware.tile.slices, self.in_features, self.out_features)
         each = torch.empty_like(digits) if noisy else None
         width, any_open = span(hardware.device)[1], False
-        for lines, cells in self._present(noise=True):
+        done = each is None and self._pairs_again(digits[0])
+        for lines, cells in () if done else self._present(noise=True):
             digits[:, lines] = mapping.cell_weights(cells, hardware.tile, width)
             if each is not None and noise is not None:
                 is_open = None if self.fault_map is None else self.fault_map[:, lines] == faults.Fault.OPEN
