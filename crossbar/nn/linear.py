@@ -344,8 +344,6 @@ class AnalogLinear(nn.Module):
     def train(self, mode: bool = True) -> AnalogLinear:
         """Set train or eval mode; cells that were not programmed take over the trained weights when training ends."""
         ends = self.training and not mode
-        if mode:
-            self.cells.keep_matrix()  # of the chip, since training changes it
         super().train(mode)
         if ends and self.seed is None:
             self.set_state({}, None, 0.0)
@@ -625,8 +623,6 @@ class AnalogLinear(nn.Module):
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""
         if recurse:
-            if fn(self._digital_weight().new_empty(0)).dtype != self._digital_weight().dtype:
-                self.cells.keep_matrix()  # before it is rounded
             for part in self.children():
                 part._apply(fn)
         super()._apply(lambda own: own.to(fn(own.new_empty(0)).device), False)  # type: ignore[no-untyped-call]  # torch's own

@@ -27,7 +27,6 @@ def clip_weights(model: nn.Module, deviations: float = 2.5) -> None:
     for layer in analog_layers(model).values():
         if layer.digital is None:
             continue
-        layer.cells.keep_matrix()
         weight = digital_weight(layer.digital)
         with torch.no_grad():
             bound = float(weight.float().square().mean().sqrt()) * deviations

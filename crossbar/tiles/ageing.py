@@ -122,13 +122,9 @@ def conductances_lines(
 
 
 def reads_again(device: AnyDevice, like: Tensor) -> bool:
-    """Whether `read_again` has these cells: phase-change memory with its fluctuation, in float32 on the CPU."""
-    return (
-        type(device) is PCM
-        and device.read_noise_scale > 0
-        and like.device.type == "cpu"
-        and like.dtype == torch.float32
-    )
+    """Whether `read_again` has these cells: phase-change memory with fluctuations of no past, float32 on the CPU."""
+    fluctuates = type(device) is PCM and device.read_noise_scale > 0 and not device.correlated
+    return fluctuates and like.device.type == "cpu" and like.dtype == torch.float32
 
 
 def read_again(
@@ -177,11 +173,9 @@ def read_again(
             device.g_max / 25.0, float(device.prog_noise_scale), float(device.drift_scale), drift,
         )  # fmt: skip
         amplitude = relative.log_().mul_(-0.65).exp_()
-        pair = digits if plane == 1 else None
-        openmp.run(
-            kernels.pcm_read, n, programmed, exponent.exp_(), amplitude, numbers, found[plane] if pair is None else pair,
-            None if pair is None else found[0], n, band, device.g_max,
-        )  # fmt: skip
+        into, plus = (digits, found[0]) if digits is not None and plane == 1 else (found[plane], None)
+        left = exponent.exp_()
+        openmp.run(kernels.pcm_read, n, programmed, left, amplitude, numbers, into, plus, n, band, device.g_max)
     return found.view(planes, -1, outputs)
 
 

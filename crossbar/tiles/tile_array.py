@@ -14,7 +14,6 @@ from crossbar.devices import PCM, RedrawDevice, State, span, window
 from crossbar.errors import InputError
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, require_honoured
 from crossbar.hardware import Faults, Hardware, WriteVerify
-from crossbar.native.sizes import at_once
 from crossbar.random.streams import Stream
 from crossbar.tiles import ageing, faults, injection, mapping, programming
 from crossbar.tiles.readout import Readout, cell_variance, of_columns, read_digits, read_variance, with_mismatch
@@ -24,7 +23,6 @@ HONOURED = CELLS | CONVERTERS | MISMATCH | NOISES
 """Features of hardware that arrays of tiles, and layers on them, have."""
 
 _READING = threading.RLock()  # threads that run one model wait for the one that reads its cells
-_SUMMED = 2**15  # numbers of a matrix whose bits are summed at once
 _CODES = (torch.uint8, torch.int8, torch.int16, torch.int32, torch.int64)
 
 
@@ -35,9 +33,8 @@ class TileArray(nn.Module):
     hold their targets exactly. Nothing here is part of ``state_dict()``.
 
     Programming errors and drift are functions of target, chip and time, so what programming leaves in the cells is not
-    kept but made again from the matrix whenever they are read (`crossbar.tiles.ageing.keeps_no_state`). It is kept
-    where it is more than that: of cells that were verified, written again or loaded from a file, and of a user's
-    devices. A matrix that changes after programming is another one: `keep_matrix` before, or program again.
+    kept but made again, from a copy of the matrix, whenever they are read (`crossbar.tiles.ageing.keeps_no_state`). It
+    is kept where it is more than that: of cells that were verified or written again, and of a user's devices.
 
     Args:
         matrix: the weights, or what gives them as they are now (a bound method, so that copies take their own).
@@ -62,7 +59,6 @@ class TileArray(nn.Module):
     fault_map: Tensor | None
     devices: Tensor | None
     _kept: Tensor | None
-    _sums: Tensor | None
     _digits: Tensor | None
     _offset: Tensor | None
     _variance: Tensor | None
@@ -90,7 +86,7 @@ class TileArray(nn.Module):
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
         self.register_buffer("devices", None if devices is None else devices.t().contiguous(), persistent=False)
-        for buffer in ("weight_range", "fault_map", "_kept", "_sums", "_digits", "_offset", "_variance"):
+        for buffer in ("weight_range", "fault_map", "_kept", "_digits", "_offset", "_variance"):
             self.register_buffer(buffer, None, persistent=False)
         self._leave_out()
 
@@ -167,11 +163,7 @@ class TileArray(nn.Module):
             raise InputError(f"{self.name} was not programmed: call crossbar.program(model, seed) first")
 
     def state(self) -> State:
-        """What programming left in the cells, each tensor ``[K, I, O]``, G⁺ first; empty before programming.
-
-        Raises:
-            InputError: if it is not kept and the matrix has changed since.
-        """
+        """What programming left in the cells, each tensor ``[K, I, O]``, G⁺ first; empty before programming."""
         if self.seed is None or self._cells:
             return {name: getattr(self, f"cells_{name}") for name in self._cells}
         parts = list(self._states())
@@ -191,15 +183,8 @@ class TileArray(nn.Module):
         if seed is None:
             self.rescale()
         self.seed, self.seconds = seed, float(seconds) + 0.0
-        self._kept, self._sums = None, None if seed is None or state else _sums(self.matrix())
+        self._kept = None if seed is None or state else self.matrix().clone()
         self._forget()
-
-    @torch.inference_mode(False)
-    @torch.no_grad()
-    def keep_matrix(self) -> None:
-        """Keep the matrix that a chip was programmed with, before it changes."""
-        if self._sums is not None and self._kept is None:
-            self._kept = self._programmed_matrix().clone()
 
     @torch.inference_mode(False)
     @torch.no_grad()
@@ -239,7 +224,7 @@ class TileArray(nn.Module):
         """Conductances in µS as they are now, ``[K, I, O]``, with or without the 1/f fluctuation of this time.
 
         Raises:
-            InputError: for a device that gives no number, and if the matrix has changed since it was programmed.
+            InputError: for a device that gives no number.
         """
         return torch.cat([cells for _, cells in self._present(noise)], 1)
 
@@ -359,23 +344,11 @@ class TileArray(nn.Module):
                     self._digits = self._digits if self._asked else None
         return form
 
-    def _programmed_matrix(self) -> Tensor:
-        """The matrix that the chip was programmed with."""
-        if self._kept is not None:
-            return self._kept
-        weight = self.matrix()
-        if self._sums is not None and not torch.equal(_sums(weight), self._sums):
-            raise InputError(
-                f"the weights of {self.name} changed after they were programmed as chip {self.seed}, and its cells are "
-                "made again from them: program it again, or call its train() before you change weights"
-            )
-        return weight
-
     def _states(self) -> Iterator[tuple[slice, State]]:
         """What programming left in the cells, some word lines after another, each tensor ``[K, r, O]``."""
         device = self.hardware.device
         assert not isinstance(device, RedrawDevice)
-        weight = None if self._cells else self._programmed_matrix()
+        weight = self._kept
         for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
             if weight is None:
                 yield lines, {name: getattr(self, f"cells_{name}")[:, lines].contiguous() for name in self._cells}
@@ -399,9 +372,9 @@ class TileArray(nn.Module):
             for lines, state in self._states():
                 yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
             return
-        weight = self._programmed_matrix()
+        assert self._kept is not None
         for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
-            targets = self._targets(weight, lines)
+            targets = self._targets(self._kept, lines)
             if noise and ageing.reads_again(device, targets):
                 yield lines, ageing.read_again(cast(PCM, device), list(targets), self.seconds, key, self.shape, lines)
             else:
@@ -409,13 +382,13 @@ class TileArray(nn.Module):
                 yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
 
     def _pairs_again(self, digits: Tensor) -> bool:
-        """Read differential pairs of cells in as few passes as there are, into digits ``[I, O]``; False: it cannot be."""
+        """Read differential pairs of cells in the fewest passes, into digits ``[I, O]``; False: it cannot be."""
         tile, device, seed = self.hardware.tile, self.hardware.device, self.seed
         plain = tile.encoding == "differential" and self.cells_a_weight == 2 and self.fault_map is None
-        if seed is None or self._cells or not plain or not ageing.reads_again(device, digits):
+        if seed is None or self._kept is None or not plain or not ageing.reads_again(device, digits):
             return False
         pcm, key = cast(PCM, device), (seed, self.name)
-        signed = mapping.signed_targets(self._programmed_matrix(), self.scales, tile, pcm.g_max)
+        signed = mapping.signed_targets(self._kept, self.scales, tile, pcm.g_max)
         for lines in ageing.pieces_of_lines(self.shape, digits.device):
             ageing.read_again(pcm, [signed[lines]], self.seconds, key, self.shape, lines, digits[lines])
         return ageing.are_digits(digits)
@@ -488,12 +461,3 @@ class TileArray(nn.Module):
         self._forget()
         self._digits, self._seen = digits, True
         return digits
-
-
-def _sums(matrix: Tensor) -> Tensor:
-    """Sums of a matrix's bits, int64, that change with it: not by its values, so that NaN is no exception."""
-    words = matrix.contiguous().view({2: torch.int16, 4: torch.int32, 8: torch.int64}[matrix.element_size()]).view(-1)
-    size = min(at_once(_SUMMED, matrix.device), max(len(words), 1))
-    places = torch.arange(size, device=matrix.device, dtype=torch.int32).mul_(-1640531527).bitwise_or_(1)
-    sums = [(part * places[: len(part)]).sum(dtype=torch.int64) for part in words.split(size)]
-    return torch.stack(sums) if sums else words.new_zeros(0, dtype=torch.int64)

@@ -140,10 +140,10 @@ def test_dtype_moves_leave_the_tiles(dtype):
     layer.age(3600.0)
     layer.input_range = torch.tensor(1.0625)
     nn.init.zeros_(layer.digital.bias)
-    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     cells = layer.cells.digits.clone()
     x = inputs(5, 10).to(dtype)
     expected = layer(x.float()).to(dtype)
+    before = {name: buffer.clone() for name, buffer in layer.named_buffers()}
     nn.Sequential(layer).to(dtype)
     after = dict(layer.named_buffers())
     assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
