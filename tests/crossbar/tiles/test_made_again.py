@@ -1,4 +1,4 @@
-"""Cells by themselves: what is made again and what is kept."""
+"""What programming left in cells: made again where it can be, kept where not."""
 
 import dataclasses
 
