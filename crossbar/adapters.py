@@ -77,7 +77,11 @@ class Linear(_Rows):
 
     def matches(self, module: nn.Module) -> bool:
         """Whether it is one, or of a class made from it that computes what it computes."""
-        return isinstance(module, nn.Linear) and type(module).forward is nn.Linear.forward
+        if not isinstance(module, nn.Linear):
+            return False
+        own, falcon = type(module).forward, sys.modules.get("transformers.models.falcon.modeling_falcon")
+        # Falcon's class computes the same in two operations; those of routers and experts do not.
+        return own is nn.Linear.forward or (falcon is not None and own is falcon.FalconLinear.forward)
 
 
 class Conv1D(_Rows):

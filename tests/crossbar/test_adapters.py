@@ -6,6 +6,9 @@ from typing import NamedTuple
 import pytest
 import torch
 from torch import nn
+from transformers.models.falcon.modeling_falcon import FalconLinear
+from transformers.models.llama4.configuration_llama4 import Llama4TextConfig
+from transformers.models.llama4.modeling_llama4 import Llama4Router
 from transformers.pytorch_utils import Conv1D
 
 from crossbar import (
@@ -87,6 +90,7 @@ KINDS = {
     "linear": Kind(lambda **options: nn.Linear(10, 7, **options), **ROWS),
     "linear without bias": Kind(lambda **options: nn.Linear(10, 7, bias=False, **options), **ROWS),
     "class made from it": Kind(lambda **options: Scaled(10, 7, **options), **ROWS),
+    "falcon's": Kind(lambda **options: FalconLinear(10, 7, **options), **ROWS),
     "conv1d of transformers": Kind(lambda dtype: Conv1D(7, 10).to(dtype), **ROWS),
     "user's": Kind(
         lambda **options: nn.Conv2d(10, 7, 1, **options),
@@ -372,6 +376,14 @@ def test_what_computes_otherwise_stays_digital_until_it_has_an_adapter():
     register_adapter(Adapter())
     assert [layer.name for layer in convert(model, QUIET).analog] == ["0"]
     torch.testing.assert_close(model(x), digital(x), rtol=0, atol=1e-12)
+
+
+def test_a_router_of_experts_that_is_made_from_a_linear_layer_stays_digital():
+    config = Llama4TextConfig(hidden_size=4, num_local_experts=3, num_experts_per_tok=1)
+    model = nn.ModuleDict({"router": Llama4Router(config), "next": nn.Linear(4, 4)})
+    assert [layer.name for layer in convert(model, QUIET).analog] == ["next"]
+    scores, logits = model["router"](inputs(5, 4))  # it returns two tensors, which a layer on tiles would not
+    assert scores.shape == logits.shape == (5, 3)
 
 
 def test_layers_of_two_kinds_are_one_chip():
