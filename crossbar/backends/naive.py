@@ -20,6 +20,7 @@ from crossbar.backends.protocol import AgedRows, Columns, Read, Work
 from crossbar.devices import Device, span, window
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from crossbar.hardware import Converter, Hardware
+from crossbar.random.streams import Stream
 
 Array = NDArray[np.float64]
 
@@ -349,7 +350,8 @@ class Naive:
         codes = np.array(each).reshape(x.shape)
         if dac is not None and dac.coding == "rate" and read.noise is not None:
             chances = torch.as_tensor(np.rint(np.abs(np.nan_to_num(codes)) * _levels(dac)))
-            codes = np.sign(codes) * _numbers(read.noise.binomial(chances, _levels(dac))) / _levels(dac)
+            pulses = Stream((*read.noise.key, "pulses"))
+            codes = np.sign(codes) * _numbers(pulses.binomial(chances, _levels(dac))) / _levels(dac)
         return codes, np.array(ranges)
 
 
