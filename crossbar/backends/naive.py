@@ -254,12 +254,12 @@ class Naive:
             rows = read.hardware.tile.rows
             for j, scale in enumerate(_numbers(read.cells.bias_scales)):
                 y -= codes[:, j * rows : (j + 1) * rows].sum(1)[:, None] * scale
-        return torch.as_tensor(y * full_scale[:, None]).to(read.x)
+        return torch.as_tensor(y * full_scale[:, None], device="cpu").to(read.x)
 
     def read_columns(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.read_columns`."""
         columns, _, full_scale = self._columns(read)
-        return torch.as_tensor(columns * full_scale[:, None]).to(read.x)
+        return torch.as_tensor(columns * full_scale[:, None], device="cpu").to(read.x)
 
     def sense(self, columns: Columns) -> Tensor:
         """`crossbar.backends.protocol.Backend.sense`."""
@@ -282,7 +282,7 @@ class Naive:
             found[place] = (
                 _convert(float(sums[place]), hardware.adc, float(spans[place]) * columns.step * levels) / columns.step
             )
-        return torch.as_tensor(found).to(like)
+        return torch.as_tensor(found, device="cpu").to(like)
 
     def age_rows(self, rows: AgedRows) -> tuple[Tensor, Tensor | None]:
         """`crossbar.backends.protocol.Backend.age_rows`."""
