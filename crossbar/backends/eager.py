@@ -13,8 +13,8 @@ import torch.nn.functional as F
 from torch import Tensor
 
 from crossbar.backends.converters import Drive, bit_planes, convert, drive, found_range
-from crossbar.backends.protocol import AgedRows, Columns, Product, Read, Work
-from crossbar.devices import Device, span
+from crossbar.backends.protocol import REDRAWN, AgedRows, Columns, Product, Read, Work
+from crossbar.devices import Device, RedrawDevice, span
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from crossbar.hardware import CellNoise, Converter, Hardware
 from crossbar.native.sizes import at_once
@@ -35,8 +35,8 @@ class Eager:
     honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
-        """Nothing."""
-        return None
+        """Rows of any age of a device that has no state apart from its time."""
+        return REDRAWN if isinstance(work, AgedRows) and isinstance(work.device, RedrawDevice) else None
 
     def multiply(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.multiply`."""

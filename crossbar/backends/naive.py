@@ -16,8 +16,8 @@ import torch
 from numpy.typing import NDArray
 from torch import Tensor
 
-from crossbar.backends.protocol import AgedRows, Columns, Read, Work
-from crossbar.devices import Device, span, window
+from crossbar.backends.protocol import REDRAWN, AgedRows, Columns, Read, Work
+from crossbar.devices import Device, RedrawDevice, span, window
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from crossbar.hardware import Converter, Hardware
 from crossbar.random.streams import Stream
@@ -242,7 +242,9 @@ class Naive:
     honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
-        """Gradients alone."""
+        """Gradients, and rows of any age of a device that has no state apart from its time."""
+        if isinstance(work, AgedRows) and isinstance(work.device, RedrawDevice):
+            return REDRAWN
         return "gradients" if gradient else None
 
     def multiply(self, read: Read) -> Tensor:

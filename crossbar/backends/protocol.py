@@ -145,6 +145,9 @@ class AgedRows:
 
 Work = Read | Columns | AgedRows
 
+REDRAWN = "rows of a device that is drawn anew at each time"
+"""A reason to refuse work."""
+
 
 @runtime_checkable
 class Backend(Protocol):

@@ -51,7 +51,8 @@ class TileArray(nn.Module):
         seconds: time since programming.
 
     Raises:
-        InputError: for hardware with a feature that tiles do not have, and weights that are NaN or infinite.
+        InputError: for hardware with a feature that tiles do not have (faults, where devices are in some places only),
+            weights that are NaN, infinite or no matrix, and devices of another shape.
     """
 
     scales: Tensor
@@ -72,11 +73,17 @@ class TileArray(nn.Module):
     ) -> None:
         super().__init__()
         require_honoured(hardware, HONOURED, "analog layers")
+        if devices is not None:
+            require_honoured(hardware, HONOURED - {"faults"}, "tiles with devices in some places only")
         self.hardware, self.name = hardware, name
         given = matrix if isinstance(matrix, Tensor) else None
         self.register_buffer("_given", given, persistent=False)
         self._matrix = None if isinstance(matrix, Tensor) else matrix
         weight = self.matrix()
+        if weight.dim() != 2:
+            raise InputError(f"{name} got weights {list(weight.shape)}: give a matrix [O, I]")
+        if devices is not None and (devices.dtype != torch.bool or devices.shape != weight.shape):
+            raise InputError(f"{name} got bad places of devices: give bool {list(weight.shape)}")
         self.out_features, self.in_features = weight.shape
         self.seed: int | None = None
         self.seconds = 0.0

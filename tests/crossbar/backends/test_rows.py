@@ -10,6 +10,7 @@ import torch
 from crossbar.backends import dispatch
 from crossbar.backends.protocol import AgedRows, RowNumbers
 from crossbar.devices import PCM, Decaying, GainCell, Hermes, Ideal
+from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Hardware, Tile
 
 B, H, ROWS = 2, 3, 12
@@ -64,6 +65,26 @@ def test_rows_of_all_ages_read_as_their_devices_equations_say(device, pairs, siz
             spread = (noise.constant**2 + (noise.relative * cells) ** 2).sum(0) / digit**2
             np.testing.assert_allclose(variance[:, :, place].numpy(), spread, rtol=1e-4)
     assert (variance is None) == (noise is None)
+
+
+class Redrawn:
+    """A device whose error is drawn anew at each time."""
+
+    kind, g_max = "redrawn", 25.0
+
+    def write(self, target, seed):
+        return {"target": target}
+
+    def read(self, state, seconds, seed, noise=True):
+        return state["target"]
+
+
+@pytest.mark.parametrize("impl", ["cpu", "eager", "naive"])
+def test_rows_of_a_device_that_is_drawn_anew_are_refused(impl):
+    state = {"target": torch.ones(2, B, H, ROWS, 4)}
+    rows = AgedRows(state, SLOTS, AGES, NUMBERS, Hardware(device=Redrawn()))
+    with pytest.raises(InputError, match=f"backend '{impl}' cannot compute this .*redrawn|drawn anew"):
+        dispatch.age_rows(rows, impl)
 
 
 def test_any_number_of_threads_gives_the_same_bits():

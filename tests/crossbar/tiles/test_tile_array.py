@@ -255,3 +255,23 @@ def test_read_outs_see_mismatch_and_variance():
     torch.testing.assert_close(readout.scales, 2 * cells.scales)
     assert float(readout.adc_range) == 4.0
     assert readout.bias_scales is None
+
+
+@pytest.mark.parametrize(
+    ("weight", "devices", "hardware", "message"),
+    [
+        (torch.ones(3), None, Hardware(), r"cells got weights \[3\]: give a matrix \[O, I\]$"),
+        (torch.ones(3, 2), torch.ones(2, 3) > 0, Hardware(), r"bad places of devices: give bool \[3, 2\]$"),
+        (torch.ones(3, 2), torch.ones(3, 2), Hardware(), r"bad places of devices: give bool \[3, 2\]$"),
+        (
+            torch.ones(3, 2),
+            torch.ones(3, 2, dtype=torch.bool),
+            Hardware(faults=Faults(stuck_min=0.1)),
+            "faults = .+ is not supported for tiles with devices in some places only: give None$",
+        ),
+    ],
+    ids=["a vector", "turned", "numbers", "faults too"],
+)
+def test_bad_matrices_and_places_are_refused(weight, devices, hardware, message):
+    with pytest.raises(InputError, match=message):
+        TileArray(weight, hardware, "cells", devices)
