@@ -38,7 +38,8 @@ CONVERTERS = frozenset(
 
 def missing(hardware: Hardware, honoured: Set[str]) -> str | None:
     """The first feature of hardware that is not honoured, in the order of names; None: all are."""
-    return min(hardware.features() - honoured, default=None)
+    features = hardware.features()
+    return None if features <= honoured else min(features - honoured)
 
 
 def require_honoured(hardware: Hardware, honoured: Set[str], reader: str) -> None:

@@ -5,6 +5,7 @@ from __future__ import annotations
 import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
+from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -271,6 +272,10 @@ class Hardware:
         >>> sorted(Hardware(tile=Tile(slices=2), adc=None).features())
         ['adc:ideal', 'dac.range:per_token', 'output_noise', 'tile.slices']
         """
+        return self._features
+
+    @cached_property
+    def _features(self) -> frozenset[str]:
         found = {"device:redrawn"} if isinstance(self.device, RedrawDevice) else set[str]()
         for own in dataclasses.fields(self):
             if own.name != "device":

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from functools import cache
 
 import torch
 from torch import Tensor
@@ -30,7 +31,7 @@ class Cpu:
         if isinstance(work, Columns):
             return "cells that are not kept in fixed point"
         if isinstance(work, AgedRows):
-            decays = isinstance(work.device, Decaying) and window(work.device) == (0.0, math.inf)
+            decays = _decays(type(work.device)) and window(work.device) == (0.0, math.inf)
             return None if decays else f"drift of device {work.device.kind!r}, which is no factor"
         if gradient:
             return "gradients"
@@ -51,3 +52,9 @@ class Cpu:
     def age_rows(self, aged: AgedRows) -> tuple[Tensor, Tensor | None]:
         """`crossbar.backends.protocol.Backend.age_rows`."""
         return rows.read(aged)
+
+
+@cache
+def _decays(kind: type) -> bool:
+    """Whether a kind of device is `Decaying`: found once, since asking a protocol takes longer than a small read."""
+    return issubclass(kind, Decaying)
