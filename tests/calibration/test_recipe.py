@@ -9,6 +9,7 @@ from torch import nn
 
 from calibration import AdcRanges, AffineCorrection, DriftCompensation, InputRanges, Recipe, Stage, WeightRanges, recipe
 from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
+from crossbar.tiles.tile_array import TileArray
 
 STEPS = {
     "balanced": InputRanges(),
@@ -55,15 +56,17 @@ def step(request):
 def everything(model):
     """All that a model holds and is: modules, hooks, plain attributes, parameters, buffers and their bits.
 
-    But the cells as integers, which are found from the others at the next read.
+    The digits of the cells are read: whether they are held, or found from the others at the next read, is their affair.
     """
+    digits = {f"{n}.digits": m.digits.clone() for n, m in model.named_modules() if isinstance(m, TileArray)}
     found = {}
     for name, module in model.named_modules():
-        plain = {k: v for k, v in vars(module).items() if isinstance(v, int | float | str | tuple | type(None))}
+        kinds = int | float | str | tuple | type(None)
+        plain = {k: v for k, v in vars(module).items() if isinstance(v, kinds) and k not in ("_seen", "_asked")}
         found[name] = (type(module), len(module._forward_pre_hooks), len(module._forward_hooks), plain)
     tensors = dict(model.named_parameters()) | dict(model.named_buffers())
-    kept = {name: tensor.clone() for name, tensor in tensors.items() if not name.endswith(("._bytes", "._steps"))}
-    return found, kept
+    kept = {name: tensor.clone() for name, tensor in tensors.items() if not name.endswith("._digits")}
+    return found, kept | digits
 
 
 def assert_unchanged(model, before):
