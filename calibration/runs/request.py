@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import re
 from collections.abc import Mapping, Sequence
-from dataclasses import dataclass, field, replace
+from dataclasses import dataclass, field, fields, replace
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -270,9 +270,11 @@ def as_memory(
         return None
     if isinstance(memory, Memory):
         found = memory
-    elif isinstance(memory, Mapping) and "hardware" in memory:
-        own = memory["hardware"]
-        found = Memory.from_dict({**memory, "hardware": _located(own, folder) if isinstance(own, str) else own})
+    elif isinstance(memory, Mapping) and memory.keys() & {own.name for own in fields(Memory)}:
+        own = memory.get("hardware")
+        found = Memory.from_dict({**memory, "hardware": _located(own, folder)} if isinstance(own, str) else memory)
+    elif not isinstance(memory, str | Path | Hardware | Mapping):
+        raise InputError(f"memory = {shown(memory)} is not allowed: give a mapping, or the name of hardware")
     else:
         found = Memory(as_hardware(memory, folder))
     return replace(found, **options) if options else found

@@ -13,7 +13,7 @@ from calibration.tasks.lee import Lee
 from calibration.tasks.perplexity import Perplexity
 from calibration.tasks.protocol import Split, Task, TrainingTask
 from calibration.tasks.wordsim import WordSim
-from crossbar.errors import InputError
+from crossbar.errors import InputError, shown
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -75,7 +75,7 @@ def require(name: str, model: Loaded | None = None) -> None:
         InputError: naming the tasks that there are.
     """
     if name not in _CONSTRUCTORS:
-        raise InputError(f"task {name!r} does not exist: choose one of {', '.join(_CONSTRUCTORS)}")
+        raise InputError(f"task {shown(name)} does not exist: choose one of {', '.join(_CONSTRUCTORS)}")
     if model is None:
         return
     reads = _CONSTRUCTORS[name].reads
