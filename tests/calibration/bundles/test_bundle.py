@@ -66,7 +66,7 @@ def test_every_state_of_every_layer_comes_back(calibrated, bundle):
     for name, layer in analog_layers(loaded).items():
         # Those with an underscore are worked out from the others when they are asked for.
         own, found = (
-            {key: tensor for key, tensor in part.named_buffers() if "_" != key.rpartition(".")[2][0]}
+            {key: tensor for key, tensor in part.named_buffers() if key.rpartition(".")[2][0] != "_"}
             for part in (saved[name], layer)
         )
         assert found.keys() == own.keys()
