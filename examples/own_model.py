@@ -4,13 +4,12 @@ from dataclasses import dataclass
 from typing import ClassVar
 
 import torch
-from rich.console import Console
+from rich import print
 from sklearn.datasets import load_digits
 from torch import Tensor, nn
 
 from attention import gated_attention, parse
 from calibration import calibrate
-from calibration.results import tables
 from crossbar import Hardware
 from crossbar.devices import Draw, State
 
@@ -77,4 +76,4 @@ for _ in range(150):
     nn.functional.cross_entropy(model(**task.batches("training")[0]), labels).backward()
     optimizer.step()
 result = calibrate(model, task, Hardware(device=LeakyCell()), times=["1h", "1d", "1y"], chips=4)
-Console().print(tables.accuracy_table(result), tables.conversion_table(result.conversion))
+print(result)

@@ -107,7 +107,7 @@ def layer(hardware: Hardware, dtype: torch.dtype = torch.float32) -> nn.Sequenti
     """A layer of ragged tiles, converted and not programmed."""
     model = filled(nn.Sequential(nn.Linear(I, O))).to(dtype)
     crossbar.convert(model, hardware)
-    return model  # type: ignore[return-value]
+    return model
 
 
 def conductances(model: nn.Module, found: Found, when: str) -> None:
@@ -202,7 +202,7 @@ DEVICES: dict[str, Callable[[], Any]] = {
 }
 for _name, _device in DEVICES.items():
     _times = (0.0, 2e-3, 1e-2) if _name == "gain cell" else (0.0, HOUR, YEAR)
-    case(f"device: {_name}")(lambda device=_device, times=_times: life(changed(PCM, device=device()), times))  # type: ignore[misc]
+    case(f"device: {_name}")(lambda device=_device, times=_times: life(changed(PCM, device=device()), times))
 
 DAC, ADC = Converter(range="per_token"), Converter()
 HARDWARE: dict[str, Hardware] = {
@@ -266,7 +266,7 @@ HARDWARE: dict[str, Hardware] = {
     "no output noise": changed(PCM, output_noise=0.0),
 }
 for _name, _hardware in HARDWARE.items():
-    case(f"hardware: {_name}")(lambda hardware=_hardware: life(hardware, (0.0, HOUR)))  # type: ignore[misc]
+    case(f"hardware: {_name}")(lambda hardware=_hardware: life(hardware, (0.0, HOUR)))
 
 
 @torch.no_grad()
@@ -384,7 +384,7 @@ def _calibrated(hardware: Hardware) -> Found:
 
 
 for _name, _hardware in CALIBRATED.items():
-    case(f"calibrated: {_name}")(lambda hardware=_hardware: _calibrated(hardware))  # type: ignore[misc]
+    case(f"calibrated: {_name}")(lambda hardware=_hardware: _calibrated(hardware))
 
 
 @case("state: saved and loaded")
@@ -422,7 +422,7 @@ def gradients(model: nn.Module, x: Tensor, found: Found, when: str) -> None:
     x = x.requires_grad_()
     y = model(x)
     (y * draw(*y.shape, seed=20).to(y)).sum().backward()
-    found |= {f"y {when}": y.detach(), f"dx {when}": x.grad}  # type: ignore[dict-item]
+    found |= {f"y {when}": y.detach(), f"dx {when}": x.grad}
     for name, parameter in model.named_parameters():
         if parameter.grad is not None:
             found[f"d {name} {when}"] = parameter.grad
@@ -454,7 +454,7 @@ def _trained_by_name(name: str) -> Found:
 
 
 for _name in TRAINED:
-    case(f"training: {_name}")(lambda name=_name: _trained_by_name(name))  # type: ignore[misc]
+    case(f"training: {_name}")(lambda name=_name: _trained_by_name(name))
 
 
 @case("training: calibrated, with trained corrections")
@@ -521,7 +521,7 @@ def _documents() -> Tensor:
 
 LAYOUT = torch.tensor([[True, False, True], [False, True, True], [True, False, False]])
 PATTERNS: dict[str, Callable[[], attention.Pattern]] = {
-    text: (lambda text=text: parse(text))  # type: ignore[misc]
+    text: (lambda text=text: parse(text))
     for text in (
         "dense",
         "causal(dense)",
@@ -585,21 +585,21 @@ def attended(pattern: attention.Pattern, dtype: torch.dtype = torch.float32, **o
 
 
 for _name, _pattern in PATTERNS.items():
-    case(f"attention: {_name}")(lambda pattern=_pattern: attended(pattern()))  # type: ignore[misc]
+    case(f"attention: {_name}")(lambda pattern=_pattern: attended(pattern()))
     case(f"attention on pcm: {_name}")(
-        lambda pattern=_pattern: attended(pattern(), hardware=ROWS["pcm"], seconds=HOUR, seed=3)  # type: ignore[misc]
+        lambda pattern=_pattern: attended(pattern(), hardware=ROWS["pcm"], seconds=HOUR, seed=3)
     )
 for _name in HIERARCHICAL:
-    case(f"attention: {_name}")(lambda name=_name: attended(parse(name)))  # type: ignore[misc]
+    case(f"attention: {_name}")(lambda name=_name: attended(parse(name)))
 for _name, _hardware in ROWS.items():
     _seconds = 2e-3 if _name == "gain cell" else 60.0
     case(f"attention on rows: {_name}")(
-        lambda hardware=_hardware, seconds=_seconds: attended(  # type: ignore[misc]
+        lambda hardware=_hardware, seconds=_seconds: attended(
             parse("causal(window(20) | sinks(3))"), hardware=hardware, seconds=seconds, layer="a.layer"
         )
     )
     case(f"attention on rows, dense: {_name}")(
-        lambda hardware=_hardware, seconds=_seconds: attended(  # type: ignore[misc]
+        lambda hardware=_hardware, seconds=_seconds: attended(
             parse("dense"), torch.float64, hardware=hardware, seconds=seconds
         )
     )
@@ -620,7 +620,7 @@ def _() -> Found:
         "bfloat16": {"dtype": torch.bfloat16},
         "bfloat16 on pcm": {"dtype": torch.bfloat16, "hardware": ROWS["pcm"]},
     }.items():
-        found |= {f"{name}: {key}": value for key, value in attended(pattern, **options).items()}  # type: ignore[arg-type]
+        found |= {f"{name}: {key}": value for key, value in attended(pattern, **options).items()}
     q, k, v = qkv()
     for name, hardware in (("digital", None), ("pcm", ROWS["pcm"])):
         found[f"{name}: last queries"] = gated_attention(q[:, :, -5:], k, v, pattern, offset=N - 5, hardware=hardware)
@@ -705,7 +705,7 @@ def decoded(options: dict[str, Any]) -> Found:
 
 
 for _name, _options in MEMORIES.items():
-    case(f"memory: {_name}")(lambda options=_options: decoded(options))  # type: ignore[misc]
+    case(f"memory: {_name}")(lambda options=_options: decoded(options))
 
 
 def llama() -> Any:
@@ -846,7 +846,7 @@ def strengths_in(hardware: Hardware, by: Any, content_free: bool) -> Found:
 for _name, _hardware in STRENGTHS.items():
     for _by, _free in (("offset", False), ("pair", True)):
         case(f"strengths: {_name}, {'content-free' if _free else 'with content'}")(
-            lambda hardware=_hardware, by=_by, free=_free: strengths_in(hardware, by, free)  # type: ignore[misc]
+            lambda hardware=_hardware, by=_by, free=_free: strengths_in(hardware, by, free)
         )
 
 
@@ -866,7 +866,7 @@ def _() -> Found:
         inputs = [draw(2, H, 24, D, seed=61 + place).requires_grad_() for place in range(1 if content_free else 3)]
         (model(*inputs) * draw(2, H, 24, D, seed=65)).sum().backward()
         name = "content-free" if content_free else "with content"
-        found |= {f"d strength, {name}": model.strengths.strength.grad, f"dv, {name}": inputs[0].grad}  # type: ignore[dict-item]
+        found |= {f"d strength, {name}": model.strengths.strength.grad, f"dv, {name}": inputs[0].grad}
     return found
 
 
@@ -967,7 +967,7 @@ def fitted_step(name: str) -> Found:
 
 
 for _name in STEPS:
-    case(f"steps: {_name}")(lambda name=_name: fitted_step(name))  # type: ignore[misc]
+    case(f"steps: {_name}")(lambda name=_name: fitted_step(name))
 
 
 def measured(result: Any) -> Found:
@@ -1178,18 +1178,18 @@ def main() -> int:
             parts.append(f"{json.dumps(name)}: {{\n" + ",\n".join(lines) + "\n}")
         head = f'{{\n"machine": {json.dumps(machine(), indent=1)},\n"cases": {{\n'
         RECORD.write_text(head + ",\n".join(parts) + "\n}\n}\n", encoding="utf-8")
-        print(f"{len(found)} cases recorded in {RECORD.name}")  # noqa: T201
+        print(f"{len(found)} cases recorded in {RECORD.name}")  # noqa: T201 - what the command says
         return 0
     record = load()
     if reason := other_machine(record):
-        print(f"another machine than the record's ({reason}): last bits may differ")  # noqa: T201
+        print(f"another machine than the record's ({reason}): last bits may differ")  # noqa: T201 - what the command says
     differ = 0
     for name in sorted({*found, *record["cases"]}):
         new, old = found.get(name, {}), record["cases"].get(name, {})
         for key in sorted({*new, *old}):
             if new.get(key) != old.get(key):
                 differ += 1
-                print(f"{name}: {key}: {new.get(key)}, not {old.get(key)}")  # noqa: T201
+                print(f"{name}: {key}: {new.get(key)}, not {old.get(key)}")  # noqa: T201 - what the command says
     return int(differ > 0)
 
 

@@ -133,7 +133,7 @@ def require_conductance(what: str, value: object, most: float = 1e5) -> None:
 
 def window(device: AnyDevice) -> tuple[float, float]:
     """Least and greatest conductance (µS) that a cell can be read at: 0 and infinity where the device sets no other."""
-    g_min = getattr(device, "g_min", None)  # what makes a device `Windowed`; to ask the protocol takes 40 µs
+    g_min = getattr(device, "g_min", None)  # what makes a device `Windowed`; to ask the protocol takes 20 µs
     return (0.0, math.inf) if g_min is None else (g_min, device.g_max)
 
 

@@ -375,18 +375,13 @@ class TileArray(nn.Module):
         if isinstance(device, RedrawDevice) or (noise and ageing.is_correlated(device)):
             yield slice(0, self.in_features), ageing.conductances(device, self.state(), self.seconds, key, noise)
             return
-        if self._cells:
-            for lines, state in self._states():
-                yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
+        if noise and self._kept is not None and ageing.reads_again(device, self.scales):
+            for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
+                targets = list(self._targets(self._kept, lines))
+                yield lines, ageing.read_again(cast(PCM, device), targets, self.seconds, key, self.shape, lines)
             return
-        assert self._kept is not None
-        for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
-            targets = self._targets(self._kept, lines)
-            if noise and ageing.reads_again(device, targets):
-                yield lines, ageing.read_again(cast(PCM, device), list(targets), self.seconds, key, self.shape, lines)
-            else:
-                state = ageing.program_lines(device, targets, key, self.shape, lines)
-                yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
+        for lines, state in self._states():
+            yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
 
     def _pairs_again(self, digits: Tensor) -> bool:
         """Read differential pairs of cells in the fewest passes, into digits ``[I, O]``; False: it cannot be."""
