@@ -5,7 +5,6 @@ from __future__ import annotations
 import os
 from collections.abc import Iterator
 from contextlib import contextmanager
-from pathlib import Path
 
 import torch
 
@@ -13,17 +12,10 @@ import torch
 def strict_products() -> None:
     """Have MKL, which computes torch's matrix products, give the same bits with any number of threads.
 
-    MKL looks for ``MKL_CBWR`` at the first product of a process; what the user has set stays. Products with a single
-    vector take about twice as long. MKL offers it for Intel's processors: elsewhere nothing is set, since it would
-    fall back to instructions of 2001.
+    MKL looks for ``MKL_CBWR`` at the first product of a process; what the user has set stays. On some processors
+    products with a single vector take about twice as long.
     """
-    try:
-        with Path("/proc/cpuinfo").open(encoding="utf-8", errors="replace") as file:
-            intel = "GenuineIntel" in file.read(4096)
-    except OSError:
-        intel = False
-    if intel:
-        os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
+    os.environ.setdefault("MKL_CBWR", "AUTO,STRICT")
 
 
 @contextmanager

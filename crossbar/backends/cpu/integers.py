@@ -1,8 +1,9 @@
-"""The hot path in integers: cells in fixed point, so that products run on the processor's 8-bit units, exactly.
+"""The hot path in integers: cells in fixed point, and exact products of whole numbers.
 
 A DAC of up to 8 bits drives whole numbers within ±127. With the cells of a column in fixed point of 16 bits, its sum is
 an integer: 256 times the product with the cells' high bytes and once that with their low bytes. Integer sums are the
-same in any order and with any number of threads. What the fixed point costs is an error of each cell evenly spread over
+same in any order and with any number of threads, on the processor's 8-bit units or, where it has none, in float32,
+which is exact up to 2^24. What the fixed point costs is an error of each cell evenly spread over
 ± 1/65,276 of its column's largest cell, or 0.4 nS of 25 µS.
 
 Noise, ADC, digital scale and the sum over tiles then take one pass over these sums (`crossbar.backends.cpu.kernels`).
@@ -13,6 +14,7 @@ converters left out here.
 from __future__ import annotations
 
 from functools import cache, partial
+from time import perf_counter
 from typing import NamedTuple
 
 import torch
@@ -26,6 +28,7 @@ _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ..
 _MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
 _SUMS = 2**21  # column sums worked on at once, so that they stay in cache ...
 _VECTORS = 128  # ... but as many input vectors as products are efficient with
+_SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32}
 _TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 
 
@@ -58,19 +61,33 @@ def refuses(read: Read) -> str | None:
         return "cells that are used once"
     if read.cells.variance is not None and read.cells.variance.dim() > 2:
         return "read noise of each cell by its own conductance"
-    return None if _exact() else "a processor whose 8-bit products saturate"
+    return None
 
 
 @cache
-def _exact() -> bool:
-    """Whether 8-bit products are fast and exact here: some processors' instructions saturate sums of two products."""
-    if not torch.backends.mkldnn.is_available():
-        return False
-    codes = torch.tensor([[127], [-127]], dtype=torch.int8, device="cpu").expand(-1, 256).contiguous()
-    cells = torch.tensor([[127], [-128]], dtype=torch.int8, device="cpu").expand(-1, 256).contiguous()
-    found = torch.empty(2, 2, dtype=torch.int32, device="cpu")
-    _product(codes, cells, found)
-    return torch.equal(found.double(), codes.double() @ cells.double().t())
+def _kind() -> torch.dtype:
+    """What products are computed in here, with the same result: int8, on units that are exact and fast, or float32.
+
+    Some processors' instructions saturate sums of two products, and without any a product takes up to 30 times as long.
+    """
+    codes = torch.tensor([[127], [-127]], dtype=torch.int8, device="cpu").expand(-1, 256).repeat(32, 1)
+    cells = torch.tensor([[127], [-128]], dtype=torch.int8, device="cpu").expand(-1, 256).repeat(64, 1)
+    exact, seconds = codes.double() @ cells.double().t(), {}
+    for kind in (torch.int8, torch.float32):
+        sums = torch.empty(exact.shape, dtype=_SUMS_OF[kind], device="cpu")
+        try:
+            _product(codes.to(kind), cells.to(kind), sums)
+        except RuntimeError:  # not on this platform
+            continue
+        if torch.equal(sums.double(), exact):
+            seconds[kind] = min(_seconds(codes, cells, sums, kind) for _ in range(3))
+    return min(seconds, key=seconds.__getitem__)
+
+
+def _seconds(codes: Tensor, cells: Tensor, sums: Tensor, kind: torch.dtype) -> float:
+    start = perf_counter()
+    _product(codes.to(kind), cells.to(kind), sums)
+    return perf_counter() - start
 
 
 @torch.inference_mode(False)
@@ -93,8 +110,10 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
 
 
 def _product(codes: Tensor, cells: Tensor, out: Tensor) -> None:
-    """``codes [B, R] @ cells [2 O, R]`` transposed, in int32."""
-    if codes.shape[1] == 1:  # torch 2.10 leaves ``out`` as it is then
+    """``codes [B, R] @ cells [2 O, R]`` transposed, of int8 in int32 or of float32 in float32."""
+    if out.dtype == torch.float32:
+        torch.mm(codes, cells.t(), out=out)
+    elif codes.shape[1] == 1:  # torch 2.10 leaves ``out`` as it is then
         torch.mul(codes.int(), cells.t().int(), out=out)
     else:
         torch._int_mm(codes, cells.t(), out=out)
@@ -164,20 +183,24 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     if noise is not None and deviations is not None:
         start, key = noise.start, noise.word_key
     size = -(-vectors // -(-vectors // max(_VECTORS, _SUMS // (2 * outputs))))  # even pieces
-    sums = x.new_empty(size, 2 * outputs, dtype=torch.int32)
+    kind = _kind()
+    sums = x.new_empty(size, 2 * outputs, dtype=_SUMS_OF[kind])
+    copy = None if kind == torch.int8 else x.new_empty(2 * outputs, min(rows, lines))
     for first in range(0, vectors, size):
         piece = slice(first, min(first + size, vectors))
         count = piece.stop - first
         for tile in range(tiles):
             row_tile = tile % row_tiles
             line = row_tile * rows
-            driven = codes[piece, line : line + rows]
+            driven = codes[piece, line : line + rows].to(kind)
             parts = _of_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1])
+            if copy is not None:
+                parts = copy[:, : driven.shape[1]].copy_(parts)
             _product(driven, parts, sums[:count])
             openmp.run(
                 kernels.convert,
                 count,
-                *(sums, factors[tile], None if offsets is None else offsets[tile]),
+                *(sums, kind == torch.int8, factors[tile], None if offsets is None else offsets[tile]),
                 *(None if deviations is None else deviations[tile], None if variances is None else variances[tile]),
                 *(None if power is None else power[piece], scales[tile], full_scale[piece], outs[tile][piece]),
                 *(count, outputs, row_tiles, row_tile, adc.levels, tiles, tile, first, start, key),

@@ -120,55 +120,63 @@ def encode(words: Any) -> None:
 def convert(words: Any) -> None:
     """What the ADCs of a tile deliver of integer column sums, noise added before, scaled and added to what is there.
 
-    Arguments: sums [B, 2 O] int32 (high parts, then low), factor [O] (ADC steps that 1 of the sums is), offset [O] (ADC
-    steps) or 0, deviation [O] (of output noise, ADC steps) or 0, variance [O] (of the cells under full power, ADC steps
-    squared) or 0, power [B, T_in] or 0, scale [O], full_scale [B], out [B, O], B, O, T_in, this tile of T_in, levels, T
-    (tiles of a row of noise), this tile of T, first row, start and key of the noise.
+    Arguments: sums [B, 2 O] (high parts, then low), 1 where they are int32 or 0 where float32, factor [O] (ADC steps
+    that 1 of the sums is), offset [O] (ADC steps) or 0, deviation [O] (of output noise, ADC steps) or 0, variance [O]
+    (of the cells under full power, ADC steps squared) or 0, power [B, T_in] or 0, scale [O], full_scale [B], out
+    [B, O], B, O, T_in, this tile of T_in, levels, T (tiles of a row of noise), this tile of T, first row, start and key
+    of the noise.
 
     With z the numbers of row ``(first row + b) T + tile`` (`crossbar.random`), ``added = z deviation``, or with cells
     ``z sqrt(fma(deviation, deviation, power variance))``; then ``added + offset``. ``code = rint(fma(fma(high, 256,
     low), factor, added))``, to even and clipped; ``out = fma(code, scale full_scale, out)``, tile after tile from 0.
     """
-    given = carray(words, 21)
-    vectors, outputs, row_tiles, row_tile = given[11], given[12], given[13], given[14]
-    levels, tiles, tile, first_row = _F(given[15]), given[16], given[17], given[18]
-    start, key = _U(given[19]), _U(given[20])
-    sums = carray(pointer(given[2]), (vectors, 2, outputs), np.int32)
-    factor = carray(pointer(given[3]), outputs, np.float32)
-    offset = carray(pointer(given[4]), outputs, np.float32)
-    deviation = carray(pointer(given[5]), outputs, np.float32)
-    variance = carray(pointer(given[6]), outputs, np.float32)
-    power = carray(pointer(given[7]), (vectors, row_tiles), np.float32)
-    scale = carray(pointer(given[8]), outputs, np.float32)
-    full_scale = carray(pointer(given[9]), vectors, np.float32)
-    out = carray(pointer(given[10]), (vectors, outputs), np.float32)
+    given = carray(words, 22)
+    vectors, outputs, row_tiles, row_tile = given[12], given[13], given[14], given[15]
+    levels, tiles, tile, first_row = _F(given[16]), given[17], given[18], given[19]
+    start, key = _U(given[20]), _U(given[21])
+    integers = carray(pointer(given[2]), (vectors, 2, outputs), np.int32)
+    floats = carray(pointer(given[2]), (vectors, 2, outputs), np.float32)
+    factor = carray(pointer(given[4]), outputs, np.float32)
+    offset = carray(pointer(given[5]), outputs, np.float32)
+    deviation = carray(pointer(given[6]), outputs, np.float32)
+    variance = carray(pointer(given[7]), outputs, np.float32)
+    power = carray(pointer(given[8]), (vectors, row_tiles), np.float32)
+    scale = carray(pointer(given[9]), outputs, np.float32)
+    full_scale = carray(pointer(given[10]), vectors, np.float32)
+    out = carray(pointer(given[11]), (vectors, outputs), np.float32)
     half = (outputs + 1) // 2
-    added = np.zeros(outputs, np.float32)
+    added, sums = np.zeros(outputs, np.float32), np.empty(outputs, np.float32)
     upper, lower = added[:half], added[half:]
     for row in range(*share(given, vectors)):
-        if given[5] != 0:
+        if given[6] != 0:
             at = _U(start + _U(((first_row + row) * tiles + tile) * 2 * half))
             for i in range(outputs - half):
                 upper[i], lower[i] = pair(at, i, key)
             for i in range(outputs - half, half):
                 upper[i] = pair(at, i, key)[0]
-            if given[6] == 0:
+            if given[7] == 0:
                 for i in range(outputs):
                     added[i] *= deviation[i]
             else:
                 driven = power[row, row_tile]
                 for i in range(outputs):
                     added[i] *= np.sqrt(fma(deviation[i], deviation[i], driven * variance[i]))
-        elif given[4] != 0:
+        elif given[5] != 0:
             added[:] = 0
-        if given[4] != 0:
+        if given[5] != 0:
             for i in range(outputs):
                 added[i] += offset[i]
-        total, high, low, unit = out[row], sums[row, 0], sums[row, 1], full_scale[row]
+        total, unit = out[row], full_scale[row]
         if tile == 0:
             total[:] = 0
+        if given[3] != 0:
+            for i in range(outputs):
+                sums[i] = fma(_F(integers[row, 0, i]), _F(256.0), _F(integers[row, 1, i]))
+        else:
+            for i in range(outputs):
+                sums[i] = fma(floats[row, 0, i], _F(256.0), floats[row, 1, i])
         for i in range(outputs):
-            code = np.rint(fma(fma(_F(high[i]), _F(256.0), _F(low[i])), factor[i], added[i]))
+            code = np.rint(fma(sums[i], factor[i], added[i]))
             code = levels if code > levels else code
             code = -levels if code < -levels else code
             total[i] = fma(code, scale[i] * unit, total[i])

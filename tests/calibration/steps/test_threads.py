@@ -10,7 +10,7 @@ from calibration.steps.protocol import Stage
 from calibration.threads import one_thread, strict_products
 from crossbar import Converter, Hardware, Tile, age, convert, presets, program
 
-STRICT = "STRICT" in os.environ.get("MKL_CBWR", "")  # what `calibration` asks MKL for on Intel's processors
+STRICT = "STRICT" in os.environ.get("MKL_CBWR", "")  # what `calibration` asks MKL for, unless the user asked otherwise
 
 
 class Net(nn.Module):

@@ -107,26 +107,41 @@ def test_a_cell_is_off_by_half_a_step_at_most(shape):
         assert ((whole * step - tile.double()).abs() <= 0.51 * step).all()
 
 
-@pytest.mark.parametrize("shape", [(1, 1, 1), (1, 1, 7), (5, 1, 3), (3, 2, 1), (17, 65, 9), (130, 256, 100)])
-def test_products_are_exact(shape):
+@pytest.mark.parametrize("kind", [torch.int8, torch.float32])
+@pytest.mark.parametrize(
+    "shape", [(1, 1, 1), (1, 1, 7), (5, 1, 3), (3, 2, 1), (17, 65, 9), (130, 256, 100), (3, 1024, 5)]
+)
+def test_products_are_exact(shape, kind):
     vectors, lines, outputs = shape
     generator = torch.Generator().manual_seed(0)
     codes = torch.randint(-127, 128, (vectors, lines + 3), generator=generator, dtype=torch.int8)[:, 1:-2]
     cells = torch.randint(-128, 128, (2 * outputs, lines), generator=generator, dtype=torch.int8)
-    found = torch.full((vectors, 2 * outputs), 7, dtype=torch.int32)
-    integers._product(codes, cells, found)
+    found = torch.full((vectors, 2 * outputs), 7, dtype=integers._SUMS_OF[kind])
+    integers._product(codes.to(kind), cells.to(kind), found)
     assert torch.equal(found.double(), codes.double() @ cells.double().t())
     codes, cells = torch.full_like(codes, -127), torch.full_like(cells, -128)  # sums that 16 bits would not hold
-    integers._product(codes, cells, found)
+    integers._product(codes.to(kind), cells.to(kind), found)
     assert (found == 127 * 128 * lines).all()
 
 
-def test_where_products_are_not_exact_layers_compute_in_floating_point(monkeypatch):
-    layer = programmed(NOISY)
-    read = Read(inputs(2, 150), layer.readout(), NOISY)
-    assert dispatch.choose(read).name == "cpu"
-    monkeypatch.setattr(integers, "_exact", lambda: False)
-    assert dispatch.choose(read).name == "eager"
+@served
+def test_8_bit_units_and_floating_point_give_the_same_bits(hardware, monkeypatch):
+    layer, found = programmed(hardware), []
+    for kind in (torch.int8, torch.float32):
+        monkeypatch.setattr(integers, "_kind", lambda kind=kind: kind)
+        layer.reset_reads()
+        found.append(layer(inputs(300, 150)))
+    assert torch.equal(*found)
+
+
+def test_units_whose_products_saturate_are_left_alone(monkeypatch):
+    product = torch._int_mm
+
+    def saturating(codes, cells, out):
+        return product(codes, cells, out=out).clamp_(-(2**15), 2**15 - 1)
+
+    monkeypatch.setattr(torch, "_int_mm", saturating)
+    assert integers._kind.__wrapped__() == torch.float32
 
 
 def test_a_vectors_result_does_not_depend_on_its_batch(monkeypatch):
