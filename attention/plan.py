@@ -16,7 +16,7 @@ from torch import Tensor
 
 from attention.controller.controller import Controller
 from attention.controller.delivery import deliver
-from attention.kernel.analog import attend_analog
+from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import book_reads, book_writes, real_queries
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
 from attention.kernel.flex import attend_flex
@@ -31,7 +31,6 @@ from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
-from crossbar.random.streams import Key
 from crossbar.random.streams import seed as derived_seed
 
 Impl = Literal["auto", "blocks", "flex", "reference"]
@@ -76,8 +75,8 @@ class Digital(NamedTuple):
         """Those of one sequence of the batch."""
         return Digital(*(x[index : index + 1] for x in self))
 
-    def heads(self, index: Tensor, first: int) -> Digital:
-        """Those of some key heads; ``first`` is the first query head that reads them."""
+    def heads(self, index: Tensor, queries: list[int]) -> Digital:
+        """Those of some key heads, which these query heads read."""
         return Digital(*(x.index_select(1, index) for x in self))
 
 
@@ -88,19 +87,19 @@ class Analog:
     Attributes:
         keys, values: the rows.
         hardware: what they are on.
-        layer: keys the draws of reads and the counts.
+        layer: keys the counts.
+        noise: of the reads, with what part of batch and heads this is.
         backend: that senses, by name; None: as dispatched.
         counted: whether reads are booked from the schedule; if not, they were from events.
-        place: which part of batch and heads this is, in the draws.
     """
 
     keys: TokenRows
     values: TokenRows
     hardware: Hardware
     layer: str
+    noise: ReadNoise
     backend: str | None
     counted: bool
-    place: tuple[int, ...] = ()
 
     @property
     def shape(self) -> torch.Size:
@@ -110,12 +109,12 @@ class Analog:
     def sequence(self, index: int) -> Analog:
         """Those of one sequence of the batch."""
         keys, values = self.keys.sequence(index), self.values.sequence(index)
-        return replace(self, keys=keys, values=values, place=(*self.place, index))
+        return replace(self, keys=keys, values=values, noise=self.noise._replace(sequences=(index,)))
 
-    def heads(self, index: Tensor, first: int) -> Analog:
-        """Those of some key heads; ``first`` is the first query head that reads them."""
+    def heads(self, index: Tensor, queries: list[int]) -> Analog:
+        """Those of some key heads, which these query heads read."""
         keys, values = self.keys.heads(index), self.values.heads(index)
-        return replace(self, keys=keys, values=values, place=(*self.place, first))
+        return replace(self, keys=keys, values=values, noise=self.noise._replace(heads=tuple(queries)))
 
 
 class Part(NamedTuple):
@@ -153,7 +152,7 @@ class Part(NamedTuple):
         own = torch.tensor(heads, device=self.q.device)
         shared = shared_heads(heads, self.q.shape[1] // self.memory.shape[1]).to(self.q.device)
         options = self.options._replace(seed=derived_seed((self.options.seed, "head", heads[0])))
-        q, memory = self.q.index_select(1, own), self.memory.heads(shared, heads[0])
+        q, memory = self.q.index_select(1, own), self.memory.heads(shared, heads)
         return self._replace(q=q, memory=memory, pattern=pattern, options=options)
 
     def schedule(self, tile: int | None = None) -> Schedule:
@@ -238,7 +237,8 @@ def _memory(call: Call) -> Digital | Analog:
         for x, role in ((call.k, "keys"), (call.v, "values"))
     )
     backend = None if call.impl in ("auto", "blocks") else call.impl
-    return Analog(keys, values, hardware, call.layer, backend, counted=call.controller is None)
+    noise = ReadNoise((call.options.seed, call.layer, "read"))
+    return Analog(keys, values, hardware, call.layer, noise, backend, counted=call.controller is None)
 
 
 def _reference(part: Part) -> Attended:
@@ -305,8 +305,7 @@ def _analog(part: Part) -> Attended:
     if memory.counted:
         asking = real_queries(options.mask, part.q.shape[2], memory.shape[2], part.offset)
         book_reads(layer, part.q, memory.keys.digits, blocks, options.mask, hardware, asking=asking)
-    key: Key = (options.seed, layer, *memory.place)
-    return attend_analog(part.q, memory.keys, memory.values, blocks, options, hardware, key, memory.backend)
+    return attend_analog(part.q, memory.keys, memory.values, blocks, options, hardware, memory.noise, memory.backend)
 
 
 def _hierarchical(part: Part) -> Attended:

@@ -8,13 +8,16 @@ unless an analog line takes its place (`attention.activation`).
 Value stage: attention weights times the tokens' scales drive the open rows through the DAC, and the D columns of each
 touched tile are sensed: D conversions a tile, added in digital. A tile that a query does not touch is not converted.
 
+Noise: each conversion has a standard normal number with a place of its own (`ReadNoise`), whatever blocks, chunks and
+parts of batch and heads it is computed in.
+
 A slow transcription of the same is `attention.kernel.analog_reference`.
 """
 
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from functools import partial
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
@@ -25,15 +28,16 @@ from torch.autograd.function import once_differentiable
 
 from attention.activation import Activation, Saturating
 from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
-from attention.kernel.chunks import SCORES, Chunk, chunks
+from attention.kernel.chunks import Chunk, chunks
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
 from crossbar.backends import dispatch
 from crossbar.backends.converters import convert, drive
 from crossbar.backends.protocol import Columns, Product
 from crossbar.hardware import Hardware
-from crossbar.random.streams import Cursor, Key
+from crossbar.random.streams import Key, Stream
 
+_MOST_HEADS = 2**16
 _TINY = 1e-30  # range of an all-zero row: any positive number gives zeros
 
 
@@ -44,7 +48,7 @@ def attend_analog(
     schedule: Schedule,
     options: Options,
     hardware: Hardware,
-    key: Key,
+    noise: ReadNoise,
     backend: str | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Output [B, H, N_queries, D] and, if asked for, log-sum-exp of the converted scores [B, H, N_queries].
@@ -58,14 +62,60 @@ def attend_analog(
         schedule: the pattern's schedule, made with ``tile`` = ``hardware.tile.rows``.
         options: as for digital attention.
         hardware: converters, geometry and noise.
-        key: of the read noise: seed, layer, and whatever tells this read from others.
+        noise: the read noise; drawn where the hardware has some.
         backend: that senses the columns, by name (`crossbar.backends.dispatch`); None: as dispatched.
     """
     problem = _Problem(
-        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, key, backend
+        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, noise, backend
     )
     output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]  # torch
     return output, lse if options.return_lse else None
+
+
+class Places(NamedTuple):
+    """Where keys and values are: token n in row ``line[n]`` of tile ``tile[n]`` of its head.
+
+    Attributes:
+        tile, line: int64 [N_keys].
+        tiles: of a head.
+    """
+
+    tile: Tensor
+    line: Tensor
+    tiles: int
+
+
+class ReadNoise(NamedTuple):
+    """The standard normal numbers of a read, each in its place (`crossbar.random`, "Streams of a stream").
+
+    Head h of sequence b has stream ``2^16 b + h`` of the key with ``"scores"``, and of that with ``"values"``. In both
+    numbers stand as those of columns do, with queries as the vectors. Scores: a query is converted ``T ⌈D / columns⌉``
+    times, T tiles each part of D after part, in rows of as many numbers as a tile has lines. Values: T times, in rows
+    of D numbers.
+
+    Attributes:
+        key: seed, layer, and whatever tells this read from others.
+        sequences: numbers of the sequences that the queries are of; None: 0 to B - 1.
+        heads: numbers of their heads; None: 0 to H - 1.
+        places: of the keys; None: they fill tiles in order.
+    """
+
+    key: Key
+    sequences: tuple[int, ...] | None = None
+    heads: tuple[int, ...] | None = None
+    places: Places | None = None
+
+    def streams(self, batch: int, heads: int, device: torch.device) -> Tensor:
+        """The number of each head's stream, int64 [B, H]."""
+        own = torch.tensor(self.sequences or range(batch), device="cpu")[:, None] * _MOST_HEADS
+        return (own + torch.tensor(self.heads or range(heads), device="cpu")).to(device)
+
+    def at(self, keys: int, rows: int, device: torch.device) -> Places:
+        """Where ``keys`` tokens are, in tiles of so many rows."""
+        if self.places is not None:
+            return self.places
+        token = torch.arange(keys, device=device)
+        return Places(token // rows, token % rows, -(-keys // rows))
 
 
 class _Problem(NamedTuple):
@@ -78,15 +128,30 @@ class _Problem(NamedTuple):
     schedule: Schedule
     options: Options
     hardware: Hardware
-    key: Key
+    noise: ReadNoise
     backend: str | None
+
+
+class _Noise(NamedTuple):
+    """What noise is made from for all chunks of a call.
+
+    Attributes:
+        scores, values: the streams of both stages.
+        streams: of each head, int64 [B, H_kv, H / H_kv].
+        places: of the keys.
+    """
+
+    scores: Stream
+    values: Stream
+    streams: Tensor
+    places: Places
 
 
 class _Circuit(NamedTuple):
     """What reads: converters and geometry, the read noise (None: quiet), and the backend that senses."""
 
     hardware: Hardware
-    noise: Cursor | None
+    noise: _Noise | None
     backend: str | None
 
 
@@ -129,7 +194,7 @@ class _AnalogAttention(torch.autograd.Function):
         batch, heads, n_queries, size = q.shape
         output = q.new_zeros(batch, n_queries, heads, size).transpose(1, 2)
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
-        circuit = _circuit(problem, q)
+        circuit = _circuit(problem, q, keys)
         for part in _gathered(q, keys, values, problem):
             for total, found in zip((output, lse), _attend(part, circuit), strict=True):
                 part.chunk.put_queries(total, unfold(found.unflatten(0, part.shape), heads))
@@ -140,7 +205,7 @@ class _AnalogAttention(torch.autograd.Function):
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
         q, keys, values = ctx.saved_tensors
         problem, heads, kv_heads = ctx.problem, q.shape[1], keys.shape[1]
-        circuit = _circuit(problem, q)  # the draws of the forward pass again
+        circuit = _circuit(problem, q, keys)  # the draws of the forward pass again
         grad_q, grad_keys, grad_values = (torch.zeros_like(x, dtype=keys.dtype) for x in (q, keys, values))
         for part in _gathered(q, keys, values, problem):
             inputs = [x.detach().requires_grad_() for x in (part.rows, part.keys, part.values)]
@@ -163,21 +228,23 @@ class _AnalogAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_keys, grad_values, None
 
 
-def _noisy(problem: _Problem) -> bool:
-    return problem.hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None
-
-
-def _circuit(problem: _Problem, q: Tensor) -> _Circuit:
-    noise = Cursor((*problem.key, "read"), q.device) if _noisy(problem) else None
-    return _Circuit(problem.hardware, noise, problem.backend)
+def _circuit(problem: _Problem, q: Tensor, keys: Tensor) -> _Circuit:
+    hardware, given, noise = problem.hardware, problem.noise, None
+    if hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None:
+        noise = _Noise(
+            Stream((*given.key, "scores"), q.device),
+            Stream((*given.key, "values"), q.device),
+            given.streams(q.shape[0], q.shape[1], q.device).unflatten(1, (keys.shape[1], -1)),
+            given.at(keys.shape[2], hardware.tile.rows, q.device),
+        )
+    return _Circuit(hardware, noise, problem.backend)
 
 
 def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_AnalogTensors]:
-    """The chunks' tensors, always in the same order, along which noise and dropout are drawn."""
+    """The chunks' tensors, always in the same order, along which dropout is drawn."""
     options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
-    size = SCORES if _noisy(problem) else None
-    for chunk in chunks(problem.schedule, q.shape[0] * q.shape[1], size):
+    for chunk in chunks(problem.schedule, q.shape[0] * q.shape[1]):
 
         def taken(x: Tensor, chunk: Chunk = chunk) -> Tensor:
             return chunk.take_keys(x).flatten(0, 2)
@@ -249,8 +316,9 @@ def _scores(part: _AnalogTensors, circuit: _Circuit) -> Tensor:
     flat = drive(queries, hardware.dac, _largest(queries) if _per_token(hardware) else None)
     codes = flat.codes.view_as(part.rows)
     shape = (part.rows.shape[0], part.rows.shape[1], part.keys.shape[1])
+    parts = -(-size // columns)
     total: Tensor | None = None
-    for low in range(0, size, columns):
+    for number, low in enumerate(range(0, size, columns)):
         here = slice(low, low + columns)
         driven, cells = codes[..., here], part.keys[..., here].transpose(1, 2)
         variance = None
@@ -263,13 +331,37 @@ def _scores(part: _AnalogTensors, circuit: _Circuit) -> Tensor:
         if hardware.adc is not None and hardware.adc.range == "active_rows":
             active = (driven.detach() != 0).sum(-1, keepdim=True).clamp_(min=1)
             share = active.to(driven.dtype) / driven.shape[-1]
-        sensed = _sense(driven, cells, flat.unit, shape, variance, share, circuit)
+        normals = partial(_normals_of_scores, circuit, part, number, parts)
+        sensed = _sense(driven, cells, flat.unit, shape, variance, share, circuit, normals)
         total = sensed if total is None else total.add_(sensed)
     assert total is not None
     total = total.mul_(part.key_scale)
     if isinstance(flat.full_scale, Tensor) and flat.full_scale.dim():
         return total.mul_(flat.full_scale.view(*shape[:2], 1))
     return total.mul_(flat.full_scale)
+
+
+def _normals_of_scores(circuit: _Circuit, part: _AnalogTensors, number: int, parts: int) -> Tensor:
+    """Noise [P, R, L] of the scores' part ``number`` of so many."""
+    noise, chunk = circuit.noise, part.chunk
+    assert noise is not None
+    places, keys, heads = noise.places, chunk.keys, noise.streams.shape[2]
+    row = chunk.queries.repeat(1, heads) * (places.tiles * parts) + number
+    streams = noise.streams.flatten(0, 1).repeat_interleave(chunk.high - chunk.low, 1)
+    shift, line = places.tile[keys] * parts, places.line[keys]
+    return noise.scores.scattered(streams, row, shift, line, circuit.hardware.tile.rows)
+
+
+def _normals_of_values(circuit: _Circuit, part: _AnalogTensors, first: int, keys: int, tiles: int) -> Tensor:
+    """Noise [P tiles, R, D] of ``tiles`` neighbouring tiles of so many keys, of which ``first`` is the first one."""
+    noise, chunk = circuit.noise, part.chunk
+    assert noise is not None
+    heads, size = noise.streams.shape[2], part.values.shape[2]
+    row = (chunk.queries.repeat(1, heads) * noise.places.tiles).repeat_interleave(tiles, 0)
+    streams = noise.streams.flatten(0, 1).repeat_interleave(chunk.high - chunk.low, 1)
+    tile = noise.places.tile[chunk.keys[:, first : first + keys * tiles : keys]].reshape(-1, 1)
+    element = torch.arange(size, device=tile.device).expand(len(tile), -1)
+    return noise.values.scattered(streams, row, tile.expand(-1, size), element, size)
 
 
 def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, circuit: _Circuit) -> Tensor:
@@ -341,7 +433,8 @@ def _sense_tiles(
     if hardware.adc is not None and hardware.adc.range == "active_rows":
         share = codes.new_tensor(driven.shape[2]).expand(*shape[:2], 1) if count is None else count
         share = share.clamp(min=1.0) / hardware.tile.rows
-    sensed = _sense(driven, cells, unit, shape, variance, share, circuit)
+    normals = partial(_normals_of_values, circuit, part, here.start, (here.stop - here.start) // tiles, tiles)
+    sensed = _sense(driven, cells, unit, shape, variance, share, circuit, normals)
     if count is not None and bool((count == 0).any()):
         sensed = sensed.mul_((count > 0).to(sensed.dtype))
     return sensed if tiles == 1 else sensed.unflatten(0, (-1, tiles)).sum(1)
@@ -355,6 +448,7 @@ def _sense(
     variance: Tensor | None,
     share: Tensor | None,
     circuit: _Circuit,
+    normals: Callable[[], Tensor],
 ) -> Tensor:
     """What the ADCs deliver for ``codes @ cells``, in unit outputs, with ``share`` of the tile's word lines driven."""
     hardware, noise, backend = circuit
@@ -367,7 +461,7 @@ def _sense(
         hardware=hardware,
         step=step,
         spans=None if share is None else share.sqrt(),
-        normals=None if noise is None else partial(noise.normal, shape),
+        normals=None if noise is None else normals,
         variance=variance,
     )
     return dispatch.sense(columns, backend).mul_(step)

@@ -114,17 +114,15 @@ def _split(x: Tensor, shape: tuple[int, int]) -> Tensor:
     return split
 
 
-def chunks(schedule: Schedule, heads: int, size: int | None = None) -> Iterator[Chunk]:
-    """The schedule's work in an order and in sizes that depend on nothing but shapes and, without ``size``, the device.
+def chunks(schedule: Schedule, heads: int) -> Iterator[Chunk]:
+    """The schedule's work in an order and in sizes that depend on nothing but shapes and the device.
 
     Args:
         schedule: the work.
         heads: query heads times sequences, which each chunk computes together.
-        size: scores of a chunk at most, where a single query with all its heads has no more; None: as many as suit the
-            schedule's device. Whoever draws along the chunks gives `SCORES`, so that every device draws the same.
     """
     for group in schedule.groups:
-        most = min(at_once(SCORES, group.queries.device), _MOST) if size is None else size
+        most = min(at_once(SCORES, group.queries.device), _MOST)
         blocks, rows, keys = group.shape
         together = max(1, most // (heads * rows * keys))
         height = rows if together > 1 else max(1, min(rows, 8 * most // (heads * keys)))

@@ -9,7 +9,7 @@ import torch
 from torch import Tensor
 
 from attention.activation import Saturating
-from attention.kernel.analog import attend_analog
+from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import askers
 from attention.kernel.blocks import Options, merge, shared_heads
 from attention.memory.address_map import AddressMap
@@ -274,8 +274,12 @@ class AnalogMemory:
         book_row_reads(
             self.name, q, keys.digits, opened.schedule, options.mask, self.hardware, self.digital, asking, kv_heads
         )
-        key = (*self._key, "read", self.now, self.reads, *(heads[:1] if heads else ()))
-        output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, key)
+        noise = ReadNoise(
+            (*self._key, "read", self.now, self.reads),
+            heads=None if heads is None else tuple(heads),
+            places=opened.places,
+        )
+        output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, noise)
         assert lse is not None
         return output, lse
 

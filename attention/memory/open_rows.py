@@ -8,6 +8,7 @@ from functools import lru_cache
 import torch
 from torch import Tensor
 
+from attention.kernel.analog import Places
 from attention.kernel.schedule import Schedule, placed
 from attention.memory.address_map import AddressMap
 from attention.patterns.base import Pattern
@@ -28,6 +29,7 @@ class OpenRows:
         tile: which of ``tiles`` each row is in, int64 [L].
         line: the row of its tile, int64 [L].
         lines: rows of a tile.
+        places: the same of each row, as a read's noise wants it.
     """
 
     positions: Tensor
@@ -37,6 +39,7 @@ class OpenRows:
     tile: Tensor
     line: Tensor
     lines: int
+    places: Places
 
     def numbers(self, key: Key) -> RowNumbers:
         """The random numbers of these rows."""
@@ -48,9 +51,11 @@ def open_rows(pattern: Pattern, queries: int, tokens: int, device: torch.device,
     """What the last ``queries`` of ``tokens`` open by a static causal pattern; kept for the next call."""
     positions, schedule = placed(pattern, queries, tokens, tokens - queries, device, addresses)
     with torch.inference_mode(False):
-        touched, tile = addresses.tile(positions).unique(return_inverse=True)
-        slots, line = addresses.slot(positions), addresses.line(positions)
-        return OpenRows(positions, schedule, slots, tuple(touched.tolist()), tile, line, addresses.rows)
+        number, line = addresses.tile(positions), addresses.line(positions)
+        touched, tile = number.unique(return_inverse=True)
+        places = Places(number, line, addresses.tiles)
+        slots, numbers = addresses.slot(positions), tuple(touched.tolist())
+        return OpenRows(positions, schedule, slots, numbers, tile, line, addresses.rows, places)
 
 
 @lru_cache(maxsize=64)

@@ -12,6 +12,9 @@ nowhere else than where it stands. Roots are correctly rounded. Decimal numbers 
 little-endian number ``d``. ``start = d mod 2^32`` and ``word_key = (d >> 32) mod 2^32`` make a *stream*; ``d >> 64`` is
 the seed for foreign generators (`streams.seed`). A key is for one purpose: draws of two kinds with one key share words.
 
+**Streams of a stream.** Where each of many has a stream of its own, such as a head of attention, they share a key:
+stream ``n`` has word ``2 n`` of the key's stream as its ``start``, and word ``2 n + 1`` as its ``word_key``.
+
 **Word** ``i`` of a stream: the finaliser "triple32" of C. Wellons' hash search, the key put in after a product::
 
     x = start + i

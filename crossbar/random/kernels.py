@@ -132,6 +132,71 @@ def fill_part(words: Any) -> None:
     done(given)
 
 
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _fill_pairs(ones: Any, others: Any, word: Any, start: Any, key: Any) -> None:
+    """Pairs whose words are ``start + word`` and the next; LLVM makes vectors of loops from 0."""
+    for i in range(len(ones)):
+        at = np.int64(word[i])
+        ones[i], others[i] = normals(random_word(start, at, key), random_word(start, at + 1, key))
+
+
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def fill_scattered(words: Any) -> None:
+    """Standard normal numbers ``[Q G, R, L]`` of places in many streams of a key: `Stream.scattered`.
+
+    Arguments: numbers, Q, G, R, L, number [Q, R], row [G, R], shift [G, L], element [G, L] (int64 all four), width,
+    start, key.
+    """
+    given = carray(words, 14)
+    groups, blocks, rows, count, width = given[3], given[4], given[5], given[6], given[11]
+    numbers = carray(pointer(given[2]), (groups * blocks, rows, count), np.float32)
+    number = carray(pointer(given[7]), (groups, rows), np.int64)
+    row = carray(pointer(given[8]), (blocks, rows), np.int64)
+    shift = carray(pointer(given[9]), (blocks, count), np.int64)
+    element = carray(pointer(given[10]), (blocks, count), np.int64)
+    start, key = _U(given[12]), _U(given[13])
+    half = (width + 1) // 2
+    at = np.full(width, -1, np.int64)  # where a run of numbers of one row has each element of the row
+    # Pairs that are made: their word, and where their numbers go (-1: nowhere).
+    word, first, second = np.empty(count, np.uint32), np.empty(count, np.int64), np.empty(count, np.int64)
+    ones, others = np.empty(count, np.float32), np.empty(count, np.float32)
+    pairs, known = 0, -1
+    for line in range(*share(given, groups * blocks * rows)):
+        p, r = line // rows, line % rows
+        g = p % blocks
+        if g != known:
+            known, pairs, begin = g, 0, 0
+            while begin < count:
+                end = begin
+                while end < count and shift[g, end] == shift[g, begin]:
+                    at[element[g, end]] = end
+                    end += 1
+                for place in range(begin, end):
+                    one = element[g, place]
+                    low = one if one < half else one - half
+                    partner = one + half if one < half else low
+                    other = at[partner] if partner < width and at[one] == place else -1
+                    if one >= half and other >= 0:
+                        continue  # the pair was made with its first number
+                    word[pairs] = _U(shift[g, begin] * 2 * half + 2 * low)
+                    first[pairs] = place if one < half else -1
+                    second[pairs] = other if one < half else place
+                    pairs += 1
+                for place in range(begin, end):
+                    at[element[g, place]] = -1
+                begin = end
+        own = number[p // blocks, r]
+        origin = _U(random_word(start, 2 * own, key) + _U(row[g, r] * 2 * half))
+        own_key = random_word(start, 2 * own + 1, key)
+        _fill_pairs(ones[:pairs], others[:pairs], word[:pairs], origin, own_key)
+        for i in range(pairs):
+            if first[i] >= 0:
+                numbers[p, r, first[i]] = ones[i]
+            if second[i] >= 0:
+                numbers[p, r, second[i]] = others[i]
+    done(given)
+
+
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fill_words(words: Any) -> None:
     """Words of a stream. Arguments: numbers [n] (32 bits each), n, start (of the first), key."""

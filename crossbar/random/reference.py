@@ -93,6 +93,15 @@ def normal(key: tuple[Any, ...], shape: tuple[int, ...]) -> Floats:
     return np.concatenate([np.zeros(0, F), *rows]).reshape(shape)
 
 
+def scattered(key: tuple[Any, ...], number: int, place: int, element: int, width: int) -> float:
+    """An ``element`` of row ``place`` of rows of ``width`` normal numbers, of stream ``number`` of a key's streams."""
+    (start,), (word_key,) = words(key, 2 * number, 1), words(key, 2 * number + 1, 1)
+    half = math.ceil(width / 2)
+    first = int(start) + 2 * half * place + 2 * (element % half)
+    u, v = mixed(np.array([first % 2**32, (first + 1) % 2**32], np.uint32), int(word_key))
+    return float((radius(u[None]) * direction(v[None])[element // half])[0])
+
+
 def columns(key: tuple[Any, ...], tiles: int, vectors: int, outputs: int) -> Floats:
     """Normal numbers of columns ``[T, B, O]``."""
     numbers = np.zeros((tiles, vectors, outputs), F)

@@ -41,7 +41,7 @@ class Stream:
     """The random numbers of a key: each has its place, and the same bits whoever makes it, in whatever order.
 
     Nothing is used up: a second call gives the same numbers. A key is therefore for one purpose, and a tensor that is
-    made in parts says which part (``first``); `Cursor` is for parts that have no place but their order.
+    made in parts says which part (``first``).
 
     Attributes:
         key: what the numbers are for.
@@ -59,14 +59,23 @@ class Stream:
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers, float32, of ``shape``."""
         count = math.prod(shape)
-        return self._normal(count, 0, count, self.start).view(shape)
+        return self.normal_part(count, 0, count).view(shape)
 
     def normal_part(self, count: int, first: int, last: int) -> Tensor:
         """Numbers ``first`` to ``last`` (excluded) of a tensor of ``count`` standard normal ones, float32, flat.
 
         Best cut at multiples of 1,024, since rows of so many are made together.
         """
-        return self._normal(count, first, last, self.start)
+        if not self._compiled:
+            return tensors.part(self.start, self.word_key, first, last, count, self.device)
+        from crossbar.native import openmp  # numba takes half a second to load
+        from crossbar.random import kernels
+
+        numbers = torch.empty(last - first, device=self.device)
+        if last > first:
+            work = -(-(last - first) // _ROW)
+            openmp.run(kernels.fill_part, work, numbers, first, last, count, self.start, self.word_key)
+        return numbers
 
     def columns(self, tiles: int, vectors: int, outputs: int, first: int = 0) -> Tensor:
         """Standard normal numbers of columns ``[T, B, O]``, float32: those of one input vector after one another.
@@ -77,7 +86,45 @@ class Stream:
             outputs: O, columns.
             first: place of the first vector in the batch that these are a part of.
         """
-        return self._columns(tiles, vectors, outputs, self.place(first * tiles, outputs))
+        start = self.place(first * tiles, outputs)
+        if not self._compiled:
+            return tensors.rows(start, self.word_key, tiles, vectors, outputs, self.device)
+        from crossbar.native import openmp  # numba takes half a second to load
+        from crossbar.random import kernels
+
+        shape, rows = (tiles, vectors, outputs), tiles * vectors
+        numbers = torch.empty(shape, device=self.device)
+        if numbers.numel():
+            openmp.run(kernels.fill, rows, numbers, *shape, start, self.word_key)
+        return numbers
+
+    def scattered(self, number: Tensor, row: Tensor, shift: Tensor, element: Tensor, width: int) -> Tensor:
+        """Standard normal numbers ``[Q G, R, L]``, float32, each of a place in one of many streams of this key.
+
+        Number ``(q G + g, r, l)`` is in stream ``number[q, r]``, there in row ``row[g, r] + shift[g, l]`` of rows of
+        ``width`` numbers, and in it ``element[g, l]``. Neighbours in a row are made fastest if they stand together.
+
+        Args:
+            number: which stream, int64 ``[Q, R]``, 0 to 2^31 - 1.
+            row: int64 ``[G, R]``.
+            shift: int64 ``[G, L]``.
+            element: int64 ``[G, L]``, below ``width``.
+            width: numbers of a row.
+        """
+        if not self._compiled:
+            return tensors.scattered(self.start, self.word_key, number, row, shift, element, width)
+        from crossbar.native import openmp  # numba takes half a second to load
+        from crossbar.random import kernels
+
+        (groups, rows), (blocks, count) = number.shape, shift.shape
+        numbers = torch.empty(groups * blocks, rows, count, device=self.device)
+        if numbers.numel():
+            places = (x.contiguous() for x in (number, row, shift, element))
+            shape = (groups, blocks, rows, count)
+            openmp.run(
+                kernels.fill_scattered, len(numbers) * rows, numbers, *shape, *places, width, self.start, self.word_key
+            )
+        return numbers
 
     def place(self, row: int, width: int) -> int:
         """The word with which a row of normal numbers begins, of rows of ``width``, for a kernel to make them."""
@@ -117,34 +164,6 @@ class Stream:
         numbers = self._word_bits((skipped + count + 3) // 4, first // 4).view(torch.uint8)
         return numbers[skipped : skipped + count].view(shape)
 
-    def _normal(self, count: int, first: int, last: int, start: int) -> Tensor:
-        """Numbers ``first`` to ``last`` of ``count`` that begin at the word ``start``."""
-        start &= _WORD
-        if not self._compiled:
-            return tensors.part(start, self.word_key, first, last, count, self.device)
-        from crossbar.native import openmp  # numba takes half a second to load
-        from crossbar.random import kernels
-
-        numbers = torch.empty(last - first, device=self.device)
-        if last > first:
-            work = -(-(last - first) // _ROW)
-            openmp.run(kernels.fill_part, work, numbers, first, last, count, start, self.word_key)
-        return numbers
-
-    def _columns(self, tiles: int, vectors: int, outputs: int, start: int) -> Tensor:
-        """Numbers of columns that begin at a word."""
-        start &= _WORD
-        if not self._compiled:
-            return tensors.rows(start, self.word_key, tiles, vectors, outputs, self.device)
-        from crossbar.native import openmp  # numba takes half a second to load
-        from crossbar.random import kernels
-
-        shape, rows = (tiles, vectors, outputs), tiles * vectors
-        numbers = torch.empty(shape, device=self.device)
-        if numbers.numel():
-            openmp.run(kernels.fill, rows, numbers, *shape, start, self.word_key)
-        return numbers
-
     def _words(self, count: int, first: int) -> Tensor:
         """Words from number ``first`` on, int64."""
         if not self._compiled:
@@ -168,44 +187,6 @@ class Stream:
         count, start = numbers.numel(), self.start + first & _WORD
         if count:
             openmp.run(kernel, -(-count // _SHARE), numbers, count, start, self.word_key, *more)
-
-
-class Cursor:
-    """A stream whose numbers are taken one tensor after another, for parts that have no place but their order.
-
-    Attributes:
-        stream: whose normal numbers are taken; binomial ones are those of its key and ``"pulses"``.
-    """
-
-    def __init__(self, key: Key, device: torch.device | str = "cpu") -> None:
-        self.stream = Stream(key, device)
-        self._at = self.stream.start
-        self._pulses = 0
-
-    def normal(self, shape: tuple[int, ...]) -> Tensor:
-        """The next standard normal numbers, float32, of ``shape``."""
-        count = math.prod(shape)
-        whole, rest = divmod(count, _ROW)
-        return self.stream._normal(count, 0, count, self._taken(whole * _ROW + words(rest))).view(shape)
-
-    def columns(self, tiles: int, vectors: int, outputs: int) -> Tensor:
-        """The next numbers for columns ``[T, B, O]``: pieces of a batch get those that the whole batch would."""
-        return self.stream._columns(tiles, vectors, outputs, self.take(tiles * vectors, outputs))
-
-    def take(self, rows: int, width: int) -> int:
-        """The word with which the next ``rows`` rows of ``width`` normal numbers begin, for a kernel to make them."""
-        return self._taken(rows * words(width))
-
-    def binomial(self, codes: Tensor, trials: int) -> Tensor:
-        """`Stream.binomial`, the next of such numbers: pieces of a batch get those that the whole batch would."""
-        first = self._pulses
-        self._pulses += codes.numel()
-        return Stream((*self.stream.key, "pulses"), self.stream.device).binomial(codes, trials, first)
-
-    def _taken(self, count: int) -> int:
-        at = self._at
-        self._at = at + count & _WORD
-        return at
 
 
 def words(width: int) -> int:

@@ -18,8 +18,8 @@ _LOG = (-0.23862109, 0.37361503, -0.40983519, 0.49816578, -0.66629348, 1.0000229
 _SQRT_HALF_BITS = 0x3F3504F3
 
 
-def words(start: int, key: int, at: Tensor) -> Tensor:
-    """Words ``at`` (int64) of a stream, int64."""
+def words(start: int | Tensor, key: int | Tensor, at: Tensor) -> Tensor:
+    """Words ``at`` (int64) of a stream, int64; of several where ``start`` and ``key`` are tensors of its shape."""
     x = (at + start).bitwise_and_(_WORD)
     x = _times(x ^ (x >> 17), 0xED5AD4BB)
     x = _times(x ^ (x >> 11) ^ key, 0xAC4C1B51)
@@ -47,6 +47,18 @@ def part(start: int, key: int, first: int, last: int, count: int, device: torch.
     full = rows(start + begin * _ROW, key, 1, max(min(end, whole) - begin, 0), _ROW, device).view(-1)
     rest = rows(start + whole * _ROW, key, 1, 1, count % _ROW if end > whole else 0, device).view(-1)
     return torch.cat((full, rest))[first - begin * _ROW : last - begin * _ROW]
+
+
+def scattered(start: int, key: int, number: Tensor, row: Tensor, shift: Tensor, element: Tensor, width: int) -> Tensor:
+    """Normal numbers ``[Q G, R, L]`` of places in many streams: `crossbar.random.streams.Stream.scattered`."""
+    half = (width + 1) // 2
+    second = element >= half
+    pair = torch.where(second, element - half, element)
+    own_start = words(start, key, 2 * number)[:, None, :, None]
+    own_key = words(start, key, 2 * number + 1)[:, None, :, None]
+    at = (row * (2 * half))[:, :, None] + (shift * (2 * half) + 2 * pair)[:, None, :]  # [G, R, L]
+    one, other = pairs(words(own_start, own_key, at), words(own_start, own_key, at + 1))
+    return torch.where(second[:, None, :], other, one).flatten(0, 1)
 
 
 def radii(u: Tensor) -> Tensor:

@@ -21,6 +21,7 @@ from attention import (
     gated_attention,
 )
 from attention.controller.delivery import _deliver_head_cached
+from attention.kernel.analog import ReadNoise
 from attention.kernel.blocks import Options
 from attention.kernel.schedule import schedule
 from attention.kernel.token_rows import error_statistics, write
@@ -64,7 +65,7 @@ def test_each_kind_of_part_has_its_way(pattern, fixed, impl, digital, analog):
     if digital is not None:
         assert decide(Part(q, Digital(k, v), pattern, options, 0, fixed, impl)) == digital
     if analog is not None:
-        rows = Analog(*(write(x, PCM, (0,)) for x in (k, v)), PCM, "layer", None, counted=True)
+        rows = Analog(*(write(x, PCM, (0,)) for x in (k, v)), PCM, "layer", ReadNoise((0,)), None, counted=True)
         assert decide(Part(q, rows, pattern, options, 0, fixed, impl)) == analog
 
 

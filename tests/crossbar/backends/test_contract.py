@@ -28,7 +28,7 @@ from crossbar.backends.protocol import AgedRows, Columns, Product, Read, RowNumb
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
-from crossbar.random.streams import Cursor, Stream
+from crossbar.random.streams import Stream
 from tests.crossbar.backends.test_naive import gated, layer_codes, mismatch
 from tests.crossbar.conftest import linear_layer
 
@@ -267,11 +267,12 @@ def draws(layer, x):
     found = mismatch(layer)
     if layer.hardware.output_noise:
         reads = layer.hardware.dac.bits - 1 if coding == "bit_serial" else 1
-        stream = Cursor((3, "linear", "read", 3600.0, 0))
-        found["output"] = np.stack([stream.columns(*count).double().numpy() for _ in range(reads)])
+        stream = Stream((3, "linear", "read", 3600.0, 0))
+        parts = [stream.columns(*count, first=p * VECTORS) for p in range(reads)]
+        found["output"] = torch.stack(parts).double().numpy()
     if coding == "rate":
         codes = layer_codes(x.numpy(), layer.hardware.dac, None)
-        pulses = Cursor((3, "linear", "read", 3600.0, 0)).binomial(
+        pulses = Stream((3, "linear", "read", 3600.0, 0, "pulses")).binomial(
             torch.as_tensor(np.abs(codes)), layer.hardware.dac.levels
         )
         found["pulses"] = pulses.numpy() * np.sign(codes)

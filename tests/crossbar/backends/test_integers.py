@@ -13,7 +13,7 @@ from crossbar.backends import dispatch
 from crossbar.backends.cpu import integers, kernels
 from crossbar.backends.protocol import Read
 from crossbar.native import openmp
-from crossbar.random.streams import Cursor
+from crossbar.random.streams import Stream
 from tests.crossbar.conftest import inputs, linear_layer
 
 NOISY = Hardware(tile=Tile(64, 48), adc=Converter(full_scale=6.0), output_noise=0.04)
@@ -241,8 +241,8 @@ def test_codes_are_those_of_the_converter(bits, given):
 
 def test_rows_of_numbers_continue_each_other():
     # columns [T, B, O] follow vector by vector, as the kernel that converts them takes them
-    whole = Cursor(("columns",)).columns(3, 10, 7)
-    stream = Cursor(("columns",))
-    assert torch.equal(torch.cat([stream.columns(3, 4, 7), stream.columns(3, 6, 7)], 1), whole)
-    rows = Cursor(("columns",))
-    assert torch.equal(torch.stack([rows.normal((7,)) for _ in range(30)]).view(10, 3, 7).transpose(0, 1), whole)
+    stream = Stream(("columns",))
+    whole = stream.columns(3, 10, 7)
+    assert torch.equal(torch.cat([stream.columns(3, 4, 7), stream.columns(3, 6, 7, first=4)], 1), whole)
+    rows = [stream.columns(1, 1, 7, first=row) for row in range(30)]
+    assert torch.equal(torch.cat(rows).view(10, 3, 7).transpose(0, 1), whole)

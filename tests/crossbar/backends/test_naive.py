@@ -14,7 +14,7 @@ from crossbar.backends import naive
 from crossbar.backends.naive import Draws
 from crossbar.devices import window
 from crossbar.devices.reram import CmoReRam
-from crossbar.random.streams import Cursor, normal
+from crossbar.random.streams import Stream, normal
 from tests.crossbar.conftest import linear_layer
 
 # Full scales are no fractions of whole numbers, so that no column sum of whole codes and weights is at a tie.
@@ -107,15 +107,18 @@ def test_agrees_with_the_oracle(shape, tile, dac, adc, device, output_noise, fau
         ranges["adc_range"] = chosen
     x = gated(batch, in_features, seed)
 
-    stream, serial = Cursor((3, "linear", "read", 3600.0, 0)), dac is not None and dac.coding == "bit_serial"
+    key = (3, "linear", "read", 3600.0, 0)
+    stream, serial = Stream(key), dac is not None and dac.coding == "bit_serial"
     drawn = mismatch(layer)
     if dac is not None and dac.coding == "rate":
         codes = layer_codes(x, dac, ranges.get("input_range"))
-        drawn["pulses"] = np.sign(codes) * stream.binomial(torch.as_tensor(np.abs(codes)), dac.levels).numpy()
+        drawn["pulses"] = (
+            np.sign(codes) * Stream((*key, "pulses")).binomial(torch.as_tensor(np.abs(codes)), dac.levels).numpy()
+        )
     if output_noise:
         each = (len(layer.column_gain), batch, out_features)
-        reads = [stream.columns(*each).double().numpy() for _ in range(dac.bits - 1 if serial else 1)]
-        drawn["output"] = np.stack(reads)
+        reads = range(dac.bits - 1 if serial else 1)
+        drawn["output"] = np.stack([stream.columns(*each, first=p * batch).double().numpy() for p in reads])
 
     plus, minus = (cells.numpy() for cells in layer.conductances())
     expected = naive.multiply(
@@ -156,8 +159,10 @@ def test_cell_noise_agrees_with_the_oracle(coding, encoding, noise):
     reads = (
         [codes / 7] if coding == "pwm" else [np.sign(codes) * (np.abs(codes).astype(int) >> p & 1) for p in range(3)]
     )
-    stream = Cursor((3, "linear", "read", 0.0, 0))
-    drawn = np.stack([stream.columns(4, batch, out_features).double().numpy() for _ in reads])
+    stream = Stream((3, "linear", "read", 0.0, 0))
+    drawn = np.stack(
+        [stream.columns(4, batch, out_features, first=p * batch).double().numpy() for p in range(len(reads))]
+    )
 
     output, sides = np.zeros_like(drawn), {"plus": plus, "minus": minus}
     numbers = {side: np.zeros((2, 2, len(reads), batch, in_features, out_features)) for side in sides}

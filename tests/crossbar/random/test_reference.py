@@ -62,10 +62,11 @@ def test_a_counter_that_wraps_around():
 @pytest.mark.parametrize("start", [0, 2**32 - 2000])
 def test_parts_of_tensors(count, start):
     stream = Stream(("part",))
-    whole = stream._normal(count, 0, count, start)
+    stream.start = start
+    whole = stream.normal_part(count, 0, count)
     for first, last in ((0, count), (0, 1), (1000, 1030), (1024, 4096), (4000, 4999), (4500, 5000), (7, 7)):
         first, last = min(first, count), min(last, count)
-        same(stream._normal(count, first, last, start), whole[first:last])
+        same(stream.normal_part(count, first, last), whole[first:last])
         same(tensors.part(start, stream.word_key, first, last, count, CPU), whole[first:last])
 
 

@@ -1,23 +1,25 @@
 """Random streams: the key decides the numbers, and nothing else does."""
 
+import math
+
 import numpy as np
 import pytest
 import torch
 from scipy import stats
 
-from crossbar.random.streams import Cursor, Stream, normal, seed, uniform
+from crossbar.random import reference
+from crossbar.random.streams import Stream, normal, seed, uniform
 
 N = 200_000
 
 
-def after_others(shape, key):
-    cursor = Cursor(key)
-    cursor.normal((3,))
-    return cursor.normal(shape)
+def of_columns(shape, key):
+    """Numbers of columns, all of one vector."""
+    return Stream(key).columns(1, 1, math.prod(shape)).view(shape)
 
 
-normals = pytest.mark.parametrize("draw", [normal, after_others])
-draws = pytest.mark.parametrize("draw", [normal, after_others, uniform])
+normals = pytest.mark.parametrize("draw", [normal, of_columns])
+draws = pytest.mark.parametrize("draw", [normal, of_columns, uniform])
 
 
 def correlation(a, b):
@@ -126,7 +128,7 @@ def test_numbers_of_several_kinds_are_the_same_whatever_torchs_default_device():
             stream.columns(2, 3, 5),
             stream.bytes((9,)),
             stream.binomial(torch.tensor([0.0, 3.0, 7.0], device="cpu"), 7),
-            Cursor(("device",)).normal((2000,)),
+            scattered(stream),
         ]
 
     expected = drawn()
@@ -134,6 +136,42 @@ def test_numbers_of_several_kinds_are_the_same_whatever_torchs_default_device():
         found = drawn()
     assert all(one.device.type == "cpu" for one in found)
     assert all(torch.equal(*both) for both in zip(found, expected, strict=True))
+
+
+PLACES = (
+    torch.tensor([[3, 3, 0], [70001, 5, 5]]),  # streams [Q, R]
+    torch.tensor([[0, 9, 9], [2**31, 1, 4], [7, 7, 7]]),  # rows [G, R]
+    torch.tensor([[0, 0, 0, 0, 1, 1, 0, 2], [4, 4, 4, 5, 5, 5, 5, 5], [0] * 8]),  # shifts [G, L]
+    torch.tensor([[0, 1, 4, 5, 3, 8, 2, 2], [0, 5, 8, 1, 2, 3, 7, 7], [8, 7, 6, 5, 4, 3, 2, 1]]),  # elements [G, L]
+)
+
+
+def scattered(stream, device="cpu"):
+    return stream.scattered(*(x.to(device) for x in PLACES), 9)
+
+
+def test_scattered_numbers_are_those_of_their_places():
+    number, row, shift, element = PLACES
+    found = scattered(Stream(("places",)))
+    for q, g, r, place in np.ndindex(2, 3, 3, 8):
+        where = number[q, r], row[g, r] + shift[g, place], element[g, place]
+        expected = reference.scattered(("places",), *map(int, where), 9)
+        assert float(found[q * 3 + g, r, place]) == expected
+    # Blocks of other shapes hold the same numbers.
+    for part in (slice(0, 3), slice(2, 8)):
+        cut = Stream(("places",)).scattered(number[:, 1:], row[:, 1:], shift[:, part], element[:, part], 9)
+        assert torch.equal(cut, found[:, 1:, part])
+
+
+def test_streams_of_a_key_are_standard_normal_and_unrelated():
+    row, element = torch.arange(200)[None], torch.arange(101)[None]
+    shift = torch.zeros_like(element)
+    one, other = (
+        Stream(("many",)).scattered(torch.full((1, 200), n), row, shift, element, 101).flatten() for n in (0, 1)
+    )
+    assert stats.kstest(one.double().numpy(), "norm").pvalue > 0.01
+    assert abs(correlation(one, other)) < 4 / one.numel() ** 0.5
+    assert abs(correlation(one**2, other**2)) < 4 / one.numel() ** 0.5
 
 
 def of_each_kind(stream, device="cpu"):
@@ -148,6 +186,7 @@ def of_each_kind(stream, device="cpu"):
         stream.bytes((3, 11), first=5),
         stream.binomial(codes, 15, first=4),
         stream.binomial(codes.int(), 127),
+        scattered(stream, device),
     ]
 
 
@@ -172,23 +211,6 @@ def test_bytes_are_evenly_spread_and_independent():
     assert stats.chisquare(octets.bincount(minlength=256)).pvalue > 0.01
     for lag in (1, 2, 3, 4, 8):
         assert abs(correlation(octets[lag:], octets[:-lag])) < 4 / (N - lag) ** 0.5
-
-
-def test_a_cursor_gives_pieces_of_a_batch_the_pulses_of_the_whole():
-    codes = torch.arange(60.0).view(10, 6) % 16
-    whole, pieces = Cursor(("pulses",)), Cursor(("pulses",))
-    expected = whole.binomial(codes, 15)
-    assert torch.equal(torch.cat([pieces.binomial(codes[:3], 15), pieces.binomial(codes[3:], 15)]), expected)
-    assert torch.equal(whole.normal((100,)), Cursor(("pulses",)).normal((100,)))  # pulses do not move the noise
-
-
-def test_consecutive_reads_differ_and_repeat_from_the_start():
-    stream = Cursor(("stream",))
-    first, second = stream.normal((N,)), stream.normal((N,))
-    assert abs(correlation(first, second)) < 4 / N**0.5
-    again = Cursor(("stream",))
-    assert torch.equal(again.normal((N,)), first)
-    assert torch.equal(again.normal((N,)), second)
 
 
 def test_a_number_can_be_large_and_stays_finite():
