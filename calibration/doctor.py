@@ -88,7 +88,7 @@ def _run_compiled_tile() -> None:
     from aihwkit.nn import AnalogLinear
     from aihwkit.simulator.configs import InferenceRPUConfig
 
-    AnalogLinear(4, 3, rpu_config=InferenceRPUConfig())(torch.ones(1, 4))
+    AnalogLinear(4, 3, rpu_config=InferenceRPUConfig())(torch.ones(1, 4, device="cpu"))
 
 
 def _tried(attempt: Callable[[], None]) -> tuple[str, str]:

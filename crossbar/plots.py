@@ -122,10 +122,10 @@ def population_drift(
     target = device.g_max if target is None else target
     last = to_seconds(longest)
     first = min(1.0, last / 1000)
-    seconds = torch.logspace(0, 1, 49, base=last / first, dtype=torch.float64).mul_(first).tolist()
-    goal = torch.full((cells,), target)
+    seconds = torch.logspace(0, 1, 49, base=last / first, dtype=torch.float64, device="cpu").mul_(first).tolist()
+    goal = torch.full((cells,), target, device="cpu")
     state = ageing.program(device, goal, (seed, _KEY))
-    parts = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95])
+    parts = torch.tensor([0.05, 0.25, 0.5, 0.75, 0.95], device="cpu")
     spread = torch.stack([ageing.conductances(device, state, t, (seed, _KEY)).quantile(parts) for t in seconds])
     low, lower, median, upper, high = spread.T.numpy()
     axes.fill_between(seconds, low, high, color=_BLUE, alpha=0.15, linewidth=0, label="5% to 95%")
@@ -160,7 +160,7 @@ def _axes(axes: Axes | None) -> Axes:
 
 
 def _targets(device: AnyDevice, count: int) -> Tensor:
-    return torch.linspace(window(device)[0], device.g_max, count)
+    return torch.linspace(window(device)[0], device.g_max, count, device="cpu")
 
 
 def _alike(device: Device, targets: Tensor, draw: float) -> State:

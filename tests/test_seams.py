@@ -201,3 +201,26 @@ def test_who_has_cells_does_not_choose_by_gradients_or_dtype(asked):
         return any(called(part, "sense", "multiply", "read_columns", "age_rows") for part in branches)
 
     assert places(chooses, set(SOURCES) - BACKENDS) == {}
+
+
+# Where tensors are made
+
+
+def test_every_tensor_that_is_made_says_where():
+    # Else a user's `with torch.device("cuda")` around a call puts some of a CPU model's tensors on the GPU.
+    makers = {
+        *("arange", "as_tensor", "asarray", "empty", "empty_strided", "eye", "full", "linspace", "logspace", "ones"),
+        *("rand", "randint", "randn", "randperm", "range", "scalar_tensor", "tensor", "tril_indices", "triu_indices"),
+        "zeros",
+    }
+    of_a_user = {  # parameters of modules are where torch's own modules have theirs
+        ("attention/neuromorphic/lif.py", "LIF.__init__"),
+        ("attention/learned/router.py", "Router.__init__"),
+        ("attention/learned/strengths.py", "LearnedStrengths.__init__"),
+    }
+
+    def is_anywhere(node):
+        makes = called(node, *makers) and ast.unparse(node.func).startswith("torch.")
+        return makes and "device" not in {keyword.arg for keyword in node.keywords}
+
+    assert set(places(is_anywhere)) - of_a_user == set()

@@ -108,7 +108,7 @@ def as_tensor(what: str, values: object) -> Tensor:
         InputError: for anything else, such as lists of unequal length.
     """
     try:
-        return torch.as_tensor(values)
+        return values if isinstance(values, Tensor) else torch.as_tensor(values, device="cpu")
     except (TypeError, ValueError, RuntimeError) as error:
         raise InputError(
             f"{what} cannot be made of {str(values)[:80]!r}: give a tensor, an array or lists of equal length"

@@ -58,9 +58,9 @@ def tokenise(
     batches = []
     for start in range(0, len(order), batch_size):
         chosen = [texts[position] for position in order[start : start + batch_size]]
-        encoded = tokenizer(chosen, padding=True, truncation=True, max_length=max_length, return_tensors="pt")
-        batches.append(dict(encoded))
-    return TokenisedTexts(batches=tuple(batches), order=torch.tensor(order))
+        encoded = tokenizer(chosen, padding=True, truncation=True, max_length=max_length, return_tensors="np")
+        batches.append({name: torch.from_numpy(array) for name, array in encoded.items()})
+    return TokenisedTexts(batches=tuple(batches), order=torch.tensor(order, device="cpu"))
 
 
 def require_length(option: str, length: int, least: int, most: float) -> None:

@@ -95,7 +95,7 @@ def why_unfit(model: nn.Module, gives: Output) -> str:
     try:
         read = hidden_states if gives == "embeddings" else next_token_scores
         known = model.get_input_embeddings().weight.shape[0]  # type: ignore[operator]  # a PreTrainedModel
-        ids = torch.arange(min(_SHORT, known)).unsqueeze(0)
+        ids = torch.arange(min(_SHORT, known), device=device_of(model)).unsqueeze(0)
         other = ids.clone()
         other[0, -1] = 0
         with torch.inference_mode():

@@ -17,7 +17,7 @@ from crossbar.errors import require_whole
 
 Method = Literal["mse", "largest"]
 _OF_A_BATCH = 64
-_OCTAVES = torch.arange(13) / 2  # down to 1/64 of full scale, in half octaves
+_OCTAVES = torch.arange(13, device="cpu") / 2  # down to 1/64 of full scale, in half octaves
 
 
 @dataclass(frozen=True)

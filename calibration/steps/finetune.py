@@ -212,7 +212,7 @@ def train(
                 run.save(file)
                 kept = time.monotonic()
         values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
-        losses = torch.tensor(run.losses, dtype=torch.float64)
+        losses = torch.tensor(run.losses, dtype=torch.float64, device="cpu")
         if world > 1:
             # DistributedDataParallel is in a reference cycle and keeps the process group's threads: left to the end of
             # the interpreter, they may abort it.
@@ -252,7 +252,7 @@ class _Run:
 
     def step(self, step: int) -> None:
         """One step of the optimizer."""
-        options, total = self._options, torch.zeros((), dtype=torch.float64)
+        options, total = self._options, torch.zeros((), dtype=torch.float64, device="cpu")
         self._visit(step)
         own = range(self._rank, options.accumulate, self._world)
         for place in own:
@@ -286,7 +286,8 @@ class _Run:
         for group in self._optimizer.param_groups:
             group["lr"] = options.rate * warm * (1 - step / options.steps)
         before = {name: self._parameters[name].detach().clone() for name in self._parts}
-        self._optimizer.step()
+        with torch.device("cpu"):  # where torch's optimizers read their count of steps without waiting for a GPU
+            self._optimizer.step()
         self._optimizer.zero_grad()
         with torch.no_grad():
             for name, part in self._parts.items():
@@ -299,7 +300,7 @@ class _Run:
 
     def save(self, file: Path) -> None:
         """Write parameters, optimizer and losses."""
-        tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64)}
+        tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64, device="cpu")}
         for name, parameter in self._parameters.items():
             tensors |= {f"{name}|value": parameter}
             # None for what the outputs do not depend on, such as an encoder's pooler.
@@ -322,7 +323,10 @@ class _Run:
             parameter.data.copy_(tensors[f"{name}|value"])
             state = {key: tensors[f"{name}|{key}"].to(parameter) for key in _MOMENTS if f"{name}|{key}" in tensors}
             if state:
-                self._optimizer.state[parameter] = {"step": torch.tensor(float(len(self.losses))), **state}
+                self._optimizer.state[parameter] = {
+                    "step": torch.tensor(float(len(self.losses)), device="cpu"),
+                    **state,
+                }
 
     def _identity(self) -> str:
         shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}

@@ -127,7 +127,7 @@ class _Spread:
     def __init__(self) -> None:
         self._top, self._width = 0.0, 0.0
         self._like: Tensor | None = None
-        self._counts = torch.zeros(_BINS, dtype=torch.float64)
+        self._counts = torch.zeros(_BINS, dtype=torch.float64, device="cpu")
 
     def add(self, x: Tensor) -> None:
         """Take in inputs ``[tokens, I]``."""

@@ -20,7 +20,7 @@ from crossbar.errors import require_number
 from crossbar.tiles.mapping import over_shared
 from crossbar.tiles.weight_errors import WeightErrors, weight_errors
 
-_SHARES = torch.arange(20, 5, -1) / 20  # of the largest weight: 1, 0.95 ... 0.3
+_SHARES = torch.arange(20, 5, -1, device="cpu") / 20  # of the largest weight: 1, 0.95 ... 0.3
 
 
 @dataclass(frozen=True)

@@ -117,5 +117,5 @@ def _marks(texts: Sequence[str], lengths: Sequence[int], tokenizer: PreTrainedTo
     return {
         mark
         for text, length in zip(texts, lengths, strict=True)
-        for mark in marks(torch.tensor(tokenizer(text, truncation=True, max_length=length)["input_ids"]))
+        for mark in marks(torch.tensor(tokenizer(text, truncation=True, max_length=length)["input_ids"], device="cpu"))
     }

@@ -51,7 +51,9 @@ class Lee:
                 "which is what the background corpus holds"
             )
         ratings = np.array([line.split() for line in read_lines("similarities0-1.txt")], dtype=np.float64)
-        self._pairs = torch.triu_indices(len(documents), len(documents), offset=1)  # the file fills this half only
+        self._pairs = torch.triu_indices(
+            len(documents), len(documents), offset=1, device="cpu"
+        )  # the half that is filled
         self._human = torch.from_numpy(ratings)[self._pairs[0], self._pairs[1]]
         self._documents = tokenise(documents, tokenizer, max_length=max_length)
         self._calibration = tokenise(background[:calibration_documents], tokenizer, max_length=max_length)

@@ -134,7 +134,7 @@ def _tokens(bodies: list[str], tokenizer: PreTrainedTokenizerBase) -> Tensor:
     """Texts as one, ``[tokens]`` int64."""
     # Not verbose: it would warn that the text is longer than the model reads.
     ids = tokenizer("\n\n".join(bodies), add_special_tokens=False, verbose=False)["input_ids"]
-    return torch.tensor(ids, dtype=torch.int64)  # said, since an empty list would be float
+    return torch.tensor(ids, dtype=torch.int64, device="cpu")  # said, since an empty list would be float
 
 
 def _windows(ids: Tensor, option: str, count: int, length: int) -> Tensor:

@@ -131,7 +131,7 @@ class Recall:
         keys = 1 + order[:, : self.pairs]
         values = 1 + self.keys + draw(self.pairs, self.values, "values")
         asked = draw(self.questions, self.pairs, "questions")
-        tokens = torch.full((count, self.n), BLANK)
+        tokens = torch.full((count, self.n), BLANK, device="cpu")
         tokens.scatter_(1, places.keys, keys).scatter_(1, places.keys + 1, values)
         tokens.scatter_(1, places.questions, keys.gather(1, asked))
         answers = torch.full_like(tokens, -1).scatter_(1, places.questions, values.gather(1, asked))
@@ -161,7 +161,7 @@ class Recall:
         """
         pattern = pattern.at(self.n)
         dense = torch.stack([pattern.head(h).to_dense(self.n) for h in range(pattern.n_heads or 1)]).any(0)
-        held = dense | torch.eye(self.n, dtype=torch.bool)
+        held = dense | torch.eye(self.n, dtype=torch.bool, device=dense.device)
         direct = relayed = 0
         places = self._places(count, ("reach",))
         for key, question in zip(places.keys, places.questions, strict=True):
@@ -181,8 +181,9 @@ class Recall:
             for columns, purpose in ((1, "start"), (1, "place"))
         )
         first = (start * starts).long() * self.slot
-        keys = first + torch.arange(self.pairs) * self.slot + (inside * (self.slot - 1)).long()
-        return _Places(keys, first + self.episode - self.questions + torch.arange(self.questions))
+        pairs, questions = (torch.arange(many, device="cpu") for many in (self.pairs, self.questions))
+        keys = first + pairs * self.slot + (inside * (self.slot - 1)).long()
+        return _Places(keys, first + self.episode - self.questions + questions)
 
 
 class _Places(NamedTuple):

@@ -44,9 +44,9 @@ class WordSim:
         position = {word: k for k, word in enumerate(words)}
         seen = {word.lower() for word in words}
         others = {word.lower() for line in read_lines("simlex999.txt") for word in line.split("\t")[:2]}
-        self._first = torch.tensor([position[row[0]] for row in rows])
-        self._second = torch.tensor([position[row[1]] for row in rows])
-        self._human = torch.tensor([float(row[2]) for row in rows], dtype=torch.float64)
+        self._first = torch.tensor([position[row[0]] for row in rows], device="cpu")
+        self._second = torch.tensor([position[row[1]] for row in rows], device="cpu")
+        self._human = torch.tensor([float(row[2]) for row in rows], dtype=torch.float64, device="cpu")
         self._words = tokenise(words, tokenizer, max_length=_MAX_LENGTH)
         self._calibration = tokenise(sorted(others - seen), tokenizer, max_length=_MAX_LENGTH)
 

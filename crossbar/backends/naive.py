@@ -351,7 +351,7 @@ class Naive:
         each = [[_convert(value / (ranges[b] or 1.0), dac, 1.0) for value in row] for b, row in enumerate(x.tolist())]
         codes = np.array(each).reshape(x.shape)
         if dac is not None and dac.coding == "rate" and read.noise is not None:
-            chances = torch.as_tensor(np.rint(np.abs(np.nan_to_num(codes)) * _levels(dac)))
+            chances = torch.from_numpy(np.rint(np.abs(np.nan_to_num(codes)) * _levels(dac)))
             pulses = Stream((*read.noise.key, "pulses"))
             codes = np.sign(codes) * _numbers(pulses.binomial(chances, _levels(dac))) / _levels(dac)
         return codes, np.array(ranges)

@@ -124,13 +124,13 @@ class AihwkitDevice:
     def _like(self, values: Any, cells: Tensor, method: str) -> Tensor:
         """What a model returned, shaped like the cells, in memory of its own."""
         try:
-            shaped = torch.as_tensor(values).broadcast_to(cells.shape)
+            shaped = torch.as_tensor(values, device=cells.device).broadcast_to(cells.shape)
         except (TypeError, ValueError, RuntimeError):
             given = f"shape {list(values.shape)}" if isinstance(values, Tensor) else type(values).__name__
             raise InputError(
                 f"{method} of {self._name} returned {given}: return a tensor of the cells' shape {list(cells.shape)}"
             ) from None
-        return shaped.to(cells.device, cells.dtype).clone(memory_format=torch.contiguous_format)
+        return shaped.to(cells.dtype).clone(memory_format=torch.contiguous_format)
 
     def __repr__(self) -> str:
         model = self.to_dict()
@@ -228,7 +228,7 @@ def _plain(value: Any) -> Any:
     if isinstance(value, np.generic):
         return value.item()
     if isinstance(value, Tensor | np.ndarray):
-        return _plain_array(torch.as_tensor(value).detach().cpu())
+        return _plain_array(torch.as_tensor(value, device="cpu").detach())
     if isinstance(value, Mapping):
         return {key if isinstance(key, str | int | float) else repr(key): _plain(v) for key, v in value.items()}
     if isinstance(value, list | tuple):
