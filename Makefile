@@ -5,7 +5,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 SOURCES := crossbar attention calibration tests examples benchmarks
 
-.PHONY: demo evaluate recall test test-slow test-studies lint format benchmark clean
+.PHONY: demo evaluate recall test test-slow test-studies test-circuit lint format benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -27,6 +27,12 @@ test-studies: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[studies]'
 	command -v chromium || command -v google-chrome || $(BIN)/playwright install chromium
 	$(BIN)/python -m pytest -m slow tests/calibration/studies
+
+# Arrays with wires against ngspice (a package of the system) and badcrossbar, whose drawing needs cairo and stays away.
+test-circuit: .venv/installed
+	command -v ngspice || { echo "ngspice is missing: apt-get install ngspice"; exit 2; }
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps badcrossbar==1.1.0 pathvalidate==3.3.1 sigfig==1.4.0
+	$(BIN)/python -m pytest -m circuit tests/crossbar/circuit
 
 lint: .venv/installed
 	$(BIN)/ruff check $(SOURCES)

@@ -6,6 +6,7 @@
 from crossbar import devices, presets
 from crossbar.adapters import register_adapter
 from crossbar.backends.dispatch import backend_names, register_backend, using_backend
+from crossbar.circuit.currents import cell_voltages, circuit_currents, transfer_matrix
 from crossbar.costs.baselines import Baseline, digital_baselines
 from crossbar.costs.energy import EnergyReport
 from crossbar.costs.ledger import Ledger
@@ -39,6 +40,8 @@ __all__ = [
     "analog_layers",
     "backend_names",
     "bypassed",
+    "cell_voltages",
+    "circuit_currents",
     "clip_weights",
     "convert",
     "devices",
@@ -58,5 +61,6 @@ __all__ = [
     "restore",
     "save_state",
     "to_seconds",
+    "transfer_matrix",
     "using_backend",
 ]
