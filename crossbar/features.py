@@ -35,6 +35,14 @@ CONVERTERS = frozenset(
 )  # fmt: skip
 """How inputs are driven and columns converted."""
 
+WIRES = frozenset(
+    {
+        "wire", "wire.drive:left", "wire.drive:both", "wire.sense:bottom", "wire.sense:top", "wire.layout:separate",
+        "wire.layout:interleaved",
+    }
+)  # fmt: skip
+"""Resistance of word lines and bit lines."""
+
 
 def missing(hardware: Hardware, honoured: Set[str]) -> str | None:
     """The first feature of hardware that is not honoured, in the order of names; None: all are."""

@@ -9,6 +9,7 @@ from functools import cached_property
 from pathlib import Path
 from typing import Any, Literal, get_args
 
+from crossbar.circuit.currents import MOST_OHMS, Drive, Layout, Sense
 from crossbar.devices import PCM, AnyDevice, Ideal, RedrawDevice
 from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.devices.gain_cell import GainCell
@@ -215,6 +216,38 @@ class Faults:
 
 
 @dataclass(frozen=True)
+class Wire:
+    """Resistance of word lines and bit lines: what cells far from drivers and amplifiers lose (docs/wires.md).
+
+    One segment lies between any two neighbouring cells of a line, one before the first cell and one behind the last.
+    The default resistance is that of aihwkit's model of IR drop (``ir_drop_g_ratio``: 0.35 ohm a cell, there with cells
+    of 5 µS); 1 to 5 ohm are usual assumptions for dense arrays.
+
+    Attributes:
+        r_row, r_col: of a segment of a word line and of a bit line, ohms, up to 1e6.
+        drive: ends of the word lines that are driven: ``left`` or ``both``.
+        sense: end of the bit lines that is sensed. Inputs come in order from the top, so with ``bottom`` the last ones
+            are nearest to the amplifiers.
+        layout: ``separate``: G⁺, G⁻ and copies of a pair are in arrays of their own, whose currents are joined at the
+            amplifiers. ``interleaved``: they stand side by side on the same word lines. Slices always are in tiles of
+            their own.
+    """
+
+    r_row: float = 0.35
+    r_col: float = 0.35
+    drive: Drive = "left"
+    sense: Sense = "bottom"
+    layout: Layout = "separate"
+
+    def __post_init__(self) -> None:
+        require_number("wire field r_row", self.r_row, most=MOST_OHMS)
+        require_number("wire field r_col", self.r_col, most=MOST_OHMS)
+        _require_choice("wire field drive", self.drive, get_args(Drive))
+        _require_choice("wire field sense", self.sense, get_args(Sense))
+        _require_choice("wire field layout", self.layout, get_args(Layout))
+
+
+@dataclass(frozen=True)
 class Hardware:
     """Everything that decides what a layer computes on analog tiles. A part set to None is ideal.
 
@@ -228,6 +261,7 @@ class Hardware:
         read_noise: white noise of the cells themselves at every read (aihwkit's ``w_noise``).
         verify: programming in rounds.
         faults: defects of the chip.
+        wire: resistance of the lines; None: ideal wires.
     """
 
     device: AnyDevice = field(default_factory=PCM)
@@ -238,6 +272,7 @@ class Hardware:
     read_noise: CellNoise | None = None
     verify: WriteVerify | None = None
     faults: Faults | None = None
+    wire: Wire | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.device, type) or not isinstance(self.device, AnyDevice):
@@ -355,6 +390,7 @@ _PARTS: dict[str, type[Any]] = {
     "read_noise": CellNoise,
     "verify": WriteVerify,
     "faults": Faults,
+    "wire": Wire,
 }
 
 

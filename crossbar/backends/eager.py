@@ -15,7 +15,7 @@ from torch import Tensor
 from crossbar.backends.converters import Drive, bit_planes, convert, drive, found_range
 from crossbar.backends.protocol import REDRAWN, AgedRows, Columns, Product, Read, Work
 from crossbar.devices import Device, RedrawDevice, span
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
 from crossbar.hardware import CellNoise, Converter, Hardware
 from crossbar.native.sizes import at_once
 from crossbar.random.streams import Stream
@@ -32,7 +32,7 @@ class Eager:
     """Floating point, an operation of torch at a time; `crossbar.backends.naive` is a slow transcription of it."""
 
     name: str = "eager"
-    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES
+    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
         """Rows of any age of a device that has no state apart from its time."""

@@ -18,7 +18,7 @@ from torch import Tensor
 
 from crossbar.backends.protocol import REDRAWN, AgedRows, Columns, Read, Work
 from crossbar.devices import Device, RedrawDevice, span, window
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
 from crossbar.hardware import Converter, Hardware
 from crossbar.random.streams import Stream
 
@@ -239,7 +239,7 @@ class Naive:
     """
 
     name: str = "naive"
-    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES
+    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
         """Gradients, and rows of any age of a device that has no state apart from its time."""

@@ -12,14 +12,14 @@ from torch import Tensor, nn
 
 from crossbar.devices import PCM, RedrawDevice, State, span, window
 from crossbar.errors import InputError
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, require_honoured
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES, require_honoured
 from crossbar.hardware import Faults, Hardware, WriteVerify
 from crossbar.random.streams import Stream
-from crossbar.tiles import ageing, faults, injection, mapping, programming
+from crossbar.tiles import ageing, faults, injection, mapping, programming, wires
 from crossbar.tiles.readout import Readout, cell_variance, of_columns, read_digits, read_variance, with_mismatch
 from crossbar.units import to_seconds
 
-HONOURED = CELLS | CONVERTERS | MISMATCH | NOISES
+HONOURED = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES
 """Features of hardware that arrays of tiles, and layers on them, have."""
 
 _READING = threading.RLock()  # threads that run one model wait for the one that reads its cells
@@ -31,6 +31,9 @@ class TileArray(nn.Module):
 
     ``K`` counts the devices that make up one weight (`crossbar.tiles.mapping`). Until they are programmed, the cells
     hold their targets exactly. Nothing here is part of ``state_dict()``.
+
+    Wires have a resistance once the cells are programmed: columns then see the transfer matrix of each tile at this age
+    (`crossbar.tiles.wires`).
 
     Programming errors and drift are functions of target, chip and time, so what programming leaves in the cells is not
     kept but made again, from a copy of the matrix, whenever they are read (`crossbar.tiles.ageing.keeps_no_state`). It
@@ -49,6 +52,7 @@ class TileArray(nn.Module):
             is.
         seed: which chip this is; None until it is programmed.
         seconds: time since programming.
+        placement: where the lines of each tile lie among its wires; None: in the order of inputs and outputs.
 
     Raises:
         InputError: for hardware with a feature that tiles do not have (faults, where devices are in some places only),
@@ -90,6 +94,8 @@ class TileArray(nn.Module):
         self._cells: tuple[str, ...] = ()
         self._forms: dict[str, Any] = {}
         self._seen = self._asked = False
+        self._passed: Tensor | None = None
+        self.placement: wires.Placement | None = None
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
         self.register_buffer("devices", None if devices is None else devices.t().contiguous(), persistent=False)
@@ -300,12 +306,36 @@ class TileArray(nn.Module):
         hardware = self.hardware
         scales = self._found_scales(matrix)
         cells = injection.written(self._mapped(matrix, scales), hardware, self.seconds, draws)
-        digits, _ = read_digits(cells, hardware, None)
+        through = self._through_wires()
+        digits, _ = read_digits(cells if through is None else cells * through, hardware, None)
         per_digit = (scales * (2 / hardware.tile.signs)).repeat_interleave(hardware.tile.rows, 0)[: self.in_features]
         variance = read_variance(cells, hardware.read_noise, hardware)
         digits = injection.noisy_digits(matrix.t(), per_digit, digits)
         conversions = self._of_conversions(scales, column_gain)
         return Readout(digits, conversions, None, variance, self._bias_scales(scales), adc_range)
+
+    @torch.inference_mode(False)
+    def set_placement(self, placement: wires.Placement | None) -> None:
+        """Choose where the lines of each tile lie among its wires; None: in the order of inputs and outputs.
+
+        Raises:
+            InputError: for places that are not each of a tile's once.
+        """
+        if placement is not None:
+            tile = self.hardware.tile
+            placement = wires.Placement(*(part.to(self.scales.device, torch.int64) for part in placement))
+            t_out, t_in = mapping.tile_grid(self.in_features, self.out_features, tile)
+            shapes = ((t_out, self.in_features, tile.rows), (t_in, self.out_features, tile.cols))
+            for part, (tiles, lines, size) in zip(placement, shapes, strict=True):
+                wanted = torch.arange(lines, device=part.device) % size
+                pieces = part.split(size, 1) if part.dim() == 2 else ()
+                found = torch.cat([piece.sort(1).values for piece in pieces], 1) if pieces else part
+                if part.shape != (tiles, lines) or not torch.equal(found, wanted.expand(tiles, -1)):
+                    raise InputError(
+                        f"{self.name} got a bad placement: give {[tiles, lines]} places, each of a tile's once"
+                    )
+        self.placement = placement
+        self._forget()
 
     @torch.inference_mode(False)
     def set_weight_range(self, weight_range: Tensor | None) -> None:
@@ -332,7 +362,21 @@ class TileArray(nn.Module):
         return self
 
     def _forget(self) -> None:
-        self._digits, self._forms, self._seen, self._asked = None, {}, False, False
+        self._digits, self._forms, self._seen, self._asked, self._passed = None, {}, False, False, None
+
+    @torch.no_grad()
+    def _through_wires(self) -> Tensor | None:
+        """What part of each cell's current wires leave, ``[K, I, O]``, in an array of the targets; None: all of it.
+
+        It is found for the weights as training starts and kept, since it changes little with them and noise.
+        """
+        if not wires.resistive(self.hardware):
+            return None
+        if self._passed is None:
+            targets = self._targets()
+            seen = wires.seen(targets, self.hardware, self.placement)
+            self._passed = torch.where(targets > 0, seen / targets.clamp(min=1e-30), 1.0)
+        return self._passed
 
     def _now(self) -> Tensor:
         """The digits for a backend that computes with them: kept until they change."""
@@ -387,6 +431,7 @@ class TileArray(nn.Module):
         """Read differential pairs of cells in the fewest passes, into digits ``[I, O]``; False: it cannot be."""
         tile, device, seed = self.hardware.tile, self.hardware.device, self.seed
         plain = tile.encoding == "differential" and self.cells_a_weight == 2 and self.fault_map is None
+        plain = plain and not wires.resistive(self.hardware)
         if seed is None or self._kept is None or not plain or not ageing.reads_again(device, digits):
             return False
         pcm, key = cast(PCM, device), (seed, self.name)
@@ -451,12 +496,18 @@ class TileArray(nn.Module):
         each = torch.empty_like(digits) if noisy else None
         width, any_open = span(hardware.device)[1], False
         done = each is None and self._pairs_again(digits[0])
+        wired = wires.resistive(hardware) and self.seed is not None
+        seen = self.scales.new_empty(self.shape) if wired else None
         for lines, cells in () if done else self._present(noise=True):
+            if seen is not None:
+                seen[:, lines] = cells
             digits[:, lines] = mapping.cell_weights(cells, hardware.tile, width)
             if each is not None and noise is not None:
                 is_open = None if self.fault_map is None else self.fault_map[:, lines] == faults.Fault.OPEN
                 any_open = any_open or (is_open is not None and bool(is_open.any()))
                 each[:, lines] = cell_variance(cells, noise, hardware, is_open)
+        if seen is not None:
+            digits = mapping.cell_weights(wires.seen(seen, hardware, self.placement), hardware.tile, width)
         key = None if self.seed is None else (self.seed, self.name)
         digits, self._offset = with_mismatch(digits, hardware, key)
         self._variance = of_columns(each, noise, hardware, any_open) if each is not None and noise is not None else None

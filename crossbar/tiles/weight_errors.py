@@ -34,11 +34,12 @@ class WeightErrors:
 def weight_errors(hardware: Hardware, seconds: float) -> WeightErrors:
     """Errors of weights at a time, from 1,024 cells (or groups of them) a level, written, aged and read as any others.
 
-    So it holds for every device and encoding: programming error, drift and its spread, and 1/f noise together.
+    So it holds for every device and encoding: programming error, drift and its spread, and 1/f noise together, without
+    faults and wires, which are not of single cells.
     """
     levels = torch.linspace(0.0, 1.0, _LEVELS + 1, device="cpu")
     probe = levels.unsqueeze(1).expand(-1, _SAMPLES).contiguous()
-    cells = TileArray(probe, replace(hardware, faults=None), "weight errors")
+    cells = TileArray(probe, replace(hardware, faults=None, wire=None), "weight errors")
     cells.set_weight_range(torch.ones_like(cells.scales))
     cells.program(0)
     cells.age(seconds)

@@ -21,7 +21,7 @@ from attention.learned import strength_tiles
 from attention.learned.router import place_centroids
 from crossbar import Converter, Faults, Hardware, InputError, Tile, presets
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
-from tests.crossbar.toys import Wired
+from tests.crossbar.toys import Heated
 
 N, H, D = 12, 2, 8
 WINDOW = LocalWindow(5).causal()
@@ -70,10 +70,10 @@ READERS = {
 @pytest.mark.parametrize("base", [presets.ideal(), presets.pcm(), Hardware()], ids=["ideal", "pcm", "default"])
 def test_a_feature_that_nobody_named_is_refused(reader, base):
     parts = {field.name: getattr(base, field.name) for field in dataclasses.fields(Hardware)}
-    reader(Wired(**parts))
-    sentence = f"hardware field wire = 2.5 is not supported for {READERS[reader]}: give 0"
+    reader(Heated(**parts))
+    sentence = f"hardware field heat = 2.5 is not supported for {READERS[reader]}: give 0"
     with pytest.raises(InputError, match=f"^{re.escape(sentence)}$"):
-        reader(Wired(**parts, wire=2.5))
+        reader(Heated(**parts, heat=2.5))
 
 
 @pytest.mark.parametrize(

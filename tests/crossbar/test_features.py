@@ -16,24 +16,25 @@ from crossbar import (
     Hardware,
     InputError,
     Tile,
+    Wire,
     WriteVerify,
     convert,
     presets,
 )
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, require_honoured
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES, require_honoured
 from crossbar.tiles.tile_array import TileArray
 from crossbar.tiles.weight_errors import weight_errors
 from tests.crossbar.backends.test_contract import Redrawn
 from tests.crossbar.conftest import inputs
-from tests.crossbar.toys import Wired
+from tests.crossbar.toys import Heated
 
-KNOWN = CELLS | CONVERTERS | MISMATCH | NOISES
+KNOWN = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES
 PLAIN = Hardware(dac=Converter(), output_noise=0.0)
 SIZES = {
     "tile.rows", "tile.cols", "tile.slice_bits", "dac.bits", "dac.full_scale", "adc.bits", "adc.full_scale",
     "read_noise.constant", "read_noise.relative", "verify.tolerance", "verify.rounds", "verify.read_std",
     "faults.stuck_min", "faults.stuck_max", "faults.shorts", "faults.broken_rows", "faults.broken_cols",
-    "faults.short_conductance", "faults.spare_cols", "faults.seed",
+    "faults.short_conductance", "faults.spare_cols", "faults.seed", "wire.r_row", "wire.r_col",
 }  # fmt: skip
 """Fields whose value is no feature: whoever honours the part that they are of computes with all their values."""
 
@@ -94,7 +95,10 @@ def test_every_field_is_a_feature_or_a_size(name):
         assert set().union(*found) <= {f"{name}:1"}
         return
     for added in found:
-        assert {feature.partition(":")[0] for feature in added} <= {name, f"{name}.form"}
+        assert {feature.partition(":")[0] for feature in added} <= {
+            name,
+            *(own for own in FIELDS if own.startswith(f"{name}.")),
+        }
         assert added
 
 
@@ -106,7 +110,7 @@ def test_the_named_features_are_those_that_fields_give():
     given = set().union(*(added for base, changes in FIELDS.values() for added in tried(base, changes)))
     assert given | {"device:redrawn"} == KNOWN
     assert dataclasses.replace(PLAIN, device=Redrawn()).features() == {"device:redrawn"}
-    assert sum(map(len, (CELLS, CONVERTERS, MISMATCH, NOISES))) == len(KNOWN)
+    assert sum(map(len, (CELLS, CONVERTERS, MISMATCH, NOISES, WIRES))) == len(KNOWN)
     assert PLAIN.features() == frozenset()
 
 
@@ -138,6 +142,10 @@ REFUSED = [
     ({"read_noise": CellNoise(form="cheap")}, "read_noise.form:cheap", "read_noise.form = 'cheap'", "exact"),
     ({"verify": WriteVerify(0.5)}, "verify", "verify = WriteVerify(tolerance=0.5, rounds=10, read_std=0.0)", "None"),
     ({"faults": Faults(seed=1)}, "faults", None, "None"),
+    ({"wire": Wire(1.0)}, "wire", None, "None"),
+    ({"wire": Wire(drive="both")}, "wire.drive:both", "wire.drive = 'both'", "left"),
+    ({"wire": Wire(sense="top")}, "wire.sense:top", "wire.sense = 'top'", "bottom"),
+    ({"wire": Wire(layout="interleaved")}, "wire.layout:interleaved", "wire.layout = 'interleaved'", "separate"),
     ({"device": Redrawn()}, "device:redrawn", None, "a device whose errors are not drawn anew at each time"),
 ]  # fmt: skip
 
@@ -172,8 +180,8 @@ def test_no_form_of_noise():
 
 # A feature that someone adds
 
-WIRED = Wired(wire=2.5, tile=Tile(4, 3))
-SENTENCE = r"^hardware field wire = 2\.5 is not supported for {}: give 0$"
+HEATED = Heated(heat=2.5, tile=Tile(4, 3))
+SENTENCE = r"^hardware field heat = 2\.5 is not supported for {}: give 0$"
 
 
 @dataclasses.dataclass(frozen=True)
@@ -192,8 +200,8 @@ class Coupled(Hardware):
 
 
 def test_a_field_of_a_subclass_is_a_feature():
-    assert WIRED.features() - {"wire"} == dataclasses.replace(WIRED, wire=0.0).features() == Hardware().features()
-    assert "wire" in WIRED.features()
+    assert HEATED.features() - {"heat"} == dataclasses.replace(HEATED, heat=0.0).features() == Hardware().features()
+    assert "heat" in HEATED.features()
     assert plain(tile=Gapped(gap=2, order="snake")).features() == {"tile.gap", "tile.order:snake"}
     assert plain(tile=Gapped()).features() == frozenset()
     assert Coupled(coupling=CellNoise(1.0)).features() - Hardware().features() == {"coupling", "coupling.form:exact"}
@@ -203,7 +211,7 @@ def test_a_field_of_a_subclass_is_a_feature():
 @pytest.mark.parametrize(
     ("hardware", "sentence"),
     [
-        (WIRED, SENTENCE.format("a reader")),
+        (HEATED, SENTENCE.format("a reader")),
         (plain(tile=Gapped(gap=2)), r"^hardware field tile\.gap = 2 is not supported for a reader: give 0$"),
         (plain(tile=Gapped(order="snake")), r"tile\.order = 'snake' is not supported for a reader: give None$"),
         (Coupled(coupling=CellNoise(1.0)), r"coupling = CellNoise\(.+\) is not supported for a reader: give None$"),
@@ -219,12 +227,12 @@ def test_layers_and_tiles_refuse_it():
     model = nn.Sequential(nn.Linear(6, 5), nn.Linear(5, 4))
     before = dict(model.named_children())
     for build in (
-        lambda: convert(model, WIRED),
-        lambda: convert(model, presets.ideal(), per_layer={"1": WIRED}),
-        lambda: AnalogLinear.from_digital(model[0], WIRED),
-        lambda: AnalogLinear.from_matrix(torch.ones(5, 6), WIRED, "matrix"),
-        lambda: TileArray(torch.ones(5, 6), WIRED, "cells"),
-        lambda: weight_errors(WIRED, 1.0),
+        lambda: convert(model, HEATED),
+        lambda: convert(model, presets.ideal(), per_layer={"1": HEATED}),
+        lambda: AnalogLinear.from_digital(model[0], HEATED),
+        lambda: AnalogLinear.from_matrix(torch.ones(5, 6), HEATED, "matrix"),
+        lambda: TileArray(torch.ones(5, 6), HEATED, "cells"),
+        lambda: weight_errors(HEATED, 1.0),
     ):
         with pytest.raises(InputError, match=SENTENCE.format("analog layers")):
             build()
@@ -232,7 +240,7 @@ def test_layers_and_tiles_refuse_it():
 
 
 def test_at_its_plain_value_it_changes_nothing():
-    layers = [AnalogLinear.from_matrix(inputs(5, 6), kind(tile=Tile(4, 3)), "one") for kind in (Hardware, Wired)]
+    layers = [AnalogLinear.from_matrix(inputs(5, 6), kind(tile=Tile(4, 3)), "one") for kind in (Hardware, Heated)]
     found = []
     for layer in layers:
         layer.program(3)

@@ -56,6 +56,7 @@ def test_to_dict_holds_plain_values():
         "read_noise": None,
         "verify": None,
         "faults": None,
+        "wire": None,
     }
 
 

@@ -162,7 +162,24 @@ def test_levels(bits, levels):
         ({"faults": {"stuck": 1}}, r"hardware\.faults has no field 'stuck': allowed are stuck_min, stuck_max, shorts"),
         ({"faults": [0.1]}, r"hardware\.faults = \[0\.1\] is not allowed: give a mapping"),
         ({"faults": {"stuck_min": 1.1}}, r"in hardware\.faults: faults field stuck_min = 1\.1 is not allowed"),
-        ({"wire": {}}, r"hardware has no field 'wire': allowed are .*read_noise, verify, faults"),
+        ({"wires": {}}, r"hardware has no field 'wires': allowed are .*read_noise, verify, faults, wire"),
+        ({"wire": {"ohms": 1}}, r"hardware\.wire has no field 'ohms': allowed are r_row, r_col, drive, sense, layout"),
+        ({"wire": 1.0}, r"hardware\.wire = 1\.0 is not allowed: give a mapping"),
+        (
+            {"wire": {"r_row": -1}},
+            r"in hardware\.wire: wire field r_row = -1 is not allowed: give a finite number from 0",
+        ),
+        (
+            {"wire": {"r_col": float("nan")}},
+            r"wire field r_col = nan is not allowed: give a finite number from 0 to 1e",
+        ),
+        (
+            {"wire": {"r_col": 1e9}},
+            r"wire field r_col = 1000000000\.0 is not allowed: give a finite number from 0 to 1e",
+        ),
+        ({"wire": {"drive": "right"}}, r"wire field drive = 'right' is not allowed: choose one of left, both"),
+        ({"wire": {"sense": "both"}}, r"wire field sense = 'both' is not allowed: choose one of bottom, top"),
+        ({"wire": {"layout": "x"}}, r"wire field layout = 'x' is not allowed: choose one of separate, interleaved"),
     ],
 )
 def test_refuses_and_says_what_is_allowed(values, message):

@@ -9,15 +9,15 @@ from crossbar.backends.eager import Eager, of_layer
 
 
 @dataclasses.dataclass(frozen=True)
-class Wired(Hardware):
-    """Hardware whose bit lines have a resistance, in ohms a cell, which nothing in this package computes."""
+class Heated(Hardware):
+    """Hardware which is warmer than its surroundings, in kelvin, which nothing in this package computes."""
 
-    wire: float = 0.0
+    heat: float = 0.0
 
 
 class Toy:
     name = "toy"
-    honours = (Eager().honours | {"wire"}) - {"dac.coding:bit_serial", "dac.coding:rate", "tile.encoding:offset"}
+    honours = (Eager().honours | {"heat"}) - {"dac.coding:bit_serial", "dac.coding:rate", "tile.encoding:offset"}
 
     def __init__(self):
         self.calls = Counter()

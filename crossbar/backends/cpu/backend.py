@@ -12,7 +12,7 @@ from torch import Tensor
 from crossbar.backends.cpu import integers, rows
 from crossbar.backends.protocol import AgedRows, Columns, Read, Work
 from crossbar.devices import Decaying, window
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
 
 
 @dataclass(frozen=True)
@@ -20,7 +20,7 @@ class Cpu:
     """Compiled kernels (`crossbar.backends.cpu.integers`, `crossbar.backends.cpu.rows`), without gradients."""
 
     name: str = "cpu"
-    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES  # rows of cells have no converters: see integers
+    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES  # rows have no converters: see integers
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
         """What is not on the CPU, not in float32, has gradients, or is no product of whole numbers."""

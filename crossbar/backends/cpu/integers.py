@@ -22,7 +22,7 @@ from torch import Tensor
 
 from crossbar.backends.converters import found_range
 from crossbar.backends.protocol import Read
-from crossbar.features import CELLS, MISMATCH, NOISES, missing
+from crossbar.features import CELLS, MISMATCH, NOISES, WIRES, missing
 
 _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
 _MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
@@ -32,7 +32,7 @@ _SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32}
 _TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 
 
-HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | {"dac.range:per_token", "dac.range:max"}
+HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | WIRES | {"dac.range:per_token", "dac.range:max"}
 """Features of hardware that products in integers have."""
 
 

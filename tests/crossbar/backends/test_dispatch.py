@@ -13,7 +13,7 @@ from crossbar.backends.eager import of_layer
 from crossbar.backends.protocol import AgedRows, Columns, Product, Read
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from tests.crossbar.backends.test_contract import CASES, COLUMNS, chip, inputs, read, require_near, rows, steps
-from tests.crossbar.toys import Toy, Wired
+from tests.crossbar.toys import Heated, Toy
 
 DEVICE = torch.device("cpu")
 
@@ -96,17 +96,17 @@ def test_an_argument_goes_before_the_block():
 
 
 def test_picked_by_what_no_other_honours(registries):
-    hardware = Wired(wire=2.5)
+    hardware = Heated(heat=2.5)
     columns = Columns((Product(None, torch.ones(1, 2, 3), torch.ones(1, 3, 4)),), (1, 2, 4), 1.0, hardware, 1.0)
     aged = dataclasses.replace(rows(hardware.device, 1, None, torch.float32), hardware=hardware)
     works = [bare_read(hardware), columns, aged]
     for work in works:
-        assert set(dispatch.refusals(work).values()) == {"hardware with wire"}
+        assert set(dispatch.refusals(work).values()) == {"hardware with heat"}
         with pytest.raises(InputError) as caught:
             dispatch.choose(work)
         assert str(caught.value) == (
-            "no backend can compute this (cpu: hardware with wire; eager: hardware with wire; naive: hardware with "
-            "wire): register one that can"
+            "no backend can compute this (cpu: hardware with heat; eager: hardware with heat; naive: hardware with "
+            "heat): register one that can"
         )
     toy = Toy()
     register_backend(toy, first=False)
@@ -114,11 +114,11 @@ def test_picked_by_what_no_other_honours(registries):
         assert dispatch.choose(work) is toy
         with using_backend("eager"), pytest.raises(InputError) as caught:
             dispatch.choose(work)
-        assert str(caught.value) == "backend 'eager' cannot compute this (hardware with wire): choose one of toy"
-    plain = [dataclasses.replace(columns, hardware=Wired()), bare_read(Wired())]
+        assert str(caught.value) == "backend 'eager' cannot compute this (hardware with heat): choose one of toy"
+    plain = [dataclasses.replace(columns, hardware=Heated()), bare_read(Heated())]
     assert [dispatch.choose(work).name for work in plain] == ["eager", "cpu"]
     assert torch.equal(
-        dispatch.sense(dataclasses.replace(columns, hardware=Wired(wire=1.0, adc=None))), 3 * torch.ones(1, 2, 4)
+        dispatch.sense(dataclasses.replace(columns, hardware=Heated(heat=1.0, adc=None))), 3 * torch.ones(1, 2, 4)
     )
 
 
