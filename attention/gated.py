@@ -108,9 +108,10 @@ def gated_attention(
         return_lse: also return the log-sum-exp of each query's attended scores, −∞ where there are none.
         impl: ``"blocks"`` computes blocks of queries with the keys that they need; ``"flex"`` is torch's FlexAttention,
             without dropout, and on a CPU for inference only; ``"reference"`` computes the whole matrix in float64,
-            without dropout; ``"auto"`` is ``"blocks"``. With ``hardware``, blocks only, and ``impl`` may name the
-            backend that senses the rows (`crossbar.backends.dispatch`): ``"naive"`` is the float64 oracle, which has
-            no gradients.
+            without dropout; ``"auto"`` is ``"flex"`` on CUDA for a pattern that does not choose by queries and keys,
+            128 queries or more, heads of 16 to 256 dimensions and no dropout or float64, else ``"blocks"``. With
+            ``hardware``, blocks only, and ``impl`` may name the backend that senses the rows
+            (`crossbar.backends.dispatch`): ``"naive"`` is the float64 oracle, which has no gradients.
 
     Returns:
         Output [B, H, N_queries, D] in q's dtype, and with ``return_lse`` also [B, H, N_queries] (float32, or float64

@@ -19,7 +19,7 @@ from attention.controller.delivery import deliver
 from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import book_reads, book_writes, real_queries
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
-from attention.kernel.flex import attend_flex
+from attention.kernel.flex import attend_flex, suits
 from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
 from attention.kernel.hierarchical_reference import hierarchical_reference
 from attention.kernel.reference import attention_reference
@@ -34,7 +34,7 @@ from crossbar.hardware import Hardware
 from crossbar.random.streams import seed as derived_seed
 
 Impl = Literal["auto", "blocks", "flex", "reference"]
-"""Implementations of digital attention; ``auto`` is ``blocks``."""
+"""Implementations of digital attention; ``auto`` is ``flex`` on CUDA where that suits, else ``blocks``."""
 
 Way = Literal["reference", "flex", "stacked", "sequences", "heads", "analog", "hierarchical", "blocks"]
 """How a part is computed: by an implementation, or (``sequences``, ``heads``) as parts of its own."""
@@ -210,6 +210,10 @@ def decide(part: Part) -> Way:
     digital, pattern = isinstance(part.memory, Digital), part.pattern
     if digital and part.impl in ("reference", "flex"):
         return cast(Way, part.impl)
+    if digital and part.impl == "auto" and part.fixed:
+        n_keys, dropout = part.memory.shape[2], part.options.dropout
+        if suits(part.q, n_keys, pattern, part.offset, dropout):
+            return "flex"
     if digital and not part.fixed and (pattern.n_heads is not None or pattern.n_sequences is not None):
         return "stacked"
     if pattern.n_sequences is not None:

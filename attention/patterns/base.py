@@ -63,6 +63,9 @@ class Pattern(ABC):
     is_static: ClassVar[bool] = True
     """Whether the set is known without queries and keys; if not, `select` makes it so."""
 
+    traceable: ClassVar[bool] = False
+    """Whether `allowed` is arithmetic of positions alone, which a compiler can put into a kernel."""
+
     n_heads: ClassVar[int | None] = None
     """How many heads the pattern tells apart; None if all heads have the same."""
 
@@ -252,6 +255,11 @@ class Compound(Pattern):
     def is_static(self) -> bool:  # type: ignore[override]  # derived, as above
         """Whether every part is."""
         return all(part.is_static for part in self.parts)
+
+    @property
+    def traceable(self) -> bool:  # type: ignore[override]  # derived, as above
+        """Whether every part is."""
+        return all(part.traceable for part in self.parts)
 
     @property
     def n_heads(self) -> int | None:  # type: ignore[override]  # derived, as above

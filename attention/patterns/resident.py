@@ -27,6 +27,7 @@ class Beyond(Family):
     sinks: int
     recent: int
     name: ClassVar[str] = "beyond"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n²)"
     shift_invariant: ClassVar[bool] = False
 
@@ -65,6 +66,7 @@ class Resident(Family):
     sinks: int
     first: int
     name: ClassVar[str] = "resident"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n²)"
     shift_invariant: ClassVar[bool] = False
 

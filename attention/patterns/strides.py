@@ -34,6 +34,7 @@ class Strided(Family):
     stride: int
     part: Literal["both", "local", "stride"] = "both"
     name: ClassVar[str] = "strided"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n (l + n / l))"
 
     def __post_init__(self) -> None:
@@ -101,6 +102,7 @@ class Fixed(Family):
     c: int
     sub: int = 0
     name: ClassVar[str] = "fixed"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n (l + c n / l))"
     shift_invariant: ClassVar[bool] = False
 
@@ -146,6 +148,7 @@ class Apart(Family):
 
     gap: int
     name: ClassVar[str] = "apart"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n²)"
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:

@@ -19,6 +19,7 @@ class Dense(Family):
     """Every key; causal: every key up to the query. Text ``dense``."""
 
     name: ClassVar[str] = "dense"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n²)"
 
     def allowed(self, query: Tensor, key: Tensor) -> Tensor:
@@ -44,6 +45,7 @@ class Sinks(Family):
 
     n: int
     name: ClassVar[str] = "sinks"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n s)"
     shift_invariant: ClassVar[bool] = False
 
@@ -75,6 +77,7 @@ class GlobalTokens(Family):
 
     tokens: tuple[int, ...]
     name: ClassVar[str] = "global"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n g)"
     shift_invariant: ClassVar[bool] = False
 

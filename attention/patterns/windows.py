@@ -31,6 +31,7 @@ class LocalWindow(Family):
 
     window: int
     name: ClassVar[str] = "window"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n w)"
 
     def __post_init__(self) -> None:
@@ -64,6 +65,7 @@ class Dilated(Family):
     window: int
     dilation: int
     name: ClassVar[str] = "dilated"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n w / d)"
 
     def __post_init__(self) -> None:
@@ -114,6 +116,7 @@ class Neighborhood(SizedFamily):
     kernel: int
     dilation: int = 1
     name: ClassVar[str] = "neighborhood"
+    traceable: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n k)"
     shift_invariant: ClassVar[bool] = False
 
