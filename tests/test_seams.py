@@ -87,6 +87,11 @@ def test_kernels_round_to_codes_of_an_adc_in_one_function():
     assert {function for _, function in rounding} == {"_halved", "fix", "encode", "convert"}  # powers, cells, DAC, ADC
 
 
+def test_kernels_of_gpus_round_to_codes_of_an_adc_in_one_function():
+    rounding = places(lambda node: called(node, "nearest"), {"crossbar/backends/triton/triton_kernels.py"})
+    assert {function for _, function in rounding} == {"fix", "_encode", "_converted"}  # cells, DAC, ADC
+
+
 def test_the_oracle_rounds_to_codes_in_one_function():
     rounding = places(lambda node: called(node, "round"), {"crossbar/backends/naive.py"})
     assert {function for _, function in rounding} == {"_convert", "_bit"}  # a bit of a code that is whole already
@@ -162,6 +167,8 @@ def test_who_has_cells_does_not_look_at_processors():
     # made again have a kernel of their own on CPUs, which gives the bits of torch's operations.
     allowed = {
         ("crossbar/nn/linear.py", "AnalogLinear._forward"),
+        ("crossbar/native/gpu.py", "serves"),  # whether Triton's kernels run at all
+        ("crossbar/native/gpu.py", "why_not"),
         ("crossbar/native/sizes.py", "at_once"),
         ("crossbar/tiles/ageing.py", "_pieces"),
         ("crossbar/tiles/ageing.py", "reads_again"),

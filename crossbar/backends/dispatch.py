@@ -13,10 +13,13 @@ from crossbar.backends.cpu.backend import Cpu
 from crossbar.backends.eager import Eager
 from crossbar.backends.naive import Naive
 from crossbar.backends.protocol import AgedRows, Backend, Columns, Read, Work
+from crossbar.backends.triton.backend import Triton
 from crossbar.errors import InputError, shown
 from crossbar.features import missing
+from crossbar.native import gpu
 
 _backends: dict[str, Backend] = {}
+_NARROW = (torch.bfloat16, torch.float16)
 _chosen: ContextVar[str | None] = ContextVar("chosen backend", default=None)
 
 
@@ -35,7 +38,7 @@ def register_backend(backend: Backend, first: bool = True) -> None:
     >>> from crossbar.backends.naive import Naive
     >>> register_backend(Naive(), first=False)  # it is there already, and stays the last
     >>> backend_names()
-    ('cpu', 'eager', 'naive')
+    ('cpu', 'triton', 'eager', 'naive')
     """
     if isinstance(backend, type) or not isinstance(backend, Backend):
         raise InputError(
@@ -52,8 +55,9 @@ def backend_names() -> tuple[str, ...]:
     """Names of the backends, in the order in which they are asked for each piece of work.
 
     The first that does not refuse it computes it. ``cpu`` has compiled kernels for products with whole codes and for
-    rows of any age; ``eager`` is torch, with gradients and on any device; ``naive`` is the float64 oracle, in loops of
-    Python.
+    rows of any age, and ``triton`` the same for CUDA GPUs, with the same bits; ``eager`` is torch, with gradients and
+    on any device; ``naive`` is the float64 oracle, in loops of Python. Where Triton's kernels are interpreted
+    (``TRITON_INTERPRET=1``) they take tensors of the CPU, and are picked by name alone.
     """
     return tuple(_backends)
 
@@ -101,6 +105,8 @@ def choose(work: Work, impl: str | None = None) -> Backend:
             raise InputError(f"backend {name!r} cannot compute this ({reason}): {todo}")
         return _backends[name]
     for backend in _backends.values():
+        if isinstance(backend, Triton) and gpu.interpreted():
+            continue  # thousands of times slower than the others: to test kernels
         if _refusal(backend, work, device, dtype, gradient) is None:
             return backend
     reasons = "; ".join(f"{other}: {why}" for other, why in refusals(work).items())
@@ -114,12 +120,14 @@ def refusals(work: Work) -> dict[str, str | None]:
 
 def multiply(read: Read, impl: str | None = None) -> Tensor:
     """`Backend.multiply` of the backend for it."""
-    return choose(read, impl).multiply(read)
+    backend = choose(read, impl)
+    return backend.multiply(_widened(read, backend))
 
 
 def read_columns(read: Read, impl: str | None = None) -> Tensor:
     """`Backend.read_columns` of the backend for it."""
-    return choose(read, impl).read_columns(read)
+    backend = choose(read, impl)
+    return backend.read_columns(_widened(read, backend))
 
 
 def sense(columns: Columns, impl: str | None = None) -> Tensor:
@@ -139,8 +147,18 @@ def _refusal(backend: Backend, work: Work, device: torch.device, dtype: torch.dt
     return backend.refuses(work, device, dtype, gradient)
 
 
+def _widened(read: Read, backend: Backend) -> Read:
+    """A read with inputs in the dtype of the cells, unless they have 16 bits and the backend loads such numbers."""
+    if read.x.dtype not in _NARROW or getattr(backend, "narrow_inputs", False):
+        return read
+    return read._replace(x=read.x.to(read.cells.scales.dtype))
+
+
 def _tensors(work: Work) -> tuple[torch.device, torch.dtype, bool]:
-    """Device and dtype of a piece of work, and whether a gradient may be asked for."""
+    """Device and dtype of a piece of work, and whether a gradient may be asked for.
+
+    Inputs of 16 bits are computed with in the dtype of the cells.
+    """
     found: tuple[Tensor | None, ...]
     if isinstance(work, Read):
         cells = work.cells
@@ -154,7 +172,8 @@ def _tensors(work: Work) -> tuple[torch.device, torch.dtype, bool]:
     like = found[0]
     assert like is not None
     gradient = torch.is_grad_enabled() and any(tensor is not None and tensor.requires_grad for tensor in found)
-    return like.device, like.dtype, gradient
+    narrow = isinstance(work, Read) and like.dtype in _NARROW
+    return like.device, work.cells.scales.dtype if narrow and isinstance(work, Read) else like.dtype, gradient
 
 
 def _require_known(impl: str | None) -> None:
@@ -164,4 +183,5 @@ def _require_known(impl: str | None) -> None:
 
 register_backend(Naive(), first=False)
 register_backend(Eager())
+register_backend(Triton())
 register_backend(Cpu())

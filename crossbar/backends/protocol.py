@@ -25,7 +25,8 @@ class Read(NamedTuple):
     """A product of tiles with input vectors.
 
     Attributes:
-        x: ``[B, I]``.
+        x: ``[B, I]``, in the dtype of the cells' scales, or in 16 bits: a backend gets these as they are if it has an
+            attribute ``narrow_inputs`` that is true, or else widened. Results are in the dtype of the scales.
         cells: the tiles, as their columns see them now.
         hardware: geometry, converters and output noise.
         input_range: calibrated DAC range, 0-d, activation units; None: found as ``hardware.dac.range`` says.

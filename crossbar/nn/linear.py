@@ -152,9 +152,12 @@ class AnalogLinear(nn.Module):
             y = dispatch.multiply(Read(vectors, cells, self.hardware, self.input_range, noise))
             y = self._corrected(y, inputs)
         self.reads += 1
-        if (bias := self.bias) is not None:
-            y = y + bias if y.requires_grad else y.add_(bias)
-        y = y.to(x.dtype)
+        if (bias := self.bias) is None:
+            y = y.to(x.dtype)
+        elif torch.is_grad_enabled() and (y.requires_grad or bias.requires_grad):
+            y = (y + bias).to(x.dtype)
+        else:  # in one pass, whatever the dtypes
+            y = torch.add(y, bias, out=y if y.dtype == x.dtype else torch.empty_like(y, dtype=x.dtype))
         if self.digital is None or self.adapter is None:
             return y.view(*x.shape[:-1], self.out_features)
         return self.adapter.outputs(self.digital, y, x)
@@ -182,7 +185,7 @@ class AnalogLinear(nn.Module):
     def expected_read_out(self, x: Tensor) -> Tensor:
         """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
         digits, _ = read_digits(self.cells.targets(), self.hardware, None)
-        return eager.ideal_columns(self._rows(x), digits, self.hardware, self.input_range)
+        return eager.ideal_columns(self._rows(x).to(digits.dtype), digits, self.hardware, self.input_range)
 
     def readout(self) -> Readout:
         """The tiles as their columns see them now."""
@@ -541,7 +544,7 @@ class AnalogLinear(nn.Module):
         if self.output_gain is not None or self.output_offset is not None:
             book(self.name, "digital_macs", y.numel())
         if self.adapter_down is not None and self.adapter_up is not None:
-            y = torch.addmm(y, x @ self.adapter_down, self.adapter_up)
+            y = torch.addmm(y, x.to(self.adapter_down.dtype) @ self.adapter_down, self.adapter_up)
             book(self.name, "digital_macs", len(x) * (self.adapter_down.numel() + self.adapter_up.numel()))
         return y
 
@@ -562,7 +565,7 @@ class AnalogLinear(nn.Module):
         return f"{self.in_features}, {self.out_features}, {when}"
 
     def _vectors(self, x: Tensor) -> Tensor:
-        """The input vectors ``[B, I]`` of inputs, in the dtype that tiles are computed in."""
+        """The input vectors ``[B, I]`` of inputs, in the dtype that tiles are computed in, or in 16 bits."""
         if self.digital is None or self.adapter is None:
             return self._rows(x)
         vectors = self.adapter.vectors(self.digital, x) if x.is_floating_point() else None
@@ -576,7 +579,8 @@ class AnalogLinear(nn.Module):
     def _required(self, x: Tensor, vectors: Tensor | None, expected: str) -> Tensor:
         if vectors is None:
             raise InputError(f"{self.name} got {x.dtype} inputs {list(x.shape)}: give floating point {expected}")
-        return vectors.to(self.scales.dtype)
+        narrow = vectors.dtype.itemsize == 2  # widened, which is exact, where they are read
+        return vectors if narrow else vectors.to(self.scales.dtype)
 
     def _require_first_read(self) -> None:
         """Refuse a read within a backward pass: it repeats one whose noise it does not know."""

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 from torch import Tensor
 
+from crossbar.native import gpu
 from crossbar.random import binomial, tensors
 
 Key = tuple[str | int | float, ...]
@@ -45,7 +46,8 @@ class Stream:
 
     Attributes:
         key: what the numbers are for.
-        device: where they are made: on the CPU by compiled kernels, elsewhere by torch, without waiting for the device.
+        device: where they are made: by compiled kernels on the CPU and, where Triton is, on a GPU, elsewhere by torch,
+            without waiting for the device.
         start: of the counter: the word (mod 2^32) with which the numbers begin.
         word_key: 32 bits that tell this counter from others.
     """
@@ -55,6 +57,7 @@ class Stream:
         digest = _digest(key)
         self.start, self.word_key = digest & _WORD, digest >> 32 & _WORD
         self._compiled = self.device.type == "cpu"
+        self._by_triton = gpu.serves(self.device)
 
     def normal(self, shape: tuple[int, ...]) -> Tensor:
         """Standard normal numbers, float32, of ``shape``."""
@@ -66,6 +69,10 @@ class Stream:
 
         Best cut at multiples of 1,024, since rows of so many are made together.
         """
+        if self._by_triton:
+            from crossbar.random import triton_kernels
+
+            return triton_kernels.part(self.start, self.word_key, first, last, count, self.device)
         if not self._compiled:
             return tensors.part(self.start, self.word_key, first, last, count, self.device)
         from crossbar.native import openmp  # numba takes half a second to load
@@ -87,6 +94,10 @@ class Stream:
             first: place of the first vector in the batch that these are a part of.
         """
         start = self.place(first * tiles, outputs)
+        if self._by_triton:
+            from crossbar.random import triton_kernels
+
+            return triton_kernels.rows(start, self.word_key, tiles, vectors, outputs, self.device)
         if not self._compiled:
             return tensors.rows(start, self.word_key, tiles, vectors, outputs, self.device)
         from crossbar.native import openmp  # numba takes half a second to load
@@ -132,6 +143,11 @@ class Stream:
 
     def uniform(self, shape: tuple[int, ...], first: int = 0) -> Tensor:
         """Numbers evenly spread over [0, 1), float32, of ``shape``: from number ``first`` on."""
+        if self._by_triton:
+            from crossbar.random import triton_kernels
+
+            start, count = self.start + first, math.prod(shape)
+            return triton_kernels.words(start, self.word_key, count, True, self.device).view(shape)
         if not self._compiled:
             return (self._words(math.prod(shape), first) >> 8).float().mul_(2.0**-24).view(shape)
         from crossbar.random import kernels  # numba takes half a second to load
@@ -173,6 +189,10 @@ class Stream:
 
     def _word_bits(self, count: int, first: int) -> Tensor:
         """The same as the bits of int32."""
+        if self._by_triton:
+            from crossbar.random import triton_kernels
+
+            return triton_kernels.words(self.start + first, self.word_key, count, False, self.device)
         if not self._compiled:
             return self._words(count, first).to(torch.int32)
         from crossbar.random import kernels  # numba takes half a second to load

@@ -36,15 +36,15 @@ def test_thirty_lines_of_code_are_a_backend():
 
 
 def test_the_order_in_which_backends_are_asked(registries):
-    assert backend_names() == ("cpu", "eager", "naive")
+    assert backend_names() == ("cpu", "triton", "eager", "naive")
     first, again = Toy(), Toy()
     register_backend(first)
-    assert backend_names() == ("toy", "cpu", "eager", "naive")
+    assert backend_names() == ("toy", "cpu", "triton", "eager", "naive")
     register_backend(again, first=False)  # one of its name: in its place, last now
-    assert backend_names() == ("cpu", "eager", "naive", "toy")
+    assert backend_names() == ("cpu", "triton", "eager", "naive", "toy")
     assert dispatch.choose(bare_read(Hardware()), "toy") is again
     register_backend(first)
-    assert backend_names() == ("toy", "cpu", "eager", "naive")
+    assert backend_names() == ("toy", "cpu", "triton", "eager", "naive")
 
 
 @pytest.mark.parametrize("case", [name for name, case in CASES.items() if case.hardware.features() <= Toy.honours])
@@ -105,8 +105,8 @@ def test_picked_by_what_no_other_honours(registries):
         with pytest.raises(InputError) as caught:
             dispatch.choose(work)
         assert str(caught.value) == (
-            "no backend can compute this (cpu: hardware with heat; eager: hardware with heat; naive: hardware with "
-            "heat): register one that can"
+            "no backend can compute this (cpu: hardware with heat; triton: hardware with heat; eager: hardware with "
+            "heat; naive: hardware with heat): register one that can"
         )
     toy = Toy()
     register_backend(toy, first=False)
@@ -139,7 +139,7 @@ def test_what_one_refuses_the_next_is_asked_for(toy):
 
 def test_a_name_that_is_not_known():
     with (
-        pytest.raises(InputError, match="backend 'cuda' is not known: choose one of cpu, eager, naive"),
+        pytest.raises(InputError, match="backend 'cuda' is not known: choose one of cpu, triton, eager, naive"),
         using_backend("cuda"),
     ):
         pass
@@ -151,7 +151,7 @@ def test_a_name_that_is_not_known():
 def test_what_is_no_backend_is_refused(registries, given):
     with pytest.raises(InputError, match=r" is not a backend: give an object with name, honours, refuses, multiply, "):
         register_backend(given)
-    assert backend_names() == ("cpu", "eager", "naive")
+    assert backend_names() == ("cpu", "triton", "eager", "naive")
 
 
 def test_a_block_is_left_with_its_error_and_is_of_its_thread(toy):

@@ -1,0 +1,1 @@
+"""CUDA GPUs: whole numbers on their 8-bit units, by kernels that Triton compiles."""

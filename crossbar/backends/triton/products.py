@@ -1,0 +1,181 @@
+"""Products of tiles with input vectors on a GPU, in integers: two launches a product, and one more for new cells.
+
+A DAC of up to 8 bits drives whole numbers, and cells are two bytes, as on the CPU (`crossbar.backends.cpu.integers`):
+the sums are exact, and what follows them is rounded in the same order, so the results are the CPU's bit for bit.
+Inputs of 16 bits are widened where they are loaded, which is exact: the results are those of the same numbers in
+float32.
+"""
+
+from __future__ import annotations
+
+from functools import partial
+from typing import Any, NamedTuple
+
+import torch
+from torch import Tensor
+
+from crossbar.backends.protocol import Read
+from crossbar.features import CELLS, MISMATCH, NOISES, missing
+from crossbar.native import gpu
+
+HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | {"dac.range:per_token", "dac.range:max"}
+"""Features of hardware that products in integers have."""
+
+_LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
+_MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
+_MOST_SHIFTED = 512  # word lines whose sums fit 32 bits, both bytes together
+_TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
+_BLOCK = 1024  # inputs of a vector, and columns' constants, that a program works on at once
+
+
+class FixedPoint(NamedTuple):
+    """Cells as integers, two bytes each.
+
+    Attributes:
+        cells: ``[T, 2, 2 ceil(O / 2), R]`` int8: high bytes, then low ones, of the columns in pairs j, j + ceil(O / 2),
+            each with the word lines of its tile, and zeros up to R, a multiple of a block.
+        steps: what 1 stands for, ``[T, O]``, unit outputs.
+    """
+
+    cells: Tensor
+    steps: Tensor
+
+
+class Blocks(NamedTuple):
+    """Sizes of what a program of the product works on, which decide how fast it is and no bit of it.
+
+    Attributes:
+        vectors, columns: of the result; powers of 2 from 16 on.
+        group: blocks of vectors that programs with the same cells follow each other for.
+        warps, stages: of 32 threads each; tiles whose cells are being loaded.
+    """
+
+    vectors: int
+    columns: int
+    group: int
+    warps: int
+    stages: int
+
+
+def refuses(read: Read) -> str | None:
+    """What of converters, tiles and cells products cannot be computed here with; None: nothing."""
+    dac, tile, feature = read.hardware.dac, read.hardware.tile, missing(read.hardware, HONOURED)
+    if feature is not None:
+        return f"hardware with {feature}"
+    if dac is not None and dac.bits > 8:
+        return "input codes of more than 8 bits"
+    if tile.rows > _MOST_ROWS:
+        return f"tiles of more than {_MOST_ROWS} word lines"
+    if read.cells.variance is not None and read.cells.variance.dim() > 2:
+        return "read noise of each cell by its own conductance"
+    return None
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
+    """Digits ``[S, I, O]``, float32, as integers."""
+    from crossbar.backends.triton import triton_kernels as kernels
+
+    slices, lines, outputs = weight.shape
+    tiles, padded = slices * -(-lines // rows), _padded(rows)
+    pairs = (outputs + 1) // 2
+    cells = weight.new_empty(tiles, 2, 2 * pairs, padded, dtype=torch.int8)
+    steps = weight.new_empty(tiles, outputs)
+    block = min(32, 1 << (pairs - 1).bit_length())
+    kernels.fix[(tiles, -(-pairs // block))](
+        weight.contiguous(), cells, steps, lines, outputs, float(_LARGEST), _TINY,
+        ROWS=rows, PADDED=padded, BR=min(padded, 64), BC=block, **gpu.OPTIONS,
+    )  # fmt: skip
+    return FixedPoint(cells, steps)
+
+
+def multiply(read: Read, blocks: Blocks | None = None) -> Tensor:
+    """`crossbar.backends.protocol.Backend.multiply`, float32."""
+    out = read.x.new_empty(len(read.x), read.cells.scales.shape[1], dtype=torch.float32)
+    return _sensed(read, out, columns=False, blocks=blocks)
+
+
+def read_columns(read: Read, blocks: Blocks | None = None) -> Tensor:
+    """`crossbar.backends.protocol.Backend.read_columns`, float32."""
+    tiles, outputs = read.cells.scales.shape
+    out = read.x.new_empty(tiles, len(read.x), outputs, dtype=torch.float32)
+    return _sensed(read, out, columns=True, blocks=blocks)
+
+
+def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None) -> Tensor:
+    """What the ADCs deliver, scaled and added up, or column by column."""
+    from crossbar.backends.triton import triton_kernels as kernels
+
+    x, cells, hardware, input_range, noise = read
+    dac, adc, rows = hardware.dac, hardware.adc, hardware.tile.rows
+    assert dac is not None
+    assert adc is not None
+    make = partial(fixed_point, rows=rows)
+    fixed: FixedPoint = make(cells.weight) if cells.forms is None else cells.forms("fixed point of a GPU", make)
+    (vectors, lines), (tiles, outputs) = x.shape, cells.scales.shape
+    row_tiles, padded = -(-lines // rows), fixed.cells.shape[3]
+    if not out.numel():
+        return out
+    found, ranges, given = _range(x, dac.range, dac.full_scale, input_range)
+    noisy = noise is not None and (hardware.output_noise > 0 or cells.variance is not None)
+    own_range = cells.adc_range
+    of_range = 0 if own_range is None else 1 if own_range.dim() == 0 else 2
+    of_cells = noisy and cells.variance is not None
+    codes = x.new_empty(vectors, row_tiles * padded, dtype=torch.int8)
+    full_scale, constants = fixed.steps.new_empty(vectors), fixed.steps.new_empty(5, tiles, outputs)
+    power = fixed.steps.new_empty(vectors, row_tiles) if of_cells else full_scale
+    x = x if x.stride(1) == 1 else x.contiguous()
+    flags: dict[str, Any] = {"COLUMNS": columns, "NOISE": noisy, "OFFSET": cells.offset is not None, "CELLS": of_cells}
+    kernels.prepare[(vectors + -(-tiles * outputs // _BLOCK),)](
+        x, x.stride(0), ranges, 1 if ranges is None else ranges.numel(), codes, full_scale, power,
+        vectors, lines, row_tiles, given, float(dac.levels), _TINY,
+        fixed.steps, cells.scales.contiguous(), None if own_range is None else own_range.contiguous(),
+        None if cells.offset is None else cells.offset.contiguous(),
+        cells.variance.contiguous() if of_cells and cells.variance is not None else None,
+        constants, tiles, outputs, adc.full_scale / adc.levels, float(adc.levels), hardware.output_noise,
+        ROWS=rows, PADDED=padded, FOUND=found, RANGE=of_range, BLOCK=_BLOCK, BR=min(padded, 256), **flags,
+        **gpu.OPTIONS,
+    )  # fmt: skip
+    start, key = (noise.start, noise.word_key) if noise is not None else (0, 0)
+    blocks = blocks or _blocks(vectors, outputs, padded)
+    grid = -(-vectors // blocks.vectors) * -(-outputs // blocks.columns)
+    kernels.multiply[(grid,)](
+        codes, fixed.cells, constants, power, full_scale, out, vectors, outputs, tiles, row_tiles,
+        gpu.word(start), gpu.word(key), float(adc.levels),
+        PADDED=padded, SHIFT=rows <= _MOST_SHIFTED, EVEN=of_range < 2,
+        BB=blocks.vectors, BO=blocks.columns, BK=min(padded, 256), GROUP=blocks.group, STAGES=blocks.stages,
+        num_warps=blocks.warps, **flags, **gpu.OPTIONS,
+    )  # fmt: skip
+    return out
+
+
+def _range(x: Tensor, kind: str, full_scale: float, given: Tensor | None) -> tuple[int, Tensor | None, float]:
+    """How a kernel has the DAC's range: each vector's own, a number, or of a tensor; with that tensor and number."""
+    if given is not None:
+        return 2, given.detach().reshape(-1), 0.0
+    if kind == "per_token":
+        return 0, None, 0.0
+    if kind == "static":
+        return 1, None, max(full_scale, _TINY)
+    if not x.numel():
+        return 1, None, _TINY
+    low, high = x.aminmax()
+    return 2, torch.maximum(high, -low).float().clamp_(min=_TINY).reshape(1), 0.0
+
+
+def _padded(rows: int) -> int:
+    """Word lines of a tile with those that are added to fill blocks: the tensor cores take 32 and more at once."""
+    power = max(32, 1 << (rows - 1).bit_length())
+    return power if power <= 256 else -(-rows // 256) * 256
+
+
+def _blocks(vectors: int, outputs: int, padded: int) -> Blocks:
+    """Blocks for a product: large ones where there are many vectors, and for few as many programs as columns allow."""
+    if gpu.interpreted():
+        return Blocks(32, 64, 1, 4, 1)
+    if vectors <= 16:
+        return Blocks(16, 32, 1, 4, 4)
+    if vectors <= 64:
+        return Blocks(64, 64, 1, 4, 2)
+    return Blocks(128, 64, 8, 8, 2)

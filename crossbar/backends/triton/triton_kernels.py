@@ -1,0 +1,315 @@
+"""Compiled kernels of GPUs: cells in fixed point, input codes, products of tiles with what converters make of them.
+
+They do what `crossbar.backends.cpu.kernels` does, in the same order of the same roundings, so their bits are the same
+(`crossbar.native.gpu` says what is rounded). Sizes called ``B...`` are those of blocks that a program works on: no bit
+depends on them.
+
+Columns are kept in pairs: column ``2 j`` in memory is output ``j``, column ``2 j + 1`` output ``j + half``, of
+``half = ceil(O / 2)``, since a pair of normal numbers is for these two. A thread that sums neighbours in memory then
+has both numbers' columns.
+"""
+
+import triton
+import triton.language as tl
+
+from crossbar.native import gpu
+from crossbar.random.triton_kernels import pair
+
+_INTERPRETED = tl.constexpr(gpu.interpreted())
+_ROUNDING = tl.constexpr(12582912.0)  # 1.5 * 2^23: what is added to it is rounded to a whole number, to even
+
+
+@triton.jit
+def nearest(number):
+    """The whole number nearest to one below 2^22, ties to even."""
+    return (number + _ROUNDING) - _ROUNDING
+
+
+@triton.jit
+def clipped(number, most):
+    """A number within ± ``most``; NaN stays NaN."""
+    low = tl.maximum(number, -most, propagate_nan=tl.PropagateNan.ALL)
+    return tl.minimum(low, most, propagate_nan=tl.PropagateNan.ALL)
+
+
+@triton.jit
+def _as(at, like):
+    """``at``, held by the threads that hold ``like``: what is made of it needs no exchange between threads later."""
+    if _INTERPRETED:
+        return at
+    return tl.inline_asm_elementwise("mov.b32 $0, $1;", "=r,r,r", [at, like], dtype=tl.uint32, is_pure=True, pack=1)
+
+
+@triton.jit(do_not_specialize=["lines", "outputs", "largest", "least"])
+def fix(
+    digits, cells, steps, lines, outputs, largest, least,
+    ROWS: tl.constexpr, PADDED: tl.constexpr, BR: tl.constexpr, BC: tl.constexpr,
+):  # fmt: skip
+    """Digits ``[S, I, O]`` as integers of two bytes within ± ``largest`` of each column of a tile, and their steps.
+
+    ``cells`` are ``[T, 2, 2 half, PADDED]`` int8, high bytes before low ones, 0 where there is no cell; ``steps``
+    ``[T, O]`` float32: what 1 of the integers stands for. A program has ``BC`` pairs of columns of a tile.
+    """
+    tile = tl.program_id(0)
+    row_tiles = tl.cdiv(lines, ROWS)
+    half = (outputs + 1) // 2
+    own = tl.program_id(1) * BC + tl.arange(0, BC)
+    first = (tile % row_tiles) * ROWS
+    count = tl.minimum(lines - first, ROWS)
+    begin = digits + ((tile // row_tiles).to(tl.int64) * lines + first) * outputs
+    for place in tl.static_range(2):
+        column = own + place * half
+        there = (own < half) & (column < outputs)
+        span = tl.full((BC,), 0.0, tl.float32) + least * largest
+        for row in range(0, PADDED, BR):
+            line = row + tl.arange(0, BR)
+            known = (line < count)[:, None] & there[None, :]
+            each = tl.load(begin + line.to(tl.int64)[:, None] * outputs + column[None, :], mask=known, other=0.0)
+            span = tl.maximum(span, tl.max(tl.abs(each), 0))
+        tl.store(steps + tile.to(tl.int64) * outputs + column, tl.div_rn(span, largest), mask=there)
+        factor = tl.div_rn(largest, span)
+        into = cells + (tile.to(tl.int64) * 4 * half + 2 * own + place)[:, None] * PADDED
+        for row in range(0, PADDED, BR):
+            line = row + tl.arange(0, BR)
+            known = (line < count)[:, None] & there[None, :]
+            each = tl.load(begin + line.to(tl.int64)[:, None] * outputs + column[None, :], mask=known, other=0.0)
+            whole = nearest(each * factor[None, :]).to(tl.int32)
+            high = (whole + 128) >> 8
+            low = whole - (high << 8)
+            within = (own < half)[:, None] & (line < PADDED)[None, :]
+            tl.store(into + line[None, :], tl.trans(high).to(tl.int8), mask=within)
+            tl.store(into + 2 * half * PADDED + line[None, :], tl.trans(low).to(tl.int8), mask=within)
+
+
+@triton.jit
+def _constants(
+    block, steps, scales, ranges, offset, variance, constants, tiles, outputs, step, dac_levels, adc_levels, noise,
+    RANGE: tl.constexpr, COLUMNS: tl.constexpr, NOISE: tl.constexpr, OFFSET: tl.constexpr, CELLS: tl.constexpr,
+    BLOCK: tl.constexpr,
+):  # fmt: skip
+    """What every conversion is with, ``[5, T, O]``: factor, scale, deviation, offset, variance; ADC steps."""
+    count = tiles.to(tl.int64) * outputs
+    own = block.to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
+    there = own < count
+    unit = tl.full((BLOCK,), 0.0, tl.float32) + step
+    if RANGE == 1:
+        unit = unit * 0.0 + tl.div_rn(tl.load(ranges).to(tl.float32), adc_levels)
+    elif RANGE == 2:
+        given = tl.load(ranges + own, mask=there, other=1.0).to(tl.float32)
+        unit = tl.div_rn(given, adc_levels)
+    factor = tl.div_rn(tl.load(steps + own, mask=there, other=0.0), unit * dac_levels)
+    tl.store(constants + own, factor, mask=there)
+    scale = unit
+    if not COLUMNS:
+        scale = tl.load(scales + own, mask=there, other=0.0) * unit
+    tl.store(constants + count + own, scale, mask=there)
+    if NOISE:
+        tl.store(constants + 2 * count + own, tl.div_rn(noise, unit), mask=there)
+    if OFFSET:
+        moved = tl.load(offset + own, mask=there, other=0.0)
+        tl.store(constants + 3 * count + own, tl.div_rn(moved, unit), mask=there)
+    if CELLS:
+        spread = tl.load(variance + own, mask=there, other=0.0)
+        tl.store(constants + 4 * count + own, tl.div_rn(spread, unit * unit), mask=there)
+
+
+@triton.jit
+def _encode(
+    row, x, stride, ranges, known, codes, full_scale, power, lines, tiles, given, levels, least,
+    ROWS: tl.constexpr, PADDED: tl.constexpr, FOUND: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
+    BR: tl.constexpr,
+):  # fmt: skip
+    """Input codes of a vector, ``[T_in, PADDED]`` int8, its range, and sums of its squared drives by tile.
+
+    ``FOUND``: 0, its own largest input; 1, a number ``given``; 2, one of ``ranges``. NaN is the range where an input
+    is NaN or the range no number above 0; codes are then 0.
+    """
+    begin = x + row.to(tl.int64) * stride
+    largest = tl.zeros((BLOCK,), tl.int32)  # as bits, which sort as magnitudes do, and NaN behind infinity
+    for first in range(0, lines, BLOCK):
+        line = first + tl.arange(0, BLOCK)
+        each = tl.load(begin + line, mask=line < lines, other=0.0).to(tl.float32)
+        largest = tl.maximum(largest, each.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
+    most = tl.max(largest, 0)
+    if FOUND == 0:
+        span = tl.maximum(most.to(tl.float32, bitcast=True), least)
+        lost = most >= 0x7F800000
+    else:
+        span = given
+        if FOUND == 2:
+            span = tl.load(ranges + row % known).to(tl.float32)
+        lost = (most > 0x7F800000) | (span <= 0) | (span != span) | (span == float("inf"))
+    tl.store(full_scale + row, tl.where(lost, float("nan"), span))
+    factor = tl.where(lost, 0.0, tl.div_rn(levels, span))
+    into = codes + row.to(tl.int64) * tiles * PADDED
+    for first in range(0, tiles * PADDED, BLOCK):
+        place = first + tl.arange(0, BLOCK)
+        own = place % PADDED
+        line = (place // PADDED) * ROWS + own
+        known_line = (own < ROWS) & (line < lines)
+        each = tl.load(begin + line, mask=known_line, other=0.0).to(tl.float32)
+        code = nearest(clipped(tl.where(lost, 0.0, each * factor), levels))
+        tl.store(into + place, code.to(tl.int8), mask=place < tiles * PADDED)
+    if CELLS:
+        for tile in range(tiles):
+            total = tl.zeros((BR,), tl.int32)
+            for first in range(0, ROWS, BR):
+                own = first + tl.arange(0, BR)
+                line = tile * ROWS + own
+                each = tl.load(begin + line, mask=(own < ROWS) & (line < lines), other=0.0).to(tl.float32)
+                code = nearest(clipped(tl.where(lost, 0.0, each * factor), levels)).to(tl.int32)
+                total += code * code
+            driven = tl.sum(total, 0).to(tl.float32)
+            tl.store(power + row * tiles + tile, tl.div_rn(driven, levels * levels))
+
+
+@triton.jit(do_not_specialize=["stride", "known", "vectors", "lines", "outputs", "row_tiles", "tiles"])
+def prepare(
+    x, stride, ranges, known, codes, full_scale, power, vectors, lines, row_tiles, given, levels, least,
+    steps, scales, adc_range, offset, variance, constants, tiles, outputs, step, adc_levels, noise,
+    ROWS: tl.constexpr, PADDED: tl.constexpr, FOUND: tl.constexpr, RANGE: tl.constexpr, COLUMNS: tl.constexpr,
+    NOISE: tl.constexpr, OFFSET: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr, BR: tl.constexpr,
+):  # fmt: skip
+    """What a product needs beside the cells: a program for each input vector, then some for the columns' constants."""
+    program = tl.program_id(0)
+    if program < vectors:
+        _encode(
+            program, x, stride, ranges, known, codes, full_scale, power, lines, row_tiles, given, levels, least,
+            ROWS, PADDED, FOUND, CELLS, BLOCK, BR,
+        )  # fmt: skip
+    else:
+        _constants(
+            program - vectors, steps, scales, adc_range, offset, variance, constants, tiles, outputs, step, levels,
+            adc_levels, noise, RANGE, COLUMNS, NOISE, OFFSET, CELLS, BLOCK,
+        )  # fmt: skip
+
+
+@triton.jit
+def _of_tile(constants, which: tl.constexpr, count, first, second, outputs):
+    """One constant of a tile's pairs of columns."""
+    begin = constants + which * count
+    return (
+        tl.load(begin + first, mask=first < outputs, other=0.0),
+        tl.load(begin + second, mask=second < outputs, other=0.0),
+    )
+
+
+@triton.jit
+def _converted(sums, numbers, factor, deviation, offset, variance, power, levels, scale, unit, total,
+               NOISE: tl.constexpr, OFFSET: tl.constexpr, CELLS: tl.constexpr):  # fmt: skip
+    """What ADCs deliver of column sums, scaled and added to ``total``: `crossbar.backends.cpu.kernels.convert`."""
+    if NOISE:
+        if CELLS:
+            spread = tl.fma(deviation[None, :], deviation[None, :], power[:, None] * variance[None, :])
+            added = numbers * tl.sqrt_rn(spread)
+        else:
+            added = numbers * deviation[None, :]
+        if OFFSET:
+            added = added + offset[None, :]
+        steps = tl.fma(sums, factor[None, :], added)
+    elif OFFSET:
+        steps = tl.fma(sums, factor[None, :], offset[None, :])
+    else:
+        steps = sums * factor[None, :]
+    return tl.fma(nearest(clipped(steps, levels)), scale[None, :] * unit[:, None], total)
+
+
+@triton.jit(do_not_specialize=["vectors", "outputs", "tiles", "row_tiles", "start", "key"])
+def multiply(
+    codes, cells, constants, power, full_scale, out, vectors, outputs, tiles, row_tiles, start, key, levels,
+    PADDED: tl.constexpr, SHIFT: tl.constexpr, NOISE: tl.constexpr, EVEN: tl.constexpr, OFFSET: tl.constexpr,
+    CELLS: tl.constexpr, COLUMNS: tl.constexpr, BB: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
+    GROUP: tl.constexpr, STAGES: tl.constexpr,
+):  # fmt: skip
+    """Products of tiles with codes ``[B, T_in, PADDED]``, converted tile after tile, ``[B, O]``.
+
+    Or with ``COLUMNS`` what each tile's ADCs deliver, ``[T, B, O]``. A program has ``BB`` vectors and ``BO`` columns;
+    ``GROUP`` blocks of vectors are worked on with the same cells by programs that follow each other. ``SHIFT``: the
+    sums of tiles fit 32 bits, as they do up to 512 word lines; else a multiply-add of floats puts both bytes together.
+    ``EVEN``: all columns have the first one's deviation, so that no register is needed for each.
+    """
+    HALF: tl.constexpr = BO // 2
+    half = (outputs + 1) // 2
+    program = tl.program_id(0)
+    vector_blocks, column_blocks = (vectors + BB - 1) // BB, (2 * half + BO - 1) // BO
+    group = program // (GROUP * column_blocks)
+    size = tl.minimum(vector_blocks - group * GROUP, GROUP)
+    rest = program - group * GROUP * column_blocks
+    row = (group * GROUP + rest % size) * BB + tl.arange(0, BB)
+    block = (rest // size) * BO
+    column = tl.minimum(block + tl.arange(0, BO), 2 * half - 1)
+    first = block // 2 + tl.arange(0, HALF)
+    second = tl.where(first < half, first + half, outputs)
+    lines = tl.arange(0, BK)
+    known = tl.minimum(row, vectors - 1)
+    unit = tl.load(full_scale + known)
+    count = tiles.to(tl.int64) * outputs
+    driven = known.to(tl.int64)[:, None] * (row_tiles * PADDED) + lines[None, :]
+    plane = 2 * half * PADDED
+    held = column[None, :] * PADDED + lines[:, None]
+    one = tl.full((BB, HALF), 0.0, tl.float32)
+    other = tl.full((BB, HALF), 0.0, tl.float32)
+    words = (start.to(tl.int64) + row.to(tl.int64) * tiles * (2 * half)).to(tl.uint32)
+    step = (2 * half).to(tl.uint32)
+    key = key.to(tl.uint32)
+    for tile in tl.range(tiles, num_stages=STAGES):
+        row_tile = tile % row_tiles
+        high = tl.full((BB, BO), 0, tl.int32)
+        low = tl.full((BB, BO), 0, tl.int32)
+        for part in tl.static_range(PADDED // BK):
+            code = tl.load(codes + driven + (row_tile * PADDED + part * BK))
+            high = tl.dot(code, tl.load(cells + held + part * BK), high, out_dtype=tl.int32)
+            if not SHIFT:
+                low = tl.dot(code, tl.load(cells + plane + held + part * BK), low, out_dtype=tl.int32)
+        if SHIFT:
+            high = high << 8
+            for part in tl.static_range(PADDED // BK):
+                code = tl.load(codes + driven + (row_tile * PADDED + part * BK))
+                high = tl.dot(code, tl.load(cells + plane + held + part * BK), high, out_dtype=tl.int32)
+            sums = high.to(tl.float32)
+        else:
+            sums = tl.fma(high.to(tl.float32), tl.full((BB, BO), 256.0, tl.float32), low.to(tl.float32))
+        one_sum, other_sum = tl.split(tl.reshape(sums, (BB, HALF, 2)))
+        factor, other_factor = _of_tile(constants, 0, count, first, second, outputs)
+        scale, other_scale = _of_tile(constants, 1, count, first, second, outputs)
+        deviation, other_deviation = factor, factor
+        offset, other_offset = factor, factor
+        variance, other_variance = factor, factor
+        number, other_number = one_sum, other_sum
+        squares = unit
+        if NOISE:
+            if EVEN:
+                deviation = tl.full((HALF,), 1.0, tl.float32) * tl.load(constants + 2 * count)
+                other_deviation = deviation
+            else:
+                deviation, other_deviation = _of_tile(constants, 2, count, first, second, outputs)
+            at = words[:, None] + (2 * first).to(tl.uint32)[None, :]
+            number, other_number = pair(_as(at, one_sum), key)
+        if OFFSET:
+            offset, other_offset = _of_tile(constants, 3, count, first, second, outputs)
+        if CELLS:
+            variance, other_variance = _of_tile(constants, 4, count, first, second, outputs)
+            squares = tl.load(power + known * row_tiles + row_tile)
+        if COLUMNS:
+            one = tl.full((BB, HALF), 0.0, tl.float32)
+            other = tl.full((BB, HALF), 0.0, tl.float32)
+        one = _converted(one_sum, number, factor, deviation, offset, variance, squares, levels, scale, unit, one,
+                         NOISE, OFFSET, CELLS)  # fmt: skip
+        other = _converted(other_sum, other_number, other_factor, other_deviation, other_offset, other_variance,
+                           squares, levels, other_scale, unit, other, NOISE, OFFSET, CELLS)  # fmt: skip
+        if COLUMNS:
+            _stored(out, row, first, second, one, other, vectors, outputs, half)
+            out += vectors.to(tl.int64) * outputs
+        cells += 2 * plane
+        constants += outputs
+        words += step
+    if not COLUMNS:
+        _stored(out, row, first, second, one, other, vectors, outputs, half)
+
+
+@triton.jit
+def _stored(out, row, first, second, one, other, vectors, outputs, half):
+    """Write a block of results, ``[B, O]``."""
+    place = out + row.to(tl.int64)[:, None] * outputs
+    tl.store(place + first[None, :], one, mask=(row < vectors)[:, None] & (first < half)[None, :])
+    tl.store(place + second[None, :], other, mask=(row < vectors)[:, None] & (second < outputs)[None, :])

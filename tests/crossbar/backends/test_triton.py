@@ -1,0 +1,190 @@
+"""The backend of GPUs gives the CPU's bits: its kernels interpreted, or compiled where the tensors are on a GPU."""
+
+import dataclasses
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from crossbar import CellNoise, Converter, Hardware, Tile, using_backend
+from crossbar.backends import dispatch
+from crossbar.backends.protocol import Read
+from crossbar.backends.triton import products
+from crossbar.backends.triton.backend import Triton
+from crossbar.native import gpu
+from tests.crossbar.backends.test_integers import SERVED, programmed
+from tests.crossbar.conftest import inputs, linear_layer
+
+DEVICE = torch.device("cpu" if gpu.interpreted() else "cuda")
+pytestmark = pytest.mark.skipif(gpu.why_not() is not None, reason=f"no kernels here: {gpu.why_not()}")
+
+TALL = Hardware(
+    tile=Tile(600, 48), adc=Converter(full_scale=6.0), output_noise=0.04
+)  # more rows than sums have bits for
+CASES = {
+    **{name: (hardware, "", (70, 33, 5)) for name, hardware in SERVED.items()},
+    "a calibrated dac": (SERVED["cells' noise"], "dac", (70, 33, 5)),
+    "a calibrated adc": (SERVED["mismatch"], "one adc", (70, 33, 5)),
+    "calibrated adcs": (SERVED["cells' noise"], "all adcs", (70, 33, 5)),
+    "one column": (SERVED["per token"], "", (64, 1, 3)),
+    "one input": (SERVED["per token"], "", (1, 2, 1)),
+    "more columns than a block": (SERVED["one range"], "", (20, 67, 33)),
+    "tall tiles": (TALL, "", (640, 6, 3)),
+}
+
+
+def case_of(name):
+    """A programmed layer on the CPU, and inputs."""
+    hardware, calibrated, (lines, outputs, vectors) = CASES[name]
+    layer = programmed(hardware, lines, outputs)
+    if calibrated == "dac":
+        layer.input_range = torch.tensor(1.7)
+    elif calibrated:
+        each = torch.rand(layer.column_gain.shape, generator=torch.Generator().manual_seed(0)) + 4
+        layer.set_adc_range(each if calibrated == "all adcs" else each[0, 0])
+    layer.column_gain = 1 + torch.rand(layer.column_gain.shape, generator=torch.Generator().manual_seed(1)) / 8
+    return layer, inputs(vectors, lines)
+
+
+def read(layer, x):
+    return Read(x, layer.readout(), layer.hardware, layer.input_range, layer.read_noise("read", 0))
+
+
+def same(found, expected):
+    """Bits, so that zeros of both signs differ."""
+    assert found.shape == expected.shape
+    assert found.dtype == expected.dtype
+    bits = {2: torch.int16, 4: torch.int32}[found.dtype.itemsize]
+    assert torch.equal(found.cpu().view(bits), expected.view(bits))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("name", CASES)
+def test_products_are_the_cpus_bit_by_bit(name):
+    layer, x = case_of(name)
+    expected, columns = dispatch.multiply(read(layer, x), "cpu"), dispatch.read_columns(read(layer, x), "cpu")
+    layer, x = layer.to(DEVICE), x.to(DEVICE)
+    same(dispatch.multiply(read(layer, x), "triton"), expected)
+    same(dispatch.read_columns(read(layer, x), "triton"), columns)
+    assert expected.abs().max() > 0.1
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("blocks", [(16, 16, 1, 4, 1), (32, 16, 2, 2, 3)])
+def test_no_bit_depends_on_the_sizes_of_blocks(blocks):
+    layer, x = programmed(dataclasses.replace(SERVED["cells' noise"], tile=Tile(40, 48)), 70, 19), inputs(35, 70)
+    layer, x = layer.to(DEVICE), x.to(DEVICE)
+    whole = products.multiply(read(layer, x))
+    same(products.multiply(read(layer, x), products.Blocks(*blocks)), whole.cpu())
+
+
+@torch.no_grad()
+def test_a_vectors_result_does_not_depend_on_its_batch():
+    layer, x = programmed(SERVED["per token"], 70, 33).to(DEVICE), inputs(5, 70).to(DEVICE)
+    whole = dispatch.multiply(read(layer, x), "triton")
+    same(dispatch.multiply(read(layer, x[:2]), "triton"), whole[:2].cpu())
+    same(dispatch.multiply(read(layer, x.t().contiguous().t()), "triton"), whole.cpu())  # strides of any kind
+
+
+@torch.no_grad()
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16])
+@pytest.mark.parametrize("name", ["per token", "range of the batch"])
+def test_inputs_of_16_bits_are_those_of_float32(name, dtype):
+    layer, x = programmed(SERVED[name], 70, 33), inputs(3, 70).to(dtype)
+    x[1] = 0
+    expected = dispatch.multiply(read(layer, x.float()), "cpu")
+    same(dispatch.multiply(read(layer, x), "cpu"), expected)
+    layer, x = layer.to(DEVICE), x.to(DEVICE)
+    same(dispatch.multiply(read(layer, x), "triton"), expected)
+    with using_backend("triton"):
+        outputs = layer(x)
+    assert outputs.dtype == dtype
+    same(outputs, expected.to(dtype))
+
+
+@torch.no_grad()
+@pytest.mark.parametrize(
+    ("name", "bad"),
+    [("per token", math.nan), ("per token", -math.inf), ("one range", math.inf), ("range of the batch", math.nan)],
+)
+def test_what_is_not_a_number_is_what_it_is_on_the_cpu(name, bad):
+    layer, x = programmed(SERVED[name], 70, 9), inputs(3, 70)
+    x[1, 69] = bad
+    expected = dispatch.multiply(read(layer, x), "cpu")
+    found = dispatch.multiply(read(layer.to(DEVICE), x.to(DEVICE)), "triton").cpu()
+    torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
+
+
+def test_what_is_refused():
+    work = read(programmed(SERVED["per token"], 8, 3).to(DEVICE), inputs(2, 8).to(DEVICE))
+    backend = Triton()
+
+    def reason(**parts):
+        changed = work._replace(hardware=dataclasses.replace(work.hardware, **parts))
+        return dispatch.refusals(changed)["triton"]
+
+    assert backend.refuses(work, DEVICE, torch.float32, False) is None
+    assert backend.refuses(work, torch.device("meta"), torch.float32, False) == "tensors on meta"
+    assert backend.refuses(work, DEVICE, torch.float64, False) == "numbers in float64"
+    assert backend.refuses(work, DEVICE, torch.float32, True) == "gradients"
+    assert reason(adc=None) == "hardware with adc:ideal"
+    assert reason(dac=Converter(12)) == "input codes of more than 8 bits"
+    assert reason(tile=Tile(1025)) == "tiles of more than 1024 word lines"
+    assert reason(dac=Converter(coding="bit_serial")) == "hardware with dac.coding:bit_serial"
+    layer = programmed(dataclasses.replace(work.hardware, read_noise=CellNoise(0.5, 0.1)), 8, 3)
+    assert dispatch.refusals(read(layer, inputs(2, 8)))["triton"] == "read noise of each cell by its own conductance"
+
+
+@pytest.mark.skipif(not gpu.interpreted(), reason="kernels are compiled here")
+def test_interpreted_kernels_are_picked_by_name_alone():
+    layer = programmed(SERVED["per token"], 8, 3)
+    assert dispatch.choose(read(layer, inputs(2, 8))).name == "cpu"
+    assert dispatch.choose(read(layer, inputs(2, 8).requires_grad_())).name == "eager"
+    exact = linear_layer(8, 3, dataclasses.replace(SERVED["per token"], adc=None))
+    assert dispatch.choose(read(exact, inputs(2, 8))).name == "eager"
+
+
+@pytest.mark.parametrize("shape", [(1, 1, 1), (70, 33, 64), (33, 4, 16)])
+def test_cells_are_the_cpus_integers(shape):
+    from crossbar.backends.cpu import integers
+
+    lines, outputs, rows = shape
+    weight = torch.randn(2, lines, outputs, generator=torch.Generator().manual_seed(0))
+    weight[:, :, -1] = 0
+    expected, found = integers.fixed_point(weight, rows), products.fixed_point(weight.to(DEVICE), rows)
+    same(found.steps, expected.steps)
+    half, tiles = (outputs + 1) // 2, -(-lines // rows)
+    places = [2 * (o % half) + o // half for o in range(outputs)]
+    cells = found.cells.cpu()
+    assert cells.abs().sum() == cells[:, :, places, :rows].abs().sum()  # nothing where there is no cell
+    for tile in range(2 * tiles):
+        line = tile % tiles * rows
+        count = min(rows, lines - line)
+        parts = integers._of_tile(expected.bytes[tile // tiles], outputs, line, count).view(2, outputs, count)
+        assert torch.equal(cells[tile][:, places, :count], parts)
+
+
+def exactly(a, b, c):
+    """``a b + c`` rounded once, by whole numbers."""
+    from fractions import Fraction
+
+    exact = Fraction(float(a)) * Fraction(float(b)) + Fraction(float(c))
+    near = np.float32(float(exact))
+    return min((np.nextafter(near, np.float32(side)) for side in (-math.inf, near, math.inf)),
+               key=lambda x: (abs(Fraction(float(x)) - exact), int(np.float32(x).view(np.int32)) & 1))  # fmt: skip
+
+
+def test_the_interpreters_multiply_add_is_rounded_once():
+    generator = np.random.default_rng(0)
+    a, b = (generator.standard_normal(4000).astype(np.float32) for _ in range(2))
+    c = (-a.astype(np.float64) * b * (1 + generator.standard_normal(4000) * 1e-7)).astype(np.float32)
+    c[::2] = generator.standard_normal(2000).astype(np.float32) * np.float32(1e7)
+    # a sum that float64 rounds to a tie of float32
+    a[0], b[0], c[0] = np.float32(1 + 2**-12), np.float32(2.0**-24), np.float32(1.0)
+    a[1], b[1], c[1] = np.float32(1 + 2.0**-23), np.float32(2.0**-24 * (1 + 2.0**-23)), np.float32(1.0)
+    found = gpu.fma(a, b, c)
+    assert found.dtype == np.float32
+    assert [float(x) for x in found] == [float(exactly(*each)) for each in zip(a, b, c, strict=True)]
+    assert (found != (a.astype(np.float32) * b + c)).mean() > 0.3
+    assert gpu.fma(*(np.array([x], np.float32) for x in (math.inf, 0.0, 1.0)))[0] != 0  # NaN stays that
