@@ -14,8 +14,8 @@ os.environ["HF_HUB_OFFLINE"] = "1"  # read when transformers is first imported: 
 @pytest.fixture
 def registries(monkeypatch):
     """Backends and adapters that a test registers are gone after it."""
-    from crossbar import adapters
+    from crossbar.adapters import registry
     from crossbar.backends import dispatch
 
     monkeypatch.setattr(dispatch, "_backends", dict(dispatch._backends))
-    monkeypatch.setattr(adapters, "_adapters", dict(adapters._adapters))
+    monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))

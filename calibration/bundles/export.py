@@ -9,13 +9,14 @@ from pathlib import Path
 from typing import TYPE_CHECKING, Any, Literal, get_args
 
 import torch
-from torch import Tensor, nn
+from torch import nn
 
 from attention import Pattern, detach
 from calibration.bundles import model_folders, writer
 from calibration.bundles.files import Files, digest, new_folder, write_json
-from crossbar import AnalogLinear, InputError, analog_layers
-from crossbar.adapters import digital_weight
+from crossbar import AnalogLinear, InputError, analog_layers, restore
+from crossbar.adapters import Part, digital_parts
+from crossbar.nn.module import AnalogModule
 
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
@@ -65,30 +66,42 @@ def export_transformers(
 def effective(model: nn.Module) -> tuple[nn.Module, list[str]]:
     """A digital copy of a converted model with the weights that its tiles stand for now, and what it cannot hold."""
     layers = analog_layers(model)
-    replaced: dict[int, Any] = {id(layer): _digital(layer) for layer in layers.values()}
+    whole = [module for module in model.modules() if isinstance(module, AnalogModule)]
+    within = {id(part) for module in whole for part in module.modules()}
+    replaced: dict[int, Any] = {id(module): _digital_module(module) for module in whole}
+    replaced |= {id(layer): _digital(layer) for layer in layers.values() if id(layer) not in within}
     plain: nn.Module = copy.deepcopy(model, replaced)
+    restore(plain)
     detach(plain)
-    lost = [name for name, layer in layers.items() if layer.output_offset is not None and not _has_bias(layer)]
+    lost = [name for name, layer in layers.items() if layer.output_offset is not None and layer.bias is None]
     missed = [f"the output offsets of {len(lost)} layers without a bias, the first is {lost[0]}"] if lost else []
     return plain, ["converters, and the noise of reads", *missed]
 
 
-@torch.no_grad()
 def _digital(layer: AnalogLinear) -> nn.Module:
     if layer.digital is None:
         linear: nn.Module = nn.Linear(layer.in_features, layer.out_features, bias=False, device=layer.scales.device)
     else:
         linear = copy.deepcopy(layer.digital)
-    digital_weight(linear).copy_(layer.effective_weight())
-    if _has_bias(layer) and layer.output_offset is not None:
-        bias = linear.bias
-        assert isinstance(bias, Tensor)
-        bias.add_(layer.output_offset)
+    (part,) = digital_parts(linear).values()
+    _write(part, layer)
     return linear
 
 
-def _has_bias(layer: AnalogLinear) -> bool:
-    return layer.bias is not None
+def _digital_module(module: AnalogModule) -> nn.Module:
+    plain = copy.deepcopy(module.digital)
+    for name, part in module.adapter.parts(plain).items():
+        layer = module.tiles[name]
+        assert isinstance(layer, AnalogLinear)
+        _write(part, layer)
+    return plain
+
+
+@torch.no_grad()
+def _write(part: Part, layer: AnalogLinear) -> None:
+    part.write(layer.effective_weight())
+    if part.bias is not None and layer.output_offset is not None:
+        part.bias.add_(layer.output_offset)
 
 
 def _copy_digital(files: Files, folder: Path) -> None:

@@ -17,6 +17,7 @@ from calibration.bundles.files import Files, new_folder, seal, write_json
 from calibration.runs.deployment import Deployment
 from calibration.runs.experiment import Experiment
 from crossbar import AnalogLinear, InputError, analog_layers, save_state
+from crossbar.nn.module import AnalogModule
 from crossbar.storage import tensor_files
 
 DESCRIPTION, HARDWARE, RECIPE, REPORT = "bundle.json", "hardware.json", "recipe.json", "report.json"
@@ -147,11 +148,13 @@ def _is_causal(model: nn.Module) -> bool:
 
 def named_parts(model: nn.Module) -> dict[str, Tensor]:
     """Parameters and buffers by the names that they have in the digital model."""
-    inside = {f"{name}.digital.": f"{name}." for name, m in model.named_modules() if isinstance(m, AnalogLinear)}
+    kinds = AnalogLinear | AnalogModule
+    inside = {f"{name}.digital.": f"{name}." for name, m in model.named_modules() if isinstance(m, kinds)}
     parts = {}
     for name, tensor in model.state_dict().items():
-        owner, _, last = name.rpartition(".")
-        parts[inside.get(f"{owner}.", f"{owner}." if owner else "") + last] = tensor
+        before, found, last = name.rpartition(".digital.")
+        owner = inside.get(f"{before}{found}")
+        parts[name if owner is None else owner + last] = tensor
     return parts
 
 

@@ -21,7 +21,7 @@ from calibration.runs.request import MemoryLike, ModelLike, PatternLike, RecipeL
 from calibration.steps.observe import digital
 from calibration.tasks import Task
 from crossbar import InputError, Ledger, PriceBook, analog_layers, bypassed
-from crossbar.adapters import digital_weight, is_convertible
+from crossbar.adapters import digital_parts, is_convertible
 from crossbar.costs.prices import DEFAULT
 from crossbar.presets import HardwareLike
 
@@ -212,7 +212,8 @@ def _first_sequence(task: Task) -> Tensor:
 
 def _linear_weights(model: nn.Module) -> int:
     """Weights of every linear layer, each multiplied with every token."""
-    return sum(digital_weight(module).numel() for module in model.modules() if is_convertible(module))
+    convertible = (module for module in model.modules() if is_convertible(module))
+    return sum(part.weight.numel() for module in convertible for part in digital_parts(module).values())
 
 
 def _kv_numbers(model: nn.Module) -> int:

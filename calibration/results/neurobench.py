@@ -11,7 +11,7 @@ from torch import Tensor, nn
 
 from attention.hf.attach import attached_pattern
 from calibration.models.outputs import device_of
-from crossbar.adapters import digital_weight, is_convertible
+from crossbar.adapters import Part, adapter_of, digital_parts, is_convertible
 from crossbar.costs.ledger import Ledger
 from crossbar.errors import InputError
 from crossbar.nn.chip import bypassed
@@ -43,7 +43,7 @@ def neurobench_workload(model: nn.Module, batches: Iterable[Mapping[str, Tensor]
     analog = any(isinstance(module, AnalogLinear) for module in model.modules())
     counts = {"mac": 0, "ac": 0, "dense": 0, "zero": 0, "activations": 0}
     products = [module for module in model.modules() if is_convertible(module)]
-    hooks = [module.register_forward_pre_hook(_synapses(counts)) for module in products]
+    hooks = [module.register_forward_pre_hook(_synapses(module, counts), with_kwargs=True) for module in products]
     hooks += [
         module.register_forward_hook(_activations(counts))
         for module in model.modules()
@@ -73,7 +73,7 @@ def neurobench_workload(model: nn.Module, batches: Iterable[Mapping[str, Tensor]
         0 if config is None else getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
     )
     attention = {"Effective_MACs": 2 * size * attended / samples, "Dense": 2 * size * dense_pairs / samples}
-    weights = [digital_weight(module) for module in model.modules() if is_convertible(module)]
+    weights = [part.weight for module in products for part in digital_parts(module).values()]
     zeros, connections = sum(int((w == 0).sum()) for w in weights), sum(w.numel() for w in weights)
     return {
         "SynapticOperations": {
@@ -88,15 +88,25 @@ def neurobench_workload(model: nn.Module, batches: Iterable[Mapping[str, Tensor]
     }
 
 
-def _synapses(counts: dict[str, int]) -> Any:
-    def count(module: nn.Module, inputs: tuple[Tensor, ...]) -> None:
-        x, weight = inputs[0], digital_weight(module)
-        vectors = x.reshape(-1, x.shape[-1])
-        used = (vectors != 0).sum(0)  # vectors in which an input is not 0
-        effective = int((used * (weight != 0).sum(0)).sum())
-        spiking = bool(torch.isin(vectors, vectors.new_tensor(_SPIKES)).all())
-        counts["ac" if spiking else "mac"] += effective
-        counts["dense"] += len(vectors) * weight.numel()
+def _synapses(layer: nn.Module, counts: dict[str, int]) -> Any:
+    adapter = adapter_of(layer)
+
+    def product(part: Part) -> Any:
+        def counted(x: Tensor) -> Tensor:
+            weight = part.matrix
+            vectors = x.reshape(-1, x.shape[-1])
+            used = (vectors != 0).sum(0)  # vectors in which an input is not 0
+            effective = int((used * (weight != 0).sum(0)).sum())
+            spiking = bool(torch.isin(vectors, vectors.new_tensor(_SPIKES)).all())
+            counts["ac" if spiking else "mac"] += effective
+            counts["dense"] += len(vectors) * part.weight.numel()
+            return nn.functional.linear(x, weight, part.bias)
+
+        return counted
+
+    def count(module: nn.Module, inputs: tuple[Any, ...], options: dict[str, Any]) -> None:
+        products = {name: product(part) for name, part in adapter.parts(layer).items()}
+        adapter.compute(layer, products, *inputs, **options)
 
     return count
 

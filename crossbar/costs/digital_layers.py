@@ -14,7 +14,7 @@ from typing import Any
 from torch import Tensor, nn
 from torch.utils.hooks import RemovableHandle
 
-from crossbar.adapters import digital_weight, is_convertible
+from crossbar.adapters import digital_parts, find_adapter
 
 Add = Callable[[str, str, int], None]
 
@@ -29,9 +29,11 @@ def watch(model: nn.Module, add: Add) -> tuple[list[RemovableHandle], dict[str, 
     """
     hooks: list[RemovableHandle] = []
     unknown: dict[str, str] = {}
-    analog = {id(part) for m in model.modules() if getattr(m, "books_itself", False) for part in m.modules()}
+    own = [m for m in model.modules() if getattr(m, "books_itself", False)]
+    own += [m for m in model.modules() if find_adapter(m) is not None and next(m.children(), None) is not None]
+    within = {id(part) for m in own for part in m.modules() if getattr(m, "books_itself", False) or part is not m}
     for name, module in model.named_modules():
-        if id(module) in analog:
+        if id(module) in within:
             continue
         count = _counter_of(module)
         if count is not None:
@@ -54,8 +56,8 @@ def _hook(name: str, count: Count, add: Add) -> Callable[[nn.Module, tuple[Any, 
 
 
 def _counter_of(module: nn.Module) -> Count | None:
-    if is_convertible(module):
-        return _linear
+    if find_adapter(module) is not None:
+        return _products
     if isinstance(module, nn.Embedding):
         return _embedding
     if isinstance(module, nn.LayerNorm):
@@ -71,13 +73,12 @@ def _counter_of(module: nn.Module) -> Count | None:
 _ACTIVATIONS = (nn.ReLU, nn.GELU, nn.SiLU, nn.Tanh, nn.Sigmoid, nn.Softmax)
 
 
-def _linear(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, int]:
+def _products(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, int]:
+    """Of a layer that is the same product for each of its outputs, such as a linear layer or a convolution."""
+    parts = digital_parts(module).values()
     parameters = sum(p.numel() for p in module.parameters(recurse=False))
-    return {
-        "digital_macs": x.numel() // max(1, x.shape[-1]) * digital_weight(module).numel(),
-        "dram_bytes": BYTES * parameters,
-        **_buffers(x, y),
-    }
+    weights, outputs = sum(part.weight.numel() for part in parts), sum(part.shape[0] for part in parts)
+    return {"digital_macs": y.numel() // outputs * weights, "dram_bytes": BYTES * parameters, **_buffers(x, y)}
 
 
 def _embedding(module: nn.Module, x: Tensor, y: Tensor) -> dict[str, int]:

@@ -12,10 +12,11 @@ import torch
 from torch import nn
 from torch.nn.parameter import is_lazy
 
-from crossbar.adapters import adapter_of, digital_weight, is_convertible
+from crossbar.adapters import LayerAdapter, Part, find_adapter, is_convertible, is_rows, why_digital
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.nn.linear import AnalogLinear
+from crossbar.nn.module import TILES, AnalogModule
 from crossbar.tiles.mapping import tile_grid
 
 _HUGE = 65504.0  # the largest number in half precision
@@ -23,16 +24,17 @@ _HUGE = 65504.0  # the largest number in half precision
 
 @dataclass(frozen=True)
 class LayerReport:
-    """What became of one layer.
+    """What became of one layer, or of one matrix of a layer that has several.
 
     Attributes:
-        name: path in the model.
+        name: path in the converted model.
         kind: class of the digital layer.
         parameters: how many it holds.
         in_features, out_features: of an analog layer; 0 for a digital one.
         tiles: number of tiles; 0 for a digital layer.
         utilisation: part of the tiles' cells that hold a weight; 0 for a digital layer.
         reason: why a digital layer stayed digital; empty for an analog one.
+        blocks: of an analog layer's block-diagonal matrix, beside which cells hold 0; 1 of any other matrix.
     """
 
     name: str
@@ -43,6 +45,12 @@ class LayerReport:
     tiles: int = 0
     utilisation: float = 0.0
     reason: str = ""
+    blocks: int = 1
+
+    @property
+    def weights(self) -> int:
+        """That cells hold."""
+        return self.in_features * self.out_features // self.blocks
 
 
 @dataclass(frozen=True)
@@ -74,7 +82,7 @@ class ConversionReport:
     @property
     def analog_parameters(self) -> int:
         """Weights in cells."""
-        return sum(layer.in_features * layer.out_features for layer in self.analog)
+        return sum(layer.weights for layer in self.analog)
 
     @property
     def parameters(self) -> int:
@@ -118,12 +126,13 @@ def convert(
     exclude: str | Sequence[str] | None = None,
     per_layer: Mapping[str, Hardware] | None = None,
 ) -> ConversionReport:
-    """Put the linear layers of a model on analog tiles, in place.
+    """Put the layers of a model that multiply with matrices on analog tiles, in place.
 
-    Converts ``nn.Linear``, transformers ``Conv1D``, classes made from these that keep their ``forward``, and the kinds
-    of layers that users registered (`crossbar.register_adapter`). A linear layer whose weight belongs to another module
-    too (tied embeddings) and one inside ``nn.MultiheadAttention`` (which reads the weight without calling the layer)
-    stay digital and are reported. Analog layers start in eval mode: call ``model.train()`` to train through them.
+    Converts the kinds of layers of docs/layers.md, classes made from these that keep their ``forward``, and those that
+    users registered (`crossbar.register_adapter`). A linear layer becomes an `AnalogLinear`, any other layer an
+    `crossbar.nn.module.AnalogModule` of one `AnalogLinear` a matrix. Forward hooks go along. A layer whose weight
+    belongs to another module too (tied embeddings) stays digital. All that stays digital is reported with its reason.
+    Analog layers start in eval mode: call ``model.train()`` to train through them.
 
     Args:
         model: changed in place; `restore` undoes it.
@@ -140,16 +149,16 @@ def convert(
         UserWarning: of layers whose weights are all 0, or that have weights beyond 65504.
     """
     if is_convertible(model):
-        raise InputError("the model is itself a linear layer: use AnalogLinear.from_digital")
+        raise InputError(
+            "the model is itself a layer: use AnalogLinear.from_digital for a linear one, and nn.Sequential(layer) else"
+        )
     include, exclude, per_layer = _patterns(include), _patterns(exclude), per_layer or {}
-    names = [name for name, module in _leaves(model) if is_convertible(module)]
+    names = [name for name, _, adapter in _leaves(model) if adapter is not None]
     if not names:
-        raise InputError(f"{type(model).__name__} has no linear layer left to convert: nothing would become analog")
+        raise InputError(f"{type(model).__name__} has no layer left to convert: nothing would become analog")
     for pattern in (*(include or ()), *(exclude or ()), *per_layer):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(
-                f"layer pattern {pattern!r} matches none of the {len(names)} linear layers, such as {names[0]!r}"
-            )
+            raise InputError(f"layer pattern {pattern!r} matches none of the {len(names)} layers, such as {names[0]!r}")
 
     for name, parameter in model.named_parameters():
         if not is_lazy(parameter) and not parameter.is_meta and not torch.isfinite(parameter).all():
@@ -157,20 +166,31 @@ def convert(
     owners = _owners(model)
     counted: set[int] = set()
     reports: list[LayerReport] = []
-    analog: dict[str, AnalogLinear] = {}
-    for name, module in _leaves(model):
-        own = [p for p in module.parameters(recurse=False) if id(p) not in counted]
+    analog: dict[str, AnalogLinear | AnalogModule] = {}
+    for name, module, adapter in _leaves(model):
+        own = [p for p in module.parameters(recurse=adapter is not None) if id(p) not in counted]
         counted.update(id(p) for p in own)
         parameters = sum(0 if is_lazy(p) else p.numel() for p in own)
-        reason = _why_digital(model, name, module, include, exclude, owners)
-        if reason:
+        reason = _why_digital(name, module, adapter, include, exclude, owners)
+        if reason or adapter is None:
             reports.append(LayerReport(name, type(module).__name__, parameters, reason=reason))
             continue
-        layer_hardware = next((h for pattern, h in per_layer.items() if fnmatchcase(name, pattern)), hardware)
-        analog[name] = AnalogLinear.from_digital(module, layer_hardware, name)
-        reports.append(_analog_report(name, module, parameters, layer_hardware))
+        parts = adapter.parts(module)
+        single = is_rows(adapter)
+        paths = {part: name if single else f"{name}.{TILES}.{part}" for part in parts}
+        chosen = {part: _hardware_of((name, path), hardware, per_layer) for part, path in paths.items()}
+        if single:
+            analog[name] = AnalogLinear.from_digital(module, next(iter(chosen.values())), name)
+        else:
+            analog[name] = AnalogModule(module, adapter, chosen, name)
+        _take_hooks(analog[name], module)
+        for part, path in paths.items():
+            held = parts[part].weight.numel() + (0 if (bias := parts[part].bias) is None else bias.numel())
+            held = parameters if part == next(reversed(paths)) else min(held, parameters)  # the last gets the rest
+            parameters -= held
+            reports.append(_analog_report(path, module, held, parts[part], chosen[part]))
     if not analog:
-        raise InputError("no linear layer would become analog: all are excluded by name, or tied to another module")
+        raise InputError("no layer would become analog: all are excluded by name, or tied to another module")
     for doubt in _doubts(analog):
         warnings.warn(doubt, stacklevel=2)
     _replace(model, {id(layer.digital): layer for layer in analog.values()})
@@ -178,9 +198,28 @@ def convert(
     return ConversionReport(tuple(reports))
 
 
-def _doubts(analog: Mapping[str, AnalogLinear]) -> Iterator[str]:
+def _hardware_of(names: tuple[str, ...], hardware: Hardware, per_layer: Mapping[str, Hardware]) -> Hardware:
+    own = (h for pattern, h in per_layer.items() if any(fnmatchcase(name, pattern) for name in names))
+    return next(own, hardware)
+
+
+_HOOKS = (
+    "_forward_hooks", "_forward_hooks_with_kwargs", "_forward_hooks_always_called", "_forward_pre_hooks",
+    "_forward_pre_hooks_with_kwargs", "_backward_hooks", "_backward_pre_hooks", "_is_full_backward_hook",
+)  # fmt: skip
+"""Where torch keeps the hooks of a module."""
+
+
+def _take_hooks(analog: nn.Module, digital: nn.Module) -> None:
+    """Call the hooks of a digital layer on what the analog one gets and gives; their handles remove them from both."""
+    for hooks in _HOOKS:
+        vars(analog)[hooks] = vars(digital)[hooks]
+
+
+def _doubts(analog: Mapping[str, AnalogLinear | AnalogModule]) -> Iterator[str]:
     """What to warn of: layers that can be computed and can hardly be meant."""
-    weights = {name: layer.target_weight() for name, layer in analog.items()}
+    layers = [part for layer in analog.values() for part in layer.modules() if isinstance(part, AnalogLinear)]
+    weights = {layer.name: layer.source.part().weight.detach() for layer in layers if layer.source is not None}
     known = {name: weight for name, weight in weights.items() if weight.numel() and not weight.is_meta}
     largest = {name: float(weight.abs().amax()) for name, weight in known.items()}
     zero = [name for name, most in largest.items() if most == 0]
@@ -203,11 +242,11 @@ def restore(model: nn.Module) -> None:
     Raises:
         InputError: for an analog layer by itself, whose digital layer is its attribute ``digital``.
     """
-    if isinstance(model, AnalogLinear):
+    if isinstance(model, AnalogLinear | AnalogModule):
         raise InputError(
             "restore takes a model that holds analog layers: a single one has its digital layer in .digital"
         )
-    layers = [m for m in model.modules() if isinstance(m, AnalogLinear)]
+    layers = [m for m in model.modules() if isinstance(m, AnalogLinear | AnalogModule)]
     _replace(model, {id(layer): layer.digital for layer in layers if layer.digital is not None})
     _call_layers(model, True)
 
@@ -216,65 +255,70 @@ def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
     return (patterns,) if isinstance(patterns, str) else None if patterns is None else tuple(patterns)
 
 
-def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module]]:
-    """Modules that own parameters themselves, and linear layers whose weight is computed, outside analog layers."""
-    inside = {id(part) for layer in model.modules() if isinstance(layer, AnalogLinear) for part in layer.modules()}
-    for name, module in model.named_modules():
-        own = next(module.parameters(recurse=False), None)
-        if id(module) not in inside and (own is not None or is_convertible(module)):
-            yield name, module
+def _leaves(model: nn.Module) -> Iterator[tuple[str, nn.Module, LayerAdapter | None]]:
+    """Layers that an adapter takes, and other modules with parameters of their own, outside analog layers."""
+    seen: set[int] = set()
+
+    def visit(name: str, module: nn.Module) -> Iterator[tuple[str, nn.Module, LayerAdapter | None]]:
+        if id(module) in seen or isinstance(module, AnalogLinear | AnalogModule):
+            return
+        seen.add(id(module))
+        adapter = find_adapter(module)
+        if adapter is not None or next(module.parameters(recurse=False), None) is not None:
+            yield name, module, adapter
+        for child, inner in () if adapter is not None else module._modules.items():
+            if inner is not None:
+                yield from visit(f"{name}.{child}" if name else child, inner)
+
+    return visit("", model)
 
 
 def _owners(model: nn.Module) -> dict[int, list[str]]:
     owners: dict[int, list[str]] = {}
-    for name, module in _leaves(model):
-        for parameter in module.parameters(recurse=False):
+    for name, module, adapter in _leaves(model):
+        for parameter in module.parameters(recurse=adapter is not None):
             owners.setdefault(id(parameter), []).append(name)
     return owners
 
 
 def _why_digital(
-    model: nn.Module,
     name: str,
     module: nn.Module,
+    adapter: LayerAdapter | None,
     include: tuple[str, ...] | None,
     exclude: tuple[str, ...] | None,
     owners: dict[int, list[str]],
 ) -> str:
-    if not is_convertible(module):
-        own = isinstance(module, nn.Linear)
-        return "its class computes otherwise than nn.Linear: register an adapter" if own else "not a linear layer"
+    if adapter is None:
+        return why_digital(module)
     if any(fnmatchcase(name, pattern) for pattern in exclude or ()):
         return "excluded by name"
     if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
         return "not included by name"
-    if any(is_lazy(parameter) for parameter in module.parameters(recurse=False)):
+    if any(is_lazy(parameter) for parameter in module.parameters()):
         return "its size is not known before the model has run once"
-    weight = adapter_of(module).weight(module)
-    sharers = owners.get(id(weight if weight._base is None else weight._base), [])
-    if name not in sharers:
-        return "its weight is computed from other parameters (pruned or parametrised): make it permanent first"
-    shared = [other for other in sharers if other != name]
-    if shared:
-        return f"weight shared with {shared[0]}"
-    parent = model.get_submodule(name.rpartition(".")[0])
-    if isinstance(parent, nn.MultiheadAttention):
-        return "nn.MultiheadAttention reads the weight without calling the layer"
+    for part in adapter.parts(module).values():
+        sharers = owners.get(id(part.root), [])
+        if name not in sharers:
+            return "its weight is computed from other parameters (pruned or parametrised): make it permanent first"
+        shared = [other for other in sharers if other != name]
+        if shared:
+            return f"weight shared with {shared[0]}"
     return ""
 
 
-def _analog_report(name: str, module: nn.Module, parameters: int, hardware: Hardware) -> LayerReport:
-    out_features, in_features = digital_weight(module).shape
+def _analog_report(name: str, module: nn.Module, parameters: int, part: Part, hardware: Hardware) -> LayerReport:
+    out_features, in_features = part.shape
     t_out, t_in = tile_grid(in_features, out_features, hardware.tile)
-    tiles = t_out * t_in * hardware.tile.slices
     return LayerReport(
         name=name,
         kind=type(module).__name__,
         parameters=parameters,
         in_features=in_features,
         out_features=out_features,
-        tiles=tiles,
-        utilisation=in_features * out_features / (t_out * t_in * hardware.tile.rows * hardware.tile.cols),
+        tiles=t_out * t_in * hardware.tile.slices,
+        blocks=part.blocks,
+        utilisation=part.weight.numel() / (t_out * t_in * hardware.tile.rows * hardware.tile.cols),
     )
 
 

@@ -4,12 +4,14 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import replace
+from functools import partial
 from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from crossbar.adapters import LayerAdapter, adapter_of, rows
+from crossbar.adapters import LayerAdapter, OwnForward, Part, adapter_of, is_rows
+from crossbar.adapters.stand_in import stand_in
 from crossbar.backends import dispatch, eager
 from crossbar.backends.converters import found_range
 from crossbar.backends.protocol import Read
@@ -28,11 +30,32 @@ CORRECTIONS = ("output_gain", "output_offset", "adapter_down", "adapter_up")
 """What digital logic makes of the tiles' output ``y [B, O]`` for inputs x: ``gain · y + offset + x @ down @ up``."""
 
 
+class PartOf:
+    """One matrix of a digital layer, found anew whenever it is asked for, as its parameters may be replaced.
+
+    Args:
+        module: the layer.
+        adapter: of its kind.
+        name: which of its parts.
+    """
+
+    def __init__(self, module: nn.Module, adapter: LayerAdapter, name: str) -> None:
+        self.module, self.adapter, self.name = module, adapter, name
+
+    def part(self) -> Part:
+        """The matrix and its bias as they are now."""
+        if isinstance(self.adapter, OwnForward):
+            return self.adapter.part(self.module, self.name)  # there may be hundreds
+        return self.adapter.parts(self.module)[self.name]
+
+
 class AnalogLinear(nn.Module):
-    """A digital linear layer computed by analog tiles: inputs ``[..., I]``, outputs ``[..., O]``.
+    """A matrix, and what is added to its products, on analog tiles: inputs ``[..., I]``, outputs ``[..., O]``.
+
+    It stands in the place of a digital linear layer, or computes a part of another layer (`crossbar.nn.module`).
 
     Until it is programmed, the cells hold their targets exactly, so that converters and output noise can be studied
-    alone. The digital layer stays inside: its bias is added after the tiles, and `crossbar.restore` puts it back.
+    alone. A digital layer stays inside: its bias is added after the tiles, and `crossbar.restore` puts it back.
     Programmed state is not part of ``state_dict()``; `crossbar.save_state` keeps it.
 
     A layer starts in eval mode. In train mode (``.train()``) it stands for any chip instead of the programmed one: each
@@ -41,7 +64,7 @@ class AnalogLinear(nn.Module):
     converters to the digital weights, the inputs and learned ranges.
 
     Attributes:
-        digital: the layer that was converted; None for a matrix by itself.
+        digital: the layer in whose place it stands; None for a part of another layer, and for a matrix by itself.
         cells: the tiles that hold its weights.
         hardware: what the tiles are.
         name: keys the layer's random streams, so it must be unique in a model.
@@ -84,15 +107,17 @@ class AnalogLinear(nn.Module):
 
     def __init__(
         self,
-        weight: nn.Module | Tensor,
+        weight: nn.Module | Tensor | PartOf,
         hardware: Hardware,
         name: str = "linear",
         devices: Tensor | None = None,
     ) -> None:
         super().__init__()
         self.training = False
-        self.digital = None if isinstance(weight, Tensor) else weight
-        self.adapter: LayerAdapter | None = None if self.digital is None else adapter_of(self.digital)
+        self.digital = weight if isinstance(weight, nn.Module) else None
+        self._source: PartOf | None = weight if isinstance(weight, PartOf) else None
+        if isinstance(weight, nn.Module):
+            self._source = _only_part(weight)
         for buffer in ("line_scale", "weight_correction", "input_range", "adc_range"):
             self.register_buffer(buffer, None, persistent=False)
         self.register_buffer("_weight", weight.detach() if isinstance(weight, Tensor) else None, persistent=False)
@@ -111,6 +136,15 @@ class AnalogLinear(nn.Module):
             InputError: for another kind of module, and for weights that are NaN or infinite.
         """
         return cls(linear, hardware, name)
+
+    @classmethod
+    def from_part(cls, source: PartOf, hardware: Hardware, name: str) -> AnalogLinear:
+        """One matrix of a digital layer on tiles.
+
+        Raises:
+            InputError: for weights that are NaN or infinite.
+        """
+        return cls(source, hardware, name)
 
     @classmethod
     def from_matrix(cls, weight: Tensor, hardware: Hardware, name: str, devices: Tensor | None = None) -> AnalogLinear:
@@ -136,10 +170,10 @@ class AnalogLinear(nn.Module):
             return called
         return self._forward(x)
 
-    def _forward(self, x: Tensor) -> Tensor:
-        inputs = vectors = self._vectors(x)
+    def _forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
+        inputs = vectors = self._rows(x)
         if self.bypass:
-            return self.digital_outputs(x)
+            return self.digital_outputs(x) if with_bias else nn.functional.linear(x, self._digital_weight())
         if self.line_scale is not None:
             vectors = inputs / self.line_scale
             book(self.name, "digital_macs", vectors.numel())
@@ -152,20 +186,24 @@ class AnalogLinear(nn.Module):
             y = dispatch.multiply(Read(vectors, cells, self.hardware, self.input_range, noise))
             y = self._corrected(y, inputs)
         self.reads += 1
-        if (bias := self.bias) is None:
+        bias = self.bias if with_bias else None
+        if bias is None:
             y = y.to(x.dtype)
         elif torch.is_grad_enabled() and (y.requires_grad or bias.requires_grad):
             y = (y + bias).to(x.dtype)
         else:  # in one pass, whatever the dtypes
             y = torch.add(y, bias, out=y if y.dtype == x.dtype else torch.empty_like(y, dtype=x.dtype))
-        if self.digital is None or self.adapter is None:
-            return y.view(*x.shape[:-1], self.out_features)
-        return self.adapter.outputs(self.digital, y, x)
+        return y.view(*x.shape[:-1], self.out_features)
 
     def digital_outputs(self, x: Tensor) -> Tensor:
         """What the digital layer computes, or a matrix by itself."""
-        outputs: Tensor = nn.functional.linear(x, self.target_weight()) if self.digital is None else self.digital(x)
-        return outputs
+        if self.digital is not None:
+            outputs: Tensor = self.digital.forward(x)  # its hooks are this layer's too
+            return outputs
+        if self._source is None:
+            return nn.functional.linear(x, self.target_weight())
+        part = self._source.part()
+        return nn.functional.linear(x, part.matrix, part.bias)
 
     def read_out(self, x: Tensor, read: int = 0) -> Tensor:
         """One converted read of every tile column, before digital scales: what a chip can measure of itself.
@@ -414,7 +452,12 @@ class AnalogLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """What is added to the outputs in digital, ``[O]``."""
-        return None if self.digital is None or self.adapter is None else self.adapter.bias(self.digital)
+        return None if self._source is None else self._source.part().bias
+
+    @property
+    def source(self) -> PartOf | None:
+        """Whose matrix it is; None for a matrix by itself."""
+        return self._source
 
     @property
     def hardware(self) -> Hardware:
@@ -564,21 +607,13 @@ class AnalogLinear(nn.Module):
         when = "not programmed" if self.seed is None else f"chip {self.seed} at {self.seconds:g} s"
         return f"{self.in_features}, {self.out_features}, {when}"
 
-    def _vectors(self, x: Tensor) -> Tensor:
-        """The input vectors ``[B, I]`` of inputs, in the dtype that tiles are computed in, or in 16 bits."""
-        if self.digital is None or self.adapter is None:
-            return self._rows(x)
-        vectors = self.adapter.vectors(self.digital, x) if x.is_floating_point() else None
-        return self._required(x, vectors, self.adapter.expects(self.digital))
-
     def _rows(self, x: Tensor) -> Tensor:
-        """Inputs along the last dimension as ``[B, I]``."""
-        vectors = rows(x, self.in_features) if x.is_floating_point() else None
-        return self._required(x, vectors, f"[..., {self.in_features}]")
-
-    def _required(self, x: Tensor, vectors: Tensor | None, expected: str) -> Tensor:
-        if vectors is None:
-            raise InputError(f"{self.name} got {x.dtype} inputs {list(x.shape)}: give floating point {expected}")
+        """Inputs along the last dimension as ``[B, I]``, in the dtype that tiles are computed in, or in 16 bits."""
+        if not x.is_floating_point() or not x.dim() or x.shape[-1] != self.in_features:
+            raise InputError(
+                f"{self.name} got {x.dtype} inputs {list(x.shape)}: give floating point [..., {self.in_features}]"
+            )
+        vectors = x.reshape(-1, self.in_features)
         narrow = vectors.dtype.itemsize == 2  # widened, which is exact, where they are read
         return vectors if narrow else vectors.to(self.scales.dtype)
 
@@ -592,8 +627,8 @@ class AnalogLinear(nn.Module):
 
     def _digital_weight(self) -> Tensor:
         """The digital weight ``[O, I]``, with gradient."""
-        if self.digital is not None and self.adapter is not None:
-            return self.adapter.weight(self.digital)
+        if self._source is not None:
+            return self._source.part().matrix
         assert self._weight is not None
         return self._weight
 
@@ -633,9 +668,18 @@ class AnalogLinear(nn.Module):
         return self
 
     def __getattr__(self, name: str) -> Any:
-        if name == "weight":
-            raise AttributeError(
-                "an analog layer has no 'weight', since code that reads it goes past the tiles: exclude the layer from "
-                "conversion, or ask for effective_weight()"
-            )
-        return super().__getattr__(name)
+        if name != "weight":
+            return super().__getattr__(name)
+        # Models ask for their dtype and device. What multiplies with it gets products of the tiles.
+        weight = self._digital_weight().detach()
+        return stand_in(weight, f"{self.name}.weight", [partial(self._forward, with_bias=False)])
+
+
+def _only_part(module: nn.Module) -> PartOf:
+    adapter = adapter_of(module)
+    if not is_rows(adapter):
+        raise InputError(
+            f"{adapter.name} is no linear layer: put it into a model, such as nn.Sequential(layer), and convert that"
+        )
+    (name,) = adapter.parts(module)
+    return PartOf(module, adapter, name)

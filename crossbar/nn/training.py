@@ -8,7 +8,6 @@ from contextlib import AbstractContextManager, contextmanager
 import torch
 from torch import nn
 
-from crossbar.adapters import digital_weight
 from crossbar.errors import InputError, require_number
 from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import AnalogLinear
@@ -25,9 +24,9 @@ def clip_weights(model: nn.Module, deviations: float = 2.5) -> None:
     """
     require_number("clip_weights deviations", deviations, above=0)
     for layer in analog_layers(model).values():
-        if layer.digital is None:
+        if layer.source is None:
             continue
-        weight = digital_weight(layer.digital)
+        weight = layer.source.part().weight
         with torch.no_grad():
             bound = float(weight.float().square().mean().sqrt()) * deviations
             weight.clamp_(-bound, bound)

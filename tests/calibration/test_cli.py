@@ -196,7 +196,7 @@ def test_inspect(capsys, monkeypatch, folder):
     code, out, err = run(capsys, "inspect", "--model", folder)
     assert (code, err) == (0, "")
     assert "encoder.layer.0.attention.self.query" in out
-    assert "not a linear layer" in out
+    assert "no matrix product" in out
     code, out, _ = run(capsys, "inspect", "--model", folder, "--json", "--include", "['*.query', '*.key']")
     values = json.loads(out)
     assert (code, values["analog_layers"], values["tiles"]) == (0, 4, 4)

@@ -50,15 +50,15 @@ def test_patches_attend_as_the_pattern_says(text):
     assert (text == "dense") == torch.allclose(found, plain, atol=1e-2)
 
 
-def test_every_linear_layer_and_the_memory_of_a_classifier_are_analog():
-    """Patches are embedded by a convolution, which stays digital and is reported."""
+def test_every_layer_and_the_memory_of_a_classifier_are_analog():
+    """The convolution that embeds patches too."""
     model = vit(ViTForImageClassification)
     with torch.no_grad():
         digital = model(pixel_values=images()).logits
     attach(model, "dense", presets.pcm())
     report = convert(model, presets.pcm())
-    assert len(report.analog) == 2 * 6 + 1
-    assert "vit.embeddings.patch_embeddings.projection" in [layer.name for layer in report.digital]
+    assert len(report.analog) == 1 + 2 * 6 + 1
+    assert report.analog[0].name == "vit.embeddings.patch_embeddings.projection.tiles.weight"
     program(model, 0)
     age(model, "1h")
     with torch.no_grad(), Ledger() as ledger:

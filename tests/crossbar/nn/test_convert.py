@@ -56,7 +56,7 @@ def test_a_sequential_by_hand():
     assert (first.parameters, norm.parameters, last.parameters) == (77, 14, 32)
     assert report.parameters == 123
     assert report.analog_parameters == 98
-    assert reasons(report) == {"1": "not a linear layer"}
+    assert reasons(report) == {"1": "no matrix product"}
 
 
 def test_report_as_json_and_text():
@@ -69,7 +69,7 @@ def test_report_as_json_and_text():
     assert [layer["name"] for layer in values["layers"]] == ["0", "1", "2.1"]
     assert str(report).splitlines() == [
         "2 layers became analog: 98 of 123 parameters (80%) on 13 tiles, 63% of their cells in use",
-        "1 stayed digital (14 parameters): not a linear layer",
+        "1 stayed digital (14 parameters): no matrix product",
     ]
 
 
@@ -249,10 +249,10 @@ def test_a_layer_itself_has_nothing_to_restore():
 @pytest.mark.parametrize(
     ("choice", "message"),
     [
-        ({"include": "encoder.*"}, r"layer pattern 'encoder\.\*' matches none of the 2 linear layers, such as '0'"),
+        ({"include": "encoder.*"}, r"layer pattern 'encoder\.\*' matches none of the 2 layers, such as '0'"),
         ({"exclude": ["0", "1"]}, r"layer pattern '1' matches none"),  # a layer norm
         ({"per_layer": {"9": SMALL}}, r"layer pattern '9' matches none"),
-        ({"exclude": "*"}, r"no linear layer would become analog: all are excluded by name"),
+        ({"exclude": "*"}, r"no layer would become analog: all are excluded by name"),
     ],
 )
 def test_refuses_choices_that_choose_nothing(choice, message):
@@ -264,7 +264,7 @@ def test_refuses_choices_that_choose_nothing(choice, message):
 
 
 def test_refuses_a_model_without_linear_layers():
-    with pytest.raises(InputError, match=r"Sequential has no linear layer left to convert"):
+    with pytest.raises(InputError, match=r"Sequential has no layer left to convert"):
         convert(nn.Sequential(nn.LayerNorm(4)), SMALL)
 
 
@@ -272,7 +272,7 @@ def test_refuses_to_convert_twice():
     model = mlp()
     convert(model, SMALL)
     before = snapshot(model)
-    with pytest.raises(InputError, match=r"no linear layer left to convert"):
+    with pytest.raises(InputError, match=r"no layer left to convert"):
         convert(model, SMALL)
     assert snapshot(model) == before
 
@@ -316,7 +316,7 @@ def test_refuses_numbers_that_stay_digital_and_are_not_finite(value):
 
 @pytest.mark.parametrize("build", [lambda: nn.Linear(3, 3), lambda: AnalogLinear.from_digital(nn.Linear(3, 3), SMALL)])
 def test_refuses_a_layer_as_model(build):
-    with pytest.raises(InputError, match="linear layer"):
+    with pytest.raises(InputError, match=r"^the model is itself a layer: use AnalogLinear\.from_digital|no layer left"):
         convert(build(), SMALL)
 
 

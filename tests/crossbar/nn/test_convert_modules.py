@@ -13,12 +13,16 @@ def encoder_layer(**options):
     return seeded(lambda: nn.TransformerEncoderLayer(16, 2, 32, **options))
 
 
-def test_multihead_attention_stays_digital_and_is_reported():
-    model = nn.ModuleDict({"attention": nn.MultiheadAttention(8, 2), "head": nn.Linear(8, 3)})
+def test_multihead_attention_of_another_forward_stays_digital_with_its_projections():
+    class Own(nn.MultiheadAttention):
+        def forward(self, x):
+            return super().forward(x, x, x)[0]
+
+    model = nn.ModuleDict({"attention": Own(8, 2), "head": nn.Linear(8, 3)})
     report = convert(model, presets.ideal())
     assert [layer.name for layer in report.analog] == ["head"]
     assert reasons(report) == {
-        "attention": "not a linear layer",
+        "attention": "a matrix product that no adapter takes: register one",
         "attention.out_proj": "nn.MultiheadAttention reads the weight without calling the layer",
     }
 
@@ -35,8 +39,9 @@ def test_encoder_layers_go_through_the_tiles(options):
         program(model)
         with Ledger() as ledger:
             analog = model(x)
-        assert {layer.name for layer in report.analog} == {"linear1", "linear2"}
-        assert ledger.totals()["cell_macs"] == 2 * 5 * (16 * 32 + 32 * 16)
+        attention = {f"self_attn.tiles.{part}" for part in ("query", "key", "value", "out")}
+        assert {layer.name for layer in report.analog} == {"linear1", "linear2"} | attention
+        assert ledger.totals()["cell_macs"] == 2 * 5 * (4 * 16 * 16 + 16 * 32 + 32 * 16)
         assert (analog - expected).norm() / expected.norm() > 1e-3
         restore(model)
         assert torch.equal(model(x), expected)
@@ -65,8 +70,8 @@ def test_encoder_stacks_with_padding_go_through_the_tiles(nested):
         convert(model, presets.ideal())
         with Ledger() as ledger:
             found = model(x, src_key_padding_mask=padding)
-        assert len(ledger.by_layer) == 4
-        assert ledger.totals()["cell_macs"] == 2 * 2 * 5 * (16 * 32 + 32 * 16)
+        assert len(ledger.by_layer) == 2 * 6
+        assert ledger.totals()["cell_macs"] == 2 * 2 * 5 * (4 * 16 * 16 + 16 * 32 + 32 * 16)
         assert (found - expected)[~padding].abs().max() < 1e-5
         restore(model)
         assert model.use_nested_tensor is nested

@@ -181,12 +181,35 @@ def test_age_needs_programming():
         AnalogLinear.from_digital(digital(), Hardware()).age(1.0)
 
 
-def test_weight_is_no_attribute():
+def test_weight_stands_in_for_what_is_in_cells():
     layer = AnalogLinear.from_digital(digital(), Hardware())
-    with pytest.raises(AttributeError, match=r"exclude the layer from conversion, or ask for effective_weight\(\)"):
-        _ = layer.weight
+    assert (layer.weight.shape, layer.weight.dtype, layer.weight.device.type) == ((7, 10), torch.float32, "cpu")
+    assert repr(layer.weight) == "StandIn('linear.weight', shape=[7, 10], dtype=torch.float32)"
+    with pytest.raises(InputError) as caught:
+        layer.weight.abs()
+    assert str(caught.value) == (
+        "'linear.weight' is in cells, and 'abs' would compute past them with its numbers: exclude the layer from "
+        "conversion, or register an adapter for what reads it"
+    )
     with pytest.raises(AttributeError, match="no attribute 'weights'"):
         _ = layer.weights
+
+
+def test_a_product_with_the_weight_is_one_of_the_tiles():
+    layer, x = AnalogLinear.from_digital(digital(), Hardware(tile=Tile(4, 3))), inputs(5, 10)
+    layer.program(1)
+    expected = layer(x)
+    assert not torch.allclose(expected, layer.digital(x), atol=1e-3)
+    for product in (
+        lambda w: torch.nn.functional.linear(x, w, layer.bias),
+        lambda w: x @ w.t() + layer.bias,
+        lambda w: (w @ x.t()).t() + layer.bias,
+        lambda w: torch.addmm(layer.bias, x, w.T),
+    ):
+        layer.reset_reads()
+        assert torch.equal(product(layer.weight), expected)
+    with pytest.raises(InputError, match="'matmul' would compute past them"):
+        _ = inputs(5, 7) @ layer.weight
 
 
 @pytest.mark.parametrize(

@@ -1,0 +1,82 @@
+"""What an adapter is: how one kind of digital layer computes with its matrices."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Mapping
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import Tensor, nn
+
+Product = Callable[[Tensor], Tensor]
+"""Vectors ``[..., I]`` to ``[..., O]``: a matrix times each of them, plus its bias, on tiles or in digital."""
+
+
+class Part(NamedTuple):
+    """One matrix of a layer.
+
+    Attributes:
+        weight: ``[O, I]``, or ``[G, O/G, I/G]``: the blocks of a block-diagonal matrix. A parameter of the layer or a
+            view of one, so that gradients and what is written reach it.
+        bias: what is added to its products, ``[O]``; None: nothing.
+    """
+
+    weight: Tensor
+    bias: Tensor | None = None
+
+    @property
+    def matrix(self) -> Tensor:
+        """``[O, I]``, with gradient."""
+        return self.weight if self.weight.dim() == 2 else torch.block_diag(*self.weight)
+
+    @property
+    def blocks(self) -> int:
+        """Blocks on the diagonal, beside which the matrix holds zeros."""
+        return len(self.weight) if self.weight.dim() == 3 else 1
+
+    @property
+    def root(self) -> Tensor:
+        """The tensor that ``weight`` is a view of."""
+        return self.weight if self.weight._base is None else self.weight._base
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """O and I."""
+        rows, columns = self.weight.shape[-2:]
+        return self.blocks * rows, self.blocks * columns
+
+    def write(self, matrix: Tensor) -> None:
+        """Give the layer the numbers of a matrix ``[O, I]``, in place."""
+        with torch.no_grad():
+            if self.weight.dim() == 2:
+                self.weight.copy_(matrix)
+                return
+            count, rows, columns = self.weight.shape
+            each = torch.arange(count, device=matrix.device)
+            self.weight.copy_(matrix.view(count, rows, count, columns)[each, :, each])
+
+
+@runtime_checkable
+class LayerAdapter(Protocol):
+    """What `crossbar.convert` needs to know of one kind of digital layer.
+
+    Attributes:
+        name: the kind of layer, with its article, for messages: ``"an nn.Linear"``.
+    """
+
+    name: str
+
+    def matches(self, module: nn.Module) -> bool:
+        """Whether a module is of this kind."""
+        ...
+
+    def parts(self, module: nn.Module) -> dict[str, Part]:
+        """Its matrices by name, which is part of the name of their tiles; the same names in each call."""
+        ...
+
+    def compute(self, module: nn.Module, products: Mapping[str, Product], *inputs: Any, **options: Any) -> Any:
+        """What the layer's ``forward`` gives, with each matrix multiplied by its product and by nothing else.
+
+        It cuts inputs into vectors and puts outputs back together. With products in digital it equals ``forward``.
+        """
+        ...
