@@ -48,7 +48,7 @@ class Linear(Rows):
 
 
 def is_of_attention(module: nn.Module) -> bool:
-    """Whether it is the output projection of ``nn.MultiheadAttention``, which reads its weight instead of calling it."""
+    """Whether it is the output projection of ``nn.MultiheadAttention``, which reads its weight without calling it."""
     return isinstance(module, NonDynamicallyQuantizableLinear)
 
 

@@ -137,7 +137,7 @@ def convert(
     Args:
         model: changed in place; `restore` undoes it.
         hardware: the tiles.
-        include: shell patterns of layer names; only these become analog. None: all.
+        include: shell patterns of names of layers, or of their matrices; only these layers become analog. None: all.
         exclude: shell patterns of layer names that stay digital, such as ``"pooler*"``.
         per_layer: other hardware for layers whose name matches a shell pattern; the first match counts.
 
@@ -153,12 +153,13 @@ def convert(
             "the model is itself a layer: use AnalogLinear.from_digital for a linear one, and nn.Sequential(layer) else"
         )
     include, exclude, per_layer = _patterns(include), _patterns(exclude), per_layer or {}
-    names = [name for name, _, adapter in _leaves(model) if adapter is not None]
+    paths = {name: _paths(name, module, adapter) for name, module, adapter in _leaves(model) if adapter is not None}
+    names = [name for own in paths.values() for name in own]
     if not names:
         raise InputError(f"{type(model).__name__} has no layer left to convert: nothing would become analog")
     for pattern in (*(include or ()), *(exclude or ()), *per_layer):
         if not any(fnmatchcase(name, pattern) for name in names):
-            raise InputError(f"layer pattern {pattern!r} matches none of the {len(names)} layers, such as {names[0]!r}")
+            raise InputError(f"layer pattern {pattern!r} matches none of the {len(paths)} layers, such as {names[0]!r}")
 
     for name, parameter in model.named_parameters():
         if not is_lazy(parameter) and not parameter.is_meta and not torch.isfinite(parameter).all():
@@ -171,22 +172,21 @@ def convert(
         own = [p for p in module.parameters(recurse=adapter is not None) if id(p) not in counted]
         counted.update(id(p) for p in own)
         parameters = sum(0 if is_lazy(p) else p.numel() for p in own)
-        reason = _why_digital(name, module, adapter, include, exclude, owners)
+        reason = _why_digital(paths.get(name, [name]), module, adapter, include, exclude, owners)
         if reason or adapter is None:
             reports.append(LayerReport(name, type(module).__name__, parameters, reason=reason))
             continue
         parts = adapter.parts(module)
-        single = is_rows(adapter)
-        paths = {part: name if single else f"{name}.{TILES}.{part}" for part in parts}
-        chosen = {part: _hardware_of((name, path), hardware, per_layer) for part, path in paths.items()}
-        if single:
+        own_paths = dict(zip(parts, paths[name][-len(parts) :], strict=True))
+        chosen = {part: _hardware_of((name, path), hardware, per_layer) for part, path in own_paths.items()}
+        if is_rows(adapter):
             analog[name] = AnalogLinear.from_digital(module, next(iter(chosen.values())), name)
         else:
             analog[name] = AnalogModule(module, adapter, chosen, name)
         _take_hooks(analog[name], module)
-        for part, path in paths.items():
+        for part, path in own_paths.items():
             held = parts[part].weight.numel() + (0 if (bias := parts[part].bias) is None else bias.numel())
-            held = parameters if part == next(reversed(paths)) else min(held, parameters)  # the last gets the rest
+            held = parameters if part == next(reversed(own_paths)) else min(held, parameters)  # the last gets the rest
             parameters -= held
             reports.append(_analog_report(path, module, held, parts[part], chosen[part]))
     if not analog:
@@ -196,6 +196,13 @@ def convert(
     _replace(model, {id(layer.digital): layer for layer in analog.values()})
     _call_layers(model, False)
     return ConversionReport(tuple(reports))
+
+
+def _paths(name: str, module: nn.Module, adapter: LayerAdapter) -> list[str]:
+    """The names that patterns may mean: the layer's own, and that of each of its matrices if it becomes several."""
+    if is_rows(adapter) or any(is_lazy(parameter) for parameter in module.parameters()):
+        return [name]
+    return [name, *(f"{name}.{TILES}.{part}" for part in adapter.parts(module))]
 
 
 def _hardware_of(names: tuple[str, ...], hardware: Hardware, per_layer: Mapping[str, Hardware]) -> Hardware:
@@ -282,7 +289,7 @@ def _owners(model: nn.Module) -> dict[int, list[str]]:
 
 
 def _why_digital(
-    name: str,
+    names: list[str],
     module: nn.Module,
     adapter: LayerAdapter | None,
     include: tuple[str, ...] | None,
@@ -291,17 +298,17 @@ def _why_digital(
 ) -> str:
     if adapter is None:
         return why_digital(module)
-    if any(fnmatchcase(name, pattern) for pattern in exclude or ()):
+    if any(fnmatchcase(name, pattern) for pattern in exclude or () for name in names):
         return "excluded by name"
-    if include is not None and not any(fnmatchcase(name, pattern) for pattern in include):
+    if include is not None and not any(fnmatchcase(name, pattern) for pattern in include for name in names):
         return "not included by name"
     if any(is_lazy(parameter) for parameter in module.parameters()):
         return "its size is not known before the model has run once"
     for part in adapter.parts(module).values():
         sharers = owners.get(id(part.root), [])
-        if name not in sharers:
+        if names[0] not in sharers:
             return "its weight is computed from other parameters (pruned or parametrised): make it permanent first"
-        shared = [other for other in sharers if other != name]
+        shared = [other for other in sharers if other != names[0]]
         if shared:
             return f"weight shared with {shared[0]}"
     return ""

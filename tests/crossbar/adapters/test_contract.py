@@ -481,6 +481,27 @@ def test_hooks_of_a_layer_go_along(kind):
     assert not layer._forward_hooks
 
 
+def test_patterns_of_names_mean_layers_or_their_matrices():
+    def model():
+        return nn.Sequential(nn.Conv1d(2, 3, 2), nn.LSTM(3, 2), nn.LazyConv1d(2, 2), nn.Linear(2, 2))
+
+    lstm = ["1.tiles.weight_ih_l0", "1.tiles.weight_hh_l0"]
+    for include, expected in (
+        ("1", lstm),
+        ("*.weight_hh_l0", lstm),
+        (["0.tiles.weight", "3"], ["0.tiles.weight", "3"]),
+    ):
+        assert [layer.name for layer in convert(model(), QUIET, include=include).analog] == expected
+    assert [layer.name for layer in convert(model(), QUIET, exclude=["*.weight", "1"]).analog] == ["3"]
+    other = Hardware(tile=Tile(2, 2))
+    one = model()
+    convert(one, QUIET, per_layer={"1.tiles.weight_hh_l0": other, "0": other})
+    assert [name for name, layer in analog_layers(one).items() if layer.hardware == other] == [
+        "0.tiles.weight",
+        lstm[1],
+    ]
+
+
 def test_depthwise_convolutions_are_taken_on_request():
     model = nn.Sequential(nn.Conv2d(8, 16, 3, groups=8), nn.Conv2d(16, 4, 1)).double()
     digital, x = copy.deepcopy(model), inputs64(2, 8, 5, 5)
