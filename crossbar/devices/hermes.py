@@ -87,27 +87,28 @@ class Hermes(PowerLawDrift):
 
     def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithmic at low g, quadratic above."""
-        g = g.clamp(min=1e-7)
+        g, fit = g.clamp(min=1e-7), self._fit
+        log = g.log()
         mean = torch.where(
-            g < 0.0945, _logarithm((-0.0387, -0.0182, 0.0720, 0.13), g), _polynomial((0.0736, -0.0126, -0.0436), g)
+            g < 0.0945, _line((-0.0387, -0.0182, 0.0720, 0.13), log), _polynomial((0.0736, -0.0126, -0.0436), g)
         )
-        fit = self._fit
-        spread = torch.where(g < fit.spread_below, _logarithm(fit.spread_log, g), _polynomial(fit.spread, g))
+        spread = torch.where(g < fit.spread_below, _line(fit.spread_log, log), _polynomial(fit.spread, g))
         return mean, spread
 
     def read_amplitude(self, g: Tensor) -> Tensor:
         """Logarithmic at low g, cubic above."""
         fit = self._fit
-        return torch.where(g < fit.read_below, _logarithm(fit.read_log, g), _polynomial(fit.read, g))
+        return torch.where(g < fit.read_below, _line(fit.read_log, g.log()), _polynomial(fit.read, g))
 
 
 def _polynomial(coefficients: tuple[float, ...], g: Tensor) -> Tensor:
-    value = torch.full_like(g, coefficients[-1])
-    for coefficient in reversed(coefficients[:-1]):
-        value = value * g + coefficient
+    *rest, second, first = coefficients
+    value = g * first + second
+    for coefficient in reversed(rest):
+        value.mul_(g).add_(coefficient)
     return value
 
 
-def _logarithm(fit: tuple[float, float, float, float], g: Tensor) -> Tensor:
+def _line(fit: tuple[float, float, float, float], log: Tensor) -> Tensor:
     slope, offset, least, most = fit
-    return (slope * g.log() + offset).clamp(least, most)
+    return (slope * log).add_(offset).clamp_(least, most)

@@ -59,9 +59,9 @@ class ReRam:
             fit = [(1 - share) * a + share * b for a, b in zip(fits[after - 1], fits[after], strict=True)]
         else:
             fit = list(fits[min(after, len(times) - 1)])
-        value = torch.full_like(g, fit[-1])
-        for coefficient in reversed(fit[:-1]):
-            value = value * g + coefficient
+        value = g * fit[-1] + fit[-2]
+        for coefficient in reversed(fit[:-2]):
+            value.mul_(g).add_(coefficient)
         return value.mul_(self.g_max / _WAN_G_MAX * self.noise_scale)
 
     def program(self, target: Tensor, draw: Draw) -> State:

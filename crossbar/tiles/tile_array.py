@@ -196,7 +196,9 @@ class TileArray(nn.Module):
         if seed is None:
             self.rescale()
         self.seed, self.seconds = seed, float(seconds) + 0.0
-        self._kept = None if seed is None or state else self.matrix().clone()
+        self._kept = (
+            None if seed is None or state else self.matrix().t().clone(memory_format=torch.contiguous_format).t()
+        )
         self._forget()
 
     @torch.inference_mode(False)
