@@ -32,6 +32,7 @@ from crossbar.devices import (
     window,
 )
 from crossbar.errors import InputError
+from crossbar.native import gpu
 from crossbar.native.sizes import at_once
 from crossbar.random.streams import Key, Stream, normal, seed
 
@@ -122,9 +123,12 @@ def conductances_lines(
 
 
 def reads_again(device: AnyDevice, like: Tensor) -> bool:
-    """Whether `read_again` has these cells: phase-change memory with fluctuations of no past, float32 on the CPU."""
+    """Whether `read_again` has these cells: phase-change memory with fluctuations of no past, float32.
+
+    On the CPU, and on GPUs that Triton compiles for.
+    """
     fluctuates = type(device) is PCM and device.read_noise_scale > 0 and not device.correlated
-    return fluctuates and like.device.type == "cpu" and like.dtype == torch.float32
+    return fluctuates and (like.device.type == "cpu" or gpu.serves(like.device)) and like.dtype == torch.float32
 
 
 def read_again(
@@ -138,7 +142,8 @@ def read_again(
 ) -> Tensor:
     """Conductances (µS) of word lines that are programmed and read at a time, ``[K, r, O]``.
 
-    `conductances_lines` of `program_lines`, by the same sums and products in the same order, in a third of the passes.
+    `conductances_lines` of `program_lines`, by the same sums and products in the same order, in a third of the passes
+    or, on a GPU, in one. Logarithms and exponentials are torch's there, and on a GPU those of float64, rounded.
 
     Args:
         device: of the cells.
@@ -150,6 +155,10 @@ def read_again(
         lines: which of the I word lines.
         digits: where the digits of two planes are put, ``[r, O]``; what is returned are then not the conductances.
     """
+    if gpu.serves(targets[0].device):
+        from crossbar.tiles import triton_kernels
+
+        return triton_kernels.read_again(device, targets, seconds, key, shape, lines, digits)
     from crossbar.native import openmp  # numba takes half a second to load
     from crossbar.tiles import kernels
 

@@ -13,6 +13,8 @@ from torch.quasirandom import SobolEngine
 
 from crossbar.devices import AnyDevice, Device, RedrawDevice, span, window
 from crossbar.hardware import Hardware, WriteVerify
+from crossbar.native import gpu
+from crossbar.native.sizes import at_once
 from crossbar.random.streams import Key, Stream, normal
 from crossbar.tiles import ageing, programming
 
@@ -135,7 +137,13 @@ def written(targets: Tensor, hardware: Hardware, seconds: float, draws: Stream) 
     table = error_table(device, hardware.verify, seconds)  # type: ignore[arg-type]  # devices are frozen, so hashable
     table = table.to(targets.device, targets.dtype).view(-1)
     (g_min, width), (low, high) = span(device), window(device)
-    cells_drawn = zip(targets.view(-1).split(_CHUNK), draws.bytes((targets.numel(),)).split(_CHUNK), strict=True)
+    if gpu.serves(targets.device) and targets.dtype == torch.float32:
+        from crossbar.tiles import triton_kernels
+
+        triton_kernels.written(targets, table, (low, high), (g_min, width), draws)
+        return targets
+    size = min(at_once(_CHUNK, targets.device), max(targets.numel(), 1))
+    cells_drawn = zip(targets.view(-1).split(size), draws.bytes((targets.numel(),)).split(size), strict=True)
     for cells, drawn in cells_drawn:
         row = (cells - g_min).mul_(_LEVELS / width).round_().int()
         cells += table.index_select(0, row.mul_(QUANTILES).add_(drawn))

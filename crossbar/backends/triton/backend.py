@@ -2,20 +2,22 @@
 
 from __future__ import annotations
 
+import math
 from dataclasses import dataclass
 
 import torch
 from torch import Tensor
 
 from crossbar.backends.protocol import AgedRows, Columns, Read, Work
-from crossbar.backends.triton import products
+from crossbar.backends.triton import products, rows
+from crossbar.devices import Decaying, window
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
 from crossbar.native import gpu
 
 
 @dataclass(frozen=True)
 class Triton:
-    """Fused kernels (`crossbar.backends.triton.products`), without gradients.
+    """Fused kernels (`crossbar.backends.triton.products`, `crossbar.backends.triton.rows`), without gradients.
 
     Where kernels are interpreted (``TRITON_INTERPRET=1``, to test them without a GPU) it takes tensors of the CPU.
     """
@@ -32,10 +34,11 @@ class Triton:
             return f"tensors on {device.type}"
         if isinstance(work, Columns):
             return "cells that are not kept in fixed point"
-        if isinstance(work, AgedRows):
-            return "rows of any age"
         if dtype != torch.float32:
             return f"numbers in {str(dtype).removeprefix('torch.')}"
+        if isinstance(work, AgedRows):
+            decays = isinstance(work.device, Decaying) and window(work.device) == (0.0, math.inf)
+            return None if decays else f"drift of device {work.device.kind!r}, which is no factor"
         if gradient:
             return "gradients"
         return products.refuses(work)
@@ -54,4 +57,4 @@ class Triton:
 
     def age_rows(self, aged: AgedRows) -> tuple[Tensor, Tensor | None]:
         """`crossbar.backends.protocol.Backend.age_rows`."""
-        raise NotImplementedError
+        return rows.read(aged)

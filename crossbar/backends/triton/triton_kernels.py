@@ -313,3 +313,62 @@ def _stored(out, row, first, second, one, other, vectors, outputs, half):
     place = out + row.to(tl.int64)[:, None] * outputs
     tl.store(place + first[None, :], one, mask=(row < vectors)[:, None] & (first < half)[None, :])
     tl.store(place + second[None, :], other, mask=(row < vectors)[:, None] & (second < outputs)[None, :])
+
+
+@triton.jit
+def _halved(times):
+    """``2^-times`` for times >= 0; what is below the smallest normal number is that."""
+    power = -tl.minimum(times, 126.0)
+    whole = nearest(power)
+    y = power - whole
+    value = tl.fma(y, 1.32669704e-3, 9.67545975e-3)
+    value = tl.fma(value, y, 5.55074262e-2)
+    value = tl.fma(value, y, 0.240221218)
+    value = tl.fma(value, y, 0.693146949)
+    value = tl.fma(value, y, 1.00000007)
+    return value * ((whole.to(tl.int32) + 127) << 23).to(tl.float32, bitcast=True)
+
+
+@triton.jit(do_not_specialize=["pairs", "vectors", "slots", "opened", "size", "stride"])
+def age_rows(
+    programmed, exponent, amplitude, place, halvings, band, start, key, digits, variance, pairs, vectors, slots, opened,
+    size, stride, unit, constant, relative,
+    EXPONENT: tl.constexpr, AMPLITUDE: tl.constexpr, VARIANCE: tl.constexpr, BL: tl.constexpr, BLOCK: tl.constexpr,
+):  # fmt: skip
+    """Digits of opened rows, each at its own age: `crossbar.backends.cpu.kernels.age_rows`, ``BL`` rows a program."""
+    line = tl.program_id(0).to(tl.int64) * BL + tl.arange(0, BL)
+    known = line < vectors.to(tl.int64) * opened
+    vector, row = line // opened, line % opened
+    own = tl.program_id(1) * BLOCK + tl.arange(0, BLOCK)
+    there = known[:, None] & (own < size)[None, :]
+    slot = ((vector * slots + tl.load(place + row, mask=known, other=0)) * size)[:, None] + own[None, :]
+    plane = vectors.to(tl.int64) * slots * size
+    times = tl.load(halvings + row, mask=known, other=0.0)[:, None]
+    width = tl.load(band + row, mask=known, other=0.0)[:, None]
+    at = (tl.load(start + row, mask=known, other=0) + vector * stride).to(tl.uint32)[:, None]
+    word_key = tl.load(key + row, mask=known, other=0).to(tl.uint32)[:, None]
+    total = tl.full((BL, BLOCK), 0.0, tl.float32)
+    spread = tl.full((BL, BLOCK), 0.0, tl.float32)
+    for each in range(pairs):
+        one, other = slot + each * plane, slot + (pairs + each) * plane
+        up = tl.load(programmed + one, mask=there, other=0.0)
+        down = tl.load(programmed + other, mask=there, other=0.0)
+        if EXPONENT:
+            up = up * _halved(tl.load(exponent + one, mask=there, other=0.0) * times)
+            down = down * _halved(tl.load(exponent + other, mask=there, other=0.0) * times)
+        else:
+            up = up * _halved(times)
+            down = down * _halved(times)
+        if AMPLITUDE:
+            above, below = pair(at + (2 * (each * size + own)).to(tl.uint32)[None, :], word_key)
+            grown = tl.load(amplitude + one, mask=there, other=0.0) * width
+            up = up * tl.maximum(tl.fma(grown, above, 1.0), 0.0)
+            grown = tl.load(amplitude + other, mask=there, other=0.0) * width
+            down = down * tl.maximum(tl.fma(grown, below, 1.0), 0.0)
+        total = tl.fma(up - down, unit, total)
+        if VARIANCE:
+            spread += tl.fma(tl.fma(up, up, down * down), relative, 2.0 * constant)
+    into = (line * size)[:, None] + own[None, :]
+    tl.store(digits + into, total, mask=there)
+    if VARIANCE:
+        tl.store(variance + into, spread, mask=there)

@@ -12,6 +12,7 @@ from crossbar.backends.protocol import AgedRows, RowNumbers
 from crossbar.devices import PCM, Decaying, GainCell, Hermes, Ideal
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Hardware, Tile
+from crossbar.native import gpu
 
 B, H, ROWS = 2, 3, 12
 SLOTS = torch.tensor([11, 0, 3, 7, 8])
@@ -79,12 +80,26 @@ class Redrawn:
         return state["target"]
 
 
-@pytest.mark.parametrize("impl", ["cpu", "eager", "naive"])
+@pytest.mark.parametrize("impl", ["cpu", "triton", "eager", "naive"])
 def test_rows_of_a_device_that_is_drawn_anew_are_refused(impl):
     state = {"target": torch.ones(2, B, H, ROWS, 4)}
     rows = AgedRows(state, SLOTS, AGES, NUMBERS, Hardware(device=Redrawn()))
     with pytest.raises(InputError, match=f"backend '{impl}' cannot compute this .+(redrawn|drawn anew)"):
         dispatch.age_rows(rows, impl)
+
+
+@pytest.mark.skipif(not gpu.interpreted(), reason="kernels are compiled here")
+@pytest.mark.parametrize("noise", [None, CellNoise(constant=0.2, relative=0.05)], ids=["quiet", "white noise"])
+@pytest.mark.parametrize(("pairs", "size"), [(1, 16), (2, 7), (1, 130)])
+@pytest.mark.parametrize("device", DEVICES.values(), ids=DEVICES)
+def test_rows_on_a_gpu_are_the_cpus_bit_by_bit(device, pairs, size, noise):
+    if size == 130 and (noise is None or device != PCM()):
+        return  # a row of two blocks: once
+    work = aged(device, programmed(device, pairs, size), pairs, noise)
+    expected, found = dispatch.age_rows(work, "cpu"), dispatch.age_rows(work, "triton")
+    for one, other in zip(found, expected, strict=True):
+        assert (one is None) == (other is None)
+        assert one is None or torch.equal(one.view(torch.int32), other.view(torch.int32))
 
 
 def test_any_number_of_threads_gives_the_same_bits():
