@@ -20,6 +20,7 @@ from calibration.steps.protocol import Fitted, Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
 from calibration.steps.weight_ranges import WeightRanges
+from calibration.steps.wire_aware import WireAware
 from calibration.studies.results import Study
 from calibration.study import study
 from calibration.tasks import Task
@@ -46,6 +47,7 @@ __all__ = [
     "Task",
     "TokenProtection",
     "WeightRanges",
+    "WireAware",
     "calibrate",
     "emulate",
     "inspect_bundle",

@@ -20,6 +20,7 @@ from calibration.steps.protocol import Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
 from calibration.steps.weight_ranges import WeightRanges
+from calibration.steps.wire_aware import WireAware
 from crossbar.errors import InputError, shown
 from crossbar.storage.plain_values import read_yaml
 
@@ -27,6 +28,7 @@ _MOST_STEPS = 100
 _KINDS = (
     InputRanges,
     WeightRanges,
+    WireAware,
     TokenProtection,
     ReprogramWorst,
     DriftCompensation,

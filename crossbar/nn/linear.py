@@ -76,6 +76,8 @@ class AnalogLinear(nn.Module):
             (after ``line_scale``); larger ones are clipped. None until calibration: each column's largest.
         weight_correction: calibrated addition to the weights that are mapped, ``[O, I]``, in the same units; None until
             calibration.
+        wire_correction: calibrated addition to these, ``[O, I]``, in the same units, for which the wires make up: what
+            columns see of the sum is what the weights without it stand for. None until calibration.
         input_range: calibrated or learned DAC range, 0-d, activation units; None until calibration.
         adc_range: calibrated or learned ADC range, 0-d or ``[T, O]``, unit outputs; None until calibration.
         output_gain, output_offset: digital correction of what the tiles deliver, each ``[O]``, the offset in units of
@@ -95,6 +97,7 @@ class AnalogLinear(nn.Module):
     column_gain: Tensor
     line_scale: Tensor | None
     weight_correction: Tensor | None
+    wire_correction: Tensor | None
     input_range: Tensor | None
     adc_range: Tensor | None
     output_gain: Tensor | None
@@ -118,7 +121,7 @@ class AnalogLinear(nn.Module):
         self._source: PartOf | None = weight if isinstance(weight, PartOf) else None
         if isinstance(weight, nn.Module):
             self._source = _only_part(weight)
-        for buffer in ("line_scale", "weight_correction", "input_range", "adc_range"):
+        for buffer in ("line_scale", "weight_correction", "wire_correction", "input_range", "adc_range"):
             self.register_buffer(buffer, None, persistent=False)
         self.register_buffer("_weight", weight.detach() if isinstance(weight, Tensor) else None, persistent=False)
         self.cells = TileArray(self._mapped_weight, hardware, name, devices)
@@ -221,8 +224,12 @@ class AnalogLinear(nn.Module):
         return dispatch.read_columns(Read(x, self.readout(), self.hardware, self.input_range, noise))
 
     def expected_read_out(self, x: Tensor) -> Tensor:
-        """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic."""
-        digits, _ = read_digits(self.cells.targets(), self.hardware, None)
+        """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic.
+
+        Targets are those of the wanted weights, without ``wire_correction``.
+        """
+        wanted = self._mapped_weight() if self.wire_correction is None else self._mapped_weight() - self.wire_correction
+        digits, _ = read_digits(self.cells.targets(wanted), self.hardware, None)
         return eager.ideal_columns(self._rows(x).to(digits.dtype), digits, self.hardware, self.input_range)
 
     def readout(self) -> Readout:
@@ -335,7 +342,7 @@ class AnalogLinear(nn.Module):
             scale = scale.to(self.scales)
         weight = self.target_weight() if scale is None else self.target_weight() * scale
         mapping.column_scales(weight, self.hardware.tile, self.name)  # refuses what overflows
-        self.line_scale, self.weight_correction = scale, None
+        self.line_scale, self.weight_correction, self.wire_correction = scale, None, None
         self.cells.set_weight_range(None)
         self.fix_ranges()
         self.input_range = None
@@ -352,7 +359,7 @@ class AnalogLinear(nn.Module):
             InputError: for a range of another shape or one that is not finite and above 0.
         """
         self.cells.set_weight_range(weight_range)
-        self.weight_correction = None
+        self.weight_correction = self.wire_correction = None
         self.map_anew()
 
     @torch.inference_mode(False)
@@ -364,13 +371,26 @@ class AnalogLinear(nn.Module):
         Raises:
             InputError: for a correction of another shape or one that is not finite.
         """
-        if correction is not None:
-            shape = self.out_features, self.in_features
-            if correction.shape != shape or not correction.isfinite().all():
-                raise InputError(f"{self.name} got a bad weight correction: give {list(shape)} finite numbers")
-            correction = correction.to(self.scales)
-        self.weight_correction = correction
+        self.weight_correction = self._required_correction("weight correction", correction)
         self.map_anew()
+
+    @torch.inference_mode(False)
+    def set_wire_correction(self, correction: Tensor | None) -> None:
+        """Map the weights anew with something added to them, ``[O, I]``, that wires take away again.
+
+        Unlike `set_weight_correction` it is no part of what read-outs are expected to give. A new range drops it too.
+
+        Raises:
+            InputError: for a correction of another shape or one that is not finite.
+        """
+        self.wire_correction = self._required_correction("wire correction", correction)
+        self.map_anew()
+
+    def _required_correction(self, what: str, correction: Tensor | None) -> Tensor | None:
+        if correction is None:
+            return None
+        self._require(what, correction, (self.out_features, self.in_features))
+        return correction.to(self.scales)
 
     @torch.inference_mode(False)
     def map_anew(self) -> None:
@@ -637,8 +657,9 @@ class AnalogLinear(nn.Module):
         weight = self._digital_weight()
         if self.line_scale is not None:
             weight = weight.to(self.line_scale.dtype) * self.line_scale
-        if self.weight_correction is not None:
-            weight = weight.to(self.weight_correction.dtype) + self.weight_correction
+        for correction in (self.weight_correction, self.wire_correction):
+            if correction is not None:
+                weight = weight.to(correction.dtype) + correction
         return weight
 
     def _fresh(self) -> Readout:

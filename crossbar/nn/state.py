@@ -19,6 +19,7 @@ from crossbar.storage.plain_values import load_json
 from crossbar.storage.tensor_files import opened, shapes, write
 from crossbar.tiles import ageing
 from crossbar.tiles.faults import Fault
+from crossbar.tiles.wires import are_places
 
 _T = TypeVar("_T")
 
@@ -28,11 +29,15 @@ _OPTIONAL = (
     "line_scale",
     "weight_range",
     "weight_correction",
+    "wire_correction",
     "adc_range",
     "fault_map",
+    "row_places",
+    "column_places",
     *CORRECTIONS,
 )
-_OF_CELLS = ("weight_range", "fault_map")
+_OF_CELLS = ("weight_range", "fault_map", "row_places", "column_places")
+_PLACES = ("row_places", "column_places")
 _ABOVE_0 = ("scales", "input_range", "line_scale", "weight_range", "adc_range")
 _MOST = 1e18
 _LONGEST = 300  # characters of a reason, which may quote the file
@@ -158,6 +163,8 @@ def _require_shapes(
     unknown = found.keys() - cells - {"scales", "column_gain", *_OPTIONAL}
     if unknown:
         raise InputError(f"{where} has {shown(min(unknown))} of {name}, which its layer has not: write it again")
+    if ("row_places" in found) != ("column_places" in found):
+        raise InputError(f"{where} has half a placement of {name}: write it again")
     halves = [found.get("adapter_down"), found.get("adapter_up")]
     if (halves[0] is None) != (halves[1] is None):
         raise InputError(f"{where} has half an adapter of {name}: write it again")
@@ -170,11 +177,15 @@ def _require_shapes(
 
 def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tensor: Tensor) -> None:
     """Refuse what the setters of `AnalogLinear` would, and numbers whose products leave float32."""
-    expected = torch.uint8 if key == "fault_map" else layer.scales.dtype
+    expected = {"fault_map": torch.uint8, **dict.fromkeys(_PLACES, torch.int64)}.get(key, layer.scales.dtype)
     if tensor.dtype != expected:
         raise InputError(f"{where} has {key} {tensor.dtype} in {name}, the model {expected}")
     if key == "fault_map":
         good, allowed = bool((tensor <= max(Fault)).all()), f"codes from 0 to {max(Fault):d}"
+    elif key in _PLACES:
+        tile = layer.hardware.tile
+        size = tile.rows if key == "row_places" else tile.cols
+        good, allowed = are_places(tensor, tensor.shape[0], tensor.shape[1], size), "each place of a tile once"
     elif key in _ABOVE_0:
         good, allowed = bool(((tensor > 0) & (tensor <= _MOST)).all()), f"finite numbers above 0 and up to {_MOST:g}"
     else:
@@ -199,7 +210,10 @@ def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[i
         "input_range": (),
         "line_scale": (layer.in_features,),
         "weight_range": layer.scales.shape,
+        "row_places": (-(-layer.out_features // layer.hardware.tile.cols), layer.in_features),
+        "column_places": (layer.scales.shape[0], layer.out_features),
         "weight_correction": (layer.out_features, layer.in_features),
+        "wire_correction": (layer.out_features, layer.in_features),
         "adc_range": layer.column_gain.shape if found else (),
         "output_gain": (layer.out_features,),
         "output_offset": (layer.out_features,),
@@ -210,7 +224,7 @@ def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[i
 
 
 def _tensors(layer: AnalogLinear, state: State) -> dict[str, Tensor]:
-    optional = {name: getattr(layer, name) for name in _OPTIONAL}
+    optional = {name: getattr(layer.cells if name in _OF_CELLS else layer, name) for name in _OPTIONAL}
     return {
         "scales": layer.scales,
         "column_gain": layer.column_gain,

@@ -52,7 +52,8 @@ class TileArray(nn.Module):
             is.
         seed: which chip this is; None until it is programmed.
         seconds: time since programming.
-        placement: where the lines of each tile lie among its wires; None: in the order of inputs and outputs.
+        row_places: of each input's word line in its tile, 0 at the top, int64 ``[T_out, I]``; None: in order.
+        column_places: of each output's bit line in its tile, 0 at the left, int64 ``[T_in, O]``; None: in order.
 
     Raises:
         InputError: for hardware with a feature that tiles do not have (faults, where devices are in some places only),
@@ -62,6 +63,8 @@ class TileArray(nn.Module):
     scales: Tensor
     weight_range: Tensor | None
     fault_map: Tensor | None
+    row_places: Tensor | None
+    column_places: Tensor | None
     devices: Tensor | None
     _kept: Tensor | None
     _digits: Tensor | None
@@ -95,11 +98,19 @@ class TileArray(nn.Module):
         self._forms: dict[str, Any] = {}
         self._seen = self._asked = False
         self._passed: Tensor | None = None
-        self.placement: wires.Placement | None = None
         dtype = torch.float64 if weight.dtype == torch.float64 else torch.float32
         self.register_buffer("scales", mapping.column_scales(weight.to(dtype), hardware.tile, name), persistent=False)
         self.register_buffer("devices", None if devices is None else devices.t().contiguous(), persistent=False)
-        for buffer in ("weight_range", "fault_map", "_kept", "_digits", "_offset", "_variance"):
+        for buffer in (
+            "weight_range",
+            "fault_map",
+            "row_places",
+            "column_places",
+            "_kept",
+            "_digits",
+            "_offset",
+            "_variance",
+        ):
             self.register_buffer(buffer, None, persistent=False)
         self._leave_out()
 
@@ -243,9 +254,9 @@ class TileArray(nn.Module):
         """
         return torch.cat([cells for _, cells in self._present(noise)], 1)
 
-    def targets(self) -> Tensor:
-        """What programming aims at, in µS, ``[K, I, O]``, of the matrix as it is now."""
-        return self._targets()
+    def targets(self, matrix: Tensor | None = None) -> Tensor:
+        """What programming aims at, in µS, ``[K, I, O]``, of the matrix as it is now, or of another ``[O, I]``."""
+        return self._targets(matrix)
 
     def placed(self, cells: Tensor) -> tuple[Tensor, Tensor]:
         """``(G⁺, G⁻)`` in tile form, each ``[T_out, T_in, R, C]``, of cells ``[K, I, O]``; absent cells are NaN.
@@ -317,27 +328,39 @@ class TileArray(nn.Module):
         return Readout(digits, conversions, None, variance, self._bias_scales(scales), adc_range)
 
     @torch.inference_mode(False)
-    def set_placement(self, placement: wires.Placement | None) -> None:
+    def set_placement(self, row_places: Tensor | None, column_places: Tensor | None) -> None:
         """Choose where the lines of each tile lie among its wires; None: in the order of inputs and outputs.
 
         Raises:
-            InputError: for places that are not each of a tile's once.
+            InputError: for one of them alone, and for places that are not each of a tile's once.
         """
-        if placement is not None:
-            tile = self.hardware.tile
-            placement = wires.Placement(*(part.to(self.scales.device, torch.int64) for part in placement))
-            t_out, t_in = mapping.tile_grid(self.in_features, self.out_features, tile)
-            shapes = ((t_out, self.in_features, tile.rows), (t_in, self.out_features, tile.cols))
-            for part, (tiles, lines, size) in zip(placement, shapes, strict=True):
-                wanted = torch.arange(lines, device=part.device) % size
-                pieces = part.split(size, 1) if part.dim() == 2 else ()
-                found = torch.cat([piece.sort(1).values for piece in pieces], 1) if pieces else part
-                if part.shape != (tiles, lines) or not torch.equal(found, wanted.expand(tiles, -1)):
-                    raise InputError(
-                        f"{self.name} got a bad placement: give {[tiles, lines]} places, each of a tile's once"
-                    )
-        self.placement = placement
+        if (row_places is None) != (column_places is None):
+            raise InputError(f"{self.name} got half a placement: give places of rows and of columns, or neither")
+        tile = self.hardware.tile
+        t_out, t_in = mapping.tile_grid(self.in_features, self.out_features, tile)
+        shapes = ((t_out, self.in_features, tile.rows), (t_in, self.out_features, tile.cols))
+        for part, shape in zip((row_places, column_places), shapes, strict=True):
+            if part is not None and not wires.are_places(part, *shape):
+                raise InputError(
+                    f"{self.name} got a bad placement: give int64 {list(shape[:2])}, each place of a tile once"
+                )
+        self.row_places = None if row_places is None else row_places.to(self.scales.device)
+        self.column_places = None if column_places is None else column_places.to(self.scales.device)
         self._forget()
+
+    def through_wires(self, matrix: Tensor, scales: Tensor, part: float = 1.0) -> Tensor:
+        """What columns would make of a matrix that is written exactly, ``[O, I]``, in its units.
+
+        Args:
+            matrix: ``[O, I]``.
+            scales: the weight that a cell at g_max stands for, ``[T_in, O]``.
+            part: of its target that each cell has left, as by drift; currents are then taken as much larger.
+        """
+        tile, width = self.hardware.tile, span(self.hardware.device)[1]
+        seen = wires.seen(self._mapped(matrix, scales) * part, self.hardware, self._placement()) / part
+        digits, ones = mapping.cell_weights(seen, tile, width), scales.new_ones(tile.slices * len(scales), 1)
+        conversions, bias = self._of_conversions(scales, ones), self._bias_scales(scales)
+        return Readout(digits, conversions, bias_scales=bias).effective(tile.rows).t()
 
     @torch.inference_mode(False)
     def set_weight_range(self, weight_range: Tensor | None) -> None:
@@ -376,9 +399,14 @@ class TileArray(nn.Module):
             return None
         if self._passed is None:
             targets = self._targets()
-            seen = wires.seen(targets, self.hardware, self.placement)
+            seen = wires.seen(targets, self.hardware, self._placement())
             self._passed = torch.where(targets > 0, seen / targets.clamp(min=1e-30), 1.0)
         return self._passed
+
+    def _placement(self) -> wires.Placement | None:
+        if self.row_places is None or self.column_places is None:
+            return None
+        return wires.Placement(self.row_places, self.column_places)
 
     def _now(self) -> Tensor:
         """The digits for a backend that computes with them: kept until they change."""
@@ -509,7 +537,7 @@ class TileArray(nn.Module):
                 any_open = any_open or (is_open is not None and bool(is_open.any()))
                 each[:, lines] = cell_variance(cells, noise, hardware, is_open)
         if seen is not None:
-            digits = mapping.cell_weights(wires.seen(seen, hardware, self.placement), hardware.tile, width)
+            digits = mapping.cell_weights(wires.seen(seen, hardware, self._placement()), hardware.tile, width)
         key = None if self.seed is None else (self.seed, self.name)
         digits, self._offset = with_mismatch(digits, hardware, key)
         self._variance = of_columns(each, noise, hardware, any_open) if each is not None and noise is not None else None

@@ -40,6 +40,14 @@ def resistive(hardware: Hardware) -> bool:
     return hardware.wire is not None and (hardware.wire.r_row > 0 or hardware.wire.r_col > 0)
 
 
+def are_places(places: Tensor, tiles: int, lines: int, size: int) -> bool:
+    """Whether places of lines, int64 ``[tiles, lines]``, have each place of each tile of ``size`` lines once."""
+    if places.dtype != torch.int64 or places.shape != (tiles, lines):
+        return False
+    found = torch.cat([piece.sort(1).values for piece in places.split(size, 1)], 1)
+    return torch.equal(found, (torch.arange(lines, device=places.device) % size).expand(tiles, -1))
+
+
 def seen(cells: Tensor, hardware: Hardware, placement: Placement | None = None) -> Tensor:
     """What columns see of cells ``[K, I, O]`` (µS): their conductances if wires are ideal, else transfer matrices.
 

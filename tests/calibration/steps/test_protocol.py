@@ -2,17 +2,18 @@
 `test_memory_jobs.py`.)"""
 
 import copy
+from dataclasses import replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from calibration import Finetune, recipe
+from calibration import Finetune, WireAware, recipe
 from calibration.models.sharing import shared_copy
 from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import PopulationStep, Stage, uncalibrate
-from crossbar import Ledger, Tile, age, convert, load_state, new_chip, presets, program, reset_reads, save_state
+from crossbar import Ledger, Tile, Wire, age, convert, load_state, new_chip, presets, program, reset_reads, save_state
 
 DAY = 86400.0
 KINDS = [kind for kind in recipe._STEPS.values() if kind is not TokenProtection]
@@ -50,7 +51,8 @@ def chip(kind=None, seed=0):
         torch.manual_seed(0)
         model = Net().eval()
     hardware = presets.pcm()
-    convert(model, type(hardware)(**{**vars(hardware), "tile": Tile(16, 8)}))
+    wire = Wire(100.0, 100.0) if kind is WireAware else None
+    convert(model, replace(hardware, tile=Tile(16, 8), wire=wire))
     program(model, seed)
     if kind is None or kind().stage is Stage.IN_USE:
         age(model, DAY)

@@ -26,7 +26,6 @@ from crossbar.circuit import reference
 from crossbar.tiles import wires
 from crossbar.tiles.mapping import slice_weights
 from crossbar.tiles.tile_array import TileArray
-from crossbar.tiles.wires import Placement
 from tests.crossbar.conftest import inputs64
 
 WIRE = Wire(40.0, 25.0)
@@ -201,7 +200,7 @@ def test_placement_moves_lines_among_the_wires():
     layer, x = layer_of(dataclasses.replace(IDEAL, tile=Tile(14, 12))), inputs64(3, 14, seed=1)
     draw = np.random.default_rng(5)
     rows, columns = torch.as_tensor(draw.permutation(14)), torch.as_tensor(draw.permutation(12))
-    layer.cells.set_placement(Placement(rows[None], columns[None]))
+    layer.cells.set_placement(rows[None], columns[None])
     moved = layer_of(dataclasses.replace(IDEAL, tile=Tile(14, 12)))
     cells = layer.cells.conductances()
     beside = torch.empty_like(cells)
@@ -210,7 +209,7 @@ def test_placement_moves_lines_among_the_wires():
     expected = torch.as_tensor(expected[0] - expected[1])[rows[:, None], columns] / layer.hardware.device.g_max
     assert (layer.cells.digits[0] - expected).norm() < 1e-9 * expected.norm()
     assert not torch.allclose(layer(x), moved(x), rtol=1e-3)
-    layer.cells.set_placement(None)
+    layer.cells.set_placement(None, None)
     assert torch.equal(layer(x), moved(x))
 
 
@@ -219,10 +218,10 @@ def test_placement_within_tiles():
     straight = layer.cells.digits.clone()
     rows = (torch.arange(14) % 6).expand(3, -1).clone()
     columns = (torch.arange(12) % 5).expand(3, -1).clone()
-    layer.cells.set_placement(Placement(rows, columns))
+    layer.cells.set_placement(rows, columns)
     assert torch.equal(layer.cells.digits, straight)
     columns[1, 5:10] = columns[1, 5:10].flip(0)
-    layer.cells.set_placement(Placement(rows, columns))
+    layer.cells.set_placement(rows, columns)
     changed = (layer.cells.digits[0] - straight[0]).abs() > 1e-9
     assert changed[6:12, 5:10].any()
     changed[6:12, 5:10] = False
@@ -241,9 +240,13 @@ def test_bad_placements(bad):
     else:
         rows[1, 0] = 13
     with pytest.raises(
-        InputError, match=r"^cells got a bad placement: give \[3, 1[24]\] places, each of a tile's once$"
+        InputError, match=r"^cells got a bad placement: give int64 \[3, 1[24]\], each place of a tile once$"
     ):
-        cells.set_placement(Placement(rows, columns))
+        cells.set_placement(rows, columns)
+    with pytest.raises(
+        InputError, match=r"^cells got half a placement: give places of rows and of columns, or neither"
+    ):
+        cells.set_placement(None, columns)
 
 
 def test_training_meets_the_wires_too():
