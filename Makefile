@@ -4,6 +4,7 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
 SOURCES := crossbar attention calibration tests examples benchmarks
+GPU_TESTS := $(addprefix tests/crossbar/,backends/test_triton.py random/test_triton_kernels.py tiles/test_triton_kernels.py)
 
 .PHONY: demo evaluate recall test test-slow test-studies test-circuit lint format benchmark clean
 
@@ -33,6 +34,12 @@ test-circuit: .venv/installed
 	command -v ngspice || { echo "ngspice is missing: apt-get install ngspice"; exit 2; }
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps badcrossbar==1.1.0 pathvalidate==3.3.1 sigfig==1.4.0
 	$(BIN)/python -m pytest -m circuit tests/crossbar/circuit
+
+# Kernels compiled for the GPU that is there, against the CPU's bits, and timed; says what it skips where there is none.
+test-gpu: .venv/installed
+	TRITON_INTERPRET=0 $(BIN)/python -m pytest -rs -m 'slow or not slow' $(GPU_TESTS)
+	$(BIN)/python benchmarks/gpu_kernels.py
+	$(BIN)/python benchmarks/gpu.py
 
 lint: .venv/installed
 	$(BIN)/ruff check $(SOURCES)

@@ -138,7 +138,7 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None) -> Te
         **gpu.OPTIONS,
     )  # fmt: skip
     start, key = (noise.start, noise.word_key) if noise is not None else (0, 0)
-    blocks = blocks or _blocks(vectors, outputs, padded)
+    blocks = blocks or (_SMALL if gpu.interpreted() else blocks_for(vectors))
     grid = -(-vectors // blocks.vectors) * -(-outputs // blocks.columns)
     kernels.multiply[(grid,)](
         codes, fixed.cells, constants, power, full_scale, out, vectors, outputs, tiles, row_tiles,
@@ -170,12 +170,13 @@ def _padded(rows: int) -> int:
     return power if power <= 256 else -(-rows // 256) * 256
 
 
-def _blocks(vectors: int, outputs: int, padded: int) -> Blocks:
+def blocks_for(vectors: int) -> Blocks:
     """Blocks for a product: large ones where there are many vectors, and for few as many programs as columns allow."""
-    if gpu.interpreted():
-        return Blocks(32, 64, 1, 4, 1)
     if vectors <= 16:
         return Blocks(16, 32, 1, 4, 4)
     if vectors <= 64:
         return Blocks(64, 64, 1, 4, 2)
     return Blocks(128, 64, 8, 8, 2)
+
+
+_SMALL = Blocks(32, 64, 1, 4, 1)  # what the interpreter takes the least time for

@@ -13,6 +13,8 @@ from crossbar.backends.protocol import Read
 from crossbar.backends.triton import products
 from crossbar.backends.triton.backend import Triton
 from crossbar.native import gpu
+from crossbar.random.streams import Stream
+from crossbar.tiles.readout import Readout
 from tests.crossbar.backends.test_integers import SERVED, programmed
 from tests.crossbar.conftest import inputs, linear_layer
 
@@ -51,6 +53,21 @@ def read(layer, x):
     return Read(x, layer.readout(), layer.hardware, layer.input_range, layer.read_noise("read", 0))
 
 
+def moved(work, layer):
+    """The same read, of the same digits, on the device of the kernels."""
+
+    def there(tensor):
+        return None if tensor is None else tensor.to(DEVICE)
+
+    cells, digits = work.cells, layer.cells.digits.to(DEVICE)
+    cells = Readout(
+        digits, there(cells.scales), there(cells.offset), there(cells.variance), None, there(cells.adc_range),
+        lambda name, make: make(digits),
+    )  # fmt: skip
+    noise = None if work.noise is None else Stream(work.noise.key, DEVICE)
+    return work._replace(x=there(work.x), cells=cells, input_range=there(work.input_range), noise=noise)
+
+
 def same(found, expected):
     """Bits, so that zeros of both signs differ."""
     assert found.shape == expected.shape
@@ -64,9 +81,9 @@ def same(found, expected):
 def test_products_are_the_cpus_bit_by_bit(name):
     layer, x = case_of(name)
     expected, columns = dispatch.multiply(read(layer, x), "cpu"), dispatch.read_columns(read(layer, x), "cpu")
-    layer, x = layer.to(DEVICE), x.to(DEVICE)
-    same(dispatch.multiply(read(layer, x), "triton"), expected)
-    same(dispatch.read_columns(read(layer, x), "triton"), columns)
+    work = moved(read(layer, x), layer)
+    same(dispatch.multiply(work, "triton"), expected)
+    same(dispatch.read_columns(work, "triton"), columns)
     assert expected.abs().max() > 0.1
 
 
@@ -95,12 +112,13 @@ def test_inputs_of_16_bits_are_those_of_float32(name, dtype):
     x[1] = 0
     expected = dispatch.multiply(read(layer, x.float()), "cpu")
     same(dispatch.multiply(read(layer, x), "cpu"), expected)
+    same(dispatch.multiply(moved(read(layer, x), layer), "triton"), expected)
     layer, x = layer.to(DEVICE), x.to(DEVICE)
-    same(dispatch.multiply(read(layer, x), "triton"), expected)
+    expected = dispatch.multiply(read(layer, x), "triton")
     with using_backend("triton"):
         outputs = layer(x)
     assert outputs.dtype == dtype
-    same(outputs, expected.to(dtype))
+    same(outputs, expected.to(dtype).cpu())
 
 
 @torch.no_grad()
@@ -112,7 +130,7 @@ def test_what_is_not_a_number_is_what_it_is_on_the_cpu(name, bad):
     layer, x = programmed(SERVED[name], 70, 9), inputs(3, 70)
     x[1, 69] = bad
     expected = dispatch.multiply(read(layer, x), "cpu")
-    found = dispatch.multiply(read(layer.to(DEVICE), x.to(DEVICE)), "triton").cpu()
+    found = dispatch.multiply(moved(read(layer, x), layer), "triton").cpu()
     torch.testing.assert_close(found, expected, rtol=0.0, atol=0.0, equal_nan=True)
 
 

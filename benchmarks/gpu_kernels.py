@@ -1,0 +1,163 @@
+"""What the kernels of GPUs take of a card, without one: each is compiled for compute capability 9.0.
+
+For each kernel, as it is launched for large products, for few input vectors and so on: registers of a thread, bytes
+that do not fit them and go to memory instead (spills), shared memory of a block, warps, and how many blocks of it a
+multiprocessor of an H100 (65,536 registers, 227 KiB) holds at once. Compiled by the ptxas that comes with Triton.
+"""
+
+import argparse
+import os
+import re
+import subprocess
+import tempfile
+from pathlib import Path
+from typing import Any, NamedTuple
+
+os.environ["TRITON_INTERPRET"] = "0"  # before Triton is imported
+
+from rich.console import Console
+from rich.table import Table
+
+REGISTERS, SHARED = 65_536, 227 * 1024  # of a multiprocessor of an H100 (NVIDIA H100 architecture whitepaper, 2022)
+
+
+class Kernel(NamedTuple):
+    """A kernel as it is launched.
+
+    Attributes:
+        name: for the table.
+        function: compiled by Triton.
+        pointers: types of its pointers, by a word that their names begin with, such as ``{"codes": "i8"}``; float32
+            for the others.
+        scalars: names of its arguments that are float32; the other ones that are no pointers are int32.
+        constants: what it is compiled for.
+        warps: of 32 threads each.
+    """
+
+    name: str
+    function: Any
+    pointers: dict[str, str]
+    scalars: tuple[str, ...]
+    constants: dict[str, Any]
+    warps: int = 4
+
+
+class Usage(NamedTuple):
+    """What a kernel takes: registers of a thread, bytes of spills, bytes of shared memory of a block, warps."""
+
+    registers: int
+    spills: int
+    shared: int
+    warps: int
+
+    @property
+    def blocks(self) -> int:
+        """Blocks on a multiprocessor at once; registers are given out in eights."""
+        by_registers = REGISTERS // (-(-self.registers // 8) * 8 * 32 * self.warps)
+        return min(by_registers, SHARED // max(self.shared, 1), 32)
+
+
+def kernels() -> list[Kernel]:
+    """Every kernel of crossbar, in the forms that matter."""
+    from crossbar.backends.triton import products
+    from crossbar.backends.triton import triton_kernels as tiles
+    from crossbar.random import triton_kernels as random
+    from crossbar.tiles import triton_kernels as cells
+
+    numbers = {"numbers": "fp32"}
+    found = [
+        Kernel("normal numbers of columns", random.fill, numbers, (), {"BLOCK": 512}),
+        Kernel("normal numbers of a tensor", random.fill_part, numbers, (), {"BLOCK": 512}),
+        Kernel("words", random.fill_words, {"numbers": "i32"}, (), {"UNIFORM": False, "BLOCK": 512}),
+        Kernel(
+            "PCM programmed and read, pairs", cells.pcm, {"targets": "fp32", "found": "fp32"},
+            ("none", "g_max", "size", "prog_scale", "drift_scale", "decades", "band"), {"PAIR": True, "BLOCK": 512},
+        ),
+        Kernel(
+            "cells for training", cells.fresh, {"cells": "fp32", "table": "fp32"}, ("g_min", "steps", "low", "high"),
+            {"BLOCK": 512},
+        ),
+        Kernel(
+            "cells in fixed point", tiles.fix, {"digits": "fp32", "cells": "i8", "steps": "fp32"}, ("largest", "least"),
+            {"ROWS": 256, "PADDED": 256, "BR": 64, "BC": 32},
+        ),
+        Kernel(
+            "codes and constants", tiles.prepare,
+            {"x": "bf16", "codes": "i8", "full_scale": "fp32", "power": "fp32", "steps": "fp32", "scales": "fp32",
+             "constants": "fp32"},
+            ("given", "levels", "least", "step", "adc_levels", "noise"),
+            {"ranges": None, "adc_range": None, "offset": None, "variance": None, "ROWS": 256, "PADDED": 256,
+             "FOUND": 0, "RANGE": 0, "COLUMNS": False, "NOISE": True, "OFFSET": False, "CELLS": False,
+             "BLOCK": 1024, "BR": 256},
+        ),
+        Kernel(
+            "rows of any age", tiles.age_rows,
+            {"programmed": "fp32", "exponent": "fp32", "amplitude": "fp32", "place": "i64", "halvings": "fp32",
+             "band": "fp32", "start": "i64", "key": "i64", "digits": "fp32"},
+            ("unit", "constant", "relative"),
+            {"variance": None, "EXPONENT": True, "AMPLITUDE": True, "VARIANCE": False, "BL": 16, "BLOCK": 64},
+        ),
+    ]  # fmt: skip
+    product = {"codes": "i8", "cells": "i8", "constants": "fp32", "power": "fp32", "full_scale": "fp32", "out": "fp32"}
+    for vectors, text in ((4096, "many vectors"), (32, "32 vectors"), (1, "one vector")):
+        blocks = products.blocks_for(vectors)
+        for kind, noise, of_cells in (("quiet", False, False), ("noise", True, False), ("cells' noise", True, True)):
+            constants = {
+                "PADDED": 256, "SHIFT": True, "NOISE": noise, "EVEN": True, "OFFSET": False, "CELLS": of_cells,
+                "COLUMNS": False, "BB": blocks.vectors, "BO": blocks.columns, "BK": 256, "GROUP": blocks.group,
+                "STAGES": blocks.stages,
+            }  # fmt: skip
+            name = f"product, {text}, {kind}"
+            found.append(Kernel(name, tiles.multiply, product, ("levels",), constants, blocks.warps))
+    return found
+
+
+def usage(kernel: Kernel) -> Usage:
+    """Compile a kernel, and read what ptxas says of it."""
+    import triton
+    from triton.backends import nvidia
+    from triton.backends.compiler import GPUTarget
+    from triton.compiler import ASTSource
+
+    from crossbar.native import gpu
+
+    names, types, aligned = kernel.function.arg_names, {}, {}
+    for place, name in enumerate(names):
+        if name in kernel.constants:
+            types[name] = "constexpr"
+        elif name in kernel.pointers:
+            types[name] = f"*{kernel.pointers[name]}"
+            aligned[(place,)] = [["tt.divisibility", 16]]  # as torch's tensors begin
+        else:
+            types[name] = "fp32" if name in kernel.scalars else "i32"
+    constants = {(names.index(name),): value for name, value in kernel.constants.items()}
+    source = ASTSource(fn=kernel.function, signature=types, constexprs=constants, attrs=aligned)
+    options = {**gpu.OPTIONS, "num_warps": kernel.warps}
+    compiled = triton.compile(source, target=GPUTarget("cuda", 90, 32), options=options)
+    with tempfile.TemporaryDirectory() as folder:
+        path = Path(folder) / "kernel.ptx"
+        path.write_text(compiled.asm["ptx"])
+        ptxas = Path(nvidia.__file__).parent / "bin" / "ptxas"
+        given = [ptxas, "--verbose", "--fmad=false", "--gpu-name=sm_90a", path, "-o", path.with_suffix(".cubin")]
+        said = subprocess.run(given, capture_output=True, text=True, check=True).stderr
+    registers = re.search(r"Used (\d+) registers", said)
+    spilled = re.search(r"(\d+) bytes spill stores", said)
+    assert registers is not None
+    assert spilled is not None
+    return Usage(int(registers[1]), int(spilled[1]), compiled.metadata.shared, compiled.metadata.num_warps)
+
+
+def main() -> None:
+    argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
+    view = Table(title="Kernels compiled for sm_90", title_justify="left")
+    for name in ("kernel", "registers", "spills", "shared", "warps", "blocks at once"):
+        view.add_column(name, justify="left" if name == "kernel" else "right")
+    for kernel in kernels():
+        found = usage(kernel)
+        sizes = f"{found.spills} B", f"{found.shared / 1024:.1f} KiB"
+        view.add_row(kernel.name, str(found.registers), *sizes, str(found.warps), str(found.blocks))
+    Console(width=120).print(view)
+
+
+if __name__ == "__main__":
+    main()
