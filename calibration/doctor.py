@@ -17,6 +17,7 @@ from calibration.models.cache import cache_folder
 from calibration.models.packages import DEMO
 from calibration.models.smollm2 import INSTALL
 from crossbar.errors import InputError
+from crossbar.native import gpu
 
 # Pairs that were seen to work, by Python's minor version: (aihwkit, torch, torchvision).
 _PAIRS = {
@@ -47,7 +48,17 @@ class Check:
 
 def examine() -> list[Check]:
     """Every check, in the order in which problems should be solved."""
-    return [_python(), _pair(), _compiled_tiles(), *_own_packages(), _demo_packages(), _smollm2(), _cache(), _threads()]
+    return [
+        _python(),
+        _pair(),
+        _compiled_tiles(),
+        *_own_packages(),
+        _demo_packages(),
+        _smollm2(),
+        _cache(),
+        _threads(),
+        _gpu(),
+    ]
 
 
 def versions() -> dict[str, str]:
@@ -154,6 +165,19 @@ def _threads() -> Check:
     found = f"{threads} torch threads on {cores or os.cpu_count()} cores"
     remedy = "more threads than cores slow each other down: set OMP_NUM_THREADS" if cores and threads > cores else ""
     return Check("threads", found, remedy, needed=False)
+
+
+def _gpu() -> Check:
+    """Which backend serves what on the GPU that is there (`crossbar.backend_names`)."""
+    reason = "they are interpreted on the CPU, to test them (TRITON_INTERPRET)" if gpu.interpreted() else gpu.why_not()
+    if not torch.cuda.is_available():
+        return Check("GPU", "no CUDA device", needed=False)
+    name = torch.cuda.get_device_name()
+    if reason is not None:
+        remedy = "install Triton: pip install triton" if _version("triton") == "not installed" else ""
+        return Check("GPU", f"{name}: all by backend eager, since kernels do not run ({reason})", remedy, needed=False)
+    served = "products in integers, opened rows, phase-change cells and random numbers by Triton"
+    return Check("GPU", f"{name}: {served} {_version('triton')}; what it refuses by backend eager", needed=False)
 
 
 def doctor_table(checks: Iterable[Check]) -> Table:

@@ -12,6 +12,7 @@ import pytest
 import torch
 
 from calibration import doctor
+from crossbar.native import gpu
 
 ROOT = Path(__file__).resolve().parents[2]
 
@@ -134,3 +135,25 @@ def test_versions():
     assert versions["python"] == platform.python_version()
     assert versions["torch"] == torch.__version__.partition("+")[0]
     assert versions["ohmformer"] == importlib.metadata.version("ohmformer")
+
+
+def test_which_backend_serves_a_gpu(monkeypatch):
+    assert finding("GPU").found == "no CUDA device" or torch.cuda.is_available()
+    monkeypatch.setattr(torch.cuda, "is_available", lambda: True)
+    monkeypatch.setattr(torch.cuda, "get_device_name", lambda: "a card")
+    monkeypatch.setattr(gpu, "interpreted", lambda: False)
+    monkeypatch.setattr(gpu, "why_not", lambda: "Triton is not installed")
+    versions = {"triton": "not installed"}
+    monkeypatch.setattr(doctor, "_version", versions.get)
+    check = finding("GPU")
+    assert check.found == "a card: all by backend eager, since kernels do not run (Triton is not installed)"
+    assert check.remedy == "install Triton: pip install triton"
+    assert not check.needed
+    monkeypatch.setattr(gpu, "why_not", lambda: None)
+    versions["triton"] = "3.6.0"
+    check = finding("GPU")
+    assert check.found == (
+        "a card: products in integers, opened rows, phase-change cells and random numbers by Triton 3.6.0; what it "
+        "refuses by backend eager"
+    )
+    assert check.remedy == ""
