@@ -9,6 +9,7 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
+from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -20,6 +21,8 @@ from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import book_reads, book_writes, real_queries
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
 from attention.kernel.flex import attend_flex, suits
+from attention.kernel.fused import attend as attend_fused
+from attention.kernel.fused import chunks, why_not
 from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
 from attention.kernel.hierarchical_reference import hierarchical_reference
 from attention.kernel.reference import attention_reference
@@ -29,8 +32,10 @@ from attention.kernel.straight_through import straight_through
 from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
+from crossbar.backends import dispatch
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
+from crossbar.native import gpu
 from crossbar.random.streams import seed as derived_seed
 
 Impl = Literal["auto", "blocks", "flex", "reference"]
@@ -309,7 +314,14 @@ def _analog(part: Part) -> Attended:
     if memory.counted:
         asking = real_queries(options.mask, part.q.shape[2], memory.shape[2], part.offset)
         book_reads(layer, part.q, memory.keys.digits, blocks, options.mask, hardware, asking=asking)
-    return attend_analog(part.q, memory.keys, memory.values, blocks, options, hardware, memory.noise, memory.backend)
+    fused, backend = None, memory.backend
+    if memory.backend == "triton" or (
+        memory.backend is None and dispatch.named() is None and gpu.serves(part.q.device)
+    ):
+        lists = (part.pattern, part.q.shape[2], memory.shape[2], part.offset, hardware.tile.rows, part.q.device)
+        if why_not(part.q, memory.shape[2], hardware, options) is None:
+            fused, backend = partial(attend_fused, lists=chunks(*lists)), None  # which computes the backward pass
+    return attend_analog(part.q, memory.keys, memory.values, blocks, options, hardware, memory.noise, backend, fused)
 
 
 def _hierarchical(part: Part) -> Attended:

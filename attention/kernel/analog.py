@@ -50,6 +50,7 @@ def attend_analog(
     hardware: Hardware,
     noise: ReadNoise,
     backend: str | None = None,
+    fused: Fused | None = None,
 ) -> tuple[Tensor, Tensor | None]:
     """Output [B, H, N_queries, D] and, if asked for, log-sum-exp of the converted scores [B, H, N_queries].
 
@@ -64,9 +65,10 @@ def attend_analog(
         hardware: converters, geometry and noise.
         noise: the read noise; drawn where the hardware has some.
         backend: that senses the columns, by name (`crossbar.backends.dispatch`); None: as dispatched.
+        fused: computes the forward pass in the place of chunks; None: chunks do. The backward pass is theirs.
     """
-    problem = _Problem(
-        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, noise, backend
+    problem = Problem(
+        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, noise, backend, fused
     )
     output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]  # torch
     return output, lse if options.return_lse else None
@@ -118,8 +120,8 @@ class ReadNoise(NamedTuple):
         return Places(token // rows, token % rows, -(-keys // rows))
 
 
-class _Problem(NamedTuple):
-    """What has no gradient: fields as the arguments of `attend_analog`."""
+class Problem(NamedTuple):
+    """What has no gradient: scales and variances of the rows, and the arguments of `attend_analog`."""
 
     key_scale: Tensor
     value_scale: Tensor
@@ -130,6 +132,11 @@ class _Problem(NamedTuple):
     hardware: Hardware
     noise: ReadNoise
     backend: str | None
+    fused: Fused | None
+
+
+Fused = Callable[[Tensor, Tensor, Tensor, Problem], tuple[Tensor, Tensor]]
+"""Output and log-sum-exp [B, H, N_queries] of queries, and digits of keys and values."""
 
 
 class _Noise(NamedTuple):
@@ -187,10 +194,12 @@ class _AnalogTensors(NamedTuple):
 
 class _AnalogAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> tuple[Tensor, Tensor]:
+    def forward(ctx: Any, q: Tensor, keys: Tensor, values: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
         ctx.problem = problem
         ctx.set_materialize_grads(False)
         ctx.save_for_backward(q, keys, values)
+        if problem.fused is not None:
+            return problem.fused(q, keys, values, problem)
         batch, heads, n_queries, size = q.shape
         output = q.new_zeros(batch, n_queries, heads, size).transpose(1, 2)
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
@@ -228,7 +237,7 @@ class _AnalogAttention(torch.autograd.Function):
         return grad_q.to(q.dtype), grad_keys, grad_values, None
 
 
-def _circuit(problem: _Problem, q: Tensor, keys: Tensor) -> _Circuit:
+def _circuit(problem: Problem, q: Tensor, keys: Tensor) -> _Circuit:
     hardware, given, noise = problem.hardware, problem.noise, None
     if hardware.output_noise > 0 or problem.key_variance is not None or problem.value_variance is not None:
         noise = _Noise(
@@ -240,7 +249,7 @@ def _circuit(problem: _Problem, q: Tensor, keys: Tensor) -> _Circuit:
     return _Circuit(hardware, noise, problem.backend)
 
 
-def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: _Problem) -> Iterator[_AnalogTensors]:
+def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: Problem) -> Iterator[_AnalogTensors]:
     """The chunks' tensors, always in the same order, along which dropout is drawn."""
     options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None

@@ -88,6 +88,11 @@ def using_backend(impl: str | None) -> Iterator[None]:
         _chosen.reset(token)
 
 
+def named() -> str | None:
+    """The backend that `using_backend` names; None: outside of one."""
+    return _chosen.get()
+
+
 def choose(work: Work, impl: str | None = None) -> Backend:
     """The backend for a piece of work: the one that ``impl`` or `using_backend` names, or the first not to refuse it.
 
