@@ -9,7 +9,7 @@ from enum import Enum
 from typing import TYPE_CHECKING, Any
 
 from crossbar.devices import PCM, AnyDevice, span
-from crossbar.devices.aihwkit import AihwkitDevice
+from crossbar.devices.aihwkit import AihwkitDevice, require_aihwkit
 from crossbar.devices.hermes import Hermes
 from crossbar.errors import InputError
 from crossbar.hardware import CellNoise, Converter, Hardware, Tile
@@ -71,8 +71,10 @@ def from_rpu_config(rpu_config: InferenceRPUConfig) -> Hardware:
             150 + 150, where here a tile is filled up, 256 + 44.
 
     Raises:
-        InputError: for what is not an inference configuration, and for a noise model that `AihwkitDevice` refuses.
+        InputError: for what is not an inference configuration, for a noise model that `AihwkitDevice` refuses, and
+            where aihwkit is not installed.
     """
+    require_aihwkit()
     from aihwkit.simulator.configs import InferenceRPUConfig
 
     if not isinstance(rpu_config, InferenceRPUConfig):

@@ -3,10 +3,13 @@
 import pytest
 
 from tests import kept_bits
+from tests.peers import needs_aihwkit
 
 RECORD = kept_bits.load()
 OTHER = kept_bits.other_machine(RECORD)
-each = pytest.mark.parametrize("name", kept_bits.CASES)
+each = pytest.mark.parametrize(
+    "name", [pytest.param(name, marks=needs_aihwkit) if "aihwkit" in name else name for name in kept_bits.CASES]
+)
 
 
 def test_the_record_has_every_case():

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import shutil
 from collections.abc import Callable, Mapping
-from importlib import metadata
 from pathlib import Path
 from typing import Any
 
@@ -16,6 +15,7 @@ from calibration.bundles import model_folders
 from calibration.bundles.files import Files, new_folder, seal, write_json
 from calibration.runs.deployment import Deployment
 from calibration.runs.experiment import Experiment
+from calibration.versions import version_of
 from crossbar import AnalogLinear, InputError, analog_layers, save_state
 from crossbar.nn.module import AnalogModule
 from crossbar.storage import tensor_files
@@ -79,7 +79,7 @@ def save_bundle(
             "fitted": fitted,
             "seconds": fitted + deployment.wait,
             "refits": [],
-            "versions": {name: metadata.version(name) for name in _VERSIONS},
+            "versions": {name: version_of(name) for name in _VERSIONS},
         }
         write_json(folder / DESCRIPTION, description)
         seal(folder)

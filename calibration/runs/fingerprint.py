@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import importlib.metadata
 from functools import cache
 from pathlib import Path
 
@@ -12,6 +11,7 @@ from torch import nn
 from calibration.storage.hashes import of_tensors, of_values
 from calibration.tasks import Task
 from calibration.tasks.protocol import fitted_on
+from calibration.versions import version_of
 
 _PACKAGES = ("crossbar", "attention", "calibration")
 _LIBRARIES = ("torch", "numpy", "scipy", "transformers", "aihwkit")
@@ -40,4 +40,4 @@ def of_code() -> str:
     root = Path(__file__).parents[2]
     sources = sorted(path for package in _PACKAGES for path in (root / package).rglob("*.py"))
     files = {str(path.relative_to(root)): hashlib.sha256(path.read_bytes()).hexdigest() for path in sources}
-    return of_values([files, {name: importlib.metadata.version(name) for name in _LIBRARIES}])
+    return of_values([files, {name: version_of(name) for name in _LIBRARIES}])

@@ -9,7 +9,6 @@ import platform
 import sys
 from dataclasses import dataclass, field
 from datetime import UTC, datetime
-from importlib import metadata
 from typing import Any
 
 from attention import attach
@@ -22,6 +21,7 @@ from calibration.storage import hashes
 from calibration.studies.design import Design, plain
 from calibration.studies.fields import resolve
 from calibration.tasks import Task
+from calibration.versions import version_of
 from crossbar import InputError, convert, presets, to_seconds
 
 _VERSIONS = ("ohmformer", "torch", "numpy", "scipy", "transformers", "aihwkit")
@@ -92,7 +92,7 @@ class Plan:
             "command": " ".join([os.path.basename(sys.argv[0]), *sys.argv[1:]]),
             "engine": engine,
             "workers": workers,
-            "versions": {"python": platform.python_version(), **{name: _version(name) for name in _VERSIONS}},
+            "versions": {"python": platform.python_version(), **{name: version_of(name) for name in _VERSIONS}},
             "code": fingerprint.of_code(),
             "machine": {
                 "system": platform.platform(),
@@ -225,10 +225,3 @@ class _Resolver:
 def now() -> str:
     """The time in UTC, to a second, in ISO 8601."""
     return datetime.now(UTC).isoformat(timespec="seconds")
-
-
-def _version(name: str) -> str | None:
-    try:
-        return metadata.version(name)
-    except metadata.PackageNotFoundError:
-        return None

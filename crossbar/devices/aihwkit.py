@@ -7,6 +7,7 @@ from __future__ import annotations
 
 import copy
 import hashlib
+import importlib.util
 import random
 from collections.abc import Iterator, Mapping
 from contextlib import contextmanager
@@ -48,7 +49,8 @@ class AihwkitDevice:
         noise_model: the model; copied, so that later changes to the original change nothing here.
 
     Raises:
-        InputError: for what is not a noise model, and for a model that lacks one of the methods or ``g_max``.
+        InputError: for what is not a noise model, for a model that lacks one of the methods or ``g_max``, and where
+            aihwkit is not installed.
     """
 
     kind: ClassVar[str] = "aihwkit"
@@ -173,8 +175,22 @@ def _undefined() -> tuple[type[Exception], ...]:
     return ArgumentError, ArithmeticError, ValueError
 
 
+def require_aihwkit() -> None:
+    """Refuse what aihwkit computes where it is not installed.
+
+    Raises:
+        InputError: then.
+    """
+    if importlib.util.find_spec("aihwkit") is None:
+        raise InputError(
+            "aihwkit is not installed, which this needs: pip install 'ohmformer[aihwkit]', which also brings the torch "
+            "that it was compiled for"
+        )
+
+
 def _repaired(model: BaseNoiseModel) -> BaseNoiseModel:
     """A copy of a usable model, with what its constructor got wrong put right."""
+    require_aihwkit()
     from aihwkit.inference.noise.base import BaseNoiseModel
     from aihwkit.inference.noise.hermes import HermesNoiseModel
     from aihwkit.inference.noise.pcm import PCMLikeNoiseModel

@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import Tensor, nn
 
+from crossbar.devices.aihwkit import require_aihwkit
 from crossbar.hardware import Hardware
 from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import CORRECTIONS, AnalogLinear
@@ -77,8 +78,9 @@ def to_aihwkit(model: nn.Module) -> tuple[nn.Module, tuple[str, ...]]:
     global generator.
 
     Raises:
-        InputError: for a model without analog layers.
+        InputError: for a model without analog layers, and where aihwkit is not installed.
     """
+    require_aihwkit()
     layers = analog_layers(model)
     missed = tuple(dict.fromkeys(text for layer in layers.values() for text in _missed(layer)))
     with torch.no_grad():

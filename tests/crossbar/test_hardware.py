@@ -4,9 +4,9 @@ import dataclasses
 import math
 
 import pytest
-from aihwkit.simulator.presets.inference import StandardHWATrainingPreset
 
 from crossbar import Converter, Hardware, InputError, Tile, devices, presets
+from tests.peers import needs_aihwkit
 
 SOME = Hardware(
     device=devices.PCM(g_max=10.0, t_0=30.0, drift_scale=0.5),
@@ -219,6 +219,7 @@ def test_hardware_is_written_as_yaml_and_read_again(tmp_path, name):
     assert [path.name for path in tmp_path.iterdir()] == ["chip.yaml"]
 
 
+@needs_aihwkit
 def test_a_device_without_yaml_is_refused(tmp_path):
     from aihwkit.inference.noise.reram import ReRamCMONoiseModel
 
@@ -275,7 +276,10 @@ def test_refuses_unknown_presets(name):
         presets.get(name)
 
 
+@needs_aihwkit
 def test_pcm_preset_has_the_numbers_of_aihwkit():
+    from aihwkit.simulator.presets.inference import StandardHWATrainingPreset
+
     ours, theirs = presets.pcm(), StandardHWATrainingPreset()
     io = theirs.forward
     assert io.inp_res == 2 * ours.dac.levels  # aihwkit gives steps over the whole range

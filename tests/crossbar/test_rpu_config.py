@@ -7,6 +7,16 @@ from enum import Enum
 
 import pytest
 import torch
+from torch import nn
+
+from crossbar import AnalogLinear, CellNoise, Converter, Hardware, InputError, Tile, presets, program
+from crossbar.devices import PCM, Ideal
+from crossbar.devices.aihwkit import AihwkitDevice
+from crossbar.devices.hermes import Hermes
+from crossbar.rpu_config import NotHonouredWarning
+from tests.peers import module_needs_aihwkit
+
+module_needs_aihwkit()
 from aihwkit.inference.compensation.drift import GlobalDriftCompensation
 from aihwkit.inference.converter.conductance import DualPairConductanceConverter, SinglePairConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
@@ -31,13 +41,6 @@ from aihwkit.simulator.configs import (
 from aihwkit.simulator.parameters import IOParameters
 from aihwkit.simulator.parameters.enums import AnalogMVType
 from aihwkit.simulator.presets.inference import FloatingPointPreset, StandardHWATrainingPreset
-from torch import nn
-
-from crossbar import AnalogLinear, CellNoise, Converter, Hardware, InputError, Tile, presets, program
-from crossbar.devices import PCM, Ideal
-from crossbar.devices.aihwkit import AihwkitDevice
-from crossbar.devices.hermes import Hermes
-from crossbar.rpu_config import NotHonouredWarning
 
 ALWAYS = (
     "= ABS_MAX (of a token's whole vector and not of each tile's part)",

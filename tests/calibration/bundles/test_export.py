@@ -12,6 +12,7 @@ from calibration import DriftCompensation, InputRanges, Recipe, calibrate, load_
 from crossbar import InputError, analog_layers, presets, reset_reads
 from tests.calibration.command import assert_one_sentence, run
 from tests.calibration.conftest import TinyNet
+from tests.peers import needs_aihwkit
 
 PLAIN = Recipe("plain", (InputRanges(), DriftCompensation()))  # no output offsets, which some layers cannot keep
 LAYER = "encoder.layer.0.intermediate.dense"
@@ -105,6 +106,7 @@ def test_digital_weights_are_the_original_ones(folder, tmp_path):
         assert torch.equal(again.model(input_ids=ids).last_hidden_state, expected)
 
 
+@needs_aihwkit
 def test_aihwkit_computes_the_same(folder, tmp_path, monkeypatch):
     """8-bit converters, no noise: outputs differ where a sum lies on the border of two codes."""
     hardware = replace(presets.pcm(), output_noise=0.0)

@@ -2,6 +2,17 @@
 
 import pytest
 import torch
+from torch import nn
+from transformers.pytorch_utils import Conv1D
+
+from calibration import InputRanges
+from crossbar import AnalogLinear, Hardware, age, convert, presets, program
+from crossbar.devices.aihwkit import AihwkitDevice
+from crossbar.rpu_config import NotHonouredWarning
+from crossbar.tiles import ageing
+from tests.peers import module_needs_aihwkit
+
+module_needs_aihwkit()
 from aihwkit.exceptions import AnalogBiasConfigError, ConfigError
 from aihwkit.inference.calibration.calibration import InputRangeCalibrationType, calibrate_input_ranges
 from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel, PCMLikeNoiseModel
@@ -11,14 +22,6 @@ from aihwkit.nn.conversion import convert_to_analog
 from aihwkit.simulator.configs import BoundManagementType, NoiseManagementType, TorchInferenceRPUConfig
 from aihwkit.simulator.parameters.enums import AnalogMVType
 from aihwkit.simulator.presets.inference import StandardHWATrainingPreset
-from torch import nn
-from transformers.pytorch_utils import Conv1D
-
-from calibration import InputRanges
-from crossbar import AnalogLinear, Hardware, age, convert, presets, program
-from crossbar.devices.aihwkit import AihwkitDevice
-from crossbar.rpu_config import NotHonouredWarning
-from crossbar.tiles import ageing
 
 DAY = 86400.0
 DRIFT = {"g_lst": [0.0, 5.0, 25.0], "nu_mean_lst": [0.1, 0.07, 0.05], "nu_std_lst": [0.04, 0.02, 0.01]}

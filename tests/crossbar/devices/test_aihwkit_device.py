@@ -7,12 +7,6 @@ from typing import ClassVar
 import numpy as np
 import pytest
 import torch
-from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
-from aihwkit.inference.noise.base import BaseNoiseModel
-from aihwkit.inference.noise.custom import StateIndependentNoiseModel
-from aihwkit.inference.noise.hermes import HermesNoiseModel
-from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel, PCMLikeNoiseModel
-from aihwkit.inference.noise.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
 from scipy import stats
 from torch import nn
 
@@ -22,6 +16,15 @@ from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.tiles import ageing
 from tests.crossbar import conftest
 from tests.crossbar.conftest import reads, same
+from tests.peers import module_needs_aihwkit
+
+module_needs_aihwkit()
+from aihwkit.inference.converter.conductance import SinglePairConductanceConverter
+from aihwkit.inference.noise.base import BaseNoiseModel
+from aihwkit.inference.noise.custom import StateIndependentNoiseModel
+from aihwkit.inference.noise.hermes import HermesNoiseModel
+from aihwkit.inference.noise.pcm import CustomDriftPCMLikeNoiseModel, PCMLikeNoiseModel
+from aihwkit.inference.noise.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
 
 pytestmark = [
     # in aihwkit, with torch 2.10 and numpy 2

@@ -8,15 +8,18 @@ from unittest import mock
 import numpy as np
 import pytest
 import torch
+
+from crossbar import Hardware, InputError, Tile
+from crossbar.devices.aihwkit import AihwkitDevice
+from tests.peers import module_needs_aihwkit
+
+module_needs_aihwkit()
 from aihwkit.exceptions import ArgumentError
 from aihwkit.inference.converter.conductance import DualPairConductanceConverter, SinglePairConductanceConverter
 from aihwkit.inference.noise.base import BaseNoiseModel
 from aihwkit.inference.noise.custom import StateIndependentNoiseModel
 from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from aihwkit.inference.noise.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
-
-from crossbar import Hardware, InputError, Tile
-from crossbar.devices.aihwkit import AihwkitDevice
 
 HOUR, DAY = 3600.0, 86400.0
 

@@ -8,7 +8,6 @@ from typing import ClassVar
 
 import pytest
 import torch
-from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError
@@ -19,6 +18,7 @@ from crossbar.devices.measured import Measured
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.random.streams import normal
 from crossbar.tiles import ageing
+from tests.peers import needs_aihwkit
 
 TIMES = {"0s": 0.0, "1s": 1.0, "1h": 3600.0, "1d": 86400.0, "30d": 30 * 86400.0, "1y": 365 * 86400.0}
 LEVELS = (0.0, 0.25, 0.5, 0.75, 1.0)  # g = G / g_max
@@ -308,6 +308,8 @@ def test_programming_deviation_agrees_with_crosssim(target, crosssim, ours):
 @pytest.fixture(scope="module")
 def aihwkit_lives():
     """Conductances of aihwkit's PCM by level and time, redrawn at each time as aihwkit does."""
+    from aihwkit.inference.noise.pcm import PCMLikeNoiseModel
+
     model = PCMLikeNoiseModel(g_max=25.0)
     lives = {}
     with torch.random.fork_rng():
@@ -334,6 +336,7 @@ def our_lives():
     return lives
 
 
+@needs_aihwkit
 @pytest.mark.parametrize("level", LEVELS)
 @pytest.mark.parametrize("what", ["programmed", "exponent", "0s", "1h", "1d", "1y"])
 def test_same_distribution_as_aihwkit(our_lives, aihwkit_lives, level, what):

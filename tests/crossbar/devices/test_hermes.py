@@ -1,21 +1,24 @@
 import pytest
 import torch
-from aihwkit.inference.noise.hermes import HermesNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError, presets, to_seconds
 from crossbar.devices.hermes import Hermes
 from crossbar.tiles import ageing
+from tests.peers import needs_aihwkit
 
 N = 20_000
 LEVELS = [0.02, 0.12, 0.25, 0.5, 1.0]  # both sides of every branch of the fits
 TIMES = ["0s", "1h", "1d", "1y"]
 
 
+@needs_aihwkit
 @pytest.mark.filterwarnings("ignore:Using a non-tuple sequence for multidimensional indexing")  # in aihwkit
 @pytest.mark.parametrize("devices", [1, 2])
 @pytest.mark.parametrize("level", LEVELS)
 def test_same_distribution_as_aihwkit(devices, level):
+    from aihwkit.inference.noise.hermes import HermesNoiseModel
+
     device, model = presets.hermes(devices).device, HermesNoiseModel(num_devices=devices)
     assert (device.g_max, device.t_0, device.t_read) == (model.g_max, model.t_0, model.t_read)
     target = torch.full((N,), device.g_max * level)

@@ -5,12 +5,12 @@ import math
 import numpy as np
 import pytest
 import torch
-from aihwkit.inference.noise.reram import ReRamCMONoiseModel, ReRamWan2022NoiseModel
 from scipy import stats
 
 from crossbar import InputError, presets
 from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.tiles import ageing
+from tests.peers import needs_aihwkit
 
 N = 20_000
 HOUR, DAY, YEAR = 3600.0, 86400.0, 365 * 86400.0
@@ -34,8 +34,11 @@ def correlation(a, b):
 # Wan 2022
 
 
+@needs_aihwkit
 @pytest.mark.parametrize("level", LEVELS)
 def test_wan_has_the_distribution_of_aihwkit_at_its_own_40_us(level):
+    from aihwkit.inference.noise.reram import ReRamWan2022NoiseModel
+
     device, key = ReRam(), (1, f"level {level}")
     model = ReRamWan2022NoiseModel(g_max=40.0)
     target = torch.full((N,), 40 * level)
@@ -58,7 +61,10 @@ def test_wan_deviations_are_those_of_the_fit(time, fit, g_max):
     torch.testing.assert_close(ReRam(g_max=g_max).deviation(g, time), expected, rtol=1e-12, atol=1e-12)
 
 
+@needs_aihwkit
 def test_wan_scales_with_g_max_where_aihwkit_does_not():
+    from aihwkit.inference.noise.reram import ReRamWan2022NoiseModel
+
     half = torch.full((N,), 12.5)
     error = ReRam(g_max=25.0).drifted(cells(ReRam(g_max=25.0), 12.5, (2, "25")), 0.0) - half
     with torch.random.fork_rng():
@@ -100,10 +106,13 @@ def test_wan_without_noise_is_exact():
 # CMO
 
 
+@needs_aihwkit
 @of_aihwkit_itself
 @pytest.mark.parametrize("acceptance", [0.2, 2])
 @pytest.mark.parametrize("level", LEVELS)
 def test_cmo_has_the_distribution_of_aihwkit(level, acceptance):
+    from aihwkit.inference.noise.reram import ReRamCMONoiseModel
+
     device, key = CmoReRam(acceptance=acceptance), (6, f"{acceptance} {level}")
     model = ReRamCMONoiseModel(g_max=88.2, g_min=9.0, acceptance_range=acceptance)
     target = torch.full((N,), 9.0 + 79.2 * level)
@@ -119,8 +128,11 @@ def test_cmo_has_the_distribution_of_aihwkit(level, acceptance):
     assert min(stats.ks_2samp(ours.numpy(), theirs.numpy()).pvalue for ours, theirs in pairs) > 1e-3
 
 
+@needs_aihwkit
 @of_aihwkit_itself
 def test_cmo_stays_in_its_window_at_0_s_where_aihwkit_leaves_it():
+    from aihwkit.inference.noise.reram import ReRamCMONoiseModel
+
     device, key = CmoReRam(acceptance=2.0), (7, "window")
     state = cells(device, 88.2, key)
     assert ageing.conductances(device, state, 0.0, key).max() <= device.g_max
@@ -137,7 +149,10 @@ def test_cmo_writes_lower_targets_at_the_edge_of_its_window():
     assert torch.equal(device.drifted(cells(device, 0.0, (8, "low")), 0.0), torch.full((N,), 9.0))
 
 
+@needs_aihwkit
 def test_cmo_defaults_to_the_narrow_band_as_aihwkit_does_in_silence():
+    from aihwkit.inference.noise.reram import ReRamCMONoiseModel
+
     model = ReRamCMONoiseModel()
     assert model.acceptance_range == 0.2  # its own default of 2e-2 is not among its bands
     state = cells(CmoReRam(), 50.0, (9, "band"))

@@ -8,6 +8,9 @@ from torch import nn
 
 from crossbar import CellNoise, Converter, Hardware, Tile, age, analog_layers, convert, devices, presets, program
 from crossbar.nn.to_aihwkit import AihwkitTiles, to_aihwkit
+from tests.peers import needs_aihwkit
+
+pytestmark = needs_aihwkit
 
 QUIET = replace(presets.pcm(), output_noise=0.0)
 

@@ -5,7 +5,6 @@ import dataclasses
 import numpy as np
 import pytest
 import torch
-from aihwkit.inference import PCMLikeNoiseModel
 from scipy import stats
 
 from crossbar import Hardware, InputError, Tile, WriteVerify, devices, presets
@@ -16,6 +15,7 @@ from crossbar.random.streams import Stream
 from crossbar.tiles import ageing, injection
 from crossbar.tiles.programming import write
 from tests.crossbar.conftest import linear_layer
+from tests.peers import needs_aihwkit
 
 QUIET = Hardware(dac=None, adc=None, output_noise=0.0)
 DAY = 86400.0
@@ -94,7 +94,10 @@ def test_a_row_of_the_table_has_mean_deviation_and_distribution_of_a_large_sampl
                 assert atom == pytest.approx(float((real == lowest).double().mean()), abs=1 / 256 + 4 * 0.5 * n**-0.5)
 
 
+@needs_aihwkit
 def test_devices_that_draw_for_themselves_have_a_table_too():
+    from aihwkit.inference import PCMLikeNoiseModel
+
     device = devices.AihwkitDevice(PCMLikeNoiseModel())
     table, real = (injection.error_table(kind, None, 3600.0).double() for kind in (device, devices.PCM()))
     rows, spread = slice(0, None, 16), real.std(1, keepdim=True)

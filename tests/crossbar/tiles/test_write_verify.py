@@ -6,7 +6,6 @@ import math
 
 import pytest
 import torch
-from aihwkit.inference import PCMLikeNoiseModel
 from hypothesis import given, settings
 from hypothesis import strategies as st
 from torch import nn
@@ -30,6 +29,7 @@ from crossbar.devices.reram import CmoReRam, ReRam
 from crossbar.tiles import ageing
 from crossbar.tiles.programming import write
 from tests.crossbar import conftest
+from tests.peers import needs_aihwkit
 
 KEY = (3, "layer")
 linear_layer = functools.partial(conftest.linear_layer, dtype=torch.float32)
@@ -38,10 +38,23 @@ DEVICES = [
     presets.hermes().device,
     ReRam(),
     CmoReRam(acceptance=2.0),
-    AihwkitDevice(PCMLikeNoiseModel()),
 ]
-every_device = pytest.mark.parametrize("device", DEVICES, ids=lambda device: type(device).__name__)
-decomposed = pytest.mark.parametrize("device", DEVICES[:-1], ids=lambda device: type(device).__name__)
+decomposed = pytest.mark.parametrize("device", DEVICES, ids=lambda device: type(device).__name__)
+every_device = pytest.mark.parametrize(
+    "device",
+    [*DEVICES, pytest.param(None, id="AihwkitDevice", marks=needs_aihwkit)],
+    indirect=True,
+    ids=lambda device: type(device).__name__,
+)
+
+
+@pytest.fixture
+def device(request):
+    if request.param is not None:
+        return request.param
+    from aihwkit.inference import PCMLikeNoiseModel
+
+    return AihwkitDevice(PCMLikeNoiseModel())
 
 
 def targets(device, *shape, seed=0):
