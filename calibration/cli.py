@@ -138,7 +138,7 @@ def _refit(options: Namespace) -> int:
     from calibration.bundles.files import require_new
 
     require_new(Path(options.out))
-    load_bundle(options.bundle).refit(options.time).save(options.out)
+    load_bundle(options.bundle, device=options.device).refit(options.time).save(options.out)
     return 0
 
 

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import importlib.metadata
 import importlib.util
 import os
 import platform
@@ -16,8 +15,11 @@ from rich.table import Table
 from calibration.models.cache import cache_folder
 from calibration.models.packages import DEMO
 from calibration.models.smollm2 import INSTALL
+from calibration.versions import version_of
+from crossbar import presets
 from crossbar.errors import InputError
 from crossbar.native import gpu
+from crossbar.nn.served import served
 
 # Pairs that were seen to work, by Python's minor version: (aihwkit, torch, torchvision).
 _PAIRS = {
@@ -26,7 +28,8 @@ _PAIRS = {
     (3, 13): ("1.2.0", "2.14.1", "0.29.1"),
 }
 
-_PLAIN = ("gensim", "gguf", "accelerate")  # demo packages that are imported by the name under which they install
+_LEAST_TORCH = (2, 10)
+_DRIVER = Path("/proc/driver/nvidia/version")  # there where Linux has NVIDIA's driver
 
 
 @dataclass(frozen=True)
@@ -49,15 +52,8 @@ class Check:
 def examine() -> list[Check]:
     """Every check, in the order in which problems should be solved."""
     return [
-        _python(),
-        _pair(),
-        _compiled_tiles(),
-        *_own_packages(),
-        _demo_packages(),
-        _smollm2(),
-        _cache(),
-        _threads(),
-        _gpu(),
+        *(_python(), _torch(), _pair(), _compiled_tiles(), *_own_packages(), _demo_packages(), _smollm2(), _cache()),
+        *(_threads(), _gpu(), _triton(), *_backends()),
     ]
 
 
@@ -68,10 +64,7 @@ def versions() -> dict[str, str]:
 
 
 def _version(distribution: str) -> str:
-    try:
-        return importlib.metadata.version(distribution).partition("+")[0]
-    except importlib.metadata.PackageNotFoundError:
-        return "not installed"
+    return (version_of(distribution) or "not installed").partition("+")[0]
 
 
 def _python() -> Check:
@@ -80,18 +73,33 @@ def _python() -> Check:
     return Check("Python", found, "" if supported else "use Python 3.11, 3.12 or 3.13")
 
 
+def _torch() -> Check:
+    found = version_of("torch") or torch.__version__
+    known = tuple(map(int, found.partition("+")[0].split(".")[:2]))
+    least = ".".join(map(str, _LEAST_TORCH))
+    remedy = "" if known >= _LEAST_TORCH else f"torch {least} or newer is needed: pip install 'torch>={least},<3'"
+    return Check("torch", found, remedy)
+
+
 def _pair() -> Check:
+    """Whether aihwkit is there, which is optional, and fits torch."""
     found = tuple(map(_version, ("aihwkit", "torch", "torchvision")))
     minor = tuple(map(int, platform.python_version_tuple()[:2]))
     expected = _PAIRS.get(minor)  # type: ignore[arg-type]  # two numbers
     text = ", ".join(f"{name} {v}" for name, v in zip(("aihwkit", "torch", "torchvision"), found, strict=True))
+    if found[0] == "not installed":
+        without = "missing without it: AihwkitDevice, presets.from_rpu_config, Bundle.to_aihwkit"
+        return Check("aihwkit/torch pair", f"{text}; {without}", "pip install 'ohmformer[aihwkit]'", needed=False)
     if expected is None or found == expected:
         return Check("aihwkit/torch pair", text)
     pins = " ".join(f"{n}=={v}" for n, v in zip(("aihwkit", "torch", "torchvision"), expected, strict=True))
-    return Check("aihwkit/torch pair", text, f"aihwkit's compiled tiles are bound to one torch: pip install {pins}")
+    remedy = f"aihwkit's compiled tiles are bound to one torch: pip install {pins}"
+    return Check("aihwkit/torch pair", text, remedy, needed=False)
 
 
 def _compiled_tiles() -> Check:
+    if _version("aihwkit") == "not installed":
+        return Check("aihwkit compiled tiles", "not installed", needed=False)
     return Check("aihwkit compiled tiles", *_tried(_run_compiled_tile), needed=False)
 
 
@@ -168,16 +176,36 @@ def _threads() -> Check:
 
 
 def _gpu() -> Check:
-    """Which backend serves what on the GPU that is there (`crossbar.backend_names`)."""
-    reason = "they are interpreted on the CPU, to test them (TRITON_INTERPRET)" if gpu.interpreted() else gpu.why_not()
+    built = f"torch is built for CUDA {torch.version.cuda}" if torch.version.cuda else "torch is built for CPUs"
+    if torch.cuda.is_available():
+        cards = [torch.cuda.get_device_properties(number) for number in range(torch.cuda.device_count())]
+        each = (f"{card.name}, {card.total_memory / 2**30:.0f} GiB, {card.major}.{card.minor}" for card in cards)
+        return Check("GPUs", f"{'; '.join(each)} (compute capability); {built}", needed=False)
+    remedy = ""
+    if _DRIVER.exists():
+        remedy = "NVIDIA's driver is there: install a torch for a CUDA version that it knows (nvidia-smi shows it)"
+    return Check("GPUs", f"none; {built}", remedy, needed=False)
+
+
+def _triton() -> Check:
+    """What Triton's kernels serve on the GPU that is there, or why they do not run."""
+    found = _version("triton")
     if not torch.cuda.is_available():
-        return Check("GPU", "no CUDA device", needed=False)
-    name = torch.cuda.get_device_name()
-    if reason is not None:
-        remedy = "install Triton: pip install triton" if _version("triton") == "not installed" else ""
-        return Check("GPU", f"{name}: all by backend eager, since kernels do not run ({reason})", remedy, needed=False)
-    served = "products in integers, opened rows, phase-change cells and random numbers by Triton"
-    return Check("GPU", f"{name}: {served} {_version('triton')}; what it refuses by backend eager", needed=False)
+        return Check("triton", found, needed=False)
+    reason = "they are interpreted on the CPU, to test them (TRITON_INTERPRET)" if gpu.interpreted() else gpu.why_not()
+    if reason is None:
+        served = "products in integers, opened rows, phase-change cells and random numbers"
+        return Check("triton", f"{found}: {served}; what it refuses by backend eager", needed=False)
+    remedy = "install Triton: pip install triton" if found == "not installed" else ""
+    return Check("triton", f"{found}: all by backend eager, since kernels do not run ({reason})", remedy, needed=False)
+
+
+def _backends() -> list[Check]:
+    """Who computes what with the default hardware, and why not who is asked before."""
+    return [
+        Check(f"work on {device}", "; ".join(map(str, served(presets.pcm(), device))), needed=False)
+        for device in ("cpu", "cuda")
+    ]
 
 
 def doctor_table(checks: Iterable[Check]) -> Table:

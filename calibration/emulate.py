@@ -44,7 +44,8 @@ def emulate(
         times: since programming, such as ``"1d"``, or several.
         chips: number of programmed chips.
         seed: of the first chip; the others have the next whole numbers.
-        device: where it is computed, ``"cpu"`` or ``"cuda"``; None: where the model is. A seed is another chip there.
+        device: where it is computed, ``"cpu"``, ``"cuda"`` or a GPU by number; None: where the model is. A seed is
+            the same chip on each (docs/gpu.md).
         include: shell patterns of the layers to make analog; None: all.
         exclude: shell patterns of layers that stay digital.
         progress: called before each evaluation, and while a model is converted for the first time.

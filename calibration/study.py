@@ -9,7 +9,7 @@ from typing import Any
 from calibration.progress import Progress
 from calibration.studies import design
 from calibration.studies.database import real_path, require_writable
-from calibration.studies.engine import compute, make_engine, require
+from calibration.studies.engine import compute, make_engine, require, workers_for
 from calibration.studies.plan import Cell, Plan, resolve_plan
 from calibration.studies.results import Study
 from calibration.studies.store import Progressed, Store
@@ -40,19 +40,20 @@ def study(
         config: a YAML file, or the same as a mapping; docs/studies.md lists what may stand in it.
         store: SQLite file of results, made if it is not there.
         engine: ``"local"``: processes on this machine; ``"ray"``: a Ray cluster, the one that runs or one of its own.
-        workers: None: one for each core.
+        workers: None: one for each core, or, where ``device`` is ``cuda``, for each GPU.
         retry: compute failed cells again.
         loading: called while a model is converted for the first time.
         announce: called before anything is computed.
         progress: called with how far the study is, whenever that changes.
 
     Raises:
-        InputError: for a wrong configuration, a file that is not a store, and a store that cannot be written, that
-            another run is writing, or that is deleted while this one runs.
+        InputError: for a wrong configuration, a GPU that is not there, a file that is not a store, and a store that
+            cannot be written, that another run is writing, or that is deleted while this one runs.
     """
     require(engine, workers)
     require_writable(Path(store), real_path(store))
     plan = resolve_plan(design.read(config), loading)
+    workers_for(engine, workers, plan)  # refuses a GPU that is not there, before anything is written
     with Store(store, create=True) as kept:
         kept.enter(plan)
         if retry:

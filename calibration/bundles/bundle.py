@@ -16,6 +16,7 @@ from calibration.bundles import contents, model_folders, writer
 from calibration.bundles.export import Weights, export_transformers
 from calibration.bundles.files import Files
 from calibration.recipe import step_from_dict, step_to_dict
+from calibration.runs import chips as which
 from calibration.runs.climb import refit
 from calibration.steps.compensation import DriftCompensation
 from crossbar import Hardware, InputError, analog_layers, convert, load_state, reset_reads, to_seconds
@@ -141,6 +142,7 @@ def load_bundle(
     model: nn.Module | None = None,
     hardware: Hardware | None = None,
     pattern: Pattern | None = None,
+    device: str | None = None,
 ) -> Bundle:
     """Verify a bundle and make it run: the same chip at the same age, with the same read noise to come.
 
@@ -152,11 +154,13 @@ def load_bundle(
         model: for a bundle of a model class of your own: another one of that class, which takes the weights over.
         hardware: for a device of your own, which the bundle can only describe: what it was calibrated on.
         pattern: for a pattern made of tensors or functions, which has no text: the pattern itself.
+        device: where it then computes, ``"cpu"``, ``"cuda"`` or a GPU by number; None: on the CPU.
 
     Raises:
-        InputError: for a folder that is not a bundle or not whole, for one of another schema, and where ``model``,
-            ``hardware`` or ``pattern`` is needed or does not fit.
+        InputError: for a folder that is not a bundle or not whole, for one of another schema, where ``model``,
+            ``hardware`` or ``pattern`` is needed or does not fit, and for a device that is not there.
     """
+    place = which.require_device(device)
     files = Files.verified(Path(path))
     told = contents.description(files)
     if hardware is None:
@@ -179,6 +183,8 @@ def load_bundle(
     for layer in analog_layers(digital).values():
         contents.require_targets(files, layer)
     reset_reads(digital)
+    if place is not None:
+        digital.to(place)
     return Bundle(digital, tokenizer, hardware, pattern, files, told)
 
 

@@ -79,7 +79,7 @@ def save_bundle(
             "fitted": fitted,
             "seconds": fitted + deployment.wait,
             "refits": [],
-            "versions": {name: version_of(name) for name in _VERSIONS},
+            "versions": {name: found for name in _VERSIONS if (found := version_of(name)) is not None},
         }
         write_json(folder / DESCRIPTION, description)
         seal(folder)

@@ -36,7 +36,6 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--age", type=str, default="1h", help="age of the chip when it is calibrated")
     parser.add_argument("--wait", type=str, default="1h", help="between calibrating and scoring (default 1h)")
     parser.add_argument("--seed", type=int, default=0, help="of the programmed chip")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda")
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
     parser.add_argument("--plot", type=str | None, default=None, help="write a picture of where the energy goes")
     parser.add_argument("--pareto", type=str | None, default=None, help="write a picture of accuracy against energy")

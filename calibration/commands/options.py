@@ -139,12 +139,14 @@ def make_parser() -> Parser:
     refit.add_argument("bundle", type=str, help="folder that calibrate wrote")
     refit.add_argument("--time", type=str, required=True, help="age of the chip since programming, such as 30d")
     refit.add_argument("--out", type=str, required=True, help="folder to write the refit bundle to")
+    _add_device(refit)
     add("refit", refit, "compensate a bundle's drift at a later time")
 
     energy = _subcommand("Price what a model takes on analog hardware under attention patterns, beside its accuracy.")
     _add_model_options(energy)
     energy.set_defaults({"model": "smollm2"})
     energy_command.add_options(energy)
+    _add_device(energy)
     add("energy", energy, "where the picojoules go")
     export = _subcommand("Write a bundle's model as a plain transformers folder, or every score of a study as a table.")
     export.add_argument("source", type=str, help="folder that calibrate wrote, or a store that study wrote")
@@ -195,6 +197,11 @@ def _add_model_options(parser: Parser) -> None:
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 
+def _add_device(parser: Parser) -> None:
+    """The option that says where a command computes."""
+    parser.add_argument("--device", type=str, default="cpu", help="where it is computed: cpu, cuda, or a GPU by number")
+
+
 def _add_job_options(parser: Parser) -> None:
     _add_model_options(parser)
     parser.add_argument("--task", type=str, default="code-search", help="code-search, lee, wordsim or perplexity")
@@ -225,7 +232,7 @@ def _add_job_options(parser: Parser) -> None:
     )
     parser.add_argument("--chips", type=int, default=3, help="how many programmed chips")
     parser.add_argument("--seed", type=int, default=0, help="of the first chip; the others have the next ones")
-    parser.add_argument("--device", type=str, default="cpu", help="cpu or cuda, where a seed is another chip")
+    _add_device(parser)
     parser.add_argument(
         "--plot", type=str | None, default=None, help="write a picture of the accuracy: over time, or by step"
     )

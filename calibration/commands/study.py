@@ -24,7 +24,7 @@ def add_study_commands(add: Callable[[str, Any, str], None], subcommand: Callabl
     study.add_argument("study", type=str, help="YAML file; docs/studies.md says what stands in it")
     study.add_argument("--store", type=str | None, default=None, help="results (default: the YAML's name, .sqlite)")
     study.add_argument("--engine", type=str, default="local", help="local processes, or ray")
-    study.add_argument("--workers", type=int | None, default=None, help="how many (default: one for each core)")
+    study.add_argument("--workers", type=int | None, default=None, help="how many (default: one for each core, or GPU)")
     study.add_argument("--dry-run", action="store_true", help="check, count cells and estimate the time only")
     study.add_argument("--retry", action="store_true", help="compute failed cells again")
     add("study", study, "a grid over any field, resumable, with intervals")
@@ -39,18 +39,17 @@ def add_study_commands(add: Callable[[str, Any, str], None], subcommand: Callabl
 def run_study(options: Namespace) -> int:
     """``ohmformer study``: 0 if every cell is done, 1 if some failed, 130 when it was stopped."""
     from calibration import console
-    from calibration.studies.engine import default_workers
+    from calibration.studies.engine import workers_for
     from calibration.study import plan_study, study
 
     terminal = console.terminal(soft_wrap=True)
     store = Path(options.store or f"{Path(options.study).stem}.sqlite")
-    workers = default_workers() if options.workers is None else options.workers
     if options.dry_run:
         with console.progress_bar("study") as loading:
             plan, pending, rates = plan_study(
                 options.study, store, engine=options.engine, workers=options.workers, loading=loading
             )
-        _announce(terminal, plan, pending, rates, workers)
+        _announce(terminal, plan, pending, rates, workers_for(options.engine, options.workers, plan))
         return 0
     with _bar() as (loading, progress):
         try:
@@ -61,7 +60,9 @@ def run_study(options: Namespace) -> int:
                 workers=options.workers,
                 retry=options.retry,
                 loading=loading,
-                announce=lambda plan, pending, rates: _announce(terminal, plan, pending, rates, workers),
+                announce=lambda plan, pending, rates: _announce(
+                    terminal, plan, pending, rates, workers_for(options.engine, options.workers, plan)
+                ),
                 progress=progress,
             )
         except KeyboardInterrupt:

@@ -131,6 +131,8 @@ def conversion_table(report: ConversionReport, *, layers: bool = False, memory: 
     caption = "softmax, activation functions and the products of queries, keys and values are digital too"
     if memory:
         caption = "keys and values are in analog memory; softmax and activation functions are digital too"
+    if report.device not in ("cpu", "meta"):
+        caption += f"; {report.computed()}"
     view = Table(title=title, title_justify="left", caption=caption)
     view.add_column("layer" if layers else "layers", overflow="fold")
     for name in ("kind", "parameters", "tiles", "cells in use"):

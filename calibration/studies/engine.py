@@ -9,7 +9,7 @@ from importlib import util
 from typing import Literal, get_args
 
 from calibration.studies.events import Engine, Lost
-from calibration.studies.local import LocalEngine
+from calibration.studies.local import LocalEngine, visible_gpus
 from calibration.studies.plan import Cell, Plan
 from calibration.studies.schedule import Schedule
 from calibration.studies.store import Progressed, Store
@@ -42,18 +42,43 @@ def default_workers() -> int:
     return len(os.sched_getaffinity(0)) if sys.platform == "linux" else os.cpu_count() or 1
 
 
+def workers_for(name: str, workers: int | None, plan: Plan) -> int:
+    """How many workers compute a plan: as many as were asked for, else one for each core, or for each GPU on ``cuda``.
+
+    What a Ray cluster has shows when it is there; until then it is taken to have this machine's cores.
+
+    Raises:
+        InputError: where the engine ``local`` finds no GPU for a plan on ``cuda``, or fewer GPUs than workers.
+    """
+    if name != "local" or "cuda" not in _devices(plan):
+        return workers or default_workers()
+    found = len(visible_gpus())
+    if found == 0:
+        raise InputError("device 'cuda' is not there: run the study on 'cpu', or where torch finds a GPU")
+    if workers is not None and workers > found:
+        raise InputError(
+            f"workers = {workers} is not allowed on 'cuda': torch finds {found} GPU{'s' * (found > 1)}, and each "
+            f"worker has one of its own: give at most {found}"
+        )
+    return workers or found
+
+
 def make_engine(name: str, workers: int | None, plan: Plan) -> Engine:
     """The engine of this name, its workers starting.
 
     Raises:
         InputError: for a device that is not there.
     """
-    devices = {setup["device"] for setup in plan.setups.values()}
+    devices = _devices(plan)
     if name == "local":
-        return LocalEngine(plan.sources, workers or default_workers(), devices)
+        return LocalEngine(plan.sources, workers_for(name, workers, plan), visible_gpus() if "cuda" in devices else ())
     from calibration.studies.ray_engine import RayEngine  # imports Ray, which is an extra
 
     return RayEngine(plan.loaded, workers, devices)
+
+
+def _devices(plan: Plan) -> set[str]:
+    return {setup["device"] for setup in plan.setups.values()}
 
 
 def compute(

@@ -1,4 +1,4 @@
-"""The engine ``local``: one process a worker on this machine, one thread each."""
+"""The engine ``local``: one process a worker on this machine, one thread each, and for ``cuda`` one GPU each."""
 
 from __future__ import annotations
 
@@ -7,7 +7,7 @@ import os
 import subprocess
 import sys
 import tempfile
-from collections.abc import Iterable, Mapping
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import asdict, dataclass
 from multiprocessing.connection import Connection, Pipe, wait
 from pathlib import Path
@@ -36,20 +36,12 @@ class LocalEngine:
     Args:
         sources: names or folders of models by fingerprint.
         workers: how many.
-        devices: where setups are computed.
-
-    Raises:
-        InputError: for ``cuda`` without one.
+        gpus: which one each worker sees, as `visible_gpus` names them; empty: all see what this process does.
     """
 
-    def __init__(self, sources: Mapping[str, str], workers: int, devices: Iterable[str]) -> None:
-        if "cuda" in devices:
-            import torch
-
-            if not torch.cuda.is_available():
-                raise InputError("device 'cuda' is not there: run the study on 'cpu', or where torch finds a GPU")
-        self._sources = dict(sources)
-        self._running = [self._start() for _ in range(workers)]
+    def __init__(self, sources: Mapping[str, str], workers: int, gpus: Sequence[str] = ()) -> None:
+        self._sources, self._gpus = dict(sources), list(gpus)
+        self._running = [self._start(number) for number in range(workers)]
 
     @property
     def workers(self) -> int:
@@ -73,7 +65,7 @@ class LocalEngine:
                 except (EOFError, OSError):
                     yield number, Lost(self._last_words(one))
                     self._stop(one)
-                    self._running[number] = self._start()
+                    self._running[number] = self._start(number)
                 else:
                     yield number, _KINDS[message["kind"]](**message["values"])
 
@@ -82,11 +74,12 @@ class LocalEngine:
         for one in self._running:
             self._stop(one)
 
-    def _start(self) -> _Process:
+    def _start(self, number: int) -> _Process:
         ours, theirs = Pipe()
         # Threads of two workers that share cores would wait for each other; these are read when libraries load.
         threads = {f"{library}_NUM_THREADS": "1" for library in ("OMP", "MKL", "OPENBLAS")}
-        environment = {**os.environ, **threads, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
+        seen = {"CUDA_VISIBLE_DEVICES": self._gpus[number]} if self._gpus else {}
+        environment = {**os.environ, **threads, **seen, "PYTHONPATH": os.pathsep.join(filter(None, sys.path))}
         said = tempfile.TemporaryFile()  # noqa: SIM115 - read when the worker is lost
         process = subprocess.Popen(
             [sys.executable, "-P", SCRIPT, str(theirs.fileno()), str(os.getpid()), json.dumps(self._sources)],
@@ -112,6 +105,16 @@ class LocalEngine:
         lines = one.said.read().decode(errors="replace").split("\n")
         words = next((line.strip() for line in reversed(lines) if line.strip()), "it said nothing")
         return f"process {one.process.pid} ended with code {code} ({words})"
+
+
+def visible_gpus() -> list[str]:
+    """The GPUs that this process may use, each as ``CUDA_VISIBLE_DEVICES`` names it; CUDA is not started for it."""
+    import torch
+
+    if not torch.cuda.is_available():
+        return []
+    numbers, named = range(torch.cuda.device_count()), os.environ.get("CUDA_VISIBLE_DEVICES")
+    return [str(number) for number in numbers] if named is None else named.split(",")[: len(numbers)]
 
 
 def serve(pipe: Connection, sources: Mapping[str, str]) -> None:

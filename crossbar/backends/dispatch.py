@@ -109,9 +109,7 @@ def choose(work: Work, impl: str | None = None) -> Backend:
             todo = f"choose one of {able}" if able else "register one that can"
             raise InputError(f"backend {name!r} cannot compute this ({reason}): {todo}")
         return _backends[name]
-    for backend in _backends.values():
-        if isinstance(backend, Triton) and gpu.interpreted():
-            continue  # thousands of times slower than the others: to test kernels
+    for backend in _asked():
         if _refusal(backend, work, device, dtype, gradient) is None:
             return backend
     reasons = "; ".join(f"{other}: {why}" for other, why in refusals(work).items())
@@ -121,6 +119,17 @@ def choose(work: Work, impl: str | None = None) -> Backend:
 def refusals(work: Work) -> dict[str, str | None]:
     """Why each backend cannot have a piece of work, by name; None: it can."""
     return {name: _refusal(backend, work, *_tensors(work)) for name, backend in _backends.items()}
+
+
+def outcome(work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> tuple[str | None, dict[str, str]]:
+    """Which backend would compute a piece of work if its tensors were so, and why those asked before it cannot."""
+    passed: dict[str, str] = {}
+    for backend in _asked():
+        reason = _refusal(backend, work, device, dtype, gradient)
+        if reason is None:
+            return backend.name, passed
+        passed[backend.name] = reason
+    return None, passed
 
 
 def multiply(read: Read, impl: str | None = None) -> Tensor:
@@ -143,6 +152,13 @@ def sense(columns: Columns, impl: str | None = None) -> Tensor:
 def age_rows(rows: AgedRows, impl: str | None = None) -> tuple[Tensor, Tensor | None]:
     """`Backend.age_rows` of the backend for it."""
     return choose(rows, impl).age_rows(rows)
+
+
+def _asked() -> Iterator[Backend]:
+    """The backends in their order, without kernels that are interpreted, which are thousands of times slower."""
+    for backend in _backends.values():
+        if not (isinstance(backend, Triton) and gpu.interpreted()):
+            yield backend
 
 
 def _refusal(backend: Backend, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:

@@ -17,6 +17,7 @@ from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.nn.linear import AnalogLinear
 from crossbar.nn.module import TILES, AnalogModule
+from crossbar.nn.served import Served, served
 from crossbar.tiles.mapping import tile_grid
 
 _HUGE = 65504.0  # the largest number in half precision
@@ -55,9 +56,17 @@ class LayerReport:
 
 @dataclass(frozen=True)
 class ConversionReport:
-    """Every layer with parameters: what became analog, on how many tiles, and what stayed digital and why."""
+    """Every layer with parameters: what became analog, on how many tiles, and what stayed digital and why.
+
+    Attributes:
+        layers: in the model's order.
+        device: of the model, such as ``cpu`` or ``cuda``.
+        served: who computes what there, and why not the backends before it.
+    """
 
     layers: tuple[LayerReport, ...]
+    device: str = "cpu"
+    served: tuple[Served, ...] = ()
 
     @property
     def analog(self) -> tuple[LayerReport, ...]:
@@ -97,6 +106,8 @@ class ConversionReport:
             "utilisation": self.utilisation,
             "parameters": self.parameters,
             "analog_parameters": self.analog_parameters,
+            "device": self.device,
+            "backends": {work.work: {"backend": work.backend, "passed": dict(work.passed)} for work in self.served},
             "layers": [vars(layer) for layer in self.layers],
         }
 
@@ -109,7 +120,13 @@ class ConversionReport:
         for reason, layers in self.digital_by_reason().items():
             count = sum(layer.parameters for layer in layers)
             lines.append(f"{len(layers)} stayed digital ({count:,} parameters): {reason}")
+        if self.device not in ("cpu", "meta"):
+            lines.append(self.computed())
         return "\n".join(lines)
+
+    def computed(self) -> str:
+        """Who computes what on the model's device, in one line."""
+        return f"on {self.device}: {', '.join(map(str, self.served))}"
 
     def digital_by_reason(self) -> dict[str, list[LayerReport]]:
         """The digital layers, grouped by why they stayed digital."""
@@ -195,7 +212,9 @@ def convert(
         warnings.warn(doubt, stacklevel=2)
     _replace(model, {id(layer.digital): layer for layer in analog.values()})
     _call_layers(model, False)
-    return ConversionReport(tuple(reports))
+    first = next(model.parameters(), None)
+    device = "cpu" if first is None else first.device.type
+    return ConversionReport(tuple(reports), device, served(hardware, device))
 
 
 def _paths(name: str, module: nn.Module, adapter: LayerAdapter) -> list[str]:

@@ -226,7 +226,7 @@ def test_doctor_exits_1_for_what_has_to_be_repaired(capsys, monkeypatch):
 
 
 JOB = ["--model", "--hardware", "--include", "--exclude", "--json", "--task", "--pairs", "--pattern", "--times"]
-JOB += ["--windows", "--window-length", "--chips", "--out", "--plot", "--config"]
+JOB += ["--windows", "--window-length", "--chips", "--device", "--out", "--plot", "--config"]
 
 
 @pytest.mark.parametrize(
@@ -236,7 +236,7 @@ JOB += ["--windows", "--window-length", "--chips", "--out", "--plot", "--config"
         (["emulate"], JOB),
         (["calibrate"], [*JOB, "--recipe", "--wait", "--staircase", "--training-pairs", "--training-windows"]),
         (["inspect"], ["bundle", "--model", "--hardware", "--include", "--exclude", "--json", "--config"]),
-        (["refit"], ["bundle", "--time", "--out", "--config"]),
+        (["refit"], ["bundle", "--time", "--out", "--device", "--config"]),
         (["study"], ["study", "--store", "--engine", "--workers", "--dry-run", "--retry", "--config"]),
         (["report"], ["store", "--out", "--figures", "--config"]),
         (["export"], ["source", "--out", "--weights", "--config"]),

@@ -38,6 +38,35 @@ def logits(model, ids):
         return model(input_ids=ids).logits
 
 
+def test_without_aihwkit_a_bundle_is_written_and_read(net, task, tmp_path, monkeypatch):
+    from calibration.bundles import writer
+    from calibration.runs import fingerprint
+    from calibration.versions import version_of
+
+    def missing(name):
+        return None if name == "aihwkit" else version_of(name)
+
+    fingerprint.of_code.cache_clear()
+    for module in (writer, fingerprint):
+        monkeypatch.setattr(module, "version_of", missing)
+    calibrate(net, task, recipe="quick", times="1d", chips=1, staircase=False, out=tmp_path / "bundle")
+    fingerprint.of_code.cache_clear()
+    versions = load_bundle(tmp_path / "bundle", model=TinyNet()).description["versions"]
+    assert sorted(versions) == ["ohmformer", "torch", "transformers"]
+
+
+def test_a_bundle_is_loaded_where_it_is_wanted(bundle, monkeypatch):
+    from calibration.runs import chips
+
+    assert {p.device.type for p in load_bundle(bundle, device="cpu").model.parameters()} == {"cpu"}
+    with pytest.raises(InputError, match="device 'cuda:999' is not there"):
+        load_bundle(bundle, device="cuda:999")
+    monkeypatch.setattr(chips, "require_device", lambda device: torch.device("meta"))
+    moved = load_bundle(bundle, device="cuda").model
+    tensors = [*moved.parameters(), *(buffer for _, buffer in moved.named_buffers())]
+    assert {tensor.device.type for tensor in tensors} == {"meta"}
+
+
 # The same bits
 
 

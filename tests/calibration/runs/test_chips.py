@@ -110,3 +110,8 @@ def test_the_command(capsys, job):
 @pytest.mark.parametrize("arguments", [["--seed", "-1"], ["--device", "tpu"], ["--device", "cuda:999"]])
 def test_the_command_refuses_before_it_loads(capsys, command, arguments):
     assert_one_sentence(*run(capsys, command, "--model", "absent", *arguments), arguments[0].removeprefix("--"))
+
+
+def test_refit_refuses_a_device_before_it_reads(capsys, tmp_path):
+    options = ("--time", "30d", "--out", str(tmp_path / "newer"), "--device", "cuda:999")
+    assert_one_sentence(*run(capsys, "refit", str(tmp_path / "absent"), *options), "device")

@@ -15,6 +15,7 @@ import crossbar
 from crossbar import AnalogLinear, CellNoise, Converter, Faults, Hardware, Tile, presets, using_backend
 from crossbar.random import binomial
 
+pytestmark = pytest.mark.skipif(not torch.backends.cuda.is_built(), reason="a torch that is built for CPUs alone")
 TILE = Tile(rows=32, cols=16)
 HARDWARE = {
     "pcm": presets.pcm(),
@@ -27,6 +28,14 @@ HARDWARE = {
     "bit serial, cell noise": Hardware(dac=Converter(bits=4, coding="bit_serial"), read_noise=CellNoise(0.5, 0.02)),
     "mismatch": Hardware(adc=Converter(full_scale=10.0, gain_std=0.02, offset_std=0.1)),
 }
+
+
+class Linear(nn.Linear):
+    """Draws no weights, which a torch that is built for CPUs cannot do elsewhere."""
+
+    def reset_parameters(self):
+        for parameter in self.parameters():
+            nn.init.ones_(parameter)
 
 
 class Imagined(FakeTensorMode):
@@ -53,7 +62,7 @@ def imagined():
 
 
 def layer_on(place, name):
-    layer = AnalogLinear.from_digital(nn.Linear(70, 33, device=place), dataclasses.replace(HARDWARE[name], tile=TILE))
+    layer = AnalogLinear.from_digital(Linear(70, 33, device=place), dataclasses.replace(HARDWARE[name], tile=TILE))
     if name == "rate":
         layer.input_range = torch.ones((), device=place)
     return layer

@@ -43,10 +43,11 @@ def converted(high, low, factor, offset, deviation, variance, power, scale, full
 @pytest.mark.parametrize("outputs", [1, 33, 64])
 @pytest.mark.parametrize("with_offset", [False, True])
 @pytest.mark.parametrize("noise", ["quiet", "output", "cells"])
-def test_conversion(outputs, with_offset, noise):
+@pytest.mark.parametrize("kind", [np.int32, F])  # of the sums
+def test_conversion(outputs, with_offset, noise, kind):
     vectors = 200
     draw = np.random.default_rng(outputs)
-    sums = draw.integers(-(2**23), 2**23, (vectors, 2, outputs)).astype(np.int32)
+    sums = draw.integers(-(2**23), 2**23, (vectors, 2, outputs)).astype(kind)
     factor, scale, full_scale = drawn(outputs) * F(4e-7), drawn(outputs, seed=1), drawn(vectors, seed=2)
     offset = drawn(outputs, seed=3) if with_offset else None
     deviation = drawn(outputs, seed=4) * F(3) if noise != "quiet" else None
@@ -55,7 +56,8 @@ def test_conversion(outputs, with_offset, noise):
     out, stream = torch.from_numpy(before.copy()), Stream(KEY)
     openmp.run(
         kernels.convert, vectors,
-        *tensors(sums, factor, offset, deviation, variance, power if noise == "cells" else None, scale, full_scale),
+        *tensors(sums), kind == np.int32,
+        *tensors(factor, offset, deviation, variance, power if noise == "cells" else None, scale, full_scale),
         out, vectors, outputs, 2, 1, 511, 2, 1, 0, stream.start, stream.word_key,
     )  # fmt: skip
     z = reference.columns(KEY, 2, vectors, outputs)[1]

@@ -1,5 +1,6 @@
 """Devices: one contract for all, PCM against its formulas and against aihwkit's own model."""
 
+import importlib.util
 import itertools
 import json
 import math
@@ -10,12 +11,13 @@ import pytest
 import torch
 from scipy import stats
 
-from crossbar import Hardware, InputError
-from crossbar.devices import PCM, Device, Ideal, window
+from crossbar import Hardware, InputError, presets
+from crossbar.devices import PCM, AihwkitDevice, Device, Ideal, window
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.measured import Measured
 from crossbar.devices.reram import CmoReRam, ReRam
+from crossbar.nn.to_aihwkit import to_aihwkit
 from crossbar.random.streams import normal
 from crossbar.tiles import ageing
 from tests.peers import needs_aihwkit
@@ -367,3 +369,20 @@ def test_refuses_impossible_scales(field, value):
 def test_refuses_reads_as_long_as_the_first_wait(t_read):
     with pytest.raises(InputError, match=rf"field t_read = {t_read} is not allowed: give less than t_0 = 20\.0"):
         PCM(t_read=t_read)
+
+
+# Without aihwkit
+
+
+@pytest.mark.parametrize(
+    "use",
+    [lambda: AihwkitDevice(None), lambda: presets.from_rpu_config(None), lambda: to_aihwkit(torch.nn.Linear(2, 2))],
+    ids=["device", "configuration", "export"],
+)
+def test_what_needs_aihwkit_says_how_to_get_it(use, monkeypatch):
+    find = importlib.util.find_spec
+    monkeypatch.setattr(
+        importlib.util, "find_spec", lambda name, *rest: None if name == "aihwkit" else find(name, *rest)
+    )
+    with pytest.raises(InputError, match=r"aihwkit is not installed, .*: pip install 'ohmformer\[aihwkit\]'"):
+        use()

@@ -7,9 +7,9 @@ import torch
 triton = pytest.importorskip("triton", reason="Triton is not on every platform")
 tl = pytest.importorskip("triton.language")
 
-from crossbar.native import gpu  # noqa: E402 - after what may be missing
-from crossbar.random import reference, triton_kernels  # noqa: E402
-from crossbar.random.streams import Stream  # noqa: E402
+from crossbar.native import gpu
+from crossbar.random import reference, triton_kernels
+from crossbar.random.streams import Stream
 
 DEVICE = torch.device("cpu" if gpu.interpreted() else "cuda")
 KEY = (0, "layer.0", "read", 3600.0, 2)
