@@ -1,56 +1,151 @@
-"""What wire resistance, which is not modelled yet, takes from the product of one array: a nodal solve.
+"""What wire resistance takes from a product, and what solving it costs.
 
-    python benchmarks/wires.py                 # 256 x 256 cells, 1 ohm a segment
-    python benchmarks/wires.py --size 128 --ohms 2
+    python benchmarks/wires.py                      # all of it: 3 minutes of two cores
+    python benchmarks/wires.py --only arrays        # errors of one array
+    python benchmarks/wires.py --only speed --size 256 --ohms 1
+    python benchmarks/wires.py --only forward
+    python benchmarks/wires.py --only models
 
-Word lines are driven from the left and bit lines sensed at the bottom, at virtual ground. A resistance lies between any
-two neighbours of a line, and between a line's end and its driver or amplifier: Kirchhoff's current law at every
-crossing, by scipy's sparse LU. Normal weights, a column's largest at 25 µS, positive and negative
-ones in arrays of their own; normal inputs.
+Arrays: normal weights, a column's largest at 25 µS, positive and negative ones in arrays of their own or side by side;
+and uniform cells, all rows driven alike. Speed: every input of one array against badcrossbar with as many inputs, where
+that is installed (`make test-circuit` does); bar: 30 times at 256 x 256. Forward: a layer with wires against one
+without; bar: 1.05. Models: MiniLM at one age (bar: 60 s on two cores, goal 30 s) and the first of SmolLM2's 30 blocks,
+times 30 (bar: 10 minutes, goal 5).
+
+Seconds are of the processor (`time.process_time`, all threads together) beside those of the clock, for machines that do
+other work meanwhile: on n idle cores a solution takes a n-th of the former.
 """
 
-import argparse
+import logging
+import time
+import warnings
+from collections.abc import Callable
+from dataclasses import replace
 
 import numpy as np
-from scipy.sparse import coo_array
-from scipy.sparse.linalg import splu
+import torch
+from paired import judge, measure, option_parser, print_setting, ratio, table, use
+from rich.console import Console
+from torch import nn
+
+import calibration
+from crossbar import Wire, age, analog_layers, convert, presets, program, transfer_matrix
+from crossbar.circuit import reference
+from crossbar.circuit.currents import solution
+
+BLOCKS = 30  # of SmolLM2-135M
 
 
-def currents(conductance: np.ndarray, volts: np.ndarray, ohms: float) -> np.ndarray:
-    """Currents (µA) ``[B, C]`` at the ends of the bit lines, for conductances ``[R, C]`` (µS) and volts ``[B, R]``."""
-    rows, columns = conductance.shape
-    word = np.arange(rows * columns).reshape(rows, columns)  # nodes of the word lines, then of the bit lines
-    bit = word + rows * columns
-    wire = 1e6 / ohms  # µS
-    pairs = [
-        (word.ravel(), bit.ravel(), conductance.ravel()),
-        (word[:, :-1].ravel(), word[:, 1:].ravel(), np.full(rows * (columns - 1), wire)),
-        (bit[:-1].ravel(), bit[1:].ravel(), np.full((rows - 1) * columns, wire)),
-    ]
-    a, b, g = (np.concatenate(parts) for parts in zip(*pairs, strict=True))
-    ends = np.concatenate([word[:, 0], bit[-1]])  # a segment to the driver, and one to the sensing amplifier
-    to_ends = np.full(len(ends), wire)
-    i, j = np.concatenate([a, b, a, b, ends]), np.concatenate([a, b, b, a, ends])
-    size = 2 * rows * columns
-    matrix = coo_array((np.concatenate([g, g, -g, -g, to_ends]), (i, j)), shape=(size, size)).tocsc()
-    driven = np.zeros((size, len(volts)))
-    driven[word[:, 0]] = wire * volts.T
-    return (splu(matrix).solve(driven)[bit[-1]] * wire).T
+def timed(run: Callable[[], object]) -> tuple[float, float]:
+    """Seconds of the processor and of the clock."""
+    begin, start = time.perf_counter(), time.process_time()
+    run()
+    return time.process_time() - start, time.perf_counter() - begin
+
+
+def pair(size: int) -> torch.Tensor:
+    """Positive and negative cells of normal weights (µS), ``[2, R, C]``."""
+    weight = torch.as_tensor(np.random.default_rng(0).standard_normal((size, size)))
+    weight *= 25 / weight.abs().amax(0)
+    return torch.stack([weight.clamp(min=0), (-weight).clamp(min=0)])
+
+
+def arrays(size: int, ohms: float) -> None:
+    """Errors of products."""
+    cells, volts = pair(size), torch.as_tensor(np.random.default_rng(1).standard_normal((64, size)))
+    ideal = volts @ (cells[0] - cells[1])
+    for layout in ("separate", "interleaved"):
+        matrix = transfer_matrix(cells, ohms, layout=layout)
+        error = (volts @ (matrix[0] - matrix[1]) - ideal).norm() / ideal.norm()
+        print(f"{size} x {size}, {ohms:g} ohm a segment, normal weights, {layout} pairs: {error:.1%} of the product")
+    uniform = torch.as_tensor(np.random.default_rng(2).uniform(0, 25, (size, size)))
+    alike = torch.ones(1, size, dtype=torch.float64)
+    error = (alike @ (transfer_matrix(uniform, ohms) - uniform)).norm() / (alike @ uniform).norm()
+    print(f"uniform cells, all rows driven alike: {error:.1%}")
+
+
+def speed(size: int, ohms: float) -> None:
+    """All inputs of one array."""
+    cells = pair(size)[0].float()
+    solution(cells, ohms)  # compiles
+    found = solution(cells, ohms)
+    seconds = [timed(lambda: solution(cells, ohms)) for _ in range(5)]
+    own = min(cpu for cpu, _ in seconds)
+    chosen = np.arange(0, size, max(size // 4, 1))
+    expected = reference.solve(cells.double().numpy(), np.eye(size)[chosen], ohms, ohms)[0]
+    error = np.linalg.norm(found.matrix[chosen].numpy() - expected) / np.linalg.norm(expected)
+    print(
+        f"transfer matrix, {size} x {size}, {ohms:g} ohm, float32: {own:.3f} s of one core ({found.sweeps} sweeps); "
+        f"estimated error {found.error:.0e}, against sparse LU {error:.0e}"
+    )
+    exact, _ = timed(lambda: solution(cells, ohms, solver="elimination"))
+    print(f"by elimination: {exact:.2f} s")
+    try:
+        with warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            import badcrossbar
+    except ImportError:
+        print("badcrossbar is not installed: `make test-circuit` does it")
+        return
+    logging.disable(logging.INFO)
+    with np.errstate(divide="ignore"):
+        resistance = 1e6 / cells.double().numpy()
+    options = {"r_i": ohms, "node_voltages": False, "all_currents": False}
+    theirs, _ = timed(lambda: badcrossbar.compute(np.eye(size), resistance, **options))
+    logging.disable(logging.NOTSET)
+    print(judge(f"badcrossbar, {size} inputs: {theirs:.2f} s, times as long", theirs / own, 30, least=True))
+
+
+def forward(rounds: int) -> None:
+    """A layer of MiniLM's size with and without wires."""
+    layers = {}
+    for name, wire in (("ideal wires", None), ("wires", Wire(1.0, 1.0))):
+        torch.manual_seed(0)
+        model = nn.Sequential(nn.Linear(384, 1536))
+        convert(model, replace(presets.pcm(), wire=wire))
+        program(model, 0)
+        age(model, "1d")
+        layers[name] = model
+    x = torch.randn(2048, 384)
+    with torch.no_grad():
+        costs = measure({name: lambda layer=layer: layer(x) for name, layer in layers.items()}, 10 * rounds, twice=True)
+    Console().print(table(f"2,048 vectors through 384 x 1,536, {10 * rounds} rounds", costs, base="ideal wires"))
+    print(judge("with / without", ratio(costs["wires"].seconds, costs["ideal wires"].seconds), 1.05))
+
+
+def models() -> None:
+    """Ageing of whole models."""
+    hardware = replace(presets.pcm(), wire=Wire(1.0, 1.0))
+    for name, part, times, bar, goal in (("minilm", None, 1, 60, 30), ("smollm2", "*layers.0.*", BLOCKS, 600, 300)):
+        model = calibration.load_model(name).model
+        convert(model, hardware, include=None if part is None else [part])
+        program(model, 0)
+        plain = sum(layer.digital.weight.numel() for layer in analog_layers(model).values())
+        tiles = sum(
+            -(-layer.in_features // 256) * -(-layer.out_features // 256) for layer in analog_layers(model).values()
+        )
+        cpu, clock = timed(lambda model=model: age(model, "1d"))
+        what = "all layers" if part is None else f"one block of {BLOCKS}"
+        print(f"{name}, {what}: {tiles} tiles, {plain / 1e6:.1f} million weights: {cpu:.1f} s of cores, {clock:.1f} s")
+        print(judge(f"{name} at one age, seconds of two cores", cpu * times / 2, bar, goal))
 
 
 def main() -> None:
-    parser = argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter)
-    parser.add_argument("--size", type=int, default=256, help="word lines and bit lines")
-    parser.add_argument("--ohms", type=float, default=1.0, help="resistance of a segment")
-    options = parser.parse_args()
-    draw = np.random.default_rng(0)
-    weight = draw.standard_normal((options.size, options.size))
-    weight *= 25 / np.abs(weight).max(0)
-    volts = draw.standard_normal((16, options.size))
-    ideal = volts @ weight
-    found = currents(weight.clip(min=0), volts, options.ohms) - currents((-weight).clip(min=0), volts, options.ohms)
-    error = np.linalg.norm(found - ideal) / np.linalg.norm(ideal)
-    print(f"{options.size} x {options.size} cells, {options.ohms:g} ohm a segment: error {error:.1%} of the product")
+    parser = option_parser(__doc__, rounds=5)
+    parser.add_argument("--only", choices=("arrays", "speed", "forward", "models"), help="one part (default: all)")
+    parser.add_argument("--size", type=int, default=256, help="word lines and bit lines of the array")
+    parser.add_argument("--ohms", type=float, default=1.0, help="resistance of a segment of the array")
+    chosen = use(parser)
+    print_setting()
+    parts = {
+        "arrays": lambda: arrays(chosen.size, chosen.ohms),
+        "speed": lambda: speed(chosen.size, chosen.ohms),
+        "forward": lambda: forward(chosen.rounds),
+        "models": models,
+    }
+    for name, part in parts.items():
+        if chosen.only in (None, name):
+            part()
 
 
 if __name__ == "__main__":

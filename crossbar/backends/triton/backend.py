@@ -11,7 +11,7 @@ from torch import Tensor
 from crossbar.backends.protocol import AgedRows, Columns, Read, Work
 from crossbar.backends.triton import products, rows
 from crossbar.devices import Decaying, window
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
 from crossbar.native import gpu
 
 
@@ -23,7 +23,7 @@ class Triton:
     """
 
     name: str = "triton"
-    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES  # rows of cells have no converters: see products
+    honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES  # rows have no converters: see products
     narrow_inputs: bool = True
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:

@@ -15,10 +15,10 @@ import torch
 from torch import Tensor
 
 from crossbar.backends.protocol import Read
-from crossbar.features import CELLS, MISMATCH, NOISES, missing
+from crossbar.features import CELLS, MISMATCH, NOISES, WIRES, missing
 from crossbar.native import gpu
 
-HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | {"dac.range:per_token", "dac.range:max"}
+HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | WIRES | {"dac.range:per_token", "dac.range:max"}
 """Features of hardware that products in integers have."""
 
 _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
