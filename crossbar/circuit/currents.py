@@ -250,15 +250,16 @@ def _referred(cells: Tensor, how: _How) -> Tensor:
     each = np.eye(cells.shape[1])
     drive = "both" if how.both else "left"
     arrays = [reference.solve(part.numpy(), each, how.r_row, how.r_col, drive)[0] for part in cells.cpu()]
-    return torch.as_tensor(np.stack(arrays)).to(cells.device)
+    return torch.as_tensor(np.stack(arrays), device=cells.device)
 
 
 def _relaxed(cells: Tensor, how: _How, solver: Solver | None) -> tuple[Tensor, _Found]:
     """By sweeps, and by elimination where these converge slowly."""
     rows, columns = cells.shape[1:]
     found, error, sweeps, hard = torch.empty_like(cells), 0.0, 0, list[int]()
-    probes = torch.zeros(rows, min(_PROBES, rows), dtype=torch.float64)
-    probes[torch.arange(probes.shape[1]) * rows // probes.shape[1], torch.arange(probes.shape[1])] = 1.0
+    probes = torch.zeros(rows, min(_PROBES, rows), dtype=torch.float64, device="cpu")
+    probe = torch.arange(probes.shape[1], device="cpu")
+    probes[probe * rows // len(probe), probe] = 1.0
     step = max(_AT_ONCE // (rows * columns * 8), 1)
     for first in range(0, len(cells), step):
         here = slice(first, first + step)
@@ -280,7 +281,7 @@ def _relaxed(cells: Tensor, how: _How, solver: Solver | None) -> tuple[Tensor, _
             left = open_
         hard += [first + index for index in left]
         for pairs, members in groups.items():
-            terms = factored.terms(members, torch.eye(rows, dtype=torch.float64), pairs)
+            terms = factored.terms(members, torch.eye(rows, dtype=torch.float64, device="cpu"), pairs)
             for place, index in enumerate(members):
                 total = factored.first[index].clone()
                 for term, weight in zip(terms[:, place], weights[index].tolist(), strict=True):
@@ -298,7 +299,7 @@ class _Factored:
         from crossbar.circuit import kernels  # numba takes half a second to load
         from crossbar.native import openmp
 
-        self._ohms = torch.tensor([how.r_row, how.r_col], dtype=torch.float64)
+        self._ohms = torch.tensor([how.r_row, how.r_col], dtype=torch.float64, device="cpu")
         siemens = (cells * _MICRO).contiguous()
         parts = [torch.empty_like(siemens) for _ in range(5)]
         openmp.run(kernels.factor, len(cells), siemens, *parts, *siemens.shape, self._ohms, int(how.both))
@@ -332,7 +333,7 @@ def _extrapolation(terms: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[Tensor
     size = np.sqrt(np.diag(gram))
     used = int((size > 1e-14 * size[0]).sum()) if size[0] else 0
     if used == 0:
-        return torch.zeros(len(terms), dtype=torch.float64), 0.0
+        return torch.zeros(len(terms), dtype=torch.float64, device="cpu"), 0.0
     # Least squares over mixtures that sum to 1. Terms shrink by orders of magnitude, so each is measured by its size.
     relative = gram[:used, :used] / size[:used, None] / size[:used] + 1e-14 * np.eye(used)
     mixed = np.linalg.solve(relative, 1.0 / size[:used]) / size[:used]
@@ -342,7 +343,7 @@ def _extrapolation(terms: np.ndarray[Any, np.dtype[np.float64]]) -> tuple[Tensor
     weights[:used] = np.cumsum(alpha[::-1])[::-1]  # the sum that includes term k takes it with all weights from k on
     ratio = float(size[used - 1] / size[used - 2] if used > 1 else size[1] / size[0])
     rest = float(np.sqrt(np.einsum("k,k->", left, left)))
-    return torch.as_tensor(weights), rest * ratio / (1 - ratio) if ratio < 1 else math.inf
+    return torch.as_tensor(weights, device="cpu"), rest * ratio / (1 - ratio) if ratio < 1 else math.inf
 
 
 class _Transfer(torch.autograd.Function):
