@@ -99,16 +99,19 @@ def kernels() -> list[Kernel]:
         ),
     ]  # fmt: skip
     product = {"codes": "i8", "cells": "i8", "constants": "fp32", "power": "fp32", "full_scale": "fp32", "out": "fp32"}
+    kinds = {"quiet": {}, "noise": {"NOISE": True}, "cells' noise": {"NOISE": True, "CELLS": True}}
+    kinds["noise, offsets, ranges of columns"] = {"NOISE": True, "OFFSET": True, "EVEN": False}
+    plain = {"SHIFT": True, "NOISE": False, "EVEN": True, "OFFSET": False, "CELLS": False, "COLUMNS": False}
     for vectors, text in ((4096, "many vectors"), (32, "32 vectors"), (1, "one vector")):
         blocks = products.blocks_for(vectors)
-        for kind, noise, of_cells in (("quiet", False, False), ("noise", True, False), ("cells' noise", True, True)):
-            constants = {
-                "PADDED": 256, "SHIFT": True, "NOISE": noise, "EVEN": True, "OFFSET": False, "CELLS": of_cells,
-                "COLUMNS": False, "BB": blocks.vectors, "BO": blocks.columns, "BK": 256, "GROUP": blocks.group,
-                "STAGES": blocks.stages,
-            }  # fmt: skip
+        sizes = {"BB": blocks.vectors, "BO": blocks.columns, "GROUP": blocks.group, "STAGES": blocks.stages}
+        for kind, own in kinds.items():
+            constants = {"PADDED": 256, "BK": 256, "inside": None, "INSIDE": False, **plain, **sizes, **own}
             name = f"product, {text}, {kind}"
             found.append(Kernel(name, tiles.multiply, product, ("levels",), constants, blocks.warps))
+    constants = {"PADDED": 256, "BK": 256, "INSIDE": True, **plain, **sizes, "NOISE": True}
+    trained = {**product, "inside": "i8"}
+    found.append(Kernel("product, one vector, training", tiles.multiply, trained, ("levels",), constants, blocks.warps))
     return found
 
 

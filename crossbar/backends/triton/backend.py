@@ -17,7 +17,7 @@ from crossbar.native import gpu
 
 @dataclass(frozen=True)
 class Triton:
-    """Fused kernels (`crossbar.backends.triton.products`, `crossbar.backends.triton.rows`), without gradients.
+    """Fused kernels: `crossbar.backends.triton.products`, with gradients of inputs and cells, and ``rows``.
 
     Where kernels are interpreted (``TRITON_INTERPRET=1``, to test them without a GPU) it takes tensors of the CPU.
     """
@@ -27,7 +27,7 @@ class Triton:
     narrow_inputs: bool = True
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
-        """What is not on a GPU, not in float32, has gradients, or is no product of whole numbers."""
+        """What is not on a GPU, not in float32, wants gradients of ranges, or is no product of whole numbers."""
         if gpu.why_not() is not None:
             return gpu.why_not()
         if device.type != ("cpu" if gpu.interpreted() else "cuda"):
@@ -39,9 +39,7 @@ class Triton:
         if isinstance(work, AgedRows):
             decays = isinstance(work.device, Decaying) and window(work.device) == (0.0, math.inf)
             return None if decays else f"drift of device {work.device.kind!r}, which is no factor"
-        if gradient:
-            return "gradients"
-        return products.refuses(work)
+        return products.refuses(work) or (products.refuses_gradient(work) if gradient else None)
 
     def multiply(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.multiply`; float32 for inputs of 16 bits."""

@@ -12,6 +12,7 @@ from functools import partial
 from typing import Any, NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossbar.backends.protocol import Read
@@ -71,6 +72,14 @@ def refuses(read: Read) -> str | None:
     return None
 
 
+def refuses_gradient(read: Read) -> str | None:
+    """Of what gradients cannot be had here; None: of nothing that asks for one."""
+    for name, tensor in (("input ranges", read.input_range), ("ADC ranges", read.cells.adc_range)):
+        if tensor is not None and tensor.requires_grad:
+            return f"gradients of {name}"
+    return "gradients of scales" if read.cells.scales.requires_grad else None
+
+
 @torch.inference_mode(False)
 @torch.no_grad()
 def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
@@ -92,19 +101,84 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
 
 def multiply(read: Read, blocks: Blocks | None = None) -> Tensor:
     """`crossbar.backends.protocol.Backend.multiply`, float32."""
+    if torch.is_grad_enabled() and (read.x.requires_grad or _of_gradient(read) is not None):
+        product: Tensor = _Product.apply(read.x, read.cells.weight, read)  # type: ignore[no-untyped-call]  # torch's own
+        return product
     out = read.x.new_empty(len(read.x), read.cells.scales.shape[1], dtype=torch.float32)
-    return _sensed(read, out, columns=False, blocks=blocks)
+    _sensed(read, out, columns=False, blocks=blocks)
+    return out
 
 
 def read_columns(read: Read, blocks: Blocks | None = None) -> Tensor:
     """`crossbar.backends.protocol.Backend.read_columns`, float32."""
     tiles, outputs = read.cells.scales.shape
     out = read.x.new_empty(tiles, len(read.x), outputs, dtype=torch.float32)
-    return _sensed(read, out, columns=True, blocks=blocks)
+    _sensed(read, out, columns=True, blocks=blocks)
+    return out
 
 
-def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None) -> Tensor:
-    """What the ADCs deliver, scaled and added up, or column by column."""
+def _of_gradient(read: Read) -> Tensor | None:
+    """The digits, if they have a gradient."""
+    digits = read.cells.digits
+    return digits if isinstance(digits, Tensor) and digits.requires_grad else None
+
+
+class _Product(torch.autograd.Function):
+    """`multiply` with the gradients of `crossbar.backends.eager`: 1 inside the converters' ranges, 0 outside."""
+
+    @staticmethod
+    def forward(ctx: Any, x: Tensor, digits: Tensor, read: Read) -> Tensor:
+        tiles, outputs = read.cells.scales.shape
+        out = x.new_empty(len(x), outputs, dtype=torch.float32)
+        inside = x.new_zeros(tiles, len(x), outputs, dtype=torch.int8)
+        codes, full_scale = _sensed(read, out, columns=False, blocks=None, inside=inside)
+        ctx.read = read._replace(x=read.x.detach())
+        ctx.save_for_backward(x, digits, inside, codes, full_scale)
+        return out
+
+    @staticmethod
+    @torch.autograd.function.once_differentiable
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
+        x, digits, inside, codes, full_scale = ctx.saved_tensors
+        read: Read = ctx.read
+        dac, rows = read.hardware.dac, read.hardware.tile.rows
+        assert dac is not None
+        (slices, lines, outputs), (vectors, row_tiles) = digits.shape, (len(x), -(-digits.shape[1] // rows))
+        through = (inside * read.cells.scales.unsqueeze(1)).mul_(grad).view(slices, row_tiles, vectors, outputs)
+        padding = (0, 0, 0, row_tiles * rows - lines)
+        of_x = of_digits = None
+        if ctx.needs_input_grad[0]:
+            cells = F.pad(digits, padding).view(slices, row_tiles, rows, outputs)
+            of_tiles = (through @ cells.transpose(2, 3)).sum(0) if slices > 1 else through[0] @ cells[0].transpose(1, 2)
+            of_x = of_tiles.transpose(0, 1).reshape(vectors, -1)[:, :lines]
+            clips = read.input_range is not None or dac.range == "static"
+            if clips:  # no input is outside of a range that was found among them
+                of_x = of_x * ((x * (dac.levels / full_scale).unsqueeze(1)).abs() <= dac.levels + 0.5)
+            of_x = of_x.to(x.dtype)
+        if ctx.needs_input_grad[1]:
+            drives = codes.view(vectors, row_tiles, -1)[:, :, :rows].permute(1, 2, 0).float()
+            drives.mul_(full_scale / dac.levels)
+            of_digits = (drives @ through).view(slices, -1, outputs)[:, :lines]
+        return of_x, of_digits, None
+
+
+class Driven(NamedTuple):
+    """What drove the word lines.
+
+    Attributes:
+        codes: ``[B, T_in R]`` int8, R word lines a tile, as the cells have them.
+        full_scale: ``[B]``, activation units.
+    """
+
+    codes: Tensor
+    full_scale: Tensor
+
+
+def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, inside: Tensor | None = None) -> Driven:
+    """What the ADCs deliver, scaled and added up in ``out``, or column by column.
+
+    ``inside``: filled with 1 where a conversion is within its ADC's range, ``[T, B, O]`` int8.
+    """
     from crossbar.backends.triton import triton_kernels as kernels
 
     x, cells, hardware, input_range, noise = read
@@ -116,7 +190,7 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None) -> Te
     (vectors, lines), (tiles, outputs) = x.shape, cells.scales.shape
     row_tiles, padded = -(-lines // rows), fixed.cells.shape[3]
     if not out.numel():
-        return out
+        return Driven(x.new_empty(vectors, row_tiles * padded, dtype=torch.int8), fixed.steps.new_empty(vectors))
     found, ranges, given = _range(x, dac.range, dac.full_scale, input_range)
     noisy = noise is not None and (hardware.output_noise > 0 or cells.variance is not None)
     own_range = cells.adc_range
@@ -141,13 +215,13 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None) -> Te
     blocks = blocks or (_SMALL if gpu.interpreted() else blocks_for(vectors))
     grid = -(-vectors // blocks.vectors) * -(-outputs // blocks.columns)
     kernels.multiply[(grid,)](
-        codes, fixed.cells, constants, power, full_scale, out, vectors, outputs, tiles, row_tiles,
+        codes, fixed.cells, constants, power, full_scale, out, inside, vectors, outputs, tiles, row_tiles,
         gpu.word(start), gpu.word(key), float(adc.levels),
-        PADDED=padded, SHIFT=rows <= _MOST_SHIFTED, EVEN=of_range < 2,
+        PADDED=padded, SHIFT=rows <= _MOST_SHIFTED, EVEN=of_range < 2, INSIDE=inside is not None,
         BB=blocks.vectors, BO=blocks.columns, BK=min(padded, 256), GROUP=blocks.group, STAGES=blocks.stages,
         num_warps=blocks.warps, **flags, **gpu.OPTIONS,
     )  # fmt: skip
-    return out
+    return Driven(codes, full_scale)
 
 
 def _range(x: Tensor, kind: str, full_scale: float, given: Tensor | None) -> tuple[int, Tensor | None, float]:

@@ -195,9 +195,9 @@ def _of_tile(constants, which: tl.constexpr, count, first, second, outputs):
 
 
 @triton.jit
-def _converted(sums, numbers, factor, deviation, offset, variance, power, levels, scale, unit, total,
-               NOISE: tl.constexpr, OFFSET: tl.constexpr, CELLS: tl.constexpr):  # fmt: skip
-    """What ADCs deliver of column sums, scaled and added to ``total``: `crossbar.backends.cpu.kernels.convert`."""
+def _steps(sums, numbers, factor, deviation, offset, variance, power,
+           NOISE: tl.constexpr, OFFSET: tl.constexpr, CELLS: tl.constexpr):  # fmt: skip
+    """Column sums with noise and offset, in ADC steps: `crossbar.backends.cpu.kernels.convert`."""
     if NOISE:
         if CELLS:
             spread = tl.fma(deviation[None, :], deviation[None, :], power[:, None] * variance[None, :])
@@ -206,27 +206,33 @@ def _converted(sums, numbers, factor, deviation, offset, variance, power, levels
             added = numbers * deviation[None, :]
         if OFFSET:
             added = added + offset[None, :]
-        steps = tl.fma(sums, factor[None, :], added)
+        return tl.fma(sums, factor[None, :], added)
     elif OFFSET:
-        steps = tl.fma(sums, factor[None, :], offset[None, :])
+        return tl.fma(sums, factor[None, :], offset[None, :])
     else:
-        steps = sums * factor[None, :]
+        return sums * factor[None, :]
+
+
+@triton.jit
+def _converted(steps, levels, scale, unit, total):
+    """What ADCs deliver, scaled and added to ``total``."""
     return tl.fma(nearest(clipped(steps, levels)), scale[None, :] * unit[:, None], total)
 
 
 @triton.jit(do_not_specialize=["vectors", "outputs", "tiles", "row_tiles", "start", "key"])
 def multiply(
-    codes, cells, constants, power, full_scale, out, vectors, outputs, tiles, row_tiles, start, key, levels,
+    codes, cells, constants, power, full_scale, out, inside, vectors, outputs, tiles, row_tiles, start, key, levels,
     PADDED: tl.constexpr, SHIFT: tl.constexpr, NOISE: tl.constexpr, EVEN: tl.constexpr, OFFSET: tl.constexpr,
-    CELLS: tl.constexpr, COLUMNS: tl.constexpr, BB: tl.constexpr, BO: tl.constexpr, BK: tl.constexpr,
-    GROUP: tl.constexpr, STAGES: tl.constexpr,
+    CELLS: tl.constexpr, COLUMNS: tl.constexpr, INSIDE: tl.constexpr, BB: tl.constexpr, BO: tl.constexpr,
+    BK: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Products of tiles with codes ``[B, T_in, PADDED]``, converted tile after tile, ``[B, O]``.
 
     Or with ``COLUMNS`` what each tile's ADCs deliver, ``[T, B, O]``. A program has ``BB`` vectors and ``BO`` columns;
     ``GROUP`` blocks of vectors are worked on with the same cells by programs that follow each other. ``SHIFT``: the
     sums of tiles fit 32 bits, as they do up to 512 word lines; else a multiply-add of floats puts both bytes together.
-    ``EVEN``: all columns have the first one's deviation, so that no register is needed for each.
+    ``EVEN``: all columns have the first one's deviation, so that no register is needed for each. ``INSIDE``: which
+    conversions are within the range of their ADC, ``[T, B, O]`` int8, is written too: those that gradients go through.
     """
     HALF: tl.constexpr = BO // 2
     half = (outputs + 1) // 2
@@ -293,10 +299,16 @@ def multiply(
         if COLUMNS:
             one = tl.full((BB, HALF), 0.0, tl.float32)
             other = tl.full((BB, HALF), 0.0, tl.float32)
-        one = _converted(one_sum, number, factor, deviation, offset, variance, squares, levels, scale, unit, one,
-                         NOISE, OFFSET, CELLS)  # fmt: skip
-        other = _converted(other_sum, other_number, other_factor, other_deviation, other_offset, other_variance,
-                           squares, levels, other_scale, unit, other, NOISE, OFFSET, CELLS)  # fmt: skip
+        one_steps = _steps(one_sum, number, factor, deviation, offset, variance, squares, NOISE, OFFSET, CELLS)
+        other_steps = _steps(other_sum, other_number, other_factor, other_deviation, other_offset, other_variance,
+                             squares, NOISE, OFFSET, CELLS)  # fmt: skip
+        one = _converted(one_steps, levels, scale, unit, one)
+        other = _converted(other_steps, levels, other_scale, unit, other)
+        if INSIDE:
+            within = (tl.abs(one_steps) <= levels + 0.5).to(tl.int8)
+            _stored(inside, row, first, second, within, (tl.abs(other_steps) <= levels + 0.5).to(tl.int8), vectors,
+                    outputs, half)  # fmt: skip
+            inside += vectors.to(tl.int64) * outputs
         if COLUMNS:
             _stored(out, row, first, second, one, other, vectors, outputs, half)
             out += vectors.to(tl.int64) * outputs
