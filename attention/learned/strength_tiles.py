@@ -14,10 +14,10 @@ from crossbar.backends.converters import drive
 from crossbar.backends.protocol import Columns, Product
 from crossbar.costs.counts import book_masked_reads
 from crossbar.costs.ledger import book, counting
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, require_honoured
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES, require_honoured
 from crossbar.hardware import Hardware
 
-HONOURED = (CELLS | CONVERTERS | MISMATCH | NOISES) - {
+HONOURED = (CELLS | CONVERTERS | MISMATCH | NOISES | WIRES) - {
     "faults", "tile.slices", "tile.encoding:offset", "dac.coding:rate", "dac.coding:bit_serial",
 }  # fmt: skip
 """Features of hardware that tiles of strengths have."""

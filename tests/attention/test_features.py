@@ -19,8 +19,8 @@ from attention import (
 from attention.kernel import token_rows
 from attention.learned import strength_tiles
 from attention.learned.router import place_centroids
-from crossbar import Converter, Faults, Hardware, InputError, Tile, presets
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
+from crossbar import Converter, Faults, Hardware, InputError, Tile, Wire, presets
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
 from tests.crossbar.toys import Heated
 
 N, H, D = 12, 2, 8
@@ -91,6 +91,8 @@ def test_a_feature_that_nobody_named_is_refused(reader, base):
             {"dac": Converter(coding="bit_serial")},
             r"dac\.coding = 'bit_serial' .* strengths read one by one: give pwm",
         ),
+        (rows, {"wire": Wire()}, r"wire = Wire\(.*\) is not supported for keys and values: give None"),
+        (strengths, {"wire": Wire()}, r"wire = Wire\(.*\) is not supported for strengths read one by one: give None"),
         (mixed, {"faults": Faults()}, r"faults = Faults\(.*\) is not supported for strengths: give None"),
     ],
     ids=[
@@ -102,6 +104,8 @@ def test_a_feature_that_nobody_named_is_refused(reader, base):
         "gain",
         "slices",
         "coding of strengths",
+        "wires of rows",
+        "wires of strengths",
         "faults of strengths",
     ],
 )
@@ -111,6 +115,6 @@ def test_what_readers_lack_is_refused_with_what_they_have(reader, parts, sentenc
 
 
 def test_readers_name_features_that_there_are():
-    known = CELLS | CONVERTERS | MISMATCH | NOISES
+    known = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES
     assert known > token_rows.HONOURED
     assert known > strength_tiles.HONOURED

@@ -18,7 +18,18 @@ from attention import (
 )
 from attention.patterns.resident import Beyond
 from calibration import DriftCompensation
-from crossbar import Ledger, age, analog_layers, load_state, new_chip, presets, program, save_state
+from crossbar import (
+    Ledger,
+    Wire,
+    age,
+    analog_layers,
+    load_state,
+    new_chip,
+    presets,
+    program,
+    save_state,
+    transfer_matrix,
+)
 from crossbar.errors import InputError
 from crossbar.hardware import Converter, Faults, Tile
 from crossbar.tiles.faults import Fault
@@ -298,3 +309,20 @@ def test_documents_keep_strengths_apart():
     made = strengths("pair", content_free=True, pattern=Dense() & Documents(ids))
     v = draw(N)[2]
     assert torch.equal(made(v)[:, :, :5], made(torch.cat([v[:, :, :5], 9 * v[:, :, 5:]], 2))[:, :, :5])
+
+
+def test_wires_take_from_mixed_values():
+    """Each tile's columns carry the currents of its circuit, where pairs without a device have no cell."""
+    v, found = draw()[0], []
+    for ohms in (0.0, 50.0, 200.0):
+        made = strengths("pair", content_free=True)
+        made.place(dataclasses.replace(IDEAL, tile=Tile(rows=12, cols=12), wire=Wire(ohms, ohms)))
+        made.tiles.layer.program(0)
+        found.append(made(v).detach())
+        cells = made.tiles.layer.cells.conductances()
+        matrix = transfer_matrix(cells.unflatten(2, (H, -1)).transpose(1, 2), ohms)
+        scales = made.tiles.layer.scales.view(H, 1, -1)[:, :, :N]
+        seen = ((matrix[0] - matrix[1])[..., :N] / 25 * scales).transpose(1, 2)  # [H, queries, keys]
+        assert torch.allclose(found[-1], seen @ v, atol=1e-4 * float(v.abs().max()))
+    lost = [(one - found[0]).norm() / found[0].norm() for one in found[1:]]
+    assert 0.005 < lost[0] < lost[1] < 0.5

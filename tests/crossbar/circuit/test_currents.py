@@ -222,6 +222,15 @@ def test_batches_that_do_not_fit():
         circuit_currents(torch.ones(2, 3, 2), torch.ones(5, 4, 3), 1.0)
 
 
+def test_the_first_order_is_nearer_than_ideal_wires():
+    conductance, only = cells(24, 16), torch.arange(24) == 5
+    for active, most in ((only, 1e-3), (torch.ones(24, dtype=torch.bool), 0.02)):
+        exact = transfer_matrix(conductance, 20.0, active=active)
+        found = transfer_matrix(conductance, 20.0, active=active, solver="first_order")
+        assert 0 < distance(found, exact) < most
+        assert distance(conductance * active[:, None], exact) > 4 * distance(found, exact)
+
+
 def test_cells_that_are_not_ohmic():
     def sinh(u):
         return 0.1 * np.sinh(u / 0.1), np.cosh(u / 0.1)
