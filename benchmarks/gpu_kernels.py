@@ -88,7 +88,7 @@ def kernels() -> list[Kernel]:
             ("given", "levels", "least", "step", "adc_levels", "noise"),
             {"ranges": None, "adc_range": None, "offset": None, "variance": None, "ROWS": 256, "PADDED": 256,
              "FOUND": 0, "RANGE": 0, "COLUMNS": False, "NOISE": True, "OFFSET": False, "CELLS": False,
-             "BLOCK": 1024, "BR": 256},
+             "BV": 1, "BLOCK": 1024, "BR": 256},
         ),
         Kernel(
             "rows of any age", tiles.age_rows,

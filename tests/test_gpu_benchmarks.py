@@ -32,6 +32,7 @@ def test_without_a_gpu_it_says_what_it_needs(benchmark, monkeypatch, capsys):
     assert capsys.readouterr().out == f"{needs}\n"
 
 
+@pytest.mark.slow
 @torch.no_grad()
 def test_the_lines_compute_what_they_check(benchmark):
     setting = benchmark.Setting(torch.device("cpu"), 128)

@@ -26,6 +26,7 @@ _LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ..
 _MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
 _MOST_SHIFTED = 512  # word lines whose sums fit 32 bits, both bytes together
 _TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
+_VECTORS = 32  # that the interpreter makes codes of at once, since it takes as long for one
 _BLOCK = 1024  # inputs of a vector, and columns' constants, that a program works on at once
 
 
@@ -201,14 +202,15 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, insid
     power = fixed.steps.new_empty(vectors, row_tiles) if of_cells else full_scale
     x = x if x.stride(1) == 1 else x.contiguous()
     flags: dict[str, Any] = {"COLUMNS": columns, "NOISE": noisy, "OFFSET": cells.offset is not None, "CELLS": of_cells}
-    kernels.prepare[(vectors + -(-tiles * outputs // _BLOCK),)](
+    together = _VECTORS if gpu.interpreted() else 1
+    kernels.prepare[(-(-vectors // together) + -(-tiles * outputs // _BLOCK),)](
         x, x.stride(0), ranges, 1 if ranges is None else ranges.numel(), codes, full_scale, power,
         vectors, lines, row_tiles, given, float(dac.levels), _TINY,
         fixed.steps, cells.scales.contiguous(), None if own_range is None else own_range.contiguous(),
         None if cells.offset is None else cells.offset.contiguous(),
         cells.variance.contiguous() if of_cells and cells.variance is not None else None,
         constants, tiles, outputs, adc.full_scale / adc.levels, float(adc.levels), hardware.output_noise,
-        ROWS=rows, PADDED=padded, FOUND=found, RANGE=of_range, BLOCK=_BLOCK, BR=min(padded, 256), **flags,
+        ROWS=rows, PADDED=padded, FOUND=found, RANGE=of_range, BV=together, BLOCK=_BLOCK, BR=min(padded, 256), **flags,
         **gpu.OPTIONS,
     )  # fmt: skip
     start, key = (noise.start, noise.word_key) if noise is not None else (0, 0)

@@ -115,52 +115,56 @@ def _constants(
 
 @triton.jit
 def _encode(
-    row, x, stride, ranges, known, codes, full_scale, power, lines, tiles, given, levels, least,
-    ROWS: tl.constexpr, PADDED: tl.constexpr, FOUND: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr,
-    BR: tl.constexpr,
+    block, x, stride, ranges, known, codes, full_scale, power, vectors, lines, tiles, given, levels, least,
+    ROWS: tl.constexpr, PADDED: tl.constexpr, FOUND: tl.constexpr, CELLS: tl.constexpr, BV: tl.constexpr,
+    BLOCK: tl.constexpr, BR: tl.constexpr,
 ):  # fmt: skip
-    """Input codes of a vector, ``[T_in, PADDED]`` int8, its range, and sums of its squared drives by tile.
+    """Input codes of ``BV`` vectors, ``[T_in, PADDED]`` int8 each, their ranges, and sums of squared drives by tile.
 
     ``FOUND``: 0, its own largest input; 1, a number ``given``; 2, one of ``ranges``. NaN is the range where an input
     is NaN or the range no number above 0; codes are then 0.
     """
-    begin = x + row.to(tl.int64) * stride
-    largest = tl.zeros((BLOCK,), tl.int32)  # as bits, which sort as magnitudes do, and NaN behind infinity
+    row = block * BV + tl.arange(0, BV)
+    there = row < vectors
+    begin = (row.to(tl.int64) * stride)[:, None]
+    largest = tl.full((BV, BLOCK), 0, tl.int32)  # as bits, which sort as magnitudes do, and NaN behind infinity
     for first in range(0, lines, BLOCK):
-        line = first + tl.arange(0, BLOCK)
-        each = tl.load(begin + line, mask=line < lines, other=0.0).to(tl.float32)
+        line = (first + tl.arange(0, BLOCK))[None, :]
+        each = tl.load(x + begin + line, mask=there[:, None] & (line < lines), other=0.0).to(tl.float32)
         largest = tl.maximum(largest, each.to(tl.int32, bitcast=True) & 0x7FFFFFFF)
-    most = tl.max(largest, 0)
+    most = tl.max(largest, 1)
     if FOUND == 0:
         span = tl.maximum(most.to(tl.float32, bitcast=True), least)
         lost = most >= 0x7F800000
     else:
-        span = given
+        span = tl.full((BV,), 0.0, tl.float32) + given
         if FOUND == 2:
             span = tl.load(ranges + row % known).to(tl.float32)
         lost = (most > 0x7F800000) | (span <= 0) | (span != span) | (span == float("inf"))
-    tl.store(full_scale + row, tl.where(lost, float("nan"), span))
-    factor = tl.where(lost, 0.0, tl.div_rn(levels, span))
-    into = codes + row.to(tl.int64) * tiles * PADDED
+    tl.store(full_scale + row, tl.where(lost, float("nan"), span), mask=there)
+    factor = tl.div_rn(levels, span)[:, None]
+    lost = lost[:, None]
+    into = (row.to(tl.int64) * tiles * PADDED)[:, None]
     for first in range(0, tiles * PADDED, BLOCK):
-        place = first + tl.arange(0, BLOCK)
+        place = (first + tl.arange(0, BLOCK))[None, :]
         own = place % PADDED
         line = (place // PADDED) * ROWS + own
-        known_line = (own < ROWS) & (line < lines)
-        each = tl.load(begin + line, mask=known_line, other=0.0).to(tl.float32)
+        held = there[:, None] & (own < ROWS) & (line < lines)
+        each = tl.load(x + begin + line, mask=held, other=0.0).to(tl.float32)
         code = nearest(clipped(tl.where(lost, 0.0, each * factor), levels))
-        tl.store(into + place, code.to(tl.int8), mask=place < tiles * PADDED)
+        tl.store(codes + into + place, code.to(tl.int8), mask=there[:, None] & (place < tiles * PADDED))
     if CELLS:
         for tile in range(tiles):
-            total = tl.zeros((BR,), tl.int32)
+            total = tl.full((BV, BR), 0, tl.int32)
             for first in range(0, ROWS, BR):
-                own = first + tl.arange(0, BR)
+                own = (first + tl.arange(0, BR))[None, :]
                 line = tile * ROWS + own
-                each = tl.load(begin + line, mask=(own < ROWS) & (line < lines), other=0.0).to(tl.float32)
+                held = there[:, None] & (own < ROWS) & (line < lines)
+                each = tl.load(x + begin + line, mask=held, other=0.0).to(tl.float32)
                 code = nearest(clipped(tl.where(lost, 0.0, each * factor), levels)).to(tl.int32)
                 total += code * code
-            driven = tl.sum(total, 0).to(tl.float32)
-            tl.store(power + row * tiles + tile, tl.div_rn(driven, levels * levels))
+            driven = tl.div_rn(tl.sum(total, 1).to(tl.float32), levels * levels)
+            tl.store(power + row * tiles + tile, driven, mask=there)
 
 
 @triton.jit(do_not_specialize=["stride", "known", "vectors", "lines", "outputs", "row_tiles", "tiles"])
@@ -168,18 +172,20 @@ def prepare(
     x, stride, ranges, known, codes, full_scale, power, vectors, lines, row_tiles, given, levels, least,
     steps, scales, adc_range, offset, variance, constants, tiles, outputs, step, adc_levels, noise,
     ROWS: tl.constexpr, PADDED: tl.constexpr, FOUND: tl.constexpr, RANGE: tl.constexpr, COLUMNS: tl.constexpr,
-    NOISE: tl.constexpr, OFFSET: tl.constexpr, CELLS: tl.constexpr, BLOCK: tl.constexpr, BR: tl.constexpr,
+    NOISE: tl.constexpr, OFFSET: tl.constexpr, CELLS: tl.constexpr, BV: tl.constexpr, BLOCK: tl.constexpr,
+    BR: tl.constexpr,
 ):  # fmt: skip
-    """What a product needs beside the cells: a program for each input vector, then some for the columns' constants."""
+    """What a product needs beside the cells: programs for ``BV`` input vectors each, then the columns' constants."""
     program = tl.program_id(0)
-    if program < vectors:
+    blocks = (vectors + BV - 1) // BV
+    if program < blocks:
         _encode(
-            program, x, stride, ranges, known, codes, full_scale, power, lines, row_tiles, given, levels, least,
-            ROWS, PADDED, FOUND, CELLS, BLOCK, BR,
+            program, x, stride, ranges, known, codes, full_scale, power, vectors, lines, row_tiles, given, levels,
+            least, ROWS, PADDED, FOUND, CELLS, BV, BLOCK, BR,
         )  # fmt: skip
     else:
         _constants(
-            program - vectors, steps, scales, adc_range, offset, variance, constants, tiles, outputs, step, levels,
+            program - blocks, steps, scales, adc_range, offset, variance, constants, tiles, outputs, step, levels,
             adc_levels, noise, RANGE, COLUMNS, NOISE, OFFSET, CELLS, BLOCK,
         )  # fmt: skip
 

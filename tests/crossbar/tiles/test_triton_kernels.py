@@ -16,7 +16,7 @@ pytestmark = pytest.mark.skipif(gpu.why_not() is not None, reason=f"no kernels h
 SCALED = devices.PCM(g_max=13.7, prog_noise_scale=1.3, drift_scale=0.7, read_noise_scale=2.1)
 
 
-def array(device, encoding="differential", lines=70, outputs=33):
+def array(device, encoding="differential", lines=40, outputs=31):
     matrix = torch.randn(outputs, lines, generator=torch.Generator().manual_seed(0))
     matrix[:, 3] = 0
     cells = TileArray(matrix, Hardware(device=device, tile=Tile(32, 16, encoding=encoding)), "cells")
@@ -35,8 +35,10 @@ def rounded(monkeypatch):
     monkeypatch.setattr(torch.Tensor, "exp_", lambda x: x.copy_(x.double().exp()))
 
 
-@pytest.mark.parametrize(("device", "seconds"), [(devices.PCM(), 0.0), (devices.PCM(), 3e7), (SCALED, 3600.0)])
-@pytest.mark.parametrize("encoding", ["differential", "balanced"])
+@pytest.mark.parametrize(
+    ("device", "seconds", "encoding"),
+    [(devices.PCM(), 0.0, "balanced"), (devices.PCM(), 3e7, "differential"), (SCALED, 3600.0, "differential")],
+)
 def test_cells_read_again(device, seconds, encoding, monkeypatch):
     cells = array(device, encoding)
     cells.age(seconds)
@@ -58,11 +60,11 @@ def test_cells_read_again(device, seconds, encoding, monkeypatch):
 
 def test_parts_of_an_array_have_the_numbers_of_the_whole(monkeypatch):
     on_gpu(monkeypatch)
-    device, shape = devices.PCM(), (2, 70, 33)
-    target = torch.rand(70, 33, generator=torch.Generator().manual_seed(0)).sub_(0.5).mul_(50.0).to(DEVICE)
+    device, shape = devices.PCM(), (2, 40, 31)
+    target = torch.rand(40, 31, generator=torch.Generator().manual_seed(0)).sub_(0.5).mul_(50.0).to(DEVICE)
     whole, parts = torch.empty_like(target), torch.empty_like(target)
-    ageing.read_again(device, [target], 60.0, ("cells",), shape, slice(0, 70), whole)
-    for lines in (slice(0, 31), slice(31, 70)):
+    ageing.read_again(device, [target], 60.0, ("cells",), shape, slice(0, 40), whole)
+    for lines in (slice(0, 17), slice(17, 40)):
         ageing.read_again(device, [target[lines]], 60.0, ("cells",), shape, lines, parts[lines])
     assert torch.equal(parts, whole)
 
@@ -70,7 +72,7 @@ def test_parts_of_an_array_have_the_numbers_of_the_whole(monkeypatch):
 @pytest.mark.parametrize("device", [devices.PCM(), devices.reram.CmoReRam()], ids=lambda device: device.kind)
 def test_cells_for_training(device, monkeypatch):
     low, high = devices.window(device)[0], device.g_max
-    targets = torch.rand(3, 37, 11, generator=torch.Generator().manual_seed(0)) * (high - low) + low
+    targets = torch.rand(3, 17, 11, generator=torch.Generator().manual_seed(0)) * (high - low) + low
     targets[0, 0] = torch.linspace(low, high, 11)
     hardware, draws = Hardware(device=device), Stream(("training",), DEVICE)
     expected = injection.written(targets.clone(), hardware, 3600.0, Stream(("training",)))
