@@ -12,7 +12,7 @@ HOUR, DAY = 3600.0, 86400.0
 
 def test_calibrate_writes_a_bundle(capsys, monkeypatch, tmp_path, job, folder):
     monkeypatch.setenv("COLUMNS", "160")
-    code, out, err = run(capsys, "calibrate", *job, "--json", "--out", tmp_path / "bundle")
+    code, out, err = run(capsys, "calibrate", *job, "--chips", "1", "--json", "--out", tmp_path / "bundle")
     assert (code, err) == (0, "")
     assert json.loads(out) == json.loads((tmp_path / "bundle" / "report.json").read_text())
     assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
@@ -46,7 +46,7 @@ def test_calibrate_writes_a_bundle(capsys, monkeypatch, tmp_path, job, folder):
 
 def test_calibrate_still_writes_its_json_alone(capsys, tmp_path, job):
     path = tmp_path / "result.json"
-    assert run(capsys, "calibrate", *job, "--staircase", "false", "--out", path)[0] == 0
+    assert run(capsys, "calibrate", *job, "--chips", "1", "--staircase", "false", "--out", path)[0] == 0
     assert {row["arm"] for row in json.loads(path.read_text())["table"]} == {"digital", "analog", "calibrated"}
     assert [found.name for found in tmp_path.iterdir()] == ["result.json"]
 

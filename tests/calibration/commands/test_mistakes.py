@@ -163,9 +163,15 @@ def test_a_missing_demo_package(capsys, monkeypatch, folder, module, distributio
         (["calibrate", "--chips", "many"], ["chips"]),
     ],
 )
-def test_mistakes_through_the_console_script(tmp_path, arguments, words):
+def test_mistakes(capsys, tmp_path, monkeypatch, arguments, words):
+    monkeypatch.chdir(tmp_path)
+    assert_one_sentence(*run(capsys, *arguments), *words)
+
+
+def test_a_mistake_through_the_console_script(tmp_path):
+    arguments = ["emulate", "--hardware", "rram", "--task", "wordsim"]
     done = subprocess.run([SCRIPT, *arguments], capture_output=True, text=True, cwd=tmp_path, check=False)
-    assert_one_sentence(done.returncode, done.stdout, done.stderr, *words)
+    assert_one_sentence(done.returncode, done.stdout, done.stderr, "hardware 'rram' is unknown")
 
 
 # Answers

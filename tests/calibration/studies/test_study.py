@@ -16,7 +16,9 @@ from calibration.studies.events import Lost
 from calibration.studies.store import Store
 from calibration.studies.worker import Failed, Scored
 from crossbar import Hardware, InputError
+from tests.calibration.command import run
 from tests.calibration.studies import tiny
+from tests.limits import files_of_at_most
 
 JOB = importlib.import_module("calibration.study")  # whose name in the package is the function
 CELLS = 2 * 2 * 2 * 2 * 2 + 2
@@ -181,17 +183,17 @@ def test_a_store_that_is_gone_ends_the_run(folder, tmp_path, inline, how):
     assert [engine.closed for engine in engines] == [True]
 
 
-def test_a_full_disk_ends_the_run_and_nothing_is_lost(folder, tmp_path):
+def test_a_full_disk_ends_the_run_and_nothing_is_lost(capsys, folder, tmp_path, inline):
     """With a limit on the size of files as its stand-in."""
     path, store = tmp_path / "study.yaml", tmp_path / "s.sqlite"
     path.write_text(json.dumps(tiny.config(folder, grid={"seed": "0..999"})))
-    limited = "import resource, sys; resource.setrlimit(resource.RLIMIT_FSIZE, (400_000, 400_000)); "
-    limited += "from calibration import cli; sys.exit(cli.main(sys.argv[1:]))"
-    command = [sys.executable, "-c", limited, "study", str(path), "--store", str(store), "--workers", "1"]
-    done = subprocess.run(command, capture_output=True, text=True, timeout=300)
-    assert done.returncode == 2
-    assert "Traceback" not in done.stderr
-    assert f"ohmformer: store {str(store)!r} cannot be used (d" in done.stderr  # disk I/O error, or disk is full
+    engines = inline()
+    with files_of_at_most(400_000):
+        code, _, err = run(capsys, "study", path, "--store", store)
+    assert code == 2
+    assert "Traceback" not in err
+    assert f"ohmformer: store {str(store)!r} cannot be used (d" in err  # disk I/O error, or disk is full
+    assert [engine.closed for engine in engines] == [True]
     with Store(store, create=True) as kept:
         assert kept.intact()
 
@@ -236,7 +238,8 @@ def test_ctrl_c(folder, tmp_path):
     driver.send_signal(signal.SIGINT)
     _, said = driver.communicate(timeout=60)
     assert driver.returncode == 130
-    assert said == "ohmformer: stopped; what is done is kept, and the same command goes on from there\n"
+    said = [line for line in said.splitlines() if not line.startswith("ohmformer: study, after ")]  # on a busy machine
+    assert said == ["ohmformer: stopped; what is done is kept, and the same command goes on from there"]
     with Store(store) as kept:
         assert kept.intact()
         kept.lock()
