@@ -2,7 +2,8 @@
 
 For each kernel, as it is launched for large products, for few input vectors and so on: registers of a thread, bytes
 that do not fit them and go to memory instead (spills), shared memory of a block, warps, and how many blocks of it a
-multiprocessor of an H100 (65,536 registers, 227 KiB) holds at once. Compiled by the ptxas that comes with Triton.
+multiprocessor of an H100 (65,536 registers, 227 KiB) holds at once. Compiled by the ptxas that comes with Triton. Fails
+where a kernel has float32 operations that are not rounded to nearest, as the CPU's are.
 """
 
 import argparse
@@ -143,6 +144,8 @@ def usage(kernel: Kernel) -> Usage:
         ptxas = Path(nvidia.__file__).parent / "bin" / "ptxas"
         given = [ptxas, "--verbose", "--fmad=false", "--gpu-name=sm_90a", path, "-o", path.with_suffix(".cubin")]
         said = subprocess.run(given, capture_output=True, text=True, check=True).stderr
+    other = set(re.findall(r"\b(?:div|sqrt|fma|mul|add|sub)\.(?!rn\.)[a-z0-9.]+f32", compiled.asm["ptx"]))
+    assert not other, f"{kernel.name} has operations that are not rounded to nearest: {other}"
     registers = re.search(r"Used (\d+) registers", said)
     spilled = re.search(r"(\d+) bytes spill stores", said)
     assert registers is not None

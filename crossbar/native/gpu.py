@@ -13,6 +13,7 @@ from __future__ import annotations
 
 import importlib.util
 import os
+from contextlib import AbstractContextManager, nullcontext
 from functools import cache
 from typing import Any
 
@@ -48,6 +49,11 @@ def why_not() -> str | None:
 def serves(device: torch.device) -> bool:
     """Whether kernels run by themselves on tensors of a device; interpreted ones only where they are asked for."""
     return device.type == "cuda" and why_not() is None and not interpreted()
+
+
+def on(device: torch.device) -> AbstractContextManager[Any]:
+    """Launch kernels on the device that their tensors are on, which of several GPUs need not be the present one."""
+    return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
 
 
 def word(bits: int) -> int:

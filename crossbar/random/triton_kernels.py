@@ -146,7 +146,8 @@ def rows(start: int, key: int, groups: int, count: int, width: int, device: torc
         half = (width + 1) // 2
         block = min(_BLOCK, triton.next_power_of_2(half))
         grid = (groups * count, triton.cdiv(half, block))
-        fill[grid](numbers, groups, count, width, gpu.word(start), gpu.word(key), BLOCK=block, **gpu.OPTIONS)
+        with gpu.on(device):
+            fill[grid](numbers, groups, count, width, gpu.word(start), gpu.word(key), BLOCK=block, **gpu.OPTIONS)
     return numbers
 
 
@@ -157,7 +158,8 @@ def part(start: int, key: int, first: int, last: int, count: int, device: torch.
         block, row = min(_BLOCK, triton.next_power_of_2((min(count, _ROW.value) + 1) // 2)), _ROW.value
         grid = (triton.cdiv(last, row) - first // row, triton.cdiv((min(count, row) + 1) // 2, block))
         given = (first, last, count, gpu.word(start), gpu.word(key))
-        fill_part[grid](numbers, *given, BLOCK=block, **gpu.OPTIONS)
+        with gpu.on(device):
+            fill_part[grid](numbers, *given, BLOCK=block, **gpu.OPTIONS)
     return numbers
 
 
@@ -167,5 +169,6 @@ def words(start: int, key: int, count: int, uniform: bool, device: torch.device)
     if count:
         grid = (triton.cdiv(count, _BLOCK),)
         given = (count, gpu.word(start), gpu.word(key))
-        fill_words[grid](numbers, *given, UNIFORM=uniform, BLOCK=_BLOCK, **gpu.OPTIONS)
+        with gpu.on(device):
+            fill_words[grid](numbers, *given, UNIFORM=uniform, BLOCK=_BLOCK, **gpu.OPTIONS)
     return numbers

@@ -121,8 +121,9 @@ def read_again(
     streams = [Stream((*key, *purpose)) for purpose in (("programming",), ("drift",), ("1/f", seconds))]
     words = [gpu.word(word) for stream in streams for word in (stream.start, stream.word_key)]
     scalars = (
-        math.log(1e-7), device.g_max, device.g_max / 25.0, float(device.prog_noise_scale), float(device.drift_scale),
-        -math.log1p(seconds / device.t_0), math.sqrt(math.log(growth)) * device.read_noise_scale,
+        math.log(1e-7), float(device.g_max), device.g_max / 25.0, float(device.prog_noise_scale),
+        float(device.drift_scale), -math.log1p(seconds / device.t_0),
+        math.sqrt(math.log(growth)) * device.read_noise_scale,
     )  # fmt: skip
     found = digits if pair and digits is not None else targets[0].new_empty(1 if pair else planes, n)
     grid, begin = (triton.cdiv(n, _BLOCK),), (lines.start or 0) * outputs
@@ -130,7 +131,8 @@ def read_again(
         first, second = begin + plane * rows * outputs, begin + rows * outputs
         into = found if pair else found[plane]
         given = (n, planes * rows * outputs, first, second, *words, *scalars)
-        pcm[grid](target.contiguous(), into, *given, PAIR=pair, BLOCK=_BLOCK, **gpu.OPTIONS)
+        with gpu.on(target.device):
+            pcm[grid](target.contiguous(), into, *given, PAIR=pair, BLOCK=_BLOCK, **gpu.OPTIONS)
     return found.view(-1, targets[0].shape[0], outputs) if not pair else found
 
 
@@ -138,6 +140,7 @@ def written(
     cells: Tensor, table: Tensor, window: tuple[float, float], span: tuple[float, float], draws: Stream
 ) -> None:
     """Errors of a table added to targets (µS) in place, as `crossbar.tiles.injection.written` does."""
-    (g_min, width), (low, high), n = span, window, cells.numel()
+    g_min, width, low, high, n = *map(float, (*span, *window)), cells.numel()
     given = (gpu.word(draws.start), gpu.word(draws.word_key), g_min, (len(table) // 256 - 1) / width, low, high)
-    fresh[(triton.cdiv(n, _BLOCK),)](cells, table, n, *given, BLOCK=_BLOCK, **gpu.OPTIONS)
+    with gpu.on(cells.device):
+        fresh[(triton.cdiv(n, _BLOCK),)](cells, table, n, *given, BLOCK=_BLOCK, **gpu.OPTIONS)

@@ -43,11 +43,13 @@ class Triton:
 
     def multiply(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.multiply`; float32 for inputs of 16 bits."""
-        return products.multiply(read)
+        with gpu.on(read.x.device):
+            return products.multiply(read)
 
     def read_columns(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.read_columns`; float32 for inputs of 16 bits."""
-        return products.read_columns(read)
+        with gpu.on(read.x.device):
+            return products.read_columns(read)
 
     def sense(self, columns: Columns) -> Tensor:
         """Refused: sums of columns are those of tiles in fixed point."""
@@ -55,4 +57,5 @@ class Triton:
 
     def age_rows(self, aged: AgedRows) -> tuple[Tensor, Tensor | None]:
         """`crossbar.backends.protocol.Backend.age_rows`."""
-        return rows.read(aged)
+        with gpu.on(aged.slots.device):
+            return rows.read(aged)

@@ -209,7 +209,7 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, insid
         fixed.steps, cells.scales.contiguous(), None if own_range is None else own_range.contiguous(),
         None if cells.offset is None else cells.offset.contiguous(),
         cells.variance.contiguous() if of_cells and cells.variance is not None else None,
-        constants, tiles, outputs, adc.full_scale / adc.levels, float(adc.levels), hardware.output_noise,
+        constants, tiles, outputs, adc.full_scale / adc.levels, float(adc.levels), float(hardware.output_noise),
         ROWS=rows, PADDED=padded, FOUND=found, RANGE=of_range, BV=together, BLOCK=_BLOCK, BR=min(padded, 256), **flags,
         **gpu.OPTIONS,
     )  # fmt: skip
@@ -233,7 +233,7 @@ def _range(x: Tensor, kind: str, full_scale: float, given: Tensor | None) -> tup
     if kind == "per_token":
         return 0, None, 0.0
     if kind == "static":
-        return 1, None, max(full_scale, _TINY)
+        return 1, None, max(float(full_scale), _TINY)
     if not x.numel():
         return 1, None, _TINY
     low, high = x.aminmax()
