@@ -317,7 +317,7 @@ def test_progress_counts_every_score(bert):
         ({"chips": 0}, "chips = 0 is not allowed: give a whole number from 1 to 10000"),
         ({"chips": True}, "chips = True is not allowed"),
         ({"chips": 2.0}, "chips = 2.0 is not allowed"),
-        ({"exclude": "*"}, "no linear layer would become analog"),
+        ({"exclude": "*"}, "no layer would become analog"),
     ],
 )
 def test_refusals(net, task, options, message):
@@ -325,8 +325,8 @@ def test_refusals(net, task, options, message):
         emulate(net, **{"task": task, **options})
 
 
-def test_a_model_without_linear_layers_and_one_with_nan_weights_are_refused(net, task):
-    with pytest.raises(InputError, match="LayerNorm has no linear layer"):
+def test_a_model_without_matrices_and_one_with_nan_weights_are_refused(net, task):
+    with pytest.raises(InputError, match="LayerNorm has no layer left to convert"):
         emulate(nn.LayerNorm(4), task)
     with torch.no_grad():
         net.second.weight[1, 2] = torch.nan

@@ -1,5 +1,6 @@
 """The command: one sentence with exit code 2 for every mistake of a user (issue 2, item 6)."""
 
+import json
 import subprocess
 from importlib import util
 
@@ -30,7 +31,7 @@ from tests.calibration.command import SCRIPT, assert_one_sentence, run
         (["--chips", "many"], ["chips", "many"]),
         (["--pairs", "100"], ["task 'wordsim' has no option 'pairs'"]),
         (["--include", "['*.decoder']"], ["layer pattern '*.decoder' matches none"]),
-        (["--exclude", "['*']"], ["no linear layer would become analog"]),
+        (["--exclude", "['*']"], ["no layer would become analog"]),
         (["--out", "absent/result.json"], ["folder 'absent' does not exist"]),
         (["--plot", "absent/picture.png"], ["folder 'absent' does not exist"]),
         (["--speed", "9"], ["speed"]),
@@ -133,12 +134,13 @@ def test_parameters_that_stay_digital_and_are_not_finite(capsys, tmp_path, folde
     assert_one_sentence(*found, f"{name!r} holds NaN or infinite numbers): repair the weights first")
 
 
-def test_a_model_without_a_linear_layer(capsys, tmp_path, folder):
+def test_a_model_that_reads_no_tokens(capsys, tmp_path, folder):
     for name in ("tokenizer.json", "tokenizer_config.json"):
         (tmp_path / name).write_bytes((folder / name).read_bytes())
     config = ResNetConfig(embedding_size=4, hidden_sizes=[4, 8], depths=[1, 1], layer_type="basic")
     ResNetModel(config).save_pretrained(tmp_path)
-    assert_one_sentence(*run(capsys, "inspect", "--model", tmp_path), "ResNetModel has no linear layer")
+    code, out, _ = run(capsys, "inspect", "--model", tmp_path, "--json")
+    assert (code, {layer["kind"] for layer in json.loads(out)["layers"] if layer["tiles"]}) == (0, {"Conv2d"})
     found = run(capsys, "emulate", "--task", "wordsim", "--model", tmp_path)
     assert_one_sentence(*found, "it reads pixel_values instead of tokens")
 
