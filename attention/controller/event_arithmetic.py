@@ -26,7 +26,8 @@ def score(events: Events, placement: Placement, q: Tensor, k: Tensor) -> Tensor:
     """
     _require_integers(q=q, k=k)
     sensed = events.of(Axis.COL)
-    return (q.long()[sensed.query.long()] * k.long()[placement.tokens(sensed)]).sum(1)
+    query, token = sensed.query.long().to(q.device), placement.tokens(sensed).to(k.device)
+    return (q.long()[query] * k.long()[token]).sum(1)
 
 
 def accumulate(events: Events, placement: Placement, v: Tensor, n_queries: int) -> Tensor:
@@ -44,9 +45,10 @@ def accumulate(events: Events, placement: Placement, v: Tensor, n_queries: int) 
     _require_integers(v=v)
     driven = events.of(Axis.ROW)
     output = torch.zeros(n_queries, v.shape[1], dtype=torch.int64, device=v.device)
-    return output.index_add_(
-        0, driven.query.long(), driven.payload.long()[:, None] * v.long()[placement.tokens(driven)]
+    query, payload, token = (
+        x.to(v.device) for x in (driven.query.long(), driven.payload.long(), placement.tokens(driven))
     )
+    return output.index_add_(0, query, payload[:, None] * v.long()[token])
 
 
 def _require_integers(**tensors: Tensor) -> None:

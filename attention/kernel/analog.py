@@ -18,7 +18,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from functools import partial
+from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
 
@@ -109,8 +109,7 @@ class ReadNoise(NamedTuple):
 
     def streams(self, batch: int, heads: int, device: torch.device) -> Tensor:
         """The number of each head's stream, int64 [B, H]."""
-        own = torch.tensor(self.sequences or range(batch), device="cpu")[:, None] * _MOST_HEADS
-        return (own + torch.tensor(self.heads or range(heads), device="cpu")).to(device)
+        return _streams(self.sequences or tuple(range(batch)), self.heads or tuple(range(heads)), device)
 
     def at(self, keys: int, rows: int, device: torch.device) -> Places:
         """Where ``keys`` tokens are, in tiles of so many rows."""
@@ -118,6 +117,13 @@ class ReadNoise(NamedTuple):
             return self.places
         token = torch.arange(keys, device=device)
         return Places(token // rows, token % rows, -(-keys // rows))
+
+
+@lru_cache(maxsize=64)
+def _streams(sequences: tuple[int, ...], heads: tuple[int, ...], device: torch.device) -> Tensor:
+    with torch.inference_mode(False):
+        own = torch.tensor(sequences, device="cpu")[:, None] * _MOST_HEADS
+        return (own + torch.tensor(heads, device="cpu")).to(device)
 
 
 class Problem(NamedTuple):
@@ -444,7 +450,7 @@ def _sense_tiles(
         share = share.clamp(min=1.0) / hardware.tile.rows
     normals = partial(_normals_of_values, circuit, part, here.start, (here.stop - here.start) // tiles, tiles)
     sensed = _sense(driven, cells, unit, shape, variance, share, circuit, normals)
-    if count is not None and bool((count == 0).any()):
+    if count is not None:
         sensed = sensed.mul_((count > 0).to(sensed.dtype))
     return sensed if tiles == 1 else sensed.unflatten(0, (-1, tiles)).sum(1)
 

@@ -7,6 +7,7 @@ from __future__ import annotations
 
 from itertools import pairwise
 
+import torch
 from torch import Tensor
 
 from attention.counts import Counts, book_attention
@@ -86,6 +87,7 @@ def read_counts(
     [B, N_keys] and ``asking`` bool [B, N_queries] are True for real tokens; None: all are.
     """
     pairs = touched = 0
+    counted: list[Tensor] = []  # of pairs and touched tiles, on the device until all are summed
     for group in schedule.groups:
         chunk = Chunk(group, 0, len(group.queries), 0, group.queries.shape[1])
         mask, real = chunk.mask(), None
@@ -105,8 +107,10 @@ def read_counts(
                 opened = real[..., low:high] if opened is None else opened & real[..., low:high]
             assert opened is not None
             opened = opened.expand(len(q), blocks, rows, -1)
-            pairs += int(opened.sum())
-            touched += int(opened.any(-1).sum())
+            counted.append(torch.stack([opened.sum(), opened.any(-1).sum()]))
+    if counted:
+        more = torch.stack(counted).sum(0).tolist()
+        pairs, touched = pairs + more[0], touched + more[1]
     heads, size, across = q.shape[1], q.shape[3], _across(q.shape[3], hardware)
     return heads * Counts(
         score_sense_lines=across * pairs,

@@ -80,7 +80,7 @@ class Chunk(NamedTuple):
         shared, step = self.group.shared, self.group.step
         if step is None:
             return _split(x.index_select(2, self.keys.flatten()), (blocks, width))
-        start = int(self.group.keys[self.first, shared])
+        start = self.group.first_keys[self.first]
         span = width - shared + step * (blocks - 1)
         ranges = x[:, :, start : start + span].unfold(2, width - shared, step).transpose(-1, -2)
         if not shared:
@@ -97,14 +97,14 @@ class Chunk(NamedTuple):
         if shared:
             leading = part[:, :, :, :shared].sum(2)
             total.index_add_(2, self.group.keys[self.first, :shared], leading.to(total.dtype))
-        for g, start in enumerate(self.keys[:, shared].tolist()):
+        for g, start in enumerate(self.group.first_keys[self.first : self.last]):
             total[:, :, start : start + width - shared].add_(part[:, :, g, shared:])
 
     def _range(self) -> slice | None:
         rows = self.group.queries.shape[1]
         if not self.group.ordered or (self.high - self.low != rows and self.last - self.first > 1):
             return None
-        start = int(self.group.queries[self.first, self.low])
+        start = self.group.first_queries[self.first] + self.low
         return slice(start, start + (self.last - self.first - 1) * rows + self.high - self.low)
 
 

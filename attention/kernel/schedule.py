@@ -54,6 +54,8 @@ class Group:
         shared: leading keys that all blocks have.
         step: from a block's other keys to the next block's, which are unbroken ranges; None if they are not.
         ordered: whether the queries are one unbroken range, block after block.
+        first_queries: of each block, where they are ordered: the host knows without asking the device.
+        first_keys: of each block after the shared ones, where there is a step.
     """
 
     queries: Tensor
@@ -64,11 +66,18 @@ class Group:
     shared: int
     step: int | None
     ordered: bool
+    first_queries: tuple[int, ...] = ()
+    first_keys: tuple[int, ...] = ()
 
     @property
     def shape(self) -> tuple[int, int, int]:
         """Blocks, queries of a block and keys of a block."""
         return len(self.queries), self.queries.shape[1], self.keys.shape[1]
+
+    def to(self, device: torch.device) -> Group:
+        """The group with what chunks take of tensors on a device."""
+        masks = None if self.masks is None else self.masks.to(device)
+        return replace(self, queries=self.queries.to(device), keys=self.keys.to(device), masks=masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -139,23 +148,26 @@ schedule = lru_cache(maxsize=64)(make)
 def placed(
     pattern: Pattern, n_queries: int, n_keys: int, offset: int, device: torch.device, tiles: Tiles
 ) -> tuple[Tensor, Schedule]:
-    """The positions that are attended at all, int64 [M], and the schedule with places in them as its keys; kept."""
-    work = make(pattern, n_queries, n_keys, offset, device, tiles)
+    """The positions that are attended at all, int64 [M] on the CPU, and the schedule with places in them; kept."""
+    work = make(pattern, n_queries, n_keys, offset, torch.device("cpu"), tiles)
     with torch.inference_mode(False):
+        if not work.groups:
+            return torch.empty(0, dtype=torch.int64, device="cpu"), work
         if len(work.groups) == 1 and len(work.groups[0].keys) == 1:
             positions = work.groups[0].keys[0]
-            order = torch.arange(len(positions), device=device)[None]
-            return positions, replace(work, groups=(replace(work.groups[0], keys=order, shared=0, step=1),))
-        if not work.groups:
-            return torch.empty(0, dtype=torch.int64, device=device), work
-        positions = torch.cat([group.keys.flatten() for group in work.groups]).unique()
-        if len(positions) == n_keys:
-            return positions, work
+        else:
+            positions = torch.cat([group.keys.flatten() for group in work.groups]).unique()
         groups = []
         for group in work.groups:
-            keys = torch.searchsorted(positions, group.keys)
-            shared, step = _run(keys.cpu())
-            groups.append(replace(group, keys=keys, shared=shared, step=step))
+            keys, shared, step = group.keys, group.shared, group.step
+            if len(keys) == 1 and len(work.groups) == 1:
+                keys, shared, step = torch.arange(len(positions), device="cpu")[None], 0, 1
+            elif len(positions) < n_keys:
+                keys = torch.searchsorted(positions, keys)
+                shared, step = _run(keys)
+            firsts = tuple(keys[:, shared].tolist())
+            placed = replace(group, keys=keys, shared=shared, step=step, first_keys=firsts)
+            groups.append(placed.to(device))
         return positions, replace(work, groups=tuple(groups))
 
 
@@ -267,6 +279,8 @@ def _group(blocks: list[Block], bounds: tuple[int, ...], device: torch.device) -
         shared=shared,
         step=step,
         ordered=bool((flat.diff() == 1).all()),
+        first_queries=tuple(queries[:, 0].tolist()),
+        first_keys=tuple(keys[:, shared].tolist()),
     )
 
 

@@ -11,7 +11,7 @@ from torch import Tensor
 
 from crossbar.devices import AnyDevice, span
 from crossbar.features import NOISES, require_honoured
-from crossbar.hardware import CellNoise, Hardware, Tile, WriteVerify
+from crossbar.hardware import Hardware, Tile, WriteVerify
 from crossbar.random.streams import Key, Stream
 from crossbar.tiles.injection import QUANTILES, quantiles, sampled
 from crossbar.tiles.mapping import cell_weights, target_conductances
@@ -79,17 +79,17 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
     digits = exact / scale
     device = cast(Any, hardware.device)  # a frozen description, so hashable, which its protocol does not say
     statistics = error_statistics(device, hardware.tile.encoding, hardware.tile.pairs, hardware.verify, seconds)
-    errors = statistics.quantiles.to(x.device)
+    errors, noisy = _errors(statistics, x.device)
     noise, variance = hardware.read_noise, None
     if noise is not None and (noise.constant or noise.relative):
         variance = torch.empty_like(digits)
-    noisy = bool((errors.abs() > _EXACT).any())
+        of_level = _variance(statistics, hardware, digits.dtype, x.device)
     for b in range(len(digits) if noisy or variance is not None else 0):
         for h in range(digits.shape[1]):
             rows = digits[b, h]
             level = rows.add(1.0).mul_(_LEVELS / 2).round_().int().view(-1)
             if variance is not None:
-                variance[b, h] = _variance(statistics, noise, hardware).to(rows)[level].view_as(rows)
+                variance[b, h] = of_level[level].view_as(rows)
             if noisy:
                 draws = Stream((*key, b, h), x.device).bytes(tuple(rows.shape)).view(-1)
                 rows += errors.view(-1).index_select(0, level.mul_(QUANTILES).add_(draws)).view_as(rows)
@@ -141,11 +141,21 @@ def error_statistics(
         return Statistics(torch.cat(found), torch.cat(power), len(targets))
 
 
-def _variance(statistics: Statistics, noise: CellNoise | None, hardware: Hardware) -> Tensor:
-    """Variance of a number's white noise at each level, in digits squared, [257]: that of its mean cells."""
+@lru_cache(maxsize=32)
+def _errors(statistics: Statistics, device: torch.device) -> tuple[Tensor, bool]:
+    """`Statistics.quantiles` on a device, kept there, and whether they are more than rounding."""
+    with torch.inference_mode(False):
+        return statistics.quantiles.to(device), bool((statistics.quantiles.abs() > _EXACT).any())
+
+
+@lru_cache(maxsize=32)
+def _variance(statistics: Statistics, hardware: Hardware, dtype: torch.dtype, device: torch.device) -> Tensor:
+    """Variance of a number's white noise at each level, in digits squared, [257], kept: that of its mean cells."""
+    noise = hardware.read_noise
     assert noise is not None
-    sum_of_squares = statistics.cells * noise.constant**2 + noise.relative**2 * statistics.power
-    return sum_of_squares / (hardware.tile.pairs * span(hardware.device)[1]) ** 2
+    with torch.inference_mode(False):
+        sum_of_squares = statistics.cells * noise.constant**2 + noise.relative**2 * statistics.power
+        return (sum_of_squares / (hardware.tile.pairs * span(hardware.device)[1]) ** 2).to(device, dtype)
 
 
 class _Written(torch.autograd.Function):

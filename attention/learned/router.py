@@ -155,13 +155,18 @@ class Router(nn.Module):
         tokens = torch.cat([unit(x).transpose(0, 1).flatten(1, 2) for x in (q, k)], 1)  # [H, 2 B N, D]
         if mask is not None:
             tokens = tokens[:, mask.flatten().repeat(2)]
-        points = tokens.detach().to(self.centroids.dtype)
+        # In 16 bits a step of a thousandth would round to none.
+        dtype = torch.promote_types(self.centroids.dtype, torch.float32)
+        points = tokens.detach().to(dtype)
         if not again:
+            self.centroids = self.centroids.to(dtype)
             if not bool(self.started):
                 self._start(points)
             if self.decay < 1:
                 self.centroids = _moved(points, self.centroids, self.decay)
-        own = self.centroids.gather(1, _nearest(points, self.centroids)[..., None].expand_as(points))
+        own = self.centroids.to(dtype).gather(
+            1, _nearest(points, self.centroids.to(dtype))[..., None].expand_as(points)
+        )
         loss = self.commitment * F.mse_loss(tokens, own.to(tokens.dtype))
         if not again:
             self.loss = loss

@@ -83,7 +83,8 @@ class AnalogMemory:
         self.values = RowTiles(self.hardware, memory.value_scale, (*self._key, "values"))
         self.tokens = self.reads = 0
         self.now = 0.0
-        self._first = self._lost = self._expired = 0
+        self._first = self._lost = 0
+        self._expired: Tensor | int = 0  # a tensor on the rows' device, which is asked in a report
         self._displaced: tuple[Tensor, ProgrammedRows, ProgrammedRows] | None = None
         if self._guard is not None:
             self._guard.reset()
@@ -110,17 +111,20 @@ class AnalogMemory:
                 f"{self.name} has {addresses.capacity} token rows, which {n} more tokens behind {self.tokens} do not "
                 "fit: give a larger capacity, evict tokens, or choose eviction='ring'"
             )
-        at = self._times(n, k.device)
-        position = torch.arange(self.tokens, end, device=k.device)
-        fresh = [tiles.write(x, self.tokens, at) for tiles, x in ((self.keys, k), (self.values, v))]
-        self._displaced = self._kept_back(position, fresh) if n > 1 and end > addresses.capacity else None
-        keeps = (position < addresses.sinks) | (position >= end - addresses.ring)
-        chosen = keeps.nonzero()[:, 0]
-        slots = addresses.slot(position[chosen])
+        first, at = self.tokens, self._times(n, k.device)
+        fresh = [tiles.write(x, first, at) for tiles, x in ((self.keys, k), (self.values, v))]
+        self._displaced = self._kept_back(first, end, fresh, k.device) if n > 1 and end > addresses.capacity else None
+        # Which rows are kept is worked out on the host, which so need not wait for the device.
+        host = torch.arange(first, end, device="cpu")
+        keeps = (host < addresses.sinks) | (host >= end - addresses.ring)
+        slots = addresses.slot(host[keeps])
+        needed, chosen = int(slots.max()) + 1, None if bool(keeps.all()) else keeps.nonzero()[:, 0].to(k.device)
+        slots = slots.to(k.device)
         for tiles, rows in zip((self.keys, self.values), fresh, strict=True):
-            tiles.store(slots, rows if len(chosen) == n else rows.take(chosen), addresses.capacity)
-        self.writes.index_add_(0, addresses.slot(position).cpu(), torch.ones(n, dtype=torch.int64, device="cpu"))
-        self.tokens, self.now = end, float(at[-1])
+            tiles.store(slots, rows if chosen is None else rows.take(chosen), needed, addresses.capacity)
+        self.writes.index_add_(0, addresses.slot(host), torch.ones(n, dtype=torch.int64, device="cpu"))
+        self.tokens = end
+        self.now = float(at[-1]) if self.memory.clock is not None else self.now + n * self.memory.token_seconds
         book_row_writes(self.name, k, padding, self.hardware, self.digital)
         if self._guard is not None:
             self._guard.append(k, v, padding=padding)
@@ -207,8 +211,8 @@ class AnalogMemory:
             tiles=addresses.tiles,
             evicted=self.tokens - held,
             lost_pairs=self._lost,
-            expired_reads=self._expired,
-            clipped=self.keys.clipped + self.values.clipped,
+            expired_reads=int(self._expired),
+            clipped=int(self.keys.clipped) + int(self.values.clipped),
             most_writes=int(self.writes.max()),
         )
 
@@ -296,18 +300,19 @@ class AnalogMemory:
         return self.now + step * self.memory.token_seconds
 
     def _kept_back(
-        self, position: Tensor, fresh: list[ProgrammedRows]
+        self, first: int, end: int, fresh: list[ProgrammedRows], device: torch.device
     ) -> tuple[Tensor, ProgrammedRows, ProgrammedRows]:
-        """Rows that queries of the tokens at ``position`` still read, though later ones of these take their places."""
-        addresses, first, end = self.addresses, int(position[0]), int(position[-1]) + 1
+        """Rows that queries of tokens ``first`` to ``end`` still read, though later ones of these take their places."""
+        addresses = self.addresses
         low = max(first + 1 - addresses.ring, addresses.sinks, self._first)
-        old = torch.arange(low, max(low, min(first, end - addresses.ring)), device=position.device)
-        new = ((position >= addresses.sinks) & (position < end - addresses.ring)).nonzero()[:, 0]
+        old = torch.arange(low, max(low, min(first, end - addresses.ring)), device=device)
+        begin = max(first, addresses.sinks)
+        new = torch.arange(begin - first, max(begin, end - addresses.ring) - first, device=device)
         parts = []
         for tiles, rows in zip((self.keys, self.values), fresh, strict=True):
             taken = rows.take(new)
             parts.append(tiles.rows.take(addresses.slot(old)).joined(taken) if tiles.rows is not None else taken)
-        return torch.cat([old, position[new]]), parts[0], parts[1]
+        return torch.cat([old, first + new]), parts[0], parts[1]
 
     def _stored(self, opened: OpenRows) -> tuple[list[ProgrammedRows], Tensor]:
         """Where rows are kept, of keys and of values, and the places of opened ones there."""
@@ -322,10 +327,10 @@ class AnalogMemory:
     def _note_expired(self, rows: ProgrammedRows, index: Tensor) -> None:
         device = self.hardware.device
         if isinstance(device, GainCell):
-            expired = int((self.now - rows.at.index_select(0, index) > device.retention).sum())
-            self._expired += expired
-            if expired and counting():
-                book(self.name, "expired_row_reads", expired * rows.scale.shape[0] * rows.scale.shape[1])
+            expired = (self.now - rows.at.index_select(0, index) > device.retention).sum()
+            self._expired = self._expired + expired
+            if counting() and int(expired):
+                book(self.name, "expired_row_reads", int(expired) * rows.scale.shape[0] * rows.scale.shape[1])
 
     def _require_fitting(self, k: Tensor, v: Tensor) -> None:
         if k.dim() != 4 or k.shape != v.shape or 0 in k.shape:

@@ -53,8 +53,9 @@ def open_rows(pattern: Pattern, queries: int, tokens: int, device: torch.device,
     with torch.inference_mode(False):
         number, line = addresses.tile(positions), addresses.line(positions)
         touched, tile = number.unique(return_inverse=True)
+        numbers, slots = tuple(touched.tolist()), addresses.slot(positions)
+        positions, slots, tile, line, number = (x.to(device) for x in (positions, slots, tile, line, number))
         places = Places(number, line, addresses.tiles)
-        slots, numbers = addresses.slot(positions), tuple(touched.tolist())
         return OpenRows(positions, schedule, slots, numbers, tile, line, addresses.rows, places)
 
 

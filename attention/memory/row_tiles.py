@@ -90,7 +90,7 @@ class RowTiles:
         self._low, self._width = span(device)
         self._decaying = device if isinstance(device, Decaying) and window(device) == (0.0, math.inf) else None
         self.fixed: Tensor | None = None  # [1, H_kv, 1, D or 1], of the scales "head" and "channel"
-        self.clipped = 0  # numbers beyond a fixed scale
+        self.clipped: Tensor | int = 0  # numbers beyond a fixed scale
         self.rows: ProgrammedRows | None = None  # [.., allocated rows, ..]
         self._drawn: dict[tuple[str, int], Tensor] = {}
 
@@ -117,9 +117,8 @@ class RowTiles:
             state["amplitude"] = amplitude
         return ProgrammedRows(state, scale, at)
 
-    def store(self, slots: Tensor, rows: ProgrammedRows, capacity: int) -> None:
-        """Put rows in their places, taking another tile into use where needed."""
-        needed = int(slots.max()) + 1
+    def store(self, slots: Tensor, rows: ProgrammedRows, needed: int, capacity: int) -> None:
+        """Put rows in their places, below ``needed``, taking another tile into use where there are none."""
         have = 0 if self.rows is None else len(self.rows.at)
         if needed > have:
             step = self.hardware.tile.rows
@@ -157,7 +156,7 @@ class RowTiles:
             largest = x.abs().amax(over, keepdim=True)
             self.fixed = torch.where(largest > _TINY, largest, 1.0)
         digits = x / self.fixed
-        self.clipped += int((digits.abs() > 1).sum())
+        self.clipped = self.clipped + (digits.abs() > 1).sum()
         scale = x.new_ones(*x.shape[:3], 1)
         return digits.clamp_(-1.0, 1.0), scale if self.scale == "channel" else scale * self.fixed
 

@@ -219,7 +219,8 @@ class Clustered(Family):
 
 def similarity(x: Tensor, centroids: Tensor) -> Tensor:
     """Dot products of ``x [B, H, N, D]``, L2-normalised, with centroids ``[H, C, D]``: ``[B, H, N, C]``."""
-    return unit(x) @ centroids.transpose(1, 2).to(x.dtype)
+    x = unit(x)
+    return x @ centroids.transpose(1, 2).to(x.dtype)
 
 
 def unit(x: Tensor) -> Tensor:
