@@ -89,7 +89,12 @@ def test_kernels_round_to_codes_of_an_adc_in_one_function():
 
 def test_kernels_of_gpus_round_to_codes_of_an_adc_in_one_function():
     rounding = places(lambda node: called(node, "nearest"), {"crossbar/backends/triton/triton_kernels.py"})
-    assert {function for _, function in rounding} == {"fix", "_encode", "_converted"}  # cells, DAC, ADC
+    assert {function for _, function in rounding} == {
+        "fix",
+        "_encode",
+        "_converted",
+        "_halved",
+    }  # cells, DAC, ADC, powers
 
 
 def test_the_oracle_rounds_to_codes_in_one_function():

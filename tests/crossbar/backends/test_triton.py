@@ -8,7 +8,7 @@ import pytest
 import torch
 from torch.utils._python_dispatch import TorchDispatchMode
 
-from crossbar import AnalogLinear, CellNoise, Converter, Hardware, Tile, using_backend
+from crossbar import AnalogLinear, CellNoise, Converter, Hardware, InputError, Tile, using_backend
 from crossbar.backends import dispatch
 from crossbar.backends.protocol import Read
 from crossbar.backends.triton import products
@@ -156,6 +156,15 @@ def test_what_is_refused():
     assert reason(dac=Converter(coding="bit_serial")) == "hardware with dac.coding:bit_serial"
     layer = programmed(dataclasses.replace(work.hardware, read_noise=CellNoise(0.5, 0.1)), 8, 3)
     assert dispatch.refusals(read(layer, inputs(2, 8)))["triton"] == "read noise of each cell by its own conductance"
+
+
+def test_without_triton_it_refuses_and_others_compute(monkeypatch):
+    monkeypatch.setattr(gpu, "why_not", lambda: "Triton is not installed")
+    layer, x = programmed(SERVED["per token"], 8, 3), inputs(2, 8)
+    assert dispatch.choose(read(layer, x)).name == "cpu"
+    wanted = r"backend 'triton' cannot compute this \(Triton is not installed\): choose one of cpu, eager, naive"
+    with using_backend("triton"), torch.no_grad(), pytest.raises(InputError, match=wanted):
+        layer(x)
 
 
 @pytest.mark.skipif(not gpu.interpreted(), reason="kernels are compiled here")
