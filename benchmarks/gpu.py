@@ -23,7 +23,9 @@ from paired import judge, print_setting
 from rich.console import Console
 from rich.table import Table
 from torch import nn
+from torch.nn import functional as F
 
+from attention import gated_attention, parse
 from crossbar import AnalogLinear, age, convert, presets, program, reset_reads
 from crossbar.backends import dispatch
 from crossbar.backends.protocol import Read
@@ -34,6 +36,7 @@ from crossbar.tiles.readout import Readout
 INT8, BF16, ISSUED, BYTES = 1979e12, 989e12, 33.5e12, 3.35e12  # a second; NVIDIA H100 SXM data sheet, dense
 SLOTS = 46  # instructions of a conversion with a normal number, and 13 of one without
 QUIET_SLOTS = 13
+PATTERN = parse("causal(window(256) | sinks(4))")
 
 
 @dataclass(frozen=True)
@@ -189,7 +192,57 @@ def training_steps(setting: Setting) -> Iterator[Line]:
     )  # fmt: skip
 
 
-LINES: list[Callable[[Setting], Iterator[Line]]] = [products, training_steps, models]
+def flex_of(q: torch.Tensor, k: torch.Tensor, v: torch.Tensor) -> Callable[[], torch.Tensor]:
+    """FlexAttention with torch's own block mask of the pattern, compiled at the first call."""
+    from torch.nn.attention.flex_attention import create_block_mask, flex_attention
+
+    attend, made = torch.compile(flex_attention, dynamic=False), {}
+
+    def call() -> torch.Tensor:
+        if not made:
+            made["mask"] = create_block_mask(PATTERN.mask_mod, None, None, q.shape[2], q.shape[2], device=str(q.device))
+        found: torch.Tensor = attend(q, k, v, block_mask=made["mask"])
+        return found
+
+    return call
+
+
+def off(found: torch.Tensor, expected: torch.Tensor) -> str | None:
+    """Whether more than 1% of the numbers are off by more than bfloat16 makes them."""
+    share = float(((found - expected).abs() > 0.05).float().mean())
+    return f"{share:.1%} of the numbers are off" if share > 0.01 or not found.isfinite().all() else None
+
+
+def attending(setting: Setting) -> Iterator[Line]:
+    """Sparse attention of 16 heads of 64 over 32,768 tokens: digital, and on rows of PCM."""
+    torch.manual_seed(0)
+    n = setting.size(32_768)
+    q, k, v = (x.requires_grad_() for x in torch.randn(3, 1, 16, n, 64, device=setting.device).bfloat16())
+    flash = partial(F.scaled_dot_product_attention, q, k, v, is_causal=True)
+    digital, flex = partial(gated_attention, q, k, v, PATTERN), flex_of(q, k, v)
+    analog = partial(gated_attention, q, k, v, PATTERN, hardware=presets.pcm())
+
+    def trained(call: Callable[..., Any]) -> Callable[[], object]:
+        """Forward and backward."""
+
+        @torch.enable_grad()
+        def both() -> object:
+            return torch.autograd.grad(call().float().sum(), (q, k, v))
+
+        return both
+
+    def check(call: Callable[..., Any], impl: str) -> Callable[[], str | None]:
+        return lambda: off(call(), call(impl=impl))
+
+    sparse, rows = check(digital, "blocks"), check(analog, "eager")
+    name = f"{PATTERN}, {n} tokens"
+    yield Line(f"{name}, digital", digital, flex, "FlexAttention", sparse, 1.2, 1.0)
+    yield Line(f"{name}, digital, and backward", trained(digital), trained(flex), "FlexAttention", sparse, 1.2, 1.0)
+    yield Line(f"{name}, analog", analog, flash, "dense flash", rows, 1 / 1.5, 1 / 5)
+    yield Line(f"{name}, analog, and backward", trained(analog), trained(flash), "dense flash", rows, 1 / 1.5, 1 / 5)
+
+
+LINES: list[Callable[[Setting], Iterator[Line]]] = [products, attending, training_steps, models]
 """Functions that give the lines of the table; each frees what the one before held."""
 
 

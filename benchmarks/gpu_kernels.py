@@ -59,7 +59,8 @@ class Usage(NamedTuple):
 
 
 def kernels() -> list[Kernel]:
-    """Every kernel of crossbar, in the forms that matter."""
+    """Every kernel, in the forms that matter."""
+    from attention.kernel import triton_kernels as attention
     from crossbar.backends.triton import products
     from crossbar.backends.triton import triton_kernels as tiles
     from crossbar.random import triton_kernels as random
@@ -113,6 +114,18 @@ def kernels() -> list[Kernel]:
     constants = {"PADDED": 256, "BK": 256, "INSIDE": True, **plain, **sizes, "NOISE": True}
     trained = {**product, "inside": "i8"}
     found.append(Kernel("product, one vector, training", tiles.multiply, trained, ("levels",), constants, blocks.warps))
+    attended = {
+        "q": "bf16", "key_high": "fp16", "key_low": "fp16", "key_scale": "fp32", "value_high": "fp16",
+        "value_low": "fp16", "value_scale": "fp32", "real": "u8", "streams": "i32", "bounds": "i32", "entries": "i32",
+        "numbers": "i32", "masks": "u8", "output": "bf16", "lse": "fp32",
+    }  # fmt: skip
+    for kind, noise in (("quiet", False), ("noise", True)):
+        constants = {
+            "BM": 64, "BN": 64, "DP": 64, "CHUNKS": 4, "PARTS": 1, "STATIC": False, "NOISE": noise, "ADC": True,
+            "SPAN": False, "PADDING": False,
+        }  # fmt: skip
+        scalars = ("dac_levels", "dac_range", "adc_levels", "step", "noise")
+        found.append(Kernel(f"attention on rows, heads of 64, {kind}", attention.attend, attended, scalars, constants))
     return found
 
 

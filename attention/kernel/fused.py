@@ -161,22 +161,23 @@ def attend(q: Tensor, keys: Tensor, values: Tensor, problem: Problem, lists: Chu
     halves = [half for digits in (keys, values) for half in _halves(digits)]
     key_scale = (problem.key_scale * (options.scale * math.log2(math.e))).contiguous()
     real = lse if options.mask is None else options.mask.to(torch.uint8).contiguous()
-    step = 1.0 if adc is None else adc.full_scale / adc.levels
+    step = 1.0 if adc is None else float(adc.full_scale / adc.levels)
     assert dac is not None  # or `why_not` had refused it
-    kernels.attend[(len(lists.bounds) - 1, batch * heads)](
-        q, halves[0], halves[1], key_scale, halves[2], halves[3], problem.value_scale.contiguous(), real, streams,
-        lists.bounds, lists.entries, lists.numbers, lists.masks, output, lse,
-        n_queries, n_keys, heads, heads // keys.shape[1], -(-n_keys // rows), rows, size, columns,
-        *q.stride()[:3], *output.stride()[:3],
-        *(gpu.word(bits) for bits in (scores.start, scores.word_key, read.start, read.word_key)),
-        float(dac.levels), dac.full_scale,
-        1.0 if adc is None else float(adc.levels), step, hardware.output_noise,
-        BM=lists.masks.shape[1], BN=lists.size, DP=max(16, 1 << (size - 1).bit_length()), CHUNKS=lists.per_tile,
-        PARTS=-(-size // columns), STATIC=dac.range != "per_token",
-        NOISE=hardware.output_noise > 0, ADC=adc is not None,
-        SPAN=adc is not None and adc.range == "active_rows", PADDING=options.mask is not None,
-        num_warps=8 if size > 64 else 4, **gpu.OPTIONS,
-    )  # fmt: skip
+    with gpu.on(q.device):
+        kernels.attend[(len(lists.bounds) - 1, batch * heads)](
+            q, halves[0], halves[1], key_scale, halves[2], halves[3], problem.value_scale.contiguous(), real, streams,
+            lists.bounds, lists.entries, lists.numbers, lists.masks, output, lse,
+            n_queries, n_keys, heads, heads // keys.shape[1], -(-n_keys // rows), rows, size, columns,
+            *q.stride()[:3], *output.stride()[:3],
+            *(gpu.word(bits) for bits in (scores.start, scores.word_key, read.start, read.word_key)),
+            float(dac.levels), float(dac.full_scale),
+            1.0 if adc is None else float(adc.levels), step, float(hardware.output_noise),
+            BM=lists.masks.shape[1], BN=lists.size, DP=max(16, 1 << (size - 1).bit_length()), CHUNKS=lists.per_tile,
+            PARTS=-(-size // columns), STATIC=dac.range != "per_token",
+            NOISE=hardware.output_noise > 0, ADC=adc is not None,
+            SPAN=adc is not None and adc.range == "active_rows", PADDING=options.mask is not None,
+            num_warps=8 if size > 64 else 4, **gpu.OPTIONS,
+        )  # fmt: skip
     return output, lse
 
 
