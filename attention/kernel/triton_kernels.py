@@ -58,7 +58,7 @@ def _sensed(
     if NOISE:
         y = tl.fma(sums, alpha, normals * beta)
     if ADC:
-        y = _converted(y / span, levels) * span if SPAN else _converted(y, levels)
+        y = _converted(tl.div_rn(y, span), levels) * span if SPAN else _converted(y, levels)
     return y * step
 
 
@@ -91,7 +91,7 @@ def _scores(
         if SPAN:
             lines = tl.minimum(size - part * columns, columns).to(tl.float32)
             active = tl.sum((own != 0.0).to(tl.float32), 1)
-            span = tl.sqrt(tl.maximum(active, 1.0) / lines)
+            span = tl.sqrt_rn(tl.div_rn(tl.maximum(active, 1.0), lines))
         normals = total
         if NOISE:
             place = row * (tiles * PARTS).to(tl.uint32) + (tile * PARTS + part).to(tl.uint32)
@@ -141,12 +141,12 @@ def attend(
     full_scale = tl.full((BM,), 0.0, tl.float32) + dac_range
     if not STATIC:
         full_scale = tl.maximum(tl.max(tl.abs(x), 1), 1e-30)
-    codes = _converted(x * (dac_levels / full_scale)[:, None], dac_levels)
+    codes = _converted(x * tl.div_rn(dac_levels, full_scale)[:, None], dac_levels)
     number = tl.load(streams + head)
     score_start, score_key = _stream(number, score_start, score_key)
     value_start, value_key = _stream(number, value_start, value_key)
     row = query.to(tl.uint32)
-    alpha, beta = 1.0 / (dac_levels * step), noise / step
+    alpha, beta = tl.div_rn(1.0, dac_levels * step), tl.div_rn(noise, step)
     begin, end = tl.load(bounds + block), tl.load(bounds + block + 1)
 
     most = tl.full((BM,), _LOWEST, tl.float32)
@@ -172,10 +172,10 @@ def attend(
     tl.store(lse + head.to(tl.int64) * n_queries + query, tl.where(empty, float("-inf"), found), mask=asked)
 
     if STATIC:
-        factor, worth = dac_levels / (dac_range * total), full_scale
+        factor, worth = tl.div_rn(dac_levels, dac_range * total), full_scale
     else:
         largest = tl.maximum(largest, 1e-30)
-        factor, worth = dac_levels / largest, largest / total
+        factor, worth = tl.div_rn(dac_levels, largest), tl.div_rn(largest, total)
     half = (size + 1) // 2
     pair_of = tl.arange(0, DP)
     column = pair_of // 2 + (pair_of % 2) * half
@@ -203,7 +203,7 @@ def attend(
             if NOISE:
                 conversion = row * tiles.to(tl.uint32) + (entry // 2 // CHUNKS).to(tl.uint32)
                 normals = _normals(conversion, 0, value_start, value_key, half, DP, DP // 2)
-            span = tl.sqrt(tl.maximum(opened, 1.0) / rows)
+            span = tl.sqrt_rn(tl.div_rn(tl.maximum(opened, 1.0), tl.zeros((BM,), tl.float32) + rows))
             sensed = _sensed(sums, normals, alpha, beta, step, adc_levels, span[:, None], NOISE, ADC, SPAN)
             result += tl.where((opened > 0.0)[:, None], sensed, 0.0)
             sums = tl.zeros((BM, DP), tl.float32)
