@@ -176,6 +176,8 @@ def test_who_has_cells_does_not_look_at_processors():
         ("crossbar/nn/linear.py", "AnalogLinear._forward"),
         ("crossbar/native/gpu.py", "serves"),  # whether Triton's kernels run at all
         ("crossbar/native/gpu.py", "why_not"),
+        ("crossbar/native/gpu.py", "on"),  # launches go to the GPU that the tensors are on
+        ("crossbar/nn/convert.py", "convert"),  # the report of a model on a GPU says which backend computes what
         ("crossbar/native/sizes.py", "at_once"),
         ("crossbar/tiles/ageing.py", "_pieces"),
         ("crossbar/tiles/ageing.py", "reads_again"),
