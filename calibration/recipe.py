@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
+from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.finetune import Finetune
 from calibration.steps.lowrank import LowRankAdapter
@@ -36,6 +37,7 @@ _KINDS = (
     AffineCorrection,
     LowRankAdapter,
     NormRecalibration,
+    BatchNormStatistics,
     Finetune,
 )
 _STEPS: dict[str, Any] = {step.__name__: step for step in _KINDS}

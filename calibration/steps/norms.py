@@ -7,8 +7,11 @@ from contextlib import contextmanager
 
 import torch
 from torch import Tensor, nn
+from torch.nn.modules.batchnorm import _BatchNorm
 
 _PARTS = ("weight", "bias")
+BATCH_NORMS = ("running_mean", "running_var")
+"""The statistics that a batch norm keeps."""
 
 
 def norms(model: nn.Module) -> dict[str, nn.Module]:
@@ -22,6 +25,23 @@ def norms(model: nn.Module) -> dict[str, nn.Module]:
         for name, module in model.named_modules()
         if type(module).__name__.endswith("Norm") and _multiplies(module)
     }
+
+
+def batch_norms(model: nn.Module) -> dict[str, _BatchNorm]:
+    """The batch norms of a model that keep statistics, by name."""
+    found = {name: module for name, module in model.named_modules() if isinstance(module, _BatchNorm)}
+    return {name: norm for name, norm in found.items() if norm.running_mean is not None}
+
+
+@torch.inference_mode(False)
+@torch.no_grad()
+def set_statistics(norm: _BatchNorm, values: dict[str, Tensor]) -> None:
+    """Give a batch norm other statistics; those of the digital model stay beside, as buffers."""
+    for part, value in values.items():
+        present = getattr(norm, part)
+        if f"digital_{part}" not in dict(norm.named_buffers(recurse=False)):
+            norm.register_buffer(f"digital_{part}", present, persistent=False)
+        setattr(norm, part, value.to(present, copy=True))
 
 
 def parameters(norm: nn.Module) -> dict[str, Tensor]:
@@ -55,6 +75,11 @@ def restore_norms(model: nn.Module) -> None:
             kept = norm._buffers.pop(f"digital_{part}", None)
             if kept is not None:
                 parameter.data = kept
+    for batch_norm in batch_norms(model).values():
+        for part in BATCH_NORMS:
+            kept = batch_norm._buffers.pop(f"digital_{part}", None)
+            if kept is not None:
+                setattr(batch_norm, part, kept)
 
 
 @contextmanager
@@ -65,11 +90,21 @@ def digital_norms(model: nn.Module) -> Iterator[None]:
         for norm in norms(model).values()
         for part, parameter in _own(norm).items()
     ]
+    statistics = [
+        (norm, part, getattr(norm, part), norm._buffers[f"digital_{part}"])
+        for norm in batch_norms(model).values()
+        for part in BATCH_NORMS
+        if f"digital_{part}" in norm._buffers
+    ]
     try:
         for parameter, _, kept in changed:
             parameter.data = kept
+        for norm, part, _, digital in statistics:
+            setattr(norm, part, digital)
         yield
     finally:
+        for norm, part, present, _ in statistics:
+            setattr(norm, part, present)
         for parameter, present, _ in changed:
             parameter.data = present
 

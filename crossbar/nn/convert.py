@@ -212,6 +212,7 @@ def convert(
         warnings.warn(doubt, stacklevel=2)
     _replace(model, {id(layer.digital): layer for layer in analog.values()})
     _call_layers(model, False)
+    _refuse_saving(model)
     first = next(model.parameters(), None)
     device = "cpu" if first is None else first.device.type
     return ConversionReport(tuple(reports), device, served(hardware, device))
@@ -275,6 +276,8 @@ def restore(model: nn.Module) -> None:
     layers = [m for m in model.modules() if isinstance(m, AnalogLinear | AnalogModule)]
     _replace(model, {id(layer): layer.digital for layer in layers if layer.digital is not None})
     _call_layers(model, True)
+    for module in model.modules():
+        vars(module).pop(_SAVE, None)
 
 
 def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -354,6 +357,25 @@ def _replace(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
         for child, module in list(parent._modules.items()):
             if id(module) in replacements:
                 parent._modules[child] = replacements[id(module)]
+
+
+_SAVE = "save_pretrained"
+"""The method by which models of transformers write themselves."""
+
+
+def _refuse_saving(model: nn.Module) -> None:
+    """Let no converted model of transformers be written: its names are not those that ``from_pretrained`` looks for."""
+    for module in model.modules():
+        if callable(getattr(type(module), _SAVE, None)) and any(isinstance(m, AnalogLinear) for m in module.modules()):
+            vars(module)[_SAVE] = _refused_saving
+
+
+def _refused_saving(*_: Any, **__: Any) -> None:
+    raise InputError(
+        "this model has analog layers, whose weights from_pretrained would not find and would draw anew: call "
+        "crossbar.restore(model) first and save the digital model, save_state(model, path) for the chip, or "
+        "calibrate(..., out=folder) for a bundle of both"
+    )
 
 
 _FUSED = {nn.TransformerEncoderLayer: "activation_relu_or_gelu", nn.TransformerEncoder: "use_nested_tensor"}

@@ -1,10 +1,13 @@
 """Modules that compute with the weights of their layers instead of calling them."""
 
+import copy
+
 import pytest
 import torch
 from torch import nn
+from transformers import BertConfig, BertModel
 
-from crossbar import Ledger, convert, presets, program, restore
+from crossbar import InputError, Ledger, convert, presets, program, restore
 from tests.crossbar.conftest import inputs, reasons, seeded
 
 
@@ -76,3 +79,18 @@ def test_encoder_stacks_with_padding_go_through_the_tiles(nested):
         restore(model)
         assert model.use_nested_tensor is nested
         assert torch.equal(model(x, src_key_padding_mask=padding), expected)
+
+
+def test_a_converted_model_of_transformers_is_not_saved_for_from_pretrained(tmp_path):
+    config = BertConfig(vocab_size=20, hidden_size=8, num_hidden_layers=1, num_attention_heads=2, intermediate_size=8)
+    model = seeded(lambda: BertModel(config))
+    expected = {name: value.clone() for name, value in model.state_dict().items()}
+    convert(model, presets.pcm())
+    for one in (model, copy.deepcopy(model)):
+        with pytest.raises(InputError, match=r"^this model has analog layers, whose weights from_pretrained would not"):
+            one.save_pretrained(tmp_path)
+    assert not list(tmp_path.iterdir())
+    restore(model)
+    model.save_pretrained(tmp_path)
+    loaded = BertModel.from_pretrained(tmp_path)
+    assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in expected.items())

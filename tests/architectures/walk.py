@@ -1,0 +1,183 @@
+"""What becomes of each architecture of transformers: ``python -m tests.architectures.walk`` writes the table of the docs.
+
+Models are tiny (`tests.architectures.tiny`). Asked of each: does it convert, does it equal the digital model in ideal
+cells, which part of the parameters that are no look-up and no norm becomes analog, is a training step through the tiles
+finite. What a model refuses needs its sentence; a wrong result is a failure.
+"""
+
+from __future__ import annotations
+
+import argparse
+import copy
+import json
+import signal
+import sys
+import warnings
+from collections.abc import Iterator
+from contextlib import contextmanager
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+import transformers
+from torch import nn
+
+from crossbar import InputError, Tile, convert, presets, program
+from tests.architectures import tiny
+
+HARDWARE = replace(presets.ideal(), tile=Tile(64, 64))
+MOST = 20_000_000  # parameters of a model that counts as small
+SECONDS = 20
+
+
+@dataclass
+class Row:
+    """What was found of one architecture.
+
+    Attributes:
+        name: model type.
+        built: why no small model of it runs in digital, or empty.
+        analog: part of the parameters that become analog, of all but look-ups and vectors (norms, biases).
+        all: the same of all parameters.
+        equal: largest difference from the digital outputs, as a part of their largest value; None: it was refused.
+        sentence: with which conversion or the converted model refused; empty if it did not.
+        trains: whether a training step is finite; None: it was not tried.
+    """
+
+    name: str
+    built: str = ""
+    analog: float = 0.0
+    all: float = 0.0
+    equal: float | None = None
+    sentence: str = ""
+    trains: bool | None = None
+
+    @property
+    def verdict(self) -> str:
+        """``equal``, ``refused`` (with a sentence of this project), ``not built`` or ``wrong``."""
+        if self.built:
+            return "not built"
+        if self.sentence.startswith("InputError: "):
+            return "refused"
+        return "equal" if self.equal is not None and self.equal < 1e-3 else "wrong"
+
+
+@contextmanager
+def limited(seconds: int) -> Iterator[None]:
+    """Raise `TimeoutError` in what takes longer."""
+
+    def late(*_: object) -> None:
+        raise TimeoutError(f"took more than {seconds} s")
+
+    before = signal.signal(signal.SIGALRM, late)
+    signal.alarm(seconds)
+    try:
+        yield
+    finally:
+        signal.alarm(0)
+        signal.signal(signal.SIGALRM, before)
+
+
+def built(name: str) -> tuple[nn.Module, Any, Any]:
+    """A small model, its inputs and what it computes with them.
+
+    Raises:
+        ValueError: for one that is not small.
+    """
+    with torch.device("meta"):
+        size = sum(parameter.numel() for parameter in tiny.model_of(name).parameters())
+    if size > MOST:
+        raise ValueError(f"{size:,} parameters are left of it")
+    model = tiny.model_of(name)
+    inputs = tiny.inputs_of(model)
+    with torch.no_grad():
+        outputs = tiny.outputs_of(model(**copy.deepcopy(inputs)))
+    if not outputs or not all(torch.isfinite(x).all() for x in outputs if x.is_floating_point()):
+        raise ValueError("its outputs are not finite")
+    return model, inputs, outputs
+
+
+def row_of(name: str, seconds: int = SECONDS) -> Row:
+    """Look at one architecture."""
+    row = Row(name)
+    try:
+        with limited(seconds):
+            model, inputs, expected = built(name)
+    except Exception as error:  # noqa: BLE001 - whatever a configuration that is no model raises
+        row.built = _told(error)
+        return row
+    try:
+        with limited(seconds):
+            _look(row, model, inputs, expected)
+    except Exception as error:  # noqa: BLE001 - a defect, which the row tells
+        row.sentence = _told(error)
+    return row
+
+
+def _look(row: Row, model: nn.Module, inputs: Any, expected: list[torch.Tensor]) -> None:
+    looked_up = {id(p) for m in model.modules() if isinstance(m, nn.Embedding) for p in m.parameters()}
+    counted = [p for p in model.parameters() if p.dim() > 1 and id(p) not in looked_up]
+    products, everything = sum(p.numel() for p in counted), sum(p.numel() for p in model.parameters())
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        report = convert(model, HARDWARE)
+    row.analog = min(1.0, report.analog_parameters / max(1, products))
+    row.all = report.analog_parameters / everything
+    with torch.no_grad():
+        found = tiny.outputs_of(model(**copy.deepcopy(inputs)))
+    size = max(float(x.abs().max()) for x in expected) or 1.0
+    row.equal = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True)) / size
+    program(model, 0)
+    model.train()
+    total = sum(x.float().square().mean() for x in tiny.outputs_of(model(**copy.deepcopy(inputs))) if x.requires_grad)
+    assert isinstance(total, torch.Tensor)
+    total.backward()
+    grads = [p.grad for p in model.parameters() if p.grad is not None]
+    row.trains = bool(grads) and all(bool(torch.isfinite(grad).all()) for grad in grads)
+
+
+def _told(error: Exception) -> str:
+    return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
+
+
+def table(rows: list[Row]) -> str:
+    """The table of docs/layers.md."""
+    seen = [row for row in rows if not row.built]
+    equal = [row for row in seen if row.verdict == "equal"]
+    lines = [
+        f"transformers {transformers.__version__}: {len(seen)} of {len(rows)} model types are small models that run; "
+        f"{len(equal)} of these convert and equal the digital model, "
+        f"{sum(row.analog >= 0.95 for row in equal)} of them with at least 95% of their matrices analog; "
+        f"{sum(row.trains is True for row in equal)} train.",
+        "",
+        "| model type | analog, of matrices | equals digital | trains |",
+        "|---|---|---|---|",
+    ]
+    for row in seen:
+        verdict = "yes" if row.verdict == "equal" else f"{row.verdict}: {row.sentence or row.equal}"
+        trains = {True: "yes", False: "no", None: row.sentence and "not tried"}[row.trains]
+        lines.append(f"| {row.name} | {row.analog:.0%} | {verdict.replace('|', '/')} | {trains or ''} |")
+    return "\n".join(lines)
+
+
+def main() -> None:
+    """Walk all architectures, or those named, and print the table."""
+    parser = argparse.ArgumentParser(description=__doc__)
+    parser.add_argument("names", nargs="*", help="model types; none: all")
+    parser.add_argument("--out", type=Path, help="JSON of the rows, taken up again if it exists")
+    options = parser.parse_args()
+    transformers.logging.set_verbosity_error()
+    known = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
+    rows = {row["name"]: Row(**row) for row in known}
+    for name in options.names or tiny.architectures():
+        if name not in rows:
+            rows[name] = row_of(name)
+            print(name, rows[name].verdict, rows[name].built or rows[name].sentence, file=sys.stderr, flush=True)
+            if options.out:
+                options.out.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1))
+    print(table(list(rows.values())))
+
+
+if __name__ == "__main__":
+    main()
