@@ -21,19 +21,19 @@ _SIZES = {
     "num_zero_experts zero_expert_num num_stacks temporal_patch_size",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_local_experts "
     "num_experts n_routed_experts moe_num_experts router_n_experts linear_num_value_heads num_attention_groups "
-    "mamba_n_heads mamba_num_heads moe_num_local_experts num_routed_experts patch_size conv_kernel conv_kernel_size "
+    "mamba_n_heads mamba_num_heads moe_num_local_experts num_routed_experts patch_size window_size conv_kernel conv_kernel_size "
     "num_hash_layers",
     8: "head_dim d_kv linear_key_head_dim linear_value_head_dim qk_nope_head_dim v_head_dim d_head mamba_d_head "
     "mamba_head_dim rotary_dim time_step_rank mamba_dt_rank ssm_state_size mamba_d_state state_size kv_channels "
     "attention_head_size global_head_dim indexer_head_dim index_head_dim",
     16: "q_lora_rank kv_lora_rank moe_intermediate_size embedding_size qk_head_dim sliding_window attention_window "
     "bottleneck_size expert_ffn_hidden_size shared_expert_intermediate_size moe_shared_expert_intermediate_size "
-    "chunk_size mamba_chunk_size local_attention attention_chunk_size block_size image_size lru_width_",
+    "chunk_size mamba_chunk_size local_attention attention_chunk_size block_size",
     32: "hidden_size d_model n_embd dim embed_dim model_dim hidden_dim lru_width projection_dim conv_dim "
-    "word_embed_proj_dim emb_dim embedding_dim num_channels_ encoder_hidden_dim out_hidden_size bottleneck_dim",
-    48: "intermediate_size d_ff n_inner encoder_ffn_dim decoder_ffn_dim ffn_dim ffn_hidden_size mlp_dim feed_forward_size "
-    "intermediate_size_mlp shared_intermediate_size block_ff_dim dense_intermediate_size mlp_hidden_size",
-    64: "max_position_embeddings n_positions max_seq_len n_ctx max_sequence_length seq_length context_length_ "
+    "word_embed_proj_dim emb_dim embedding_dim encoder_hidden_dim out_hidden_size bottleneck_dim",
+    48: "intermediate_size d_ff n_inner encoder_ffn_dim decoder_ffn_dim ffn_dim ffn_hidden_size mlp_dim "
+    "feed_forward_size intermediate_size_mlp shared_intermediate_size block_ff_dim dense_intermediate_size mlp_hidden_size",
+    64: "image_size max_position_embeddings n_positions max_seq_len n_ctx max_sequence_length seq_length "
     "max_source_positions max_target_positions",
     VOCABULARY: "vocab_size encoder_vocab_size decoder_vocab_size vocab_size_per_layer_input",
 }
@@ -58,6 +58,10 @@ def shrink(config: Any, depth: int = 0) -> Any:
                 setattr(config, name, small)
     if getattr(config, "kv_lora_rank", None) and hasattr(config, "num_attention_heads"):
         config.num_key_value_heads = config.num_attention_heads  # latent attention has no groups of heads
+        if hasattr(config, "head_dim"):
+            config.head_dim = config.qk_rope_head_dim
+    if hasattr(config, "expand") and hasattr(config, "num_heads") and hasattr(config, "head_dim"):
+        config.num_heads = int(config.expand * config.hidden_size) // config.head_dim  # of a state-space mixer
     layers = next((getattr(config, n) for n in ("num_hidden_layers", "n_layer", "num_layers") if hasattr(config, n)), 2)
     for name in ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "attention_layers"):
         value = getattr(config, name, None)
@@ -91,6 +95,8 @@ def config_of(name: str) -> Any:
     """A small configuration of a model type."""
     config = shrink(AutoConfig.for_model(name))
     config._attn_implementation = "eager"
+    if hasattr(config, "apply_spec_augment"):
+        config.apply_spec_augment = False  # which masks more frames than there are
     return config
 
 
