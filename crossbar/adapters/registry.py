@@ -98,8 +98,8 @@ def why_digital(module: nn.Module) -> str:
         return f"a router of experts, digital unless registered: crossbar.adapters.OwnForward({kind.__name__})"
     if isinstance(module, nn.Embedding) or kind.__name__.endswith(("Embedding", "Embeddings")):
         return "a look-up, no matrix product"
-    if any(parameter.dim() > 1 for parameter in module.parameters(recurse=False)):
-        return "a matrix product that no adapter takes: register one"
+    if any(sum(size > 1 for size in parameter.shape) > 1 for parameter in module.parameters(recurse=False)):
+        return "it has a matrix and no adapter takes it: register one if inputs are multiplied with it"
     return "no matrix product"
 
 

@@ -21,7 +21,8 @@ _SIZES = {
     "num_zero_experts zero_expert_num num_stacks temporal_patch_size",
     4: "num_attention_heads n_head n_heads num_heads encoder_attention_heads decoder_attention_heads num_local_experts "
     "num_experts n_routed_experts moe_num_experts router_n_experts linear_num_value_heads num_attention_groups "
-    "mamba_n_heads mamba_num_heads moe_num_local_experts num_routed_experts patch_size window_size conv_kernel conv_kernel_size "
+    "mamba_n_heads mamba_num_heads moe_num_local_experts num_routed_experts patch_size window_size conv_kernel "
+    "conv_kernel_size "
     "num_hash_layers",
     8: "head_dim d_kv linear_key_head_dim linear_value_head_dim qk_nope_head_dim v_head_dim d_head mamba_d_head "
     "mamba_head_dim rotary_dim time_step_rank mamba_dt_rank ssm_state_size mamba_d_state state_size kv_channels "
@@ -32,7 +33,8 @@ _SIZES = {
     32: "hidden_size d_model n_embd dim embed_dim model_dim hidden_dim lru_width projection_dim conv_dim "
     "word_embed_proj_dim emb_dim embedding_dim encoder_hidden_dim out_hidden_size bottleneck_dim",
     48: "intermediate_size d_ff n_inner encoder_ffn_dim decoder_ffn_dim ffn_dim ffn_hidden_size mlp_dim "
-    "feed_forward_size intermediate_size_mlp shared_intermediate_size block_ff_dim dense_intermediate_size mlp_hidden_size",
+    "feed_forward_size intermediate_size_mlp shared_intermediate_size block_ff_dim dense_intermediate_size "
+    "mlp_hidden_size",
     64: "image_size max_position_embeddings n_positions max_seq_len n_ctx max_sequence_length seq_length "
     "max_source_positions max_target_positions",
     VOCABULARY: "vocab_size encoder_vocab_size decoder_vocab_size vocab_size_per_layer_input",

@@ -425,13 +425,13 @@ def test_inputs_that_do_not_fit_are_refused_with_what_fits():
 
 def test_other_kinds_stay_digital_with_a_reason():
     model = nn.Sequential(
-        nn.ConvTranspose2d(3, 3, 1), nn.Embedding(2, 2), nn.BatchNorm1d(2), Doubled(2, 2), nn.Linear(2, 2)
+        nn.ConvTranspose2d(3, 3, 2), nn.Embedding(2, 2), nn.BatchNorm1d(2), Doubled(2, 2), nn.Linear(2, 2)
     )
     registry._adapters.pop("a Doubled")
     report = convert(model, QUIET)
     assert [layer.name for layer in report.analog] == ["4"]
     assert {layer.name: layer.reason for layer in report.digital} == {
-        "0": "a matrix product that no adapter takes: register one",
+        "0": "it has a matrix and no adapter takes it: register one if inputs are multiplied with it",
         "1": "a look-up, no matrix product",
         "2": "no matrix product",
         "3": "its class computes otherwise than nn.Linear: register an adapter",
@@ -554,7 +554,7 @@ def test_what_computes_otherwise_stays_digital_until_it_has_an_adapter():
     report = convert(model, QUIET)
     assert {layer.name: layer.reason for layer in report.digital} == {
         "0": "its class computes otherwise than nn.Linear: register an adapter",
-        "1": "a matrix product that no adapter takes: register one",
+        "1": "it has a matrix and no adapter takes it: register one if inputs are multiplied with it",
     }
     torch.testing.assert_close(model(x), digital(x), rtol=0, atol=1e-12)
 

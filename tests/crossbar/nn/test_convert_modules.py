@@ -25,7 +25,7 @@ def test_multihead_attention_of_another_forward_stays_digital_with_its_projectio
     report = convert(model, presets.ideal())
     assert [layer.name for layer in report.analog] == ["head"]
     assert reasons(report) == {
-        "attention": "a matrix product that no adapter takes: register one",
+        "attention": "it has a matrix and no adapter takes it: register one if inputs are multiplied with it",
         "attention.out_proj": "nn.MultiheadAttention reads the weight without calling the layer",
     }
 
