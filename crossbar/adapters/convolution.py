@@ -14,13 +14,16 @@ from crossbar.adapters.linear import WEIGHT
 from crossbar.adapters.protocol import Part, Product
 
 _KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
+_TOGETHER = 16  # channels from which on copying them at once is faster than copying taps
 _EDGE = 256  # rows and columns that a block-diagonal matrix of groups has at most
 
 
 class Convolution:
     """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``: one product a patch, ``[O, C K]`` with K taps a channel.
 
-    The word lines of a patch are its channels, each with its taps in order, as `torch.nn.functional.unfold` has them.
+    The word lines of a patch are its channels, each with its taps in order, as `torch.nn.functional.unfold` has them;
+    of 16 channels or more without groups, its taps, each with its channels in order, which lie together in memory when
+    patches are cut.
     With groups the matrix is block-diagonal. As many groups as fit in 256 word lines and 256 bit lines make up one
     matrix, the next ones another: cells beside the blocks hold 0 and are driven for nothing. A depthwise convolution,
     where each group has one input channel, uses so little of its tiles that it stays digital unless asked for.
@@ -52,6 +55,8 @@ class Convolution:
         """A matrix, or one for every few groups, each with its part of the bias."""
         conv = cast(nn.Conv2d, module)
         weight, bias = conv.weight.flatten(1), conv.bias
+        if _taps_first(conv):
+            return {WEIGHT: Part(conv.weight.flatten(2), bias, turned=True)}
         if conv.groups == 1:
             return {WEIGHT: Part(weight, bias)}
         each = _groups_of_one(conv)
@@ -81,15 +86,22 @@ class Convolution:
 
 
 def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
-    """The patches ``[N, ..., C K]`` of inputs ``[N, C, ...]``, channels first, in the order of output places."""
+    """The patches ``[N, ..., C K]`` of inputs ``[N, C, ...]``, in the order of output places and of word lines."""
     taps = len(conv.kernel_size)
     padding = cast(Any, conv)._reversed_padding_repeated_twice
     if any(padding):
         x = F.pad(x, padding, "constant" if conv.padding_mode == "zeros" else conv.padding_mode)
+    first = _taps_first(conv)
+    x = x.movedim(1, -1).contiguous() if first else x
     for place in range(taps):
         size, step, stride = conv.kernel_size[place], conv.dilation[place], conv.stride[place]
-        x = x.unfold(2 + place, step * (size - 1) + 1, stride)[..., ::step]
-    return x.movedim(1, 1 + taps).flatten(1 + taps)
+        x = x.unfold((1 if first else 2) + place, step * (size - 1) + 1, stride)[..., ::step]
+    return (x.movedim(1 + taps, -1) if first else x.movedim(1, 1 + taps)).flatten(1 + taps)
+
+
+def _taps_first(conv: nn.Conv2d) -> bool:
+    """Whether word lines are the taps, each with all channels."""
+    return conv.groups == 1 and conv.in_channels >= _TOGETHER and math.prod(conv.kernel_size) > 1
 
 
 def _computes(module: nn.Module) -> bool:

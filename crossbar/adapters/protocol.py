@@ -17,22 +17,26 @@ class Part(NamedTuple):
 
     Attributes:
         weight: ``[O, I]``, or ``[G, O/G, I/G]``: the blocks of a block-diagonal matrix. A parameter of the layer or a
-            view of one, so that gradients and what is written reach it.
+            view of one, so that gradients and what is written reach it. With ``turned``, ``[O, C, K]``.
         bias: what is added to its products, ``[O]``; None: nothing.
+        turned: the matrix has the last two dimensions of ``weight`` in the other order: ``[O, K C]``.
     """
 
     weight: Tensor
     bias: Tensor | None = None
+    turned: bool = False
 
     @property
     def matrix(self) -> Tensor:
         """``[O, I]``, with gradient."""
+        if self.turned:
+            return self.weight.transpose(1, 2).flatten(1)
         return self.weight if self.weight.dim() == 2 else torch.block_diag(*self.weight)
 
     @property
     def blocks(self) -> int:
         """Blocks on the diagonal, beside which the matrix holds zeros."""
-        return len(self.weight) if self.weight.dim() == 3 else 1
+        return len(self.weight) if self.weight.dim() == 3 and not self.turned else 1
 
     @property
     def root(self) -> Tensor:
@@ -43,11 +47,16 @@ class Part(NamedTuple):
     def shape(self) -> tuple[int, int]:
         """O and I."""
         rows, columns = self.weight.shape[-2:]
+        if self.turned:
+            return len(self.weight), rows * columns
         return self.blocks * rows, self.blocks * columns
 
     def write(self, matrix: Tensor) -> None:
         """Give the layer the numbers of a matrix ``[O, I]``, in place."""
         with torch.no_grad():
+            if self.turned:
+                self.weight.copy_(matrix.unflatten(1, (self.weight.shape[2], -1)).transpose(1, 2))
+                return
             if self.weight.dim() == 2:
                 self.weight.copy_(matrix)
                 return

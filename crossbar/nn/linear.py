@@ -472,7 +472,9 @@ class AnalogLinear(nn.Module):
     @property
     def bias(self) -> Tensor | None:
         """What is added to the outputs in digital, ``[O]``."""
-        return None if self._source is None else self._source.part().bias
+        if self._source is None or isinstance(self._source.adapter, OwnForward):  # whose forward adds its own
+            return None
+        return self._source.part().bias
 
     @property
     def source(self) -> PartOf | None:

@@ -6,7 +6,7 @@ from tests.architectures import tiny
 from tests.architectures.walk import row_of
 
 ORDINARY = (
-    "bert", "deberta-v2", "deepseek_v2", "falcon", "gemma3_text", "gpt2", "gpt_oss", "hubert", "llama", "longt5",
+    "bert", "deberta-v2", "deepseek_v3", "falcon", "gemma3_text", "gpt2", "gpt_oss", "hubert", "llama", "longt5",
     "mamba", "mixtral", "mamba2", "modernbert", "olmoe", "opt", "segformer", "phimoe", "t5", "vit",
 )  # fmt: skip
 

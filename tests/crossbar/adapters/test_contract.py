@@ -149,6 +149,11 @@ KINDS = {
         ((2, 2, 5, 4), (2, 5, 4), (0, 2, 5, 4)),
         {"weight": (7, 18)},
     ),
+    "convolution of many channels": Kind(
+        lambda dtype: nn.Conv2d(16, 3, (2, 1), padding=1, dilation=2, dtype=dtype),
+        ((2, 16, 3, 4),),
+        {"weight": (3, 32)},
+    ),
     "convolution of groups": Kind(
         lambda dtype: nn.Conv1d(4, 6, 3, groups=2, bias=False, dtype=dtype), ((2, 4, 6),), {"weight": (6, 12)}
     ),

@@ -47,6 +47,12 @@ def test_patches_are_those_of_unfold():
     assert torch.equal(patches(conv, x).flatten(1, 2), expected)
 
 
+def test_patches_of_many_channels_have_taps_first():
+    conv, x = nn.Conv2d(16, 4, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)), inputs64(2, 16, 7, 6)
+    expected = F.unfold(x, (3, 2), dilation=(2, 1), padding=(1, 0), stride=(1, 2)).unflatten(1, (16, 6))
+    assert torch.equal(patches(conv, x).flatten(1, 2), expected.transpose(1, 2).flatten(1, 2).transpose(1, 2))
+
+
 def test_a_patch_is_a_vector_in_the_ledger():
     """By hand: 2 images of 3x8x8, 3x3 taps at stride 2 with padding 1 are 16 patches each, of 27 inputs."""
     hardware = Hardware(tile=Tile(8, 4), dac=Converter(bits=8), adc=Converter(bits=8))
