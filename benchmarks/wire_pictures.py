@@ -107,11 +107,12 @@ def scores(options: argparse.Namespace, tile: int, ohms: float) -> dict[str, flo
     found: dict[str, float] = {}
     if "uncalibrated" in options.arms:
         result = emulate(loaded, task, **common)
-        found["digital"] = result.values("digital").mean()
-        found["uncalibrated"] = result.values("analog").mean()
+        found["digital"] = float(np.mean(result.values("digital")))
+        found["uncalibrated"] = float(np.mean(result.values("analog")))
     for name, steps in (("fast", "fast"), ("wire-aware", aware)):
         if name in options.arms:
-            found[name] = calibrate(loaded, task, recipe=steps, staircase=False, **common).values("calibrated").mean()
+            result = calibrate(loaded, task, recipe=steps, staircase=False, **common)
+            found[name] = float(np.mean(result.values("calibrated")))
     return found
 
 

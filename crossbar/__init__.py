@@ -12,7 +12,7 @@ from crossbar.costs.energy import EnergyReport
 from crossbar.costs.ledger import Ledger
 from crossbar.costs.prices import Price, PriceBook, price
 from crossbar.errors import InputError
-from crossbar.hardware import CellNoise, Converter, Faults, Hardware, Tile, Wire, WriteVerify
+from crossbar.hardware import Cell, CellNoise, Converter, Faults, Hardware, Tile, Wire, WriteVerify
 from crossbar.nn.chip import age, analog_layers, bypassed, new_chip, program, reset_gains, reset_reads
 from crossbar.nn.convert import ConversionReport, LayerReport, convert, restore
 from crossbar.nn.linear import AnalogLinear
@@ -23,6 +23,7 @@ from crossbar.units import format_seconds, to_seconds
 __all__ = [
     "AnalogLinear",
     "Baseline",
+    "Cell",
     "CellNoise",
     "ConversionReport",
     "Converter",

@@ -31,9 +31,10 @@ CONVERTERS = frozenset(
     {
         "dac:ideal", "adc:ideal", "dac.bits:1", "adc.bits:1", "dac.range:per_token", "dac.range:max",
         "adc.range:active_rows", "dac.coding:bit_serial", "dac.coding:rate",
+        "dac.coding:amplitude", "cell", "cell.iv:linear", "cell.iv:sinh", "cell.iv:table",
     }
 )  # fmt: skip
-"""How inputs are driven and columns converted."""
+"""How inputs are driven, what cells make of their height, and how columns are converted."""
 
 WIRES = frozenset(
     {

@@ -6,6 +6,7 @@ import dataclasses
 from collections.abc import Mapping
 from dataclasses import dataclass, field
 from functools import cached_property
+from itertools import pairwise
 from pathlib import Path
 from typing import Any, Literal, get_args
 
@@ -29,7 +30,7 @@ _SIZES = frozenset({"rows", "cols", "slice_bits", "bits", "full_scale"})
 """Fields whose value is a mere size: whoever honours the part honours them all. Every other one is a feature."""
 
 Range = Literal["static", "per_token", "max", "active_rows"]
-Coding = Literal["pwm", "bit_serial", "rate"]
+Coding = Literal["pwm", "bit_serial", "rate", "amplitude"]
 Encoding = Literal["differential", "balanced", "offset"]
 ScaleGranularity = Literal["tile_column", "tile", "layer"]
 
@@ -50,8 +51,9 @@ class Converter:
             deviation of their sum goes.
         full_scale: the static range before calibration, 1e-6 to 1e6: unit outputs for an ADC (one cell at g_max under a
             full-scale input gives 1), activation units for a DAC. 10 is aihwkit's ``out_bound``.
-        coding: of a DAC. ``pwm``: one pulse whose length (or height) is the code. ``bit_serial``: one pulse a magnitude
-            bit, each sensed and converted, then shifted and added. ``rate``: a train of ``2^(bits-1) - 1`` slots, each
+        coding: of a DAC. ``pwm``: one pulse whose length is the code. ``amplitude``: one whose height is the code,
+            which cells that are not ohmic bend (`Cell`). ``bit_serial``: one pulse a magnitude bit, each sensed and
+            converted, then shifted and added. ``rate``: a train of ``2^(bits-1) - 1`` slots, each
             with a pulse at the probability that the code stands for, summed by the column before one conversion.
         gain_std: deviation of the gain error of each word line's (DAC) or column's (ADC) own circuit, relative, at most
             10.
@@ -216,6 +218,49 @@ class Faults:
 
 
 @dataclass(frozen=True)
+class Cell:
+    """The current of a cell against the voltage across it: ohmic, or a curve that all cells share, odd in the voltage.
+
+    A conductance is that at ``v_read``, the voltage of a full-scale drive, where devices are measured. Pulses of
+    ``pwm``, ``bit_serial`` and ``rate`` inputs all have this height, so for them a curve changes nothing; ``amplitude``
+    inputs have others, and their currents are ``G f(v)`` with ``f(v_read) = v_read``. Behind wires that have a
+    resistance each cell has a voltage of its own, for which no fast solver is here: only ohmic cells can have them, and
+    `crossbar.circuit.reference` solves single arrays of others.
+
+    Attributes:
+        iv: ``linear``; ``sinh``: ``f`` goes as ``v0 sinh(v / v0)``, as of tunnelling and hopping in oxides; ``table``:
+            straight lines through measured points.
+        v0: of ``sinh``, volts, 1e-3 to 1e3. The default is an assumption.
+        v_read: volts, 1e-3 to 10. 0.2 V is a usual height of reading pulses.
+        table: of ``table``: pairs of volts, rising from above 0 to ``v_read`` or more, and rising currents in any unit.
+    """
+
+    iv: Literal["linear", "sinh", "table"] = "linear"
+    v0: float = 0.25
+    v_read: float = 0.2
+    table: tuple[tuple[float, float], ...] = ()
+
+    def __post_init__(self) -> None:
+        _require_choice("cell field iv", self.iv, ("linear", "sinh", "table"))
+        require_number("cell field v0", self.v0, least=1e-3, most=1e3)
+        require_number("cell field v_read", self.v_read, least=1e-3, most=10)
+        points = self.table
+        pairs = isinstance(points, list | tuple) and all(isinstance(p, list | tuple) and len(p) == 2 for p in points)
+        if not pairs:
+            raise InputError(f"cell field table = {shown(points)} is not allowed: give pairs of volts and currents")
+        for number in (number for point in points for number in point):
+            require_number("a number of cell field table", number, above=0, most=1e30)
+        if any(a[0] >= b[0] or a[1] >= b[1] for a, b in pairwise(points)):
+            raise InputError("cell field table has points that do not rise: order them by volts, with rising currents")
+        if self.iv == "table" and (not points or points[-1][0] < self.v_read):
+            raise InputError(
+                f"cell field table ends at {points[-1][0] if points else 0:g} V, below v_read = {self.v_read:g} V: "
+                "measure further, or read at less"
+            )
+        object.__setattr__(self, "table", tuple((float(volts), float(current)) for volts, current in points))
+
+
+@dataclass(frozen=True)
 class Wire:
     """Resistance of word lines and bit lines: what cells far from drivers and amplifiers lose (docs/wires.md).
 
@@ -262,6 +307,7 @@ class Hardware:
         verify: programming in rounds.
         faults: defects of the chip.
         wire: resistance of the lines; None: ideal wires.
+        cell: current against voltage; None: ohmic.
     """
 
     device: AnyDevice = field(default_factory=PCM)
@@ -273,6 +319,7 @@ class Hardware:
     verify: WriteVerify | None = None
     faults: Faults | None = None
     wire: Wire | None = None
+    cell: Cell | None = None
 
     def __post_init__(self) -> None:
         if isinstance(self.device, type) or not isinstance(self.device, AnyDevice):
@@ -288,6 +335,17 @@ class Hardware:
         if self.dac is not None:
             _require_choice("hardware field dac.range", self.dac.range, ("static", "per_token", "max"))
         require_number("hardware field output_noise", self.output_noise, most=1e4)
+        if self.cell is not None and self.cell.iv != "linear":
+            if self.wire is not None and (self.wire.r_row > 0 or self.wire.r_col > 0):
+                raise InputError(
+                    f"hardware field cell.iv = {self.cell.iv!r} is not solved together with wires: give linear cells, "
+                    "or wires of 0 ohm"
+                )
+            if self.tile.encoding == "offset":
+                raise InputError(
+                    f"hardware field cell.iv = {self.cell.iv!r} is not allowed with the offset encoding, which "
+                    "subtracts the sum of unbent inputs: give a pair of cells"
+                )
         spares = max(self.tile.cols, _FEW_SPARES)
         if self.faults is not None and self.faults.spare_cols > spares:
             spare, cols = self.faults.spare_cols, self.tile.cols
@@ -391,6 +449,7 @@ _PARTS: dict[str, type[Any]] = {
     "verify": WriteVerify,
     "faults": Faults,
     "wire": Wire,
+    "cell": Cell,
 }
 
 

@@ -19,6 +19,7 @@ from crossbar.hardware import Hardware
 
 HONOURED = (CELLS | CONVERTERS | MISMATCH | NOISES | WIRES) - {
     "faults", "tile.slices", "tile.encoding:offset", "dac.coding:rate", "dac.coding:bit_serial",
+    "dac.coding:amplitude",
 }  # fmt: skip
 """Features of hardware that tiles of strengths have."""
 

@@ -2,12 +2,14 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any, NamedTuple
 
+import numpy as np
 import torch
 from torch import Tensor
 
-from crossbar.hardware import Converter
+from crossbar.hardware import Converter, Hardware
 
 _TINY = 1e-30  # least range, as of an all-zero input vector: any positive number gives zeros
 
@@ -39,6 +41,23 @@ def drive(x: Tensor, dac: Converter | None, input_range: Tensor | None) -> Drive
     if input_range is None:
         input_range = found_range(x, dac)
     return Drive(convert(x * (dac.levels / input_range), dac), 1.0 / dac.levels, input_range)
+
+
+def bent(codes: Tensor, hardware: Hardware) -> Tensor:
+    """Codes whose pulses' heights cells of ``hardware`` weigh by their curve, those of full scale as they are."""
+    cell, dac = hardware.cell, hardware.dac
+    if cell is None or cell.iv == "linear" or dac is None or dac.coding != "amplitude":
+        return codes
+    if cell.iv == "sinh":
+        steep = cell.v_read / cell.v0
+        return torch.sinh(codes * (steep / dac.levels)) * (dac.levels / math.sinh(steep))
+    volts = codes.new_tensor([0.0, *(volts for volts, _ in cell.table)])
+    current = codes.new_tensor([0.0, *(current for _, current in cell.table)])
+    full = float(np.interp(cell.v_read, volts.tolist(), current.tolist()))
+    height = codes.abs() * (cell.v_read / dac.levels)
+    piece = torch.searchsorted(volts, height.detach(), right=True).clamp_(1, len(volts) - 1)
+    slope = (current[piece] - current[piece - 1]) / (volts[piece] - volts[piece - 1])
+    return (current[piece - 1] + slope * (height - volts[piece - 1])) * codes.sign() * (dac.levels / full)
 
 
 def found_range(x: Tensor, dac: Converter) -> Tensor:

@@ -12,7 +12,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
-from crossbar.backends.converters import Drive, bit_planes, convert, drive, found_range
+from crossbar.backends.converters import Drive, bent, bit_planes, convert, drive, found_range
 from crossbar.backends.protocol import REDRAWN, AgedRows, Columns, Product, Read, Work
 from crossbar.devices import Device, RedrawDevice, span
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
@@ -192,7 +192,7 @@ def ideal_columns(x: Tensor, weight: Tensor, hardware: Hardware, input_range: Te
     Codes are whole numbers. Digits are rounded to a step so small that sums are whole numbers below 2^53 of it, which
     float64 holds exactly: the bits do not depend on the order of a sum, and so not on the number of threads.
     """
-    driven, rows = _drive(x, hardware, input_range, None), hardware.tile.rows
+    driven, rows = drive(x, hardware.dac, input_range), hardware.tile.rows
     codes, digits = driven.codes.double(), weight.double()
     step = 1.0
     if hardware.dac is not None:
@@ -222,7 +222,7 @@ def _finish(y: Tensor, driven: Drive, cells: Readout, hardware: Hardware) -> Ten
 def _drive(x: Tensor, hardware: Hardware, input_range: Tensor | None, noise: Stream | None, first: int = 0) -> Drive:
     """What word lines carry for input vectors ``[B, I]``, the ``first`` of so many."""
     driven = drive(x, hardware.dac, input_range)
-    return driven._replace(codes=_pulses(driven.codes, hardware, noise, first))
+    return driven._replace(codes=_pulses(bent(driven.codes, hardware), hardware, noise, first))
 
 
 def _pulses(codes: Tensor, hardware: Hardware, noise: Stream | None, first: int) -> Tensor:

@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import math
 from dataclasses import dataclass
+from itertools import pairwise
 from typing import cast
 
 import numpy as np
@@ -19,7 +20,7 @@ from torch import Tensor
 from crossbar.backends.protocol import REDRAWN, AgedRows, Columns, Read, Work
 from crossbar.devices import Device, RedrawDevice, span, window
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
-from crossbar.hardware import Converter, Hardware
+from crossbar.hardware import Cell, Converter, Hardware
 from crossbar.random.streams import Stream
 
 Array = NDArray[np.float64]
@@ -350,11 +351,29 @@ class Naive:
         ranges = [_dac_range(x, b, dac, None if given is None else float(given)) for b in range(len(x))]
         each = [[_convert(value / (ranges[b] or 1.0), dac, 1.0) for value in row] for b, row in enumerate(x.tolist())]
         codes = np.array(each).reshape(x.shape)
+        if dac is not None and dac.coding == "amplitude" and read.hardware.cell is not None:
+            codes = np.array([_bent(part, read.hardware.cell) for part in codes.ravel().tolist()]).reshape(codes.shape)
         if dac is not None and dac.coding == "rate" and read.noise is not None:
             chances = torch.from_numpy(np.rint(np.abs(np.nan_to_num(codes)) * _levels(dac)))
             pulses = Stream((*read.noise.key, "pulses"))
             codes = np.sign(codes) * _numbers(pulses.binomial(chances, _levels(dac))) / _levels(dac)
         return codes, np.array(ranges)
+
+
+def _bent(part: float, cell: Cell) -> float:
+    """The current of a pulse of this part of full height, as a part of that of a whole one."""
+    volts = abs(part) * cell.v_read
+    if cell.iv == "sinh":
+        return math.copysign(math.sinh(volts / cell.v0) / math.sinh(cell.v_read / cell.v0), part)
+    if cell.iv == "table" and not math.isnan(part):
+        points = [(0.0, 0.0), *cell.table]
+
+        def current(at: float) -> float:
+            (low, one), (high, other) = next(pair for pair in pairwise(points) if at <= pair[1][0])
+            return one + (other - one) * (at - low) / (high - low)
+
+        return math.copysign(current(volts) / current(cell.v_read), part)
+    return part
 
 
 def _numbers(tensor: Tensor) -> Array:

@@ -10,6 +10,7 @@ from torch import nn
 
 from crossbar import (
     AnalogLinear,
+    Cell,
     CellNoise,
     Converter,
     Faults,
@@ -35,6 +36,7 @@ SIZES = {
     "read_noise.constant", "read_noise.relative", "verify.tolerance", "verify.rounds", "verify.read_std",
     "faults.stuck_min", "faults.stuck_max", "faults.shorts", "faults.broken_rows", "faults.broken_cols",
     "faults.short_conductance", "faults.spare_cols", "faults.seed", "wire.r_row", "wire.r_col",
+    "cell.v0", "cell.v_read", "cell.table",
 }  # fmt: skip
 """Fields whose value is no feature: whoever honours the part that they are of computes with all their values."""
 
@@ -52,6 +54,8 @@ def others(hint, value):
         return [other for other in (1, value + 1, value + 3) if other != value]
     if hint is float:
         return [0.25, 2.0]
+    if get_origin(hint) is tuple:
+        return [((1.0, 1.0), (2.0, 3.0))]
     raise AssertionError(f"say here what other values a field of the type {hint} has")
 
 
@@ -108,7 +112,9 @@ def test_the_sizes_are_fields():
 
 def test_the_named_features_are_those_that_fields_give():
     given = set().union(*(added for base, changes in FIELDS.values() for added in tried(base, changes)))
-    assert given | {"device:redrawn"} == KNOWN
+    assert given | {"device:redrawn", "cell.iv:table"} == KNOWN
+    table = Cell("table", table=((1.0, 1.0),))
+    assert dataclasses.replace(PLAIN, cell=table).features() == {"cell", "cell.iv:table"}
     assert dataclasses.replace(PLAIN, device=Redrawn()).features() == {"device:redrawn"}
     assert sum(map(len, (CELLS, CONVERTERS, MISMATCH, NOISES, WIRES))) == len(KNOWN)
     assert PLAIN.features() == frozenset()
@@ -132,7 +138,7 @@ REFUSED = [
     ({"adc": Converter(offset_std=0.1)}, "adc.offset_std", "adc.offset_std = 0.1", "0"),
     ({"dac": Converter(range="max")}, "dac.range:max", "dac.range = 'max'", "static or per_token"),
     ({"adc": Converter(range="active_rows")}, "adc.range:active_rows", "adc.range = 'active_rows'", "static"),
-    ({"dac": Converter(coding="rate")}, "dac.coding:rate", "dac.coding = 'rate'", "pwm or bit_serial"),
+    ({"dac": Converter(coding="rate")}, "dac.coding:rate", "dac.coding = 'rate'", "pwm or bit_serial or amplitude"),
     ({"tile": Tile(encoding="offset")}, "tile.encoding:offset", "tile.encoding = 'offset'", "differential or balanced"),
     ({"tile": Tile(pairs=2)}, "tile.pairs", "tile.pairs = 2", "1"),
     ({"tile": Tile(slices=2)}, "tile.slices", "tile.slices = 2", "1"),

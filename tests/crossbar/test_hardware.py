@@ -57,6 +57,7 @@ def test_to_dict_holds_plain_values():
         "verify": None,
         "faults": None,
         "wire": None,
+        "cell": None,
     }
 
 

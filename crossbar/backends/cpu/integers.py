@@ -32,7 +32,10 @@ _SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32}
 _TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 
 
-HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | WIRES | {"dac.range:per_token", "dac.range:max"}
+CURVES = {"cell", "cell.iv:linear", "cell.iv:sinh", "cell.iv:table"}  # pulses of one height meet one conductance
+HONOURED = (
+    CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | WIRES | {"dac.range:per_token", "dac.range:max"} | CURVES
+)
 """Features of hardware that products in integers have."""
 
 

@@ -11,12 +11,14 @@ import torch
 
 from crossbar import (
     AnalogLinear,
+    Cell,
     CellNoise,
     Converter,
     Faults,
     Hardware,
     InputError,
     Tile,
+    Wire,
     WriteVerify,
     backend_names,
     devices,
@@ -27,7 +29,7 @@ from crossbar.backends.cpu import integers
 from crossbar.backends.protocol import AgedRows, Columns, Product, Read, RowNumbers
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.reram import CmoReRam, ReRam
-from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES
+from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
 from crossbar.random.streams import Stream
 from tests.crossbar.backends.test_naive import gated, layer_codes, mismatch
 from tests.crossbar.conftest import linear_layer
@@ -144,6 +146,17 @@ HARDWARE = {
     "no adc, with mismatch and noise": plain(
         dac=dataclasses.replace(SERIAL, **ALL_MISMATCH), adc=None, output_noise=0.04, read_noise=CellNoise(0.8)
     ),
+    "wires": plain(wire=Wire(300.0, 200.0)),
+    "wires of everything": plain(
+        tile=Tile(5, 4, "tile", "balanced", pairs=2, slices=2, slice_bits=3),
+        wire=Wire(30.0, 50.0, "both", "top", "interleaved"),
+        adc=dataclasses.replace(ADC, **ALL_MISMATCH),
+        output_noise=0.04,
+        faults=DEFECTS,
+    ),
+    "ohmic cells": plain(cell=Cell()),
+    "amplitudes of sinh cells": plain(cell=Cell("sinh", v0=0.1), dac=dataclasses.replace(DAC, coding="amplitude")),
+    "pulses of measured cells": plain(cell=Cell("table", table=((0.1, 0.2), (0.2, 1.0))), output_noise=0.04),
 }
 CASES = {name: Case(hardware) for name, hardware in HARDWARE.items()}
 NOISY = plain(output_noise=0.04, read_noise=CellNoise(0.8))
@@ -236,7 +249,7 @@ def refused(backend, work):
 
 def test_the_cases_have_every_feature():
     found = set().union(*(case.hardware.features() for case in CASES.values()))
-    assert found == CELLS | CONVERTERS | MISMATCH | NOISES
+    assert found == CELLS | CONVERTERS | MISMATCH | NOISES | WIRES
 
 
 # Products
@@ -300,11 +313,15 @@ def oracle(layer, x, **drawn):
     )
 
 
-@pytest.mark.parametrize(
-    "case",
-    [case for case in CASES.values() if case.hardware.read_noise is None and not case.gains],
-    ids=[name for name, case in CASES.items() if case.hardware.read_noise is None and not case.gains],
-)
+# Wires and curves have oracles of their own: test_wires.py and test_cell_curves.py.
+OF_CONDUCTANCES = {
+    name: case
+    for name, case in CASES.items()
+    if case.hardware.read_noise is case.hardware.wire is case.hardware.cell is None and not case.gains
+}
+
+
+@pytest.mark.parametrize("case", OF_CONDUCTANCES.values(), ids=OF_CONDUCTANCES)
 def test_the_oracle_of_read_outs_is_that_of_conductances(case):
     layer, x = chip(case, torch.float64), inputs(torch.float64)
     with torch.no_grad():
