@@ -79,9 +79,9 @@ def _measuring(norms: dict[str, _BatchNorm]) -> Iterator[None]:
     names = (*BATCH_NORMS, "num_batches_tracked")
     before = [(norm, norm.momentum, [getattr(norm, name) for name in names]) for norm in norms.values()]
     try:
-        for norm, _, (average, variance, _) in before:
+        for norm, _, (average, variance, count) in before:
             norm.running_mean, norm.running_var = torch.zeros_like(average), torch.ones_like(variance)
-            norm.num_batches_tracked, norm.momentum, norm.training = torch.tensor(0), None, True
+            norm.num_batches_tracked, norm.momentum, norm.training = torch.zeros_like(count), None, True
         yield
     finally:
         for norm, momentum, values in before:

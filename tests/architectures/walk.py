@@ -1,4 +1,4 @@
-"""What becomes of each architecture of transformers: ``python -m tests.architectures.walk`` writes the docs' table.
+"""What becomes of each architecture of transformers: ``python -m tests.architectures.walk`` writes a table.
 
 Models are tiny (`tests.architectures.tiny`). Asked of each: does it convert, does it equal the digital model in ideal
 cells, which part of the parameters that are no look-up and no norm becomes analog, is a training step through the tiles
@@ -153,7 +153,7 @@ def _told(error: Exception) -> str:
 
 
 def table(rows: list[Row]) -> str:
-    """The table of docs/architectures.md."""
+    """A table of rows, in Markdown."""
     seen = [row for row in rows if not row.built]
     equal = [row for row in seen if row.verdict == "equal"]
     lines = [
