@@ -10,6 +10,7 @@ from torch import Tensor
 
 from crossbar.devices.power_law import PowerLawDrift
 from crossbar.errors import InputError, shown
+from crossbar.native import functions
 
 
 class _Fit(NamedTuple):
@@ -88,7 +89,7 @@ class Hermes(PowerLawDrift):
     def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithmic at low g, quadratic above."""
         g, fit = g.clamp(min=1e-7), self._fit
-        log = g.log()
+        log = functions.log(g)
         mean = torch.where(
             g < 0.0945, _line((-0.0387, -0.0182, 0.0720, 0.13), log), _polynomial((0.0736, -0.0126, -0.0436), g)
         )
@@ -97,8 +98,8 @@ class Hermes(PowerLawDrift):
 
     def read_amplitude(self, g: Tensor) -> Tensor:
         """Logarithmic at low g, cubic above."""
-        fit = self._fit
-        return torch.where(g < fit.read_below, _line(fit.read_log, g.log()), _polynomial(fit.read, g))
+        fit, log = self._fit, functions.log(g.clamp(min=1e-7))
+        return torch.where(g < fit.read_below, _line(fit.read_log, log), _polynomial(fit.read, g))
 
 
 def _polynomial(coefficients: tuple[float, ...], g: Tensor) -> Tensor:

@@ -17,6 +17,7 @@ from torch import Tensor
 from crossbar.devices.power_law import log1p
 from crossbar.devices.protocol import require_conductance
 from crossbar.errors import InputError, require_number, shown
+from crossbar.native import functions
 from crossbar.storage.plain_values import read_text
 
 if TYPE_CHECKING:
@@ -95,7 +96,8 @@ class Measured:
         """``G_prog ((t + t_0) / t_0)^-ν``."""
         if "exponent" not in state:
             return state["programmed"]
-        return (state["exponent"] * -log1p(seconds / self.t_0)).clamp_(max=_MOST_RISE).exp_().mul_(state["programmed"])
+        power = (state["exponent"] * -log1p(seconds / self.t_0)).clamp_(max=_MOST_RISE)
+        return functions.exp(power).mul_(state["programmed"])
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: the table has none."""

@@ -12,6 +12,7 @@ from torch import Tensor
 
 from crossbar.devices.protocol import MOST_SCALE, Draw, State, require_conductance
 from crossbar.errors import InputError, require_number
+from crossbar.native import functions
 
 
 def log1p(x: float | Tensor) -> float | Tensor:
@@ -81,7 +82,7 @@ class PowerLawDrift(ABC):
 
     def drifted(self, state: State, seconds: float | Tensor) -> Tensor:
         """``G_prog ((t + t_0) / t_0)^-ν``."""
-        return (state["exponent"] * -log1p(seconds / self.t_0)).exp_().mul_(state["programmed"])
+        return functions.exp(state["exponent"] * -log1p(seconds / self.t_0)).mul_(state["programmed"])
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> Tensor | None:
         """1/f noise accumulated since programming."""
@@ -123,12 +124,11 @@ class PCM(PowerLawDrift):
 
     def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithmic in g, clipped."""
-        log_g = g.clamp(min=1e-7).log_()
+        log_g = functions.log(g.clamp(min=1e-7))
         mean = (log_g * -0.0155).add_(0.0244).clamp_(0.049, 0.1)
         return mean, log_g.mul_(-0.0125).sub_(0.0059).clamp_(0.008, 0.045)
 
     def read_amplitude(self, g: Tensor) -> Tensor:
         """A power of g, at most 0.2."""
-        # exp(log) because torch's pow gives other last bits at the end of each thread's share; below 0.0082 it is 0.2,
-        # and the logarithm of 0 takes ten times as long as that of another number.
-        return g.clamp(min=1e-3).log_().mul_(-0.65).exp_().mul_(0.0088).clamp_(max=0.2)
+        # below 0.0082 it is 0.2
+        return functions.exp(functions.log(g.clamp(min=1e-3)).mul_(-0.65)).mul_(0.0088).clamp_(max=0.2)

@@ -142,8 +142,7 @@ def read_again(
 ) -> Tensor:
     """Conductances (µS) of word lines that are programmed and read at a time, ``[K, r, O]``.
 
-    `conductances_lines` of `program_lines`, by the same sums and products in the same order, in a third of the passes
-    or, on a GPU, in one. Logarithms and exponentials are torch's there, and on a GPU those of float64, rounded.
+    `conductances_lines` of `program_lines`, by the same sums and products in the same order, in one pass.
 
     Args:
         device: of the cells.
@@ -163,29 +162,20 @@ def read_again(
     from crossbar.tiles import kernels
 
     planes, rows, outputs = shape
-    n, count = targets[0].numel(), planes * rows * outputs
+    n, count, pair = targets[0].numel(), planes * rows * outputs, len(targets) == 1
     drift, growth = -math.log1p(seconds / device.t_0), (seconds + device.t_0 + device.t_read) / (2 * device.t_read)
     band = math.sqrt(math.log(growth)) * device.read_noise_scale
-    none = float(targets[0].new_tensor(1e-7).log_())
     streams = [Stream((*key, *purpose), "cpu") for purpose in (("programming",), ("drift",), ("1/f", seconds))]
-    found, log = targets[0].new_empty(planes, n), torch.empty_like(targets[0]).view(-1)
-    relative = torch.empty_like(log)
-    for plane in range(planes):
-        target, sign = (targets[0], (1.0, -1.0)[plane]) if len(targets) == 1 else (targets[plane], 1.0)
-        if plane < len(targets):
-            openmp.run(kernels.pcm_relative, n, target, log, n, device.g_max)
-            log.log_()
-        first = (plane * rows + (lines.start or 0)) * outputs
-        programmed, exponent, numbers = (stream.normal_part(count, first, first + n) for stream in streams)
+    found = []
+    for plane, target in enumerate(targets):
+        starts = [((plane + k) * rows + (lines.start or 0)) * outputs for k in range(planes if pair else 1)]
+        numbers = [torch.stack([stream.normal_part(count, first, first + n) for first in starts]) for stream in streams]
         openmp.run(
-            kernels.pcm_program, n, target, log, programmed, exponent, relative, n, sign, none, device.g_max,
-            device.g_max / 25.0, float(device.prog_noise_scale), float(device.drift_scale), drift,
+            kernels.pcm, -(-n // kernels.BLOCK), target, *numbers, digits if pair else None, n, len(starts),
+            device.g_max, device.g_max / 25.0, float(device.prog_noise_scale), float(device.drift_scale), drift, band,
         )  # fmt: skip
-        amplitude = relative.log_().mul_(-0.65).exp_()
-        into, plus = (digits, found[0]) if digits is not None and plane == 1 else (found[plane], None)
-        left = exponent.exp_()
-        openmp.run(kernels.pcm_read, n, programmed, left, amplitude, numbers, into, plus, n, band, device.g_max)
-    return found.view(planes, -1, outputs)
+        found.append(numbers[0])
+    return torch.cat(found).view(planes, -1, outputs)
 
 
 def normal_lines(key: Key, shape: tuple[int, int, int], lines: slice, device: torch.device) -> Tensor:

@@ -1,18 +1,19 @@
 """Passes over cells on a GPU: phase-change memory programmed and read again, cells for training drawn anew.
 
-The sums and products are those of `crossbar.tiles.kernels` and `crossbar.tiles.injection`, in the same order.
-Logarithms and exponentials are taken in float64 and rounded to float32, so that they are the same on every GPU; the
-CPU's are those of torch, which differ in the last bit.
+The sums and products are those of `crossbar.tiles.kernels` and `crossbar.tiles.injection`, in the same order: so the
+bits are the CPU's.
 """
 
 import math
 
+import torch
 import triton
 import triton.language as tl
 from torch import Tensor
 
 from crossbar.devices import PCM
-from crossbar.native import gpu
+from crossbar.native import functions, gpu
+from crossbar.native.triton_kernels import exp, log
 from crossbar.random.streams import Key, Stream
 from crossbar.random.triton_kernels import element, random_word
 
@@ -21,32 +22,22 @@ _BLOCK = 512  # cells that a program works on
 
 
 @triton.jit
-def _log(number):
-    return tl.log(number.to(tl.float64)).to(tl.float32)
-
-
-@triton.jit
-def _exp(number):
-    return tl.exp(number.to(tl.float64)).to(tl.float32)
-
-
-@triton.jit
 def _pcm_plane(
-    goal, log, none, index, count, programming, programming_key, drift, drift_key, band_start, band_key,
+    goal, logs, none, index, count, programming, programming_key, drift, drift_key, band_start, band_key,
     g_max, size, prog_scale, drift_scale, decades, band,
 ):  # fmt: skip
-    """Conductances at a time of cells that aim at ``goal`` (µS), ``log`` being that of its relative size."""
-    own = tl.where(goal > 0.0, log, none)
+    """Conductances at a time of cells that aim at ``goal`` (µS), ``logs`` being that of its relative size."""
+    own = tl.where(goal > 0.0, logs, none)
     mean = tl.minimum(tl.maximum(own * -0.0155 + 0.0244, 0.049), 0.1)
     spread = tl.minimum(tl.maximum(own * -0.0125 - 0.0059, 0.008), 0.045)
     number = element(index, count, drift, drift_key)
-    left = _exp(tl.abs(tl.fma(spread, number, mean)) * drift_scale * decades)
+    left = exp(tl.abs(tl.fma(spread, number, mean)) * drift_scale * decades)
     wanted = tl.minimum(tl.maximum(goal, 0.0), g_max)
     g = tl.div_rn(wanted, g_max)
     deviation = (((g * -1.1731 + 1.9650) * g + 0.26348) * size) * prog_scale
     number = element(index, count, programming, programming_key)
     programmed = tl.maximum(tl.fma(deviation, number, wanted), 0.0)
-    amplitude = _exp(_log(tl.maximum(tl.div_rn(programmed, g_max), 1e-3)) * -0.65)
+    amplitude = exp(log(tl.maximum(tl.div_rn(programmed, g_max), 1e-3)) * -0.65)
     drifted = left * programmed
     relative = tl.minimum(amplitude * 0.0088, 0.2)
     number = element(index, count, band_start, band_key)
@@ -72,18 +63,18 @@ def pcm(
     own = tl.program_id(0).to(tl.int64) * BLOCK + tl.arange(0, BLOCK)
     there = own < n
     goal = tl.load(targets + own, mask=there, other=0.0)
-    log = _log(tl.maximum(tl.div_rn(tl.minimum(tl.abs(goal), g_max), g_max), 1e-7))
+    logs = log(tl.maximum(tl.div_rn(tl.minimum(tl.abs(goal), g_max), g_max), 1e-7))
     programming, programming_key = programming.to(tl.uint32), programming_key.to(tl.uint32)
     drift, drift_key = drift.to(tl.uint32), drift_key.to(tl.uint32)
     band_start, band_key = band_start.to(tl.uint32), band_key.to(tl.uint32)
     cells = _pcm_plane(
-        goal, log, none, own + first, count, programming, programming_key, drift, drift_key, band_start, band_key,
+        goal, logs, none, own + first, count, programming, programming_key, drift, drift_key, band_start, band_key,
         g_max, size, prog_scale, drift_scale, decades, band,
     )  # fmt: skip
     if PAIR:
         minus = _pcm_plane(
-            -goal, log, none, own + second, count, programming, programming_key, drift, drift_key, band_start, band_key,
-            g_max, size, prog_scale, drift_scale, decades, band,
+            -goal, logs, none, own + second, count, programming, programming_key, drift, drift_key, band_start,
+            band_key, g_max, size, prog_scale, drift_scale, decades, band,
         )  # fmt: skip
         cells = tl.div_rn(cells - minus, g_max)
     tl.store(found + own, cells, mask=there)
@@ -120,8 +111,9 @@ def read_again(
     growth = (seconds + device.t_0 + device.t_read) / (2 * device.t_read)
     streams = [Stream((*key, *purpose)) for purpose in (("programming",), ("drift",), ("1/f", seconds))]
     words = [gpu.word(word) for stream in streams for word in (stream.start, stream.word_key)]
+    none = float(functions.log(torch.tensor(1e-7, device="cpu")))  # what cells without a target drift like
     scalars = (
-        math.log(1e-7), float(device.g_max), device.g_max / 25.0, float(device.prog_noise_scale),
+        none, float(device.g_max), device.g_max / 25.0, float(device.prog_noise_scale),
         float(device.drift_scale), -math.log1p(seconds / device.t_0),
         math.sqrt(math.log(growth)) * device.read_noise_scale,
     )  # fmt: skip
