@@ -17,7 +17,9 @@ class Heated(Hardware):
 
 class Toy:
     name = "toy"
-    honours = (Eager().honours | {"heat"}) - {"dac.coding:bit_serial", "dac.coding:rate", "tile.encoding:offset"}
+    honours = (Eager().honours | {"heat"}) - {
+        "dac.coding:amplitude", "dac.coding:bit_serial", "dac.coding:rate", "tile.encoding:offset",
+    }  # fmt: skip
 
     def __init__(self):
         self.calls = Counter()
