@@ -30,7 +30,7 @@ def test_a_model_of_images(capsys, tmp_path):
     )
     ViTModel(config).save_pretrained(tmp_path)
     code, out, _ = run(capsys, "inspect", "--model", tmp_path, "--json")
-    assert (code, json.loads(out)["analog_layers"]) == (0, 7)
+    assert (code, json.loads(out)["analog_layers"]) == (0, 8)  # the embedding of patches is a convolution
     found = run(capsys, "emulate", "--model", tmp_path, "--task", "wordsim")
     assert_one_sentence(*found, "it reads pixel_values instead of tokens")
 
