@@ -100,7 +100,7 @@ def circuit_currents(
     >>> circuit_currents(g, torch.tensor([0.2, 0.2]), 0.0)
     tensor([40., 40.])
     >>> circuit_currents(g, torch.tensor([0.2, 0.2]), 10.0)
-    tensor([39.7631, 39.7239])
+    tensor([39.8209, 39.7812])
     """
     matrix = transfer_matrix(conductance, r_row, r_col, active, drive=drive, sense=sense, layout=layout, solver=solver)
     lines = matrix.shape[-1] if transposed else matrix.shape[-2]
