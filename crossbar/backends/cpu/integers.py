@@ -31,7 +31,6 @@ _VECTORS = 128  # ... but as many input vectors as products are efficient with
 _SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32}
 _TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 
-
 CURVES = {"cell", "cell.iv:linear", "cell.iv:sinh", "cell.iv:table"}  # pulses of one height meet one conductance
 HONOURED = (
     CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | WIRES | {"dac.range:per_token", "dac.range:max"} | CURVES
