@@ -11,7 +11,8 @@ from torch import Tensor
 
 from crossbar.hardware import Converter, Hardware
 
-_TINY = 1e-30  # least range, as of an all-zero input vector: any positive number gives zeros
+TINY = 1e-30
+"""Least range, as of an all-zero input vector: any positive number gives zeros."""
 
 
 class Drive(NamedTuple):
@@ -63,12 +64,12 @@ def bent(codes: Tensor, hardware: Hardware) -> Tensor:
 def found_range(x: Tensor, dac: Converter) -> Tensor:
     """The range of a DAC that was not calibrated: 0-d, or ``[B, 1]`` if it is found for each vector."""
     if dac.range == "static":
-        return x.new_tensor(dac.full_scale).clamp_(min=_TINY)
+        return x.new_tensor(dac.full_scale).clamp_(min=TINY)
     values = x.detach()
     if dac.range == "per_token":
         # A norm of order infinity gives the same in 20 times the time.
-        return torch.maximum(values.amax(-1, keepdim=True), -values.amin(-1, keepdim=True)).clamp_(min=_TINY)
-    return (values.abs().amax() if x.numel() else x.new_zeros(())).clamp_(min=_TINY)
+        return torch.maximum(values.amax(-1, keepdim=True), -values.amin(-1, keepdim=True)).clamp_(min=TINY)
+    return (values.abs().amax() if x.numel() else x.new_zeros(())).clamp_(min=TINY)
 
 
 def bit_planes(codes: Tensor, dac: Converter) -> list[Tensor]:

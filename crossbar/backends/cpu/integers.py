@@ -20,22 +20,17 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossbar.backends.converters import found_range
+from crossbar.backends import bounds
+from crossbar.backends.converters import TINY, found_range
 from crossbar.backends.protocol import Read
-from crossbar.features import CELLS, MISMATCH, NOISES, WIRES, missing
 
-_LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
-_MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
 _SUMS = 2**21  # column sums worked on at once, so that they stay in cache ...
 _VECTORS = 128  # ... but as many input vectors as products are efficient with
 _SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32}
-_TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 
 CURVES = {"cell", "cell.iv:linear", "cell.iv:sinh", "cell.iv:table"}  # pulses of one height meet one conductance
-HONOURED = (
-    CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | WIRES | {"dac.range:per_token", "dac.range:max"} | CURVES
-)
-"""Features of hardware that products in integers have."""
+HONOURED = bounds.HONOURED | CURVES
+"""Features of hardware that products in integers have here."""
 
 
 class FixedPoint(NamedTuple):
@@ -52,18 +47,8 @@ class FixedPoint(NamedTuple):
 
 def refuses(read: Read) -> str | None:
     """What of converters, tiles and cells products cannot be computed here with; None: nothing."""
-    dac, tile, feature = read.hardware.dac, read.hardware.tile, missing(read.hardware, HONOURED)
-    if feature is not None:
-        return f"hardware with {feature}"
-    if dac is not None and dac.bits > 8:
-        return "input codes of more than 8 bits"
-    if tile.rows > _MOST_ROWS:
-        return f"tiles of more than {_MOST_ROWS} word lines"
-    if read.cells.forms is None:
-        return "cells that are used once"
-    if read.cells.variance is not None and read.cells.variance.dim() > 2:
-        return "read noise of each cell by its own conductance"
-    return None
+    reason = bounds.refuses(read, HONOURED)
+    return "cells that are used once" if reason is None and read.cells.forms is None else reason
 
 
 @cache
@@ -106,7 +91,9 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
         for line in range(0, lines, rows):
             tile, step = digits[line : line + rows], weight.new_empty(outputs)
             both = _of_tile(parts, outputs, line, len(tile))
-            openmp.run(kernels.fix, outputs // kernels.COLUMNS, tile, both, step, len(tile), outputs, _LARGEST, _TINY)
+            openmp.run(
+                kernels.fix, outputs // kernels.COLUMNS, tile, both, step, len(tile), outputs, bounds.LARGEST, TINY
+            )
             steps.append(step)
     return FixedPoint(cells, torch.stack(steps))
 
@@ -179,7 +166,7 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
         kernels.encode,
         vectors,
         *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
-        *(vectors, lines, rows, dac.levels, _TINY),
+        *(vectors, lines, rows, dac.levels, TINY),
     )
     start, key = 0, 0
     if noise is not None and deviations is not None:

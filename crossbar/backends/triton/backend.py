@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 from torch import Tensor
 
+from crossbar.backends import bounds
 from crossbar.backends.protocol import AgedRows, Columns, Read, Work
 from crossbar.backends.triton import products, rows
 from crossbar.devices import Decaying, window
@@ -39,7 +40,7 @@ class Triton:
         if isinstance(work, AgedRows):
             decays = isinstance(work.device, Decaying) and window(work.device) == (0.0, math.inf)
             return None if decays else f"drift of device {work.device.kind!r}, which is no factor"
-        return products.refuses(work) or (products.refuses_gradient(work) if gradient else None)
+        return bounds.refuses(work, bounds.HONOURED) or (products.refuses_gradient(work) if gradient else None)
 
     def multiply(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.multiply`; float32 for inputs of 16 bits."""

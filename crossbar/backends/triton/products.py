@@ -15,17 +15,12 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossbar.backends import bounds
+from crossbar.backends.converters import TINY
 from crossbar.backends.protocol import Read
-from crossbar.features import CELLS, MISMATCH, NOISES, WIRES, missing
 from crossbar.native import gpu
 
-HONOURED = CELLS - {"tile.encoding:offset"} | MISMATCH | NOISES | WIRES | {"dac.range:per_token", "dac.range:max"}
-"""Features of hardware that products in integers have."""
-
-_LARGEST = 127 * 256 + 126  # rounds to high and low bytes within ±127, -128 ... 127
-_MOST_ROWS = 1024  # high parts of more word lines could pass 2^24, where float32 ends to be exact
 _MOST_SHIFTED = 512  # word lines whose sums fit 32 bits, both bytes together
-_TINY = 1e-30  # range of an all-zero input vector: any positive number gives zeros
 _VECTORS = 32  # that the interpreter makes codes of at once, since it takes as long for one
 _BLOCK = 1024  # inputs of a vector, and columns' constants, that a program works on at once
 
@@ -59,20 +54,6 @@ class Blocks(NamedTuple):
     stages: int
 
 
-def refuses(read: Read) -> str | None:
-    """What of converters, tiles and cells products cannot be computed here with; None: nothing."""
-    dac, tile, feature = read.hardware.dac, read.hardware.tile, missing(read.hardware, HONOURED)
-    if feature is not None:
-        return f"hardware with {feature}"
-    if dac is not None and dac.bits > 8:
-        return "input codes of more than 8 bits"
-    if tile.rows > _MOST_ROWS:
-        return f"tiles of more than {_MOST_ROWS} word lines"
-    if read.cells.variance is not None and read.cells.variance.dim() > 2:
-        return "read noise of each cell by its own conductance"
-    return None
-
-
 def refuses_gradient(read: Read) -> str | None:
     """Of what gradients cannot be had here; None: of nothing that asks for one."""
     for name, tensor in (("input ranges", read.input_range), ("ADC ranges", read.cells.adc_range)):
@@ -94,7 +75,7 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
     steps = weight.new_empty(tiles, outputs)
     block = min(32, 1 << (pairs - 1).bit_length())
     kernels.fix[(tiles, -(-pairs // block))](
-        weight.contiguous(), cells, steps, lines, outputs, float(_LARGEST), _TINY,
+        weight.contiguous(), cells, steps, lines, outputs, float(bounds.LARGEST), TINY,
         ROWS=rows, PADDED=padded, BR=min(padded, 64), BC=block, **gpu.OPTIONS,
     )  # fmt: skip
     return FixedPoint(cells, steps)
@@ -205,7 +186,7 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, insid
     together = _VECTORS if gpu.interpreted() else 1
     kernels.prepare[(-(-vectors // together) + -(-tiles * outputs // _BLOCK),)](
         x, x.stride(0), ranges, 1 if ranges is None else ranges.numel(), codes, full_scale, power,
-        vectors, lines, row_tiles, given, float(dac.levels), _TINY,
+        vectors, lines, row_tiles, given, float(dac.levels), TINY,
         fixed.steps, cells.scales.contiguous(), None if own_range is None else own_range.contiguous(),
         None if cells.offset is None else cells.offset.contiguous(),
         cells.variance.contiguous() if of_cells and cells.variance is not None else None,
@@ -233,11 +214,11 @@ def _range(x: Tensor, kind: str, full_scale: float, given: Tensor | None) -> tup
     if kind == "per_token":
         return 0, None, 0.0
     if kind == "static":
-        return 1, None, max(float(full_scale), _TINY)
+        return 1, None, max(float(full_scale), TINY)
     if not x.numel():
-        return 1, None, _TINY
+        return 1, None, TINY
     low, high = x.aminmax()
-    return 2, torch.maximum(high, -low).float().clamp_(min=_TINY).reshape(1), 0.0
+    return 2, torch.maximum(high, -low).float().clamp_(min=TINY).reshape(1), 0.0
 
 
 def _padded(rows: int) -> int:
