@@ -276,6 +276,9 @@ class Wire:
         layout: ``separate``: G⁺, G⁻ and copies of a pair are in arrays of their own, whose currents are joined at the
             amplifiers. ``interleaved``: they stand side by side on the same word lines. Slices always are in tiles of
             their own.
+        open_rows: how keys and values are solved, of which each query opens other rows: ``first_order``, word lines
+            with bit lines at 0 V and then bit lines with the word lines of other rows at 0 V, or ``exact``, a solution
+            of the whole circuit for each query and tile, to check with. Layers are exact always.
     """
 
     r_row: float = 0.35
@@ -283,6 +286,7 @@ class Wire:
     drive: Drive = "left"
     sense: Sense = "bottom"
     layout: Layout = "separate"
+    open_rows: Literal["first_order", "exact"] = "first_order"
 
     def __post_init__(self) -> None:
         require_number("wire field r_row", self.r_row, most=MOST_OHMS)
@@ -290,6 +294,7 @@ class Wire:
         _require_choice("wire field drive", self.drive, get_args(Drive))
         _require_choice("wire field sense", self.sense, get_args(Sense))
         _require_choice("wire field layout", self.layout, get_args(Layout))
+        _require_choice("wire field open_rows", self.open_rows, ("first_order", "exact"))
 
 
 @dataclass(frozen=True)

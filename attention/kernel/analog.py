@@ -8,6 +8,9 @@ unless an analog line takes its place (`attention.activation`).
 Value stage: attention weights times the tokens' scales drive the open rows through the DAC, and the D columns of each
 touched tile are sensed: D conversions a tile, added in digital. A tile that a query does not touch is not converted.
 
+Wires that have a resistance (`attention.kernel.wires`) change what both stages sense, and nothing else. Gradients are
+those of ideal wires.
+
 Noise: each conversion has a standard normal number with a place of its own (`ReadNoise`), whatever blocks, chunks and
 parts of batch and heads it is computed in.
 
@@ -18,6 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
+from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple
@@ -31,6 +35,7 @@ from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
 from attention.kernel.chunks import Chunk, chunks
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
+from attention.kernel.wires import OpenTile, prepared, score_sums, value_sums
 from crossbar.backends import dispatch
 from crossbar.backends.converters import convert, drive
 from crossbar.backends.protocol import Columns, Product
@@ -68,8 +73,9 @@ def attend_analog(
         fused: computes the forward pass in the place of chunks; None: chunks do. The backward pass is theirs.
     """
     problem = Problem(
-        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, noise, backend, fused
-    )
+        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, noise, backend, fused,
+        prepared(keys, hardware), prepared(values, hardware),
+    )  # fmt: skip
     output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]  # torch
     return output, lse if options.return_lse else None
 
@@ -127,7 +133,10 @@ def _streams(sequences: tuple[int, ...], heads: tuple[int, ...], device: torch.d
 
 
 class Problem(NamedTuple):
-    """What has no gradient: scales and variances of the rows, and the arguments of `attend_analog`."""
+    """What has no gradient: scales and variances of the rows, and the arguments of `attend_analog`.
+
+    ``key_planes`` and ``value_planes`` are `attention.kernel.wires.prepared`, nothing where wires are ideal.
+    """
 
     key_scale: Tensor
     value_scale: Tensor
@@ -139,6 +148,8 @@ class Problem(NamedTuple):
     noise: ReadNoise
     backend: str | None
     fused: Fused | None
+    key_planes: tuple[Tensor, ...] = ()
+    value_planes: tuple[Tensor, ...] = ()
 
 
 Fused = Callable[[Tensor, Tensor, Tensor, Problem], tuple[Tensor, Tensor]]
@@ -182,6 +193,8 @@ class _AnalogTensors(NamedTuple):
         kept: dropout factors [P, R, L] or None.
         shape: B, H_kv and G.
         activation: what becomes of scores.
+        key_planes, value_planes: `attention.kernel.wires.OpenTile.planes`; nothing: wires are ideal.
+        lines: word line of each key's row in its tile, int64 [P, L]; None: wires are ideal.
     """
 
     chunk: Chunk
@@ -196,6 +209,22 @@ class _AnalogTensors(NamedTuple):
     kept: Tensor | None
     shape: tuple[int, int, int]
     activation: Activation
+    key_planes: tuple[Tensor, ...]
+    value_planes: tuple[Tensor, ...]
+    lines: Tensor | None
+
+    def opened(self, here: slice) -> Tensor | None:
+        """Which of some keys each query opens, bool [B or 1, 1, G or 1, R, l]; None: all."""
+        return None if self.bias is None else self.bias[..., here] == 0
+
+    def tile(self, planes: tuple[Tensor, ...], here: slice, hardware: Hardware, tiles: int = 1) -> OpenTile:
+        """The rows of ``tiles`` neighbouring tiles of equally many keys, ``here`` among the chunk's keys."""
+        assert self.lines is not None
+        opened = self.opened(here)
+        if opened is not None:
+            opened = _by_tile(opened.expand(*self.shape, -1, -1).flatten(0, 2), 2, tiles)
+        parts = tuple(_by_tile(plane[:, here], 1, tiles) for plane in planes)
+        return OpenTile(parts, _by_tile(self.lines[:, here], 1, tiles), opened, hardware)
 
 
 class _AnalogAttention(torch.autograd.Function):
@@ -259,10 +288,16 @@ def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: Problem) -> Iter
     """The chunks' tensors, always in the same order, along which dropout is drawn."""
     options, dtype, kv_heads = problem.options, keys.dtype, keys.shape[1]
     generator = torch.Generator(q.device).manual_seed(options.seed) if options.dropout else None
+    line: Tensor | None = None
+    if problem.key_planes:
+        line = problem.noise.at(keys.shape[2], problem.hardware.tile.rows, q.device).line
     for chunk in chunks(problem.schedule, q.shape[0] * q.shape[1]):
 
         def taken(x: Tensor, chunk: Chunk = chunk) -> Tensor:
             return chunk.take_keys(x).flatten(0, 2)
+
+        def of_planes(planes: tuple[Tensor, ...]) -> tuple[Tensor, ...]:
+            return tuple(taken(plane.flatten(3)).unflatten(2, plane.shape[3:]) for plane in planes)
 
         rows = fold(chunk.take_queries(q), kv_heads).to(dtype)
         kept = None
@@ -283,6 +318,9 @@ def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: Problem) -> Iter
             kept=kept,
             shape=(rows.shape[0], rows.shape[1], rows.shape[2]),
             activation=options.activation,
+            key_planes=of_planes(problem.key_planes),
+            value_planes=of_planes(problem.value_planes),
+            lines=None if line is None else line[chunk.keys].repeat(rows.shape[:2].numel(), 1),
         )
 
 
@@ -347,13 +385,48 @@ def _scores(part: _AnalogTensors, circuit: _Circuit) -> Tensor:
             active = (driven.detach() != 0).sum(-1, keepdim=True).clamp_(min=1)
             share = active.to(driven.dtype) / driven.shape[-1]
         normals = partial(_normals_of_scores, circuit, part, number, parts)
-        sensed = _sense(driven, cells, flat.unit, shape, variance, share, circuit, normals)
+        currents = _score_currents(part, driven, here, hardware) if part.key_planes else None
+        sensed = _sense(driven, cells, flat.unit, shape, variance, share, circuit, normals, currents)
         total = sensed if total is None else total.add_(sensed)
     assert total is not None
     total = total.mul_(part.key_scale)
     if isinstance(flat.full_scale, Tensor) and flat.full_scale.dim():
         return total.mul_(flat.full_scale.view(*shape[:2], 1))
     return total.mul_(flat.full_scale)
+
+
+@torch.no_grad()
+def _score_currents(part: _AnalogTensors, driven: Tensor, here: slice, hardware: Hardware) -> Tensor:
+    """What word lines carry through wires, [P, R, L], under codes [P, R, C] of the dimensions ``here``."""
+    planes = tuple(plane[..., here] for plane in part.key_planes)
+    found = []
+    for run, tiles in _runs(part.chunk):
+        sums = score_sums(driven.repeat_interleave(tiles, 0), part.tile(planes, run, hardware, tiles))
+        found.append(sums if tiles == 1 else sums.unflatten(0, (-1, tiles)).transpose(1, 2).flatten(2))
+    return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+@torch.no_grad()
+def _value_currents(part: _AnalogTensors, driven: Tensor, here: slice, hardware: Hardware, tiles: int) -> Tensor:
+    """What bit lines carry through wires, [P tiles, R, D], under codes [P tiles, R, L] of keys ``here``."""
+    columns = hardware.tile.cols
+    found = []
+    for low in range(0, part.values.shape[2], columns):
+        planes = tuple(plane[..., low : low + columns] for plane in part.value_planes)
+        found.append(value_sums(driven, part.tile(planes, here, hardware, tiles)))
+    return found[0] if len(found) == 1 else torch.cat(found, 2)
+
+
+def _runs(chunk: Chunk) -> Iterator[tuple[slice, int]]:
+    """The chunk's keys in runs of neighbouring tiles of equally many keys, and the number of these tiles."""
+    for _, run in groupby(pairwise(chunk.group.bounds), lambda bounds: bounds[1] - bounds[0]):
+        tiles = list(run)
+        yield slice(tiles[0][0], tiles[-1][1]), len(tiles)
+
+
+def _by_tile(x: Tensor, dim: int, tiles: int) -> Tensor:
+    """[P, …] with the keys of each tile apart, tiles after P, both as one."""
+    return x if tiles == 1 else x.unflatten(dim, (tiles, -1)).movedim(dim, 1).flatten(0, 1)
 
 
 def _normals_of_scores(circuit: _Circuit, part: _AnalogTensors, number: int, parts: int) -> Tensor:
@@ -392,12 +465,9 @@ def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, circuit: _Circ
     else:
         codes = convert(_times(drives, dac.levels / (dac.full_scale * total)), dac)
         unit, full_scale = 1 / dac.levels, dac.full_scale
-    opened = None if part.bias is None else part.bias == 0  # [B or 1, 1, G or 1, R, L]
     output: Tensor | None = None
-    for _, run in groupby(pairwise(part.chunk.group.bounds), lambda bounds: bounds[1] - bounds[0]):
-        tiles = list(run)
-        here = slice(tiles[0][0], tiles[-1][1])
-        sensed = _sense_tiles(part, codes[..., here], here, len(tiles), unit, opened, circuit)
+    for here, tiles in _runs(part.chunk):
+        sensed = _sense_tiles(part, codes[..., here], here, tiles, unit, circuit)
         output = sensed if output is None else output.add_(sensed)
     assert output is not None
     return output * full_scale
@@ -424,32 +494,29 @@ def _sense_tiles(
     here: slice,
     tiles: int,
     unit: float,
-    opened: Tensor | None,
     circuit: _Circuit,
 ) -> Tensor:
     """Digital sum [P, R, D] over ``tiles`` neighbouring tiles of equally many keys, ``here`` among the chunk's keys."""
-
-    def cut(x: Tensor, dim: int) -> Tensor:
-        """[P, …] with the keys of each tile apart, tiles after P, both as one."""
-        return x if tiles == 1 else x.unflatten(dim, (tiles, -1)).movedim(dim, 1).flatten(0, 1)
-
-    hardware, driven, cells = circuit.hardware, cut(codes, 2), cut(part.values[:, here], 1)
+    hardware = circuit.hardware
+    driven, cells = _by_tile(codes, 2, tiles), _by_tile(part.values[:, here], 1, tiles)
     variance = None
     if part.value_variance is not None:
-        spread = cut(part.value_variance[:, here], 1)
+        spread = _by_tile(part.value_variance[:, here], 1, tiles)
         if hardware.read_noise is not None and hardware.read_noise.form == "cheap":
             spread = spread.mean(1, keepdim=True).expand_as(spread)
         variance = (driven.detach() * unit).square() @ spread
     shape = (driven.shape[0], driven.shape[1], cells.shape[2])
     count = share = None
+    opened = part.opened(here)
     if opened is not None:
-        count = opened[..., here].unflatten(-1, (tiles, -1)).sum(-1).transpose(-1, -2)  # [B or 1, 1, G or 1, T, R]
+        count = opened.unflatten(-1, (tiles, -1)).sum(-1).transpose(-1, -2)  # [B or 1, 1, G or 1, T, R]
         count = count.expand(*part.shape, -1, shape[1]).reshape(shape[0], shape[1], 1).to(codes.dtype)
     if hardware.adc is not None and hardware.adc.range == "active_rows":
         share = codes.new_tensor(driven.shape[2]).expand(*shape[:2], 1) if count is None else count
         share = share.clamp(min=1.0) / hardware.tile.rows
     normals = partial(_normals_of_values, circuit, part, here.start, (here.stop - here.start) // tiles, tiles)
-    sensed = _sense(driven, cells, unit, shape, variance, share, circuit, normals)
+    currents = _value_currents(part, driven, here, hardware, tiles) if part.value_planes else None
+    sensed = _sense(driven, cells, unit, shape, variance, share, circuit, normals, currents)
     if count is not None:
         sensed = sensed.mul_((count > 0).to(sensed.dtype))
     return sensed if tiles == 1 else sensed.unflatten(0, (-1, tiles)).sum(1)
@@ -464,8 +531,12 @@ def _sense(
     share: Tensor | None,
     circuit: _Circuit,
     normals: Callable[[], Tensor],
+    currents: Tensor | None,
 ) -> Tensor:
-    """What the ADCs deliver for ``codes @ cells``, in unit outputs, with ``share`` of the tile's word lines driven."""
+    """What the ADCs deliver for ``codes @ cells``, in unit outputs, with ``share`` of the tile's word lines driven.
+
+    ``currents``: what comes of the codes through wires instead, shaped like the result.
+    """
     hardware, noise, backend = circuit
     adc = hardware.adc
     step = 1.0 if adc is None else adc.full_scale / adc.levels
@@ -479,4 +550,26 @@ def _sense(
         normals=None if noise is None else normals,
         variance=variance,
     )
-    return dispatch.sense(columns, backend).mul_(step)
+    if currents is None:
+        return dispatch.sense(columns, backend).mul_(step)
+    if torch.is_grad_enabled():
+        ideal = codes @ cells
+        currents = ideal + (currents - ideal.detach())
+    return dispatch.sense(_given(columns, currents), backend).mul_(step).view(shape)
+
+
+def _given(columns: Columns, currents: Tensor) -> Columns:
+    """Columns whose sums are known: each is a column of its own, with one row that a code of its sum drives."""
+    spans, variance, normals = columns.spans, columns.variance, columns.normals
+
+    def alone(x: Tensor) -> Tensor:
+        return x.expand(columns.shape).reshape(1, -1, 1)
+
+    return replace(
+        columns,
+        products=(Product(None, alone(currents), currents.new_ones(1, 1, 1)),),
+        shape=(1, currents.numel(), 1),
+        spans=None if spans is None else alone(spans),
+        normals=None if normals is None else lambda: alone(normals()),
+        variance=None if variance is None else alone(variance),
+    )

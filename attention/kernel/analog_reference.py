@@ -10,6 +10,8 @@ import math
 import numpy as np
 from numpy.typing import NDArray
 
+from crossbar.circuit import reference
+from crossbar.devices import span
 from crossbar.hardware import Converter, Hardware
 
 Array = NDArray[np.float64]
@@ -27,6 +29,8 @@ def analog_reference(
     noise: float = 0.0,
     key_variance: Array | None = None,
     value_variance: Array | None = None,
+    key_cells: Array | None = None,
+    value_cells: Array | None = None,
 ) -> tuple[Array, Array, dict[str, int]]:
     """Output, log-sum-exp of the converted scores, and how often lines are driven and converted.
 
@@ -39,6 +43,8 @@ def analog_reference(
         hardware: converters, geometry and noise.
         noise: the number that every draw of a standard normal number gives; 0 for quiet reads.
         key_variance, value_variance: of each digit's white noise [H_kv, N_keys, D]; None: none.
+        key_cells, value_cells: conductances behind the digits, µS [K, H_kv, N_keys, D], G⁺ before G⁻: each query's open
+            rows are then read through the wires of the hardware; None: wires are ideal.
 
     Returns:
         [H, N_queries, D], [H, N_queries] and counts by the names of `attention.counts.Counts`.
@@ -56,14 +62,16 @@ def analog_reference(
             if len(attended) == 0:
                 continue
             tiles = sorted({int(j) // rows for j in attended})
+            key_digits = _seen(keys, key_cells, head, attended, hardware)
+            value_digits = _seen(values, value_cells, head, attended, hardware)
             volts, full_scale = _drive(q[h, i], hardware.dac)
             counts["query_drives"] += size * len(tiles)
             scores = []
-            for j in attended.tolist():
+            for n, j in enumerate(attended.tolist()):
                 score = 0.0
                 for low in range(0, size, columns):
                     here = slice(low, min(low + columns, size))
-                    sensed = math.fsum(volts[here] * keys[head, j, here])
+                    sensed = math.fsum(volts[here] * key_digits[n, here])
                     spread = _spread(volts[here], key_variance, (head, j, here), hardware)
                     share = max(int(np.count_nonzero(volts[here])), 1) / len(volts[here])
                     score += _convert(sensed + noise * spread, hardware.adc, share)
@@ -82,7 +90,7 @@ def analog_reference(
                 counts["value_row_drives"] += len(open_rows) * math.ceil(size / columns)
                 for d in range(size):
                     cells = [(head, attended[n], d) for n in open_rows]
-                    sensed = math.fsum(volts[n] * values[cell] for n, cell in zip(open_rows, cells, strict=True))
+                    sensed = math.fsum(volts[n] * value_digits[n, d] for n in open_rows)
                     variance = hardware.output_noise**2
                     if value_variance is not None:
                         variance += math.fsum(
@@ -92,6 +100,31 @@ def analog_reference(
                     output[h, i, d] += _convert(read, hardware.adc, len(open_rows) / rows) * full_scale
                     counts["value_conversions"] += 1
     return output, lse, counts
+
+
+def _seen(digits: Array, cells: Array | None, head: int, attended: NDArray[np.int64], hardware: Hardware) -> Array:
+    """What the lines see of the digits of attended tokens [n, D], whose rows alone are open."""
+    wire, rows, columns = hardware.wire, hardware.tile.rows, hardware.tile.cols
+    found: Array = digits[head, attended]
+    if cells is None or wire is None:
+        return found
+    count, size = len(cells), cells.shape[3]
+    for tile in set((attended // rows).tolist()):
+        here = np.flatnonzero(attended // rows == tile)
+        lines = attended[here] % rows
+        for low in range(0, size, columns):
+            part = slice(low, min(low + columns, size))
+            planes = np.zeros((count, rows, part.stop - low))
+            planes[:, lines] = cells[:, head, attended[here], part]
+            options = (np.eye(rows)[lines], wire.r_row, wire.r_col, wire.drive, wire.sense)
+            if wire.layout == "interleaved":
+                beside = reference.solve(planes.transpose(1, 2, 0).reshape(rows, -1), *options)[0]
+                matrix = beside.reshape(len(lines), -1, count).transpose(2, 0, 1)
+            else:
+                matrix = np.stack([reference.solve(plane, *options)[0] for plane in planes])
+            signed = (matrix[: count // 2] - matrix[count // 2 :]).mean(0) / span(hardware.device)[1]
+            found[here, part] = signed
+    return found
 
 
 def _drive(x: Array, dac: Converter | None) -> tuple[Array, float]:

@@ -10,13 +10,14 @@ import torch
 from torch import Tensor
 
 from crossbar.devices import AnyDevice, span
-from crossbar.features import NOISES, require_honoured
+from crossbar.features import NOISES, WIRES, require_honoured
 from crossbar.hardware import Hardware, Tile, WriteVerify
 from crossbar.random.streams import Key, Stream
 from crossbar.tiles.injection import QUANTILES, quantiles, sampled
 from crossbar.tiles.mapping import cell_weights, target_conductances
+from crossbar.tiles.wires import resistive
 
-HONOURED = NOISES | {
+HONOURED = NOISES | WIRES | {
     "tile.encoding:balanced", "tile.pairs", "tile.scale:tile", "tile.scale:layer", "verify", "device:redrawn",
     "dac:ideal", "adc:ideal", "dac.range:per_token", "adc.range:active_rows",
 }  # fmt: skip
@@ -38,21 +39,27 @@ class TokenRows:
             programming error, drift and 1/f noise: [B, H_kv, N, D], float32 or float64; about −1 to 1.
         scale: what a digit of 1 is worth in its token's row, [B, H_kv, N, 1].
         variance: of each pair's white noise at a read, in digits squared: [B, H_kv, N, D]; None: no such noise.
+        cells: where wires have a resistance, the conductances that make up each digit, all G⁺ before all G⁻:
+            [K, B, H_kv, N, D], µS; else None.
     """
 
     digits: Tensor
     scale: Tensor
     variance: Tensor | None = None
+    cells: Tensor | None = None
 
     def heads(self, index: Tensor) -> TokenRows:
         """The rows of some key heads."""
         variance = None if self.variance is None else self.variance.index_select(1, index)
-        return TokenRows(self.digits.index_select(1, index), self.scale.index_select(1, index), variance)
+        cells = None if self.cells is None else self.cells.index_select(2, index)
+        return TokenRows(self.digits.index_select(1, index), self.scale.index_select(1, index), variance, cells)
 
     def sequence(self, index: int) -> TokenRows:
         """The rows of one sequence of the batch."""
         here = slice(index, index + 1)
-        return TokenRows(self.digits[here], self.scale[here], None if self.variance is None else self.variance[here])
+        variance = None if self.variance is None else self.variance[here]
+        cells = None if self.cells is None else self.cells[:, here]
+        return TokenRows(self.digits[here], self.scale[here], variance, cells)
 
 
 def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> TokenRows:
@@ -61,7 +68,8 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
     A row's scale is the abs-max of its token. What the device adds to a number in ±1 is drawn from 256 quantiles of
     cells that were written, aged and read at each of 257 levels (`crossbar.tiles.injection.sampled`), so it has their
     mean, deviation and skew for every device, encoding and number of pairs. Row n of a head gets the same error however
-    many rows follow, and the same quantile at another age.
+    many rows follow, and the same quantile at another age. For the circuit of wires the cells of a number share its
+    error, and have the mean of what both columns of that level conduct together.
 
     Args:
         x: keys or values [B, H_kv, N, D].
@@ -84,6 +92,9 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
     if noise is not None and (noise.constant or noise.relative):
         variance = torch.empty_like(digits)
         of_level = _variance(statistics, hardware, digits.dtype, x.device)
+    total: Tensor | None = None
+    if resistive(hardware):
+        total = statistics.total.to(x.device, digits.dtype)[digits.add(1.0).mul_(_LEVELS / 2).round_().long()]
     for b in range(len(digits) if noisy or variance is not None else 0):
         for h in range(digits.shape[1]):
             rows = digits[b, h]
@@ -93,9 +104,24 @@ def write(x: Tensor, hardware: Hardware, key: Key, seconds: float = 0.0) -> Toke
             if noisy:
                 draws = Stream((*key, b, h), x.device).bytes(tuple(rows.shape)).view(-1)
                 rows += errors.view(-1).index_select(0, level.mul_(QUANTILES).add_(draws)).view_as(rows)
+    cells = None if total is None else _cells(digits, total, hardware)
     if torch.is_grad_enabled() and x.requires_grad:
         digits = _Written.apply(x, scale, digits)  # type: ignore[no-untyped-call]  # torch's own
-    return TokenRows(digits, scale, variance)
+    return TokenRows(digits, scale, variance, cells)
+
+
+def _cells(digits: Tensor, total: Tensor, hardware: Hardware) -> Tensor:
+    """Conductances (µS) [K, …] of digits of which a pair of cells conducts ``total``.
+
+    Pairs are alike, so that arrays of their own are so too and one pair of planes stands for all of them. Side by side
+    on the same word lines they are K columns.
+    """
+    wire, tile = hardware.wire, hardware.tile
+    size = digits * span(hardware.device)[1]
+    total = torch.maximum(total, size.abs())  # no cell conducts less than nothing
+    planes = torch.stack([total + size, total - size]).mul_(0.5)
+    beside = tile.pairs if wire is not None and wire.layout == "interleaved" else 1
+    return planes.repeat_interleave(beside, 0)
 
 
 def require_supported(hardware: Hardware) -> None:
@@ -114,11 +140,13 @@ class Statistics:
     Attributes:
         quantiles: of the error, float32 [257, 256].
         power: mean sum of the squares of a number's conductances, µS², float64 [257].
+        total: mean sum of the conductances of a pair, µS, float64 [257].
         cells: conductances that make up a number.
     """
 
     quantiles: Tensor
     power: Tensor
+    total: Tensor
     cells: int
 
 
@@ -132,13 +160,14 @@ def error_statistics(
         level = torch.linspace(-1.0, 1.0, _LEVELS + 1, device="cpu")
         low, width = span(device)
         targets = target_conductances(level[:, None], torch.ones(1, _LEVELS + 1, device="cpu"), tile, low + width, low)
-        found, power, first = [], [], 0
+        found, power, total, first = [], [], [], 0
         for _, cells in sampled(device, targets[:, 0], verify, seconds, "token rows"):
             numbers = level[first : first + cells.shape[1]]
             found.append(quantiles(cell_weights(cells, tile, width)[0].double() - numbers.double().unsqueeze(1)))
             power.append(cells.double().square().sum(0).mean(1))
+            total.append(cells.double().sum(0).mean(1) / pairs)
             first += len(numbers)
-        return Statistics(torch.cat(found), torch.cat(power), len(targets))
+        return Statistics(torch.cat(found), torch.cat(power), torch.cat(total), len(targets))
 
 
 @lru_cache(maxsize=32)

@@ -38,6 +38,7 @@ class StrengthTiles(nn.Module):
         n: tokens.
         hardware: cells, tiles and converters.
         name: keys the random streams and the counts.
+        alone: strengths are read one by one, so that wires meet one open row at a time; else rows are driven together.
 
     Attributes:
         layer: the matrix on tiles.
@@ -46,7 +47,9 @@ class StrengthTiles(nn.Module):
         InputError: for hardware with a feature that these tiles do not have.
     """
 
-    def __init__(self, strength: Tensor, query: Tensor, key: Tensor, n: int, hardware: Hardware, name: str) -> None:
+    def __init__(
+        self, strength: Tensor, query: Tensor, key: Tensor, n: int, hardware: Hardware, name: str, alone: bool
+    ) -> None:
         super().__init__()
         require_honoured(hardware, HONOURED, "strengths")
         tile = replace(hardware.tile, rows=min(hardware.tile.rows, n), cols=min(hardware.tile.cols, n))
@@ -60,6 +63,7 @@ class StrengthTiles(nn.Module):
         device[column, row] = True
         everywhere = device.repeat(heads, 1)
         self.layer = AnalogLinear.from_matrix(weight.flatten(0, 1), replace(hardware, tile=tile), name, everywhere)
+        self.layer.cells.alone = alone
         for buffer, value in {
             "devices": device.view(-1, tile.cols, tile.rows),
             "queries": touched.div(ranges, rounding_mode="floor"),

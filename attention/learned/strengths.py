@@ -17,7 +17,7 @@ from attention.learned.strength_tiles import HONOURED, StrengthTiles
 from attention.patterns.base import Pattern
 from attention.patterns.intervals import repeat
 from crossbar.errors import InputError, require_whole
-from crossbar.features import WIRES, require_honoured
+from crossbar.features import require_honoured
 from crossbar.hardware import Hardware
 from crossbar.nn.convert import ConversionReport, LayerReport
 
@@ -129,9 +129,9 @@ class LearnedStrengths(nn.Module):
             InputError: for hardware that strengths cannot have.
         """
         if not self.content_free:
-            # Each read opens another row, and so has another circuit.
-            require_honoured(hardware, HONOURED - WIRES - {"dac.offset_std"}, "strengths read one by one")
-        self.tiles = StrengthTiles(self.of_pairs(), self.query, self.key, self.n, hardware, f"{name}.tiles")
+            require_honoured(hardware, HONOURED - {"dac.offset_std"}, "strengths read one by one")
+        alone = not self.content_free
+        self.tiles = StrengthTiles(self.of_pairs(), self.query, self.key, self.n, hardware, f"{name}.tiles", alone)
 
     def lift(self) -> None:
         """Compute in digital again."""

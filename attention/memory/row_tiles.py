@@ -10,6 +10,7 @@ from torch import Tensor
 
 from attention.kernel.token_rows import HONOURED, TokenRows
 from crossbar.backends import dispatch
+from crossbar.backends.eager import cells_of_rows
 from crossbar.backends.protocol import AgedRows, RowNumbers
 from crossbar.devices import Decaying, PowerLawDrift, RedrawDevice, State, span, window
 from crossbar.errors import InputError
@@ -17,6 +18,7 @@ from crossbar.features import require_honoured
 from crossbar.hardware import Hardware
 from crossbar.random.streams import Key, normal
 from crossbar.tiles.mapping import target_conductances
+from crossbar.tiles.wires import resistive
 
 Scale = Literal["row", "head", "channel"]
 
@@ -137,8 +139,9 @@ class RowTiles:
             numbers: of the 1/f fluctuation.
         """
         ages, scale = now - rows.at.index_select(0, index), rows.scale.index_select(2, index)
-        digits, variance = dispatch.age_rows(AgedRows(rows.state, index, ages, numbers, self.hardware))
-        return TokenRows(digits, scale, variance)
+        aged = AgedRows(rows.state, index, ages, numbers, self.hardware)
+        digits, variance = dispatch.age_rows(aged)
+        return TokenRows(digits, scale, variance, cells_of_rows(aged) if resistive(self.hardware) else None)
 
     def select(self, index: Tensor) -> None:
         """Keep some sequences of the batch, in this order."""

@@ -99,13 +99,8 @@ class Eager:
 
     def age_rows(self, rows: AgedRows) -> tuple[Tensor, Tensor | None]:
         """`crossbar.backends.protocol.Backend.age_rows`."""
-        hardware, index = rows.hardware, rows.slots
+        hardware, cells = rows.hardware, cells_of_rows(rows)
         tile, width = hardware.tile, span(hardware.device)[1]
-        state = {name: cells.index_select(3, index) for name, cells in rows.state.items()}
-        shape = tuple(next(iter(state.values())).shape)
-        cells = ageing.aged(
-            cast(Device, hardware.device), state, rows.seconds[:, None], lambda: rows.numbers.drawn(shape, index.device)
-        )
         variance = _pair_variance(cells, hardware.read_noise, tile.pairs * width)
         return cell_weights(cells, tile, width)[0], variance
 
@@ -133,6 +128,15 @@ class Eager:
             whole = self.sense(columns) * columns.step
             total = total + (whole - whole.detach())  # bits of the input have no gradient: that of the whole pulse
         return total, 1.0
+
+
+def cells_of_rows(rows: AgedRows) -> Tensor:
+    """Conductances (µS) of opened rows at their ages, [K, B, H, L, D]."""
+    index = rows.slots
+    state = {name: cells.index_select(3, index) for name, cells in rows.state.items()}
+    shape = tuple(next(iter(state.values())).shape)
+    device = cast(Device, rows.hardware.device)
+    return ageing.aged(device, state, rows.seconds[:, None], lambda: rows.numbers.drawn(shape, index.device))
 
 
 def of_layer(

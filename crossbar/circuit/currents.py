@@ -14,7 +14,7 @@ import numpy as np
 import torch
 from torch import Tensor
 
-from crossbar.circuit import elimination, reference
+from crossbar.circuit import elimination, ladders, reference
 from crossbar.circuit.elimination import Ends
 from crossbar.errors import InputError, require_number, shown
 
@@ -83,7 +83,7 @@ def circuit_currents(
             their drivers, as the scores of keys in rows are read.
         solver: ``sweeps`` (line relaxation, compiled, on the CPU), ``elimination`` (exact, any device), ``first_order``
             (the term that sweeps start with: a word line whose bit lines are at 0 V, then bit lines which those of
-            other rows at 0 V load; in closed form, on the CPU, 300 times as fast), ``reference`` (scipy's sparse LU);
+            other rows at 0 V load; in closed form, on the CPU 300 times as fast), ``reference`` (scipy's sparse LU);
             None: sweeps where they converge fast, else elimination.
 
     Returns:
@@ -231,9 +231,11 @@ def _solved(cells: Tensor, how: _How, solver: Solver | None) -> tuple[Tensor, _F
         return cells.clone(), (0.0, 0, 0)
     if solver == "reference":
         return _referred(cells, how), (0.0, 0, 0)
+    if solver == "first_order" and cells.device.type != "cpu":
+        return ladders.first_order(cells, how.r_row, how.r_col, how.both), (math.inf, 0, 0)
     if solver == "first_order":
-        parts = [_Factored(part, how).first / _MICRO for part in cells.cpu().split(_step(cells))]
-        return torch.cat(parts).to(cells.device), (math.inf, 0, 0)
+        parts = [_Factored(part, how).first / _MICRO for part in cells.split(_step(cells))]
+        return torch.cat(parts), (math.inf, 0, 0)
     if solver == "elimination" or cells.device.type != "cpu":
         return _eliminated(cells, how), (0.0, 0, len(cells))
     if not how.both and cells.shape[1] > cells.shape[2]:

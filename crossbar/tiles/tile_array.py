@@ -46,6 +46,7 @@ class TileArray(nn.Module):
         devices: bool ``[O, I]``: where there are devices at all; None: everywhere.
 
     Attributes:
+        alone: each read opens a single row of a tile, so wires meet no other: false unless its owner says so.
         scales: the weight that a cell at g_max stands for, of each column of each row tile, ``[T_in, O]``.
         weight_range: the same, chosen; larger weights are clipped. None: each column's largest.
         fault_map: codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``; None: no faults. Programming leaves it as it
@@ -86,6 +87,7 @@ class TileArray(nn.Module):
         given = matrix if isinstance(matrix, Tensor) else None
         self.register_buffer("_given", given, persistent=False)
         self._matrix = None if isinstance(matrix, Tensor) else matrix
+        self.alone = False
         weight = self.matrix()
         if weight.dim() != 2:
             raise InputError(f"{name} got weights {list(weight.shape)}: give a matrix [O, I]")
@@ -357,7 +359,7 @@ class TileArray(nn.Module):
             part: of its target that each cell has left, as by drift; currents are then taken as much larger.
         """
         tile, width = self.hardware.tile, span(self.hardware.device)[1]
-        seen = wires.seen(self._mapped(matrix, scales) * part, self.hardware, self._placement()) / part
+        seen = wires.seen(self._mapped(matrix, scales) * part, self.hardware, self._placement(), self.alone) / part
         digits, ones = mapping.cell_weights(seen, tile, width), scales.new_ones(tile.slices * len(scales), 1)
         conversions, bias = self._of_conversions(scales, ones), self._bias_scales(scales)
         return Readout(digits, conversions, bias_scales=bias).effective(tile.rows).t()
@@ -399,7 +401,7 @@ class TileArray(nn.Module):
             return None
         if self._passed is None:
             targets = self._targets()
-            seen = wires.seen(targets, self.hardware, self._placement())
+            seen = wires.seen(targets, self.hardware, self._placement(), self.alone)
             self._passed = torch.where(targets > 0, seen / targets.clamp(min=1e-30), 1.0)
         return self._passed
 
@@ -537,7 +539,9 @@ class TileArray(nn.Module):
                 any_open = any_open or (is_open is not None and bool(is_open.any()))
                 each[:, lines] = cell_variance(cells, noise, hardware, is_open)
         if seen is not None:
-            digits = mapping.cell_weights(wires.seen(seen, hardware, self._placement()), hardware.tile, width)
+            digits = mapping.cell_weights(
+                wires.seen(seen, hardware, self._placement(), self.alone), hardware.tile, width
+            )
         key = None if self.seed is None else (self.seed, self.name)
         digits, self._offset = with_mismatch(digits, hardware, key)
         self._variance = of_columns(each, noise, hardware, any_open) if each is not None and noise is not None else None

@@ -15,7 +15,8 @@ import torch
 from torch import Tensor
 
 from crossbar.circuit.currents import solution
-from crossbar.hardware import Hardware
+from crossbar.circuit.ladders import rows_alone
+from crossbar.hardware import Hardware, Wire
 
 _MOST_KEPT = 2**28  # bytes of matrices that were found last, such as those of one model at the two times of a fit
 
@@ -48,20 +49,23 @@ def are_places(places: Tensor, tiles: int, lines: int, size: int) -> bool:
     return torch.equal(found, (torch.arange(lines, device=places.device) % size).expand(tiles, -1))
 
 
-def seen(cells: Tensor, hardware: Hardware, placement: Placement | None = None) -> Tensor:
+def seen(cells: Tensor, hardware: Hardware, placement: Placement | None = None, alone: bool = False) -> Tensor:
     """What columns see of cells ``[K, I, O]`` (µS): their conductances if wires are ideal, else transfer matrices.
 
     A tile at an uneven edge has the lines that it uses, next to drivers and amplifiers. The last matrices are kept by
-    the content of their cells, so that a chip which goes back to an age is not solved again.
+    the content of their cells, so that a chip which goes back to an age is not solved again. ``alone``: each read opens
+    a single row of a tile, which has a closed form.
     """
     if not resistive(hardware) or cells.numel() == 0:
         return cells
+    if alone:
+        return _solved(cells, hardware, placement, alone)
     key = _content(cells, hardware, placement)
     with _keeping:
         if key in _kept:
             _kept.move_to_end(key)
             return _kept[key].to(cells.device, copy=True)
-    found = _solved(cells, hardware, placement)
+    found = _solved(cells, hardware, placement, alone)
     with _keeping:
         _kept[key] = found.to("cpu", copy=True)
         while sum(each.numel() * each.element_size() for each in _kept.values()) > _MOST_KEPT:
@@ -69,7 +73,7 @@ def seen(cells: Tensor, hardware: Hardware, placement: Placement | None = None) 
     return found
 
 
-def _solved(cells: Tensor, hardware: Hardware, placement: Placement | None) -> Tensor:
+def _solved(cells: Tensor, hardware: Hardware, placement: Placement | None, alone: bool) -> Tensor:
     wire, tile = hardware.wire, hardware.tile
     assert wire is not None
     places, (inputs, outputs) = tile.signs * tile.pairs, cells.shape[1:]
@@ -87,14 +91,29 @@ def _solved(cells: Tensor, hardware: Hardware, placement: Placement | None) -> T
             if order is not None:
                 tiles = tiles.take_along_dim(order[0], 2).take_along_dim(order[1], 3)
             planes = tiles.unflatten(1, (places, tile.slices)).transpose(1, 2)  # [n, S, planes, R, C]
-            matrices = solution(
-                planes, wire.r_row, wire.r_col, drive=wire.drive, sense=wire.sense, layout=wire.layout
-            ).matrix
+            matrices = (
+                _alone(planes, wire)
+                if alone
+                else solution(
+                    planes, wire.r_row, wire.r_col, drive=wire.drive, sense=wire.sense, layout=wire.layout
+                ).matrix
+            )
             matrices = matrices.transpose(1, 2).flatten(1, 2)
             if order is not None:
                 matrices = matrices.take_along_dim(order[0].argsort(2), 2).take_along_dim(order[1].argsort(3), 3)
             into[:, :, first:last] = matrices.permute(1, 2, 0, 3).flatten(2)
     return found
+
+
+def _alone(planes: Tensor, wire: Wire) -> Tensor:
+    """What each row of planes ``[..., K, R, C]`` gives while the others are closed."""
+    both, top = wire.drive == "both", wire.sense == "top"
+    if wire.layout == "separate":
+        return rows_alone(planes, wire.r_row, wire.r_col, both, top)
+    beside = planes.movedim(-3, -1)
+    found = rows_alone(beside.flatten(-2), wire.r_row, wire.r_col, both, top)
+    planes = found.unflatten(-1, beside.shape[-2:]).movedim(-1, -3)
+    return planes
 
 
 def _order(

@@ -91,8 +91,6 @@ def test_a_feature_that_nobody_named_is_refused(reader, base):
             {"dac": Converter(coding="bit_serial")},
             r"dac\.coding = 'bit_serial' .* strengths read one by one: give pwm",
         ),
-        (rows, {"wire": Wire()}, r"wire = Wire\(.*\) is not supported for keys and values: give None"),
-        (strengths, {"wire": Wire()}, r"wire = Wire\(.*\) is not supported for strengths read one by one: give None"),
         (mixed, {"faults": Faults()}, r"faults = Faults\(.*\) is not supported for strengths: give None"),
     ],
     ids=[
@@ -104,14 +102,17 @@ def test_a_feature_that_nobody_named_is_refused(reader, base):
         "gain",
         "slices",
         "coding of strengths",
-        "wires of rows",
-        "wires of strengths",
         "faults of strengths",
     ],
 )
 def test_what_readers_lack_is_refused_with_what_they_have(reader, parts, sentence):
     with pytest.raises(InputError, match=f"^hardware field {sentence}$"):
         reader(dataclasses.replace(presets.pcm(), **parts))
+
+
+@pytest.mark.parametrize("reader", READERS, ids=lambda reader: reader.__name__)
+def test_all_readers_have_wires(reader):
+    reader(dataclasses.replace(presets.ideal(), wire=Wire(drive="both", sense="top", layout="interleaved")))
 
 
 def test_readers_name_features_that_there_are():

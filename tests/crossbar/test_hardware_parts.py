@@ -163,7 +163,10 @@ def test_levels(bits, levels):
         ({"faults": [0.1]}, r"hardware\.faults = \[0\.1\] is not allowed: give a mapping"),
         ({"faults": {"stuck_min": 1.1}}, r"in hardware\.faults: faults field stuck_min = 1\.1 is not allowed"),
         ({"wires": {}}, r"hardware has no field 'wires': allowed are .*read_noise, verify, faults, wire"),
-        ({"wire": {"ohms": 1}}, r"hardware\.wire has no field 'ohms': allowed are r_row, r_col, drive, sense, layout"),
+        (
+            {"wire": {"ohms": 1}},
+            r"hardware\.wire has no field 'ohms': allowed are r_row, r_col, drive, sense, layout",
+        ),
         ({"wire": 1.0}, r"hardware\.wire = 1\.0 is not allowed: give a mapping"),
         (
             {"wire": {"r_row": -1}},
@@ -180,6 +183,7 @@ def test_levels(bits, levels):
         ({"wire": {"drive": "right"}}, r"wire field drive = 'right' is not allowed: choose one of left, both"),
         ({"wire": {"sense": "both"}}, r"wire field sense = 'both' is not allowed: choose one of bottom, top"),
         ({"wire": {"layout": "x"}}, r"wire field layout = 'x' is not allowed: choose one of separate, interleaved"),
+        ({"wire": {"open_rows": "x"}}, r"wire field open_rows = 'x' is not allowed: choose one of first_order, exact"),
     ],
 )
 def test_refuses_and_says_what_is_allowed(values, message):

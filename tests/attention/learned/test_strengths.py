@@ -326,3 +326,32 @@ def test_wires_take_from_mixed_values():
         assert torch.allclose(found[-1], seen @ v, atol=1e-4 * float(v.abs().max()))
     lost = [(one - found[0]).norm() / found[0].norm() for one in found[1:]]
     assert 0.005 < lost[0] < lost[1] < 0.5
+
+
+@pytest.mark.parametrize("wire", [Wire(60.0, 40.0), Wire(60.0, 40.0, "both", "top", "interleaved")], ids=str)
+def test_a_strength_read_on_its_own_has_one_open_row(wire):
+    """Its circuit is that of the other devices of its row, in a tile whose other rows are closed."""
+    made, v = strengths("pair"), draw()[0]
+    with torch.no_grad():
+        made.strength.copy_(torch.randn(made.strength.shape, generator=torch.Generator().manual_seed(3)))
+    tile = Tile(rows=6, cols=5)
+    made.place(dataclasses.replace(IDEAL, tile=tile, wire=wire))
+    layer = made.tiles.layer
+    layer.program(0)
+    found = made.tiles.read_pairs(1, torch.arange(len(made.key)))[0]
+    cells = layer.cells.conductances().double()  # [K, 6, H T 5]
+    planes = cells.unflatten(2, (-1, 5)).permute(2, 0, 1, 3)  # [H T, K, R, C]
+    seen = torch.zeros(len(planes), 6, 5, dtype=torch.float64)
+    for row in range(6):
+        only = torch.arange(6) == row
+        matrix = transfer_matrix(
+            planes, wire.r_row, wire.r_col, only, drive=wire.drive, sense=wire.sense, layout=wire.layout
+        )
+        seen[:, row] = (matrix[:, 0, row] - matrix[:, 1, row]) / 25
+    weight = seen.transpose(0, 1).flatten(1) * layer.scales.double()
+    column = made.tiles._pair_column + torch.arange(H)[:, None] * made.tiles.tiles * 5
+    expected = weight[made.tiles._pair_row.expand(H, -1), column]
+    assert torch.allclose(found.double(), expected, atol=1e-5 * float(expected.abs().max()))
+    lost = (expected - made.of_pairs()).norm() / made.of_pairs().norm()
+    assert 0.001 < lost < 0.5
+    assert made(v, v, v).isfinite().all()
