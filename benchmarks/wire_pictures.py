@@ -2,45 +2,55 @@
 
     python benchmarks/wire_pictures.py map  --out irdrop.png     # voltages across the cells of a tile
     python benchmarks/wire_pictures.py rows --out rows.png       # the value stage's error against active rows
-    python benchmarks/wire_pictures.py accuracy --out wires.png  # models against ohms and tile sizes: hours in full
+    python benchmarks/wire_pictures.py accuracy --out wires.png  # models against ohms and tile sizes
     python benchmarks/wire_pictures.py statements                # IR drop matters; it hardly matters
 
-Accuracy: MiniLM's code search (`--model smollm2`: perplexity) on PCM at a day, uncalibrated, with the recipe `fast`,
-and with `WireAware` in it. Statements: that IR drop matters (arXiv:2506.00004) and that for language models it hardly
-does (NORA) are both found, each with its own ohms, tile size and cells.
+Accuracy: MiniLM's code search and SmolLM2's perplexity on PCM, one chip at a day and an hour, uncalibrated, with the
+recipe `fast`, and with `WireAware` in it. Solving is what takes the time: the points of docs/wires.md take two cores
+the better part of an hour, `--full` many hours. `--results` is a file of the points that are done: what stands in it is
+not computed again, so a run can be stopped and gone on with, and the picture is drawn of all of them.
+
+Statements: that IR drop matters (arXiv:2506.00004) and that for language models it hardly does (NORA) are both found,
+each with its own ohms, tile size and cells.
 """
 
 import argparse
-from collections.abc import Iterable
+import json
+import time
+from collections.abc import Iterable, Mapping, Sequence
 from dataclasses import replace
+from pathlib import Path
+from typing import NamedTuple
 
 import matplotlib as mpl
 import numpy as np
 import torch
 
 import calibration
-from calibration import Recipe, WireAware, calibrate, emulate, recipe
+from calibration import Recipe, WireAware, calibrate, recipe, tasks
+from calibration.models.loading import Loaded
 from crossbar import Tile, Wire, cell_voltages, presets, transfer_matrix
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
 
 SIZES = (64, 128, 256, 512)
+ARMS = ("uncalibrated", "fast", "wire-aware")
 OHMS = (0.0, 0.35, 1.0, 2.0, 5.0)
 ACTIVE = (16, 32, 64, 128, 256, 512, 1024)
 
 
 def draw_map(options: argparse.Namespace) -> None:
     """Voltages across the cells of positive weights, all rows at 1 V."""
-    size = options.tiles[-1]
+    size = options.tile
     weight = torch.as_tensor(np.random.default_rng(0).standard_normal((size, size)))
     cells = (weight * 25 / weight.abs().amax(0)).clamp(min=0)
-    across = cell_voltages(cells, torch.ones(1, size), options.ohms[-1])[0]
+    across = cell_voltages(cells, torch.ones(1, size), options.ohms)[0]
     figure, axes = plt.subplots(figsize=(5, 4))
     shown = axes.imshow(across, cmap="viridis", vmax=1.0)
     figure.colorbar(shown, label="volts across the cell")
     axes.set(
-        title=f"{size} × {size}, {options.ohms[-1]:g} Ω a segment, all rows at 1 V",
+        title=f"{size} × {size}, {options.ohms:g} Ω a segment, all rows at 1 V",
         xlabel="bit line (drivers at the left)",
         ylabel="word line (amplifiers at the bottom)",
     )
@@ -79,7 +89,7 @@ def value_stage(active: int, ohms: float, lines: int = 1024, size: int = 64, que
 
 def draw_rows(options: argparse.Namespace) -> None:
     """The value stage against active rows."""
-    ohms = options.ohms[-1]
+    ohms = options.ohms
     errors = {active: value_stage(active, ohms) for active in ACTIVE}
     figure, axes = plt.subplots(figsize=(5, 4))
     for name in errors[ACTIVE[0]]:
@@ -95,46 +105,98 @@ def draw_rows(options: argparse.Namespace) -> None:
     print(f"written: {options.out}")
 
 
-def scores(options: argparse.Namespace, tile: int, ohms: float) -> dict[str, float]:
-    """Scores of one size of tiles and one resistance at a day, by arm."""
-    wire = Wire(ohms, ohms) if ohms else None
-    hardware = replace(presets.pcm(), tile=Tile(tile, tile), wire=wire)
-    loaded = calibration.load_model(options.model)
-    task = {"minilm": "code-search", "smollm2": "perplexity"}[options.model]
+class Point(NamedTuple):
+    """A model on tiles of so many lines, with wires of so many ohms."""
+
+    model: str
+    tile: int
+    ohms: float
+    arms: tuple[str, ...]
+
+
+POINTS = (
+    *(Point("minilm", tile, ohms, ARMS) for tile in (64, 128, 256) for ohms in (0.0, 1.0, 5.0)),
+    *(Point("smollm2", 256, ohms, ARMS[:2]) for ohms in (0.0, 1.0)),
+    *(Point("minilm", 512, ohms, ARMS) for ohms in (0.0, 1.0)),
+    *(Point("smollm2", 64, ohms, ARMS[:2]) for ohms in (0.0, 1.0, 5.0)),
+)
+"""What docs/wires.md has, in the order in which it is computed."""
+
+
+def scores(point: Point, loaded: Loaded, options: argparse.Namespace) -> dict[str, float]:
+    """Scores of one point, the means of chips, by arm."""
+    wire = Wire(point.ohms, point.ohms) if point.ohms else None
+    hardware = replace(presets.pcm(), tile=Tile(point.tile, point.tile), wire=wire)
+    task: tasks.Task
+    if point.model == "minilm":
+        task = tasks.CodeSearch(loaded.tokenizer, pairs=options.pairs)
+    else:
+        task = tasks.Perplexity(loaded.tokenizer, windows=options.windows)
     fast = recipe.get("fast").steps
     aware = Recipe("fast, wire-aware", (*fast[:2], WireAware(rounds=options.wire_rounds), *fast[2:]))
-    common = {"hardware": hardware, "times": ["1d"], "chips": options.chips}
+    common = {"hardware": hardware, "times": ["1d"], "chips": options.chips, "staircase": False}
     found: dict[str, float] = {}
-    if "uncalibrated" in options.arms:
-        result = emulate(loaded, task, **common)
-        found["digital"] = float(np.mean(result.values("digital")))
-        found["uncalibrated"] = float(np.mean(result.values("analog")))
-    for name, steps in (("fast", "fast"), ("wire-aware", aware)):
-        if name in options.arms:
-            result = calibrate(loaded, task, recipe=steps, staircase=False, **common)
-            found[name] = float(np.mean(result.values("calibrated")))
+    result = calibrate(loaded, task, recipe="fast", **common)
+    for arm, name in (("digital", "digital"), ("analog", "uncalibrated"), ("calibrated", "fast")):
+        found[name] = float(np.mean(result.values(arm)))
+    if "wire-aware" in point.arms:
+        if wire is None:  # the step does nothing
+            found["wire-aware"] = found["fast"]
+        else:
+            found["wire-aware"] = float(np.mean(calibrate(loaded, task, recipe=aware, **common).values("calibrated")))
     return found
 
 
 def draw_accuracy(options: argparse.Namespace) -> None:
     """Scores against ohms and tile sizes."""
-    figure, panels = plt.subplots(
-        1, len(options.tiles), figsize=(4 * len(options.tiles), 4), sharey=True, squeeze=False
-    )
-    for axes, tile in zip(panels[0], options.tiles, strict=True):
-        rows = []
-        for ohms in options.ohms:
-            rows.append(scores(options, tile, ohms))
-            print(
-                f"tiles of {tile}, {ohms:g} ohm: " + ", ".join(f"{n} {v:.4f}" for n, v in rows[-1].items()), flush=True
-            )
-        for name in rows[0]:
-            axes.plot(options.ohms, [row[name] for row in rows], marker="o", label=name)
-        axes.set(title=f"tiles of {tile} × {tile}", xlabel="Ω a segment")
-    panels[0][0].set_ylabel(f"{options.model}: score")
-    panels[0][0].legend()
-    figure.savefig(options.out, dpi=150, bbox_inches="tight")
+    points = POINTS
+    if options.full:
+        points = tuple(Point(m, tile, ohms, ARMS) for m in ("minilm", "smollm2") for tile in SIZES for ohms in OHMS)
+    points = tuple(point for point in points if point.model in options.models)
+    file = Path(options.results)
+    done: dict[str, dict[str, float]] = json.loads(file.read_text()) if file.exists() else {}
+    for point in points:
+        key = _key(point)
+        if key not in done:
+            begin, start = time.perf_counter(), time.process_time()
+            found = scores(point, calibration.load_model(point.model), options)
+            took = {"seconds of cores": time.process_time() - start, "seconds": time.perf_counter() - begin}
+            done[key] = {**found, **took}
+            file.write_text(json.dumps(done, indent=1))
+        print(f"{key}: " + ", ".join(f"{name} {value:.4g}" for name, value in done[key].items()), flush=True)
+        draw_points([point for point in points if _key(point) in done], done, options.out)
     print(f"written: {options.out}")
+
+
+def _key(point: Point) -> str:
+    return f"{point.model}, tiles of {point.tile}, {point.ohms:g} ohm"
+
+
+def draw_points(points: Sequence[Point], done: Mapping[str, Mapping[str, float]], out: str) -> None:
+    """A row of panels for each model, one for each size of tiles."""
+    models = list(dict.fromkeys(point.model for point in points))
+    sizes = sorted({point.tile for point in points})
+    figure, panels = plt.subplots(
+        len(models), len(sizes), figsize=(3.2 * len(sizes), 3.2 * len(models)), sharex=True, sharey="row", squeeze=False
+    )
+    for row, model in zip(panels, models, strict=True):
+        for axes, tile in zip(row, sizes, strict=True):
+            here = sorted(
+                (point for point in points if (point.model, point.tile) == (model, tile)), key=lambda p: p.ohms
+            )
+            if not here:
+                axes.set_visible(False)
+                continue
+            for arm in ("digital", *here[0].arms):
+                style = {"color": "black", "linestyle": ":"} if arm == "digital" else {"marker": "o"}
+                axes.plot([p.ohms for p in here], [done[_key(p)][arm] for p in here], label=arm, **style)
+            axes.set(title=f"tiles of {tile} × {tile}", xlabel="Ω a segment")
+            if model == "smollm2":
+                axes.set_yscale("log")
+        row[0].set_ylabel({"minilm": "MiniLM: recall@1", "smollm2": "SmolLM2: perplexity"}[model])
+        next(axes for axes in row if axes.get_visible()).legend(fontsize=7)
+    figure.savefig(out, dpi=130, bbox_inches="tight")
+    plt.close(figure)
 
 
 def compensated(cells: torch.Tensor, volts: torch.Tensor, ohms: float) -> tuple[float, float]:
@@ -176,16 +238,16 @@ def main() -> None:
     draws = {"map": draw_map, "rows": draw_rows, "accuracy": draw_accuracy, "statements": statements}
     parser.add_argument("what", choices=draws)
     parser.add_argument("--out", default="wires.png", help="the picture (default wires.png)")
-    parser.add_argument("--ohms", type=float, nargs="+", help="of a segment (default: 1; 0 to 5 for accuracy)")
-    parser.add_argument("--tiles", type=int, nargs="+", help="lines of a tile (default: 256; 64 to 512 for accuracy)")
-    parser.add_argument("--model", choices=("minilm", "smollm2"), default="minilm")
-    parser.add_argument("--chips", type=int, default=3)
-    parser.add_argument("--wire-rounds", type=int, default=4, help="of WireAware")
-    parser.add_argument("--arms", nargs="+", default=["uncalibrated", "fast", "wire-aware"])
+    parser.add_argument("--ohms", type=float, default=1.0, help="of a segment, for map and rows (default 1)")
+    parser.add_argument("--tile", type=int, default=256, help="lines of the tile of the map (default 256)")
+    parser.add_argument("--models", choices=("minilm", "smollm2"), nargs="+", default=["minilm", "smollm2"])
+    parser.add_argument("--full", action="store_true", help="accuracy at all sizes, ohms and arms of both models")
+    parser.add_argument("--results", default="wires.json", help="points of accuracy that are done (default wires.json)")
+    parser.add_argument("--chips", type=int, default=1, help="for accuracy (default 1)")
+    parser.add_argument("--pairs", type=int, default=250, help="of code search (default 250)")
+    parser.add_argument("--windows", type=int, default=4, help="of perplexity, of 512 tokens (default 4)")
+    parser.add_argument("--wire-rounds", type=int, default=2, help="of WireAware (default 2)")
     options = parser.parse_args()
-    accuracy = options.what == "accuracy"
-    options.ohms = options.ohms or (OHMS if accuracy else (1.0,))
-    options.tiles = options.tiles or (SIZES if accuracy else (256,))
     draws[options.what](options)
 
 
