@@ -1,16 +1,20 @@
 """What wire resistance takes from a product, and what solving it costs.
 
-    python benchmarks/wires.py                      # all of it: 3 minutes of two cores
+    python benchmarks/wires.py                      # all of it: minutes
     python benchmarks/wires.py --only arrays        # errors of one array
     python benchmarks/wires.py --only speed --size 256 --ohms 1
     python benchmarks/wires.py --only forward
     python benchmarks/wires.py --only models
+    python benchmarks/wires.py --only memory        # rows that queries open: first order against exact
+    python benchmarks/wires.py --only aware         # what calibration gets back of a layer
 
 Arrays: normal weights, a column's largest at 25 µS, positive and negative ones in arrays of their own or side by side;
 and uniform cells, all rows driven alike. Speed: every input of one array against badcrossbar with as many inputs, where
 that is installed (`make test-circuit` does); bar: 30 times at 256 x 256. Forward: a layer with wires against one
 without; bar: 1.05. Models: MiniLM at one age (bar: 60 s on two cores, goal 30 s) and the first of SmolLM2's 30 blocks,
-times 30 (bar: 10 minutes, goal 5).
+times 30 (bar: 10 minutes, goal 5). Memory: attention on keys and values, both stages, of exact cells without
+converters, the last 16 of 1,024 queries; and the time of all of them. Aware: outputs of 256 x 256 normal weights for
+64 normal inputs, without converters.
 
 Seconds are of the processor (`time.process_time`, all threads together) beside those of the clock, for machines that do
 other work meanwhile: on n idle cores a solution takes a n-th of the former.
@@ -29,7 +33,10 @@ from rich.console import Console
 from torch import nn
 
 import calibration
-from crossbar import Wire, age, analog_layers, convert, presets, program, transfer_matrix
+from attention import LocalWindow, gated_attention
+from calibration import DriftCompensation, WireAware
+from calibration.steps.protocol import Stage
+from crossbar import Tile, Wire, age, analog_layers, convert, presets, program, transfer_matrix
 from crossbar.circuit import reference
 from crossbar.circuit.currents import solution
 
@@ -130,9 +137,76 @@ def models() -> None:
         print(judge(f"{name} at one age, seconds of two cores", cpu * times / 2, bar, goal))
 
 
+def attend(window: int, rows: int, wire: Wire | None, heads: int = 1, queries: int = 16) -> torch.Tensor:
+    """Outputs of the last queries of 1,024 tokens with 64 dimensions a head, on tiles of so many rows."""
+    draw = torch.Generator().manual_seed(0)
+    q, k, v = (torch.randn(1, heads, 1024, 64, generator=draw) for _ in range(3))
+    hardware = replace(presets.ideal(), tile=Tile(rows, 64), wire=wire)
+    pattern = LocalWindow(window).causal()
+    return gated_attention(q[:, :, -queries:], k, v, pattern, offset=1024 - queries, hardware=hardware)
+
+
+def memory(rounds: int) -> None:
+    """Rows that are opened by queries."""
+    for rows, window in ((256, 64), (256, 256), (1024, 64), (1024, 256), (1024, 1024)):
+        for ohms in (1.0, 5.0):
+            ideal, first = (attend(window, rows, wire) for wire in (None, Wire(ohms, ohms)))
+            begin = time.process_time()
+            exact = attend(window, rows, Wire(ohms, ohms, open_rows="exact"))
+            taken, size = time.process_time() - begin, exact.norm()
+            print(
+                f"tiles of {rows:,} rows, window of {window:,}, {ohms:g} ohm: wires change outputs by "
+                f"{(ideal - exact).norm() / size:.2%}, the first order leaves {(first - exact).norm() / size:.3%}; "
+                f"exact {taken / 16:.2g} s a query",
+                flush=True,
+            )
+    arms = {
+        name: lambda wire=wire: attend(256, 256, wire, heads=12, queries=1024)
+        for name, wire in (("ideal wires", None), ("first order", Wire(1.0, 1.0)))
+    }
+    costs = measure(arms, rounds)
+    Console().print(table("12 heads, 1,024 tokens, window of 256, tiles of 256 rows", costs, base="ideal wires"))
+
+
+def aware() -> None:
+    """Errors of a layer's outputs behind calibration."""
+    steps = {
+        "uncalibrated": (),
+        "DriftCompensation": (DriftCompensation(),),
+        "WireAware, 4 rounds": (WireAware(rounds=4),),
+        "both": (WireAware(rounds=4), DriftCompensation()),
+        "WireAware, places alone": (WireAware(rounds=0),),
+    }
+    draw = torch.Generator().manual_seed(0)
+    inputs = [{"input": torch.randn(64, 256, generator=draw)} for _ in range(2)]
+    for cells, preset in (("ideal", presets.ideal()), ("PCM at 1 d", presets.pcm())):
+        for ohms in (1.0, 5.0):
+            wire = Wire(ohms, ohms)
+            hardware = replace(preset, dac=None, adc=None, output_noise=0.0, read_noise=None, wire=wire)
+            for name, chosen in steps.items():
+                torch.manual_seed(0)
+                model = nn.Sequential(nn.Linear(256, 256, bias=False))
+                nn.init.normal_(model[0].weight)
+                wanted = inputs[1]["input"] @ model[0].weight.detach().t()
+                convert(model, hardware)
+                for step in chosen:
+                    if step.stage is Stage.BEFORE_PROGRAMMING:
+                        step.apply(model, step.fit(model, inputs[:1]))
+                program(model, 0)
+                age(model, "1d")
+                for step in chosen:
+                    if step.stage is not Stage.BEFORE_PROGRAMMING:
+                        step.apply(model, step.fit(model, inputs[:1]))
+                with torch.no_grad():
+                    error = (model(inputs[1]["input"]) - wanted).norm() / wanted.norm()
+                print(f"{cells}, {ohms:g} ohm a segment, {name}: {error:.2%}", flush=True)
+
+
 def main() -> None:
     parser = option_parser(__doc__, rounds=5)
-    parser.add_argument("--only", choices=("arrays", "speed", "forward", "models"), help="one part (default: all)")
+    parser.add_argument(
+        "--only", choices=("arrays", "speed", "forward", "models", "memory", "aware"), help="one part (default: all)"
+    )
     parser.add_argument("--size", type=int, default=256, help="word lines and bit lines of the array")
     parser.add_argument("--ohms", type=float, default=1.0, help="resistance of a segment of the array")
     chosen = use(parser)
@@ -142,6 +216,8 @@ def main() -> None:
         "speed": lambda: speed(chosen.size, chosen.ohms),
         "forward": lambda: forward(chosen.rounds),
         "models": models,
+        "memory": lambda: memory(chosen.rounds),
+        "aware": aware,
     }
     for name, part in parts.items():
         if chosen.only in (None, name):

@@ -1,5 +1,6 @@
 """The third job from end to end: what cells hold, that none runs twice, and what becomes of failures and stops."""
 
+import dataclasses
 import importlib
 import json
 import os
@@ -15,7 +16,7 @@ from calibration import Recipe, Study, calibrate, emulate, study
 from calibration.studies.events import Lost
 from calibration.studies.store import Store
 from calibration.studies.worker import Failed, Scored
-from crossbar import Hardware, InputError
+from crossbar import Hardware, InputError, Wire, presets
 from tests.calibration.command import run
 from tests.calibration.studies import tiny
 from tests.limits import files_of_at_most
@@ -65,6 +66,20 @@ def test_without_recipes_cells_are_those_of_emulate(folder, tmp_path, inline):
     emulated = emulate(folder, "wordsim", "pcm", times="1d", chips=2)
     assert found.scores.sort_values("seed")["value"].tolist() == emulated.values("analog")
     assert found.digital.set_index("arm")["value"]["digital"] == emulated.values("digital")[0]
+
+
+def test_wires_are_fields_to_vary(folder, tmp_path, inline):
+    """Hardware that has none gets them from the fields that are varied; the others keep their defaults."""
+    inline()
+    grid = {"hardware.wire.r_row": [0.0, 3000.0], "hardware.wire.sense": ["top"], "seed": [0]}
+    found = study(tiny.config(folder, grid=grid), store=tmp_path / "s.sqlite")
+    labelled = found.scores.merge(found.settings, on="setting").set_index("hardware.wire.r_row")["value"]
+    expected = {}
+    for ohms in grid["hardware.wire.r_row"]:
+        hardware = dataclasses.replace(presets.pcm(), wire=Wire(r_row=ohms, sense="top"))
+        (expected[ohms],) = emulate(folder, "wordsim", hardware, times="1d", chips=1).values("analog")
+    assert labelled.to_dict() == expected
+    assert expected[0.0] != expected[3000.0]
 
 
 def test_table_is_the_summary_of_emulate(done, folder):
