@@ -152,7 +152,7 @@ def memory(rounds: int) -> None:
         for ohms in (1.0, 5.0):
             ideal, first = (attend(window, rows, wire) for wire in (None, Wire(ohms, ohms)))
             begin = time.process_time()
-            exact = attend(window, rows, Wire(ohms, ohms, open_rows="exact"))
+            exact = attend(window, rows, Wire(ohms, ohms, solution="exact"))
             taken, size = time.process_time() - begin, exact.norm()
             print(
                 f"tiles of {rows:,} rows, window of {window:,}, {ohms:g} ohm: wires change outputs by "

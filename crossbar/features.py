@@ -39,7 +39,7 @@ CONVERTERS = frozenset(
 WIRES = frozenset(
     {
         "wire", "wire.drive:left", "wire.drive:both", "wire.sense:bottom", "wire.sense:top", "wire.layout:separate",
-        "wire.layout:interleaved", "wire.open_rows:first_order", "wire.open_rows:exact",
+        "wire.layout:interleaved", "wire.solution:auto", "wire.solution:exact", "wire.solution:first_order",
     }
 )  # fmt: skip
 """Resistance of word lines and bit lines."""

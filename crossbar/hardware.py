@@ -276,9 +276,10 @@ class Wire:
         layout: ``separate``: G⁺, G⁻ and copies of a pair are in arrays of their own, whose currents are joined at the
             amplifiers. ``interleaved``: they stand side by side on the same word lines. Slices always are in tiles of
             their own.
-        open_rows: how keys and values are solved, of which each query opens other rows: ``first_order``, word lines
-            with bit lines at 0 V and then bit lines with the word lines of other rows at 0 V, or ``exact``, a solution
-            of the whole circuit for each query and tile, to check with. Layers are exact always.
+        solution: ``exact``: of the whole circuit, which takes a model at an age half a minute, and keys and values a
+            circuit for each query and tile. ``first_order``: word lines with bit lines at 0 V, and then bit lines with
+            the word lines of other rows at 0 V, which is fast (how far off: docs/wires.md). ``auto``: layers exact,
+            keys and values in first order.
     """
 
     r_row: float = 0.35
@@ -286,7 +287,7 @@ class Wire:
     drive: Drive = "left"
     sense: Sense = "bottom"
     layout: Layout = "separate"
-    open_rows: Literal["first_order", "exact"] = "first_order"
+    solution: Literal["auto", "exact", "first_order"] = "auto"
 
     def __post_init__(self) -> None:
         require_number("wire field r_row", self.r_row, most=MOST_OHMS)
@@ -294,7 +295,7 @@ class Wire:
         _require_choice("wire field drive", self.drive, get_args(Drive))
         _require_choice("wire field sense", self.sense, get_args(Sense))
         _require_choice("wire field layout", self.layout, get_args(Layout))
-        _require_choice("wire field open_rows", self.open_rows, ("first_order", "exact"))
+        _require_choice("wire field solution", self.solution, ("auto", "exact", "first_order"))
 
 
 @dataclass(frozen=True)

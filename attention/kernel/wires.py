@@ -2,7 +2,7 @@
 
 The cells of closed rows are disconnected, so what a row's cells give depends on which others are open. The first order
 (`crossbar.circuit.ladders`) takes word lines, which depend on nothing but a row's own cells, once for all queries, and
-a step of each bit line for each row that a query opens. ``Wire(open_rows="exact")`` solves the whole circuit for each
+a step of each bit line for each row that a query opens. ``Wire(solution="exact")`` solves the whole circuit for each
 query and tile. The score stage drives the bit lines from the amplifiers' end and senses the word lines at their
 drivers: by reciprocity with the same matrix.
 
@@ -81,7 +81,7 @@ def prepared(rows: TokenRows, hardware: Hardware) -> tuple[Tensor, ...]:
     cells, wire = rows.cells, hardware.wire
     if cells is None or wire is None:
         return ()
-    if wire.open_rows == "exact":
+    if wire.solution == "exact":
         return (cells.movedim(0, 3),)
     planes, columns = cells.movedim(0, 3), hardware.tile.cols
     driven = []
@@ -102,7 +102,7 @@ def score_sums(drives: Tensor, tile: OpenTile) -> Tensor:
     found = drives.new_empty(*drives.shape[:2], tile.lines.shape[1])
     for tiles, reads in _pieces(found, tile):
         part, volts = tile.part(tiles, reads), drives[tiles, reads]
-        if tile.wire.open_rows == "exact":
+        if tile.wire.solution == "exact":
             matrix = _exact(part, volts.shape[1])
             found[tiles, reads] = (matrix @ volts.unsqueeze(3))[..., 0]
             continue
@@ -129,7 +129,7 @@ def value_sums(drives: Tensor, tile: OpenTile) -> Tensor:
     found = drives.new_empty(*drives.shape[:2], columns)
     for tiles, reads in _pieces(drives, tile):
         part, volts = tile.part(tiles, reads), drives[tiles, reads]
-        if tile.wire.open_rows == "exact":
+        if tile.wire.solution == "exact":
             found[tiles, reads] = (volts.unsqueeze(2) @ _exact(part, volts.shape[1]))[:, :, 0]
             continue
         load, driven = (plane.flatten(2) for plane in part.planes)
@@ -143,7 +143,7 @@ def _pieces(like: Tensor, tile: OpenTile) -> Iterator[tuple[slice, slice]]:
     """Parts of ``like`` [P, R, L] that are worked on at once."""
     tiles, reads, rows = like.shape
     cells = tile.planes[0].shape[2:].numel()  # of a row
-    if tile.wire.open_rows == "exact":
+    if tile.wire.solution == "exact":
         most = _SOLVED // (cells * tile.hardware.tile.rows)
     else:
         most = min(at_once(_SIZE, like.device), _MOST // rows) // cells

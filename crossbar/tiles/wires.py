@@ -14,7 +14,7 @@ from typing import NamedTuple
 import torch
 from torch import Tensor
 
-from crossbar.circuit.currents import solution
+from crossbar.circuit.currents import Solver, transfer_matrix
 from crossbar.circuit.ladders import rows_alone
 from crossbar.hardware import Hardware, Wire
 
@@ -91,18 +91,20 @@ def _solved(cells: Tensor, hardware: Hardware, placement: Placement | None, alon
             if order is not None:
                 tiles = tiles.take_along_dim(order[0], 2).take_along_dim(order[1], 3)
             planes = tiles.unflatten(1, (places, tile.slices)).transpose(1, 2)  # [n, S, planes, R, C]
-            matrices = (
-                _alone(planes, wire)
-                if alone
-                else solution(
-                    planes, wire.r_row, wire.r_col, drive=wire.drive, sense=wire.sense, layout=wire.layout
-                ).matrix
-            )
+            matrices = _alone(planes, wire) if alone else _together(planes, wire)
             matrices = matrices.transpose(1, 2).flatten(1, 2)
             if order is not None:
                 matrices = matrices.take_along_dim(order[0].argsort(2), 2).take_along_dim(order[1].argsort(3), 3)
             into[:, :, first:last] = matrices.permute(1, 2, 0, 3).flatten(2)
     return found
+
+
+def _together(planes: Tensor, wire: Wire) -> Tensor:
+    """Transfer matrices of planes ``[..., K, R, C]`` whose rows all are open."""
+    solver: Solver | None = "first_order" if wire.solution == "first_order" else None
+    return transfer_matrix(
+        planes, wire.r_row, wire.r_col, drive=wire.drive, sense=wire.sense, layout=wire.layout, solver=solver
+    )
 
 
 def _alone(planes: Tensor, wire: Wire) -> Tensor:

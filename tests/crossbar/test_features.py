@@ -152,7 +152,7 @@ REFUSED = [
     ({"wire": Wire(drive="both")}, "wire.drive:both", "wire.drive = 'both'", "left"),
     ({"wire": Wire(sense="top")}, "wire.sense:top", "wire.sense = 'top'", "bottom"),
     ({"wire": Wire(layout="interleaved")}, "wire.layout:interleaved", "wire.layout = 'interleaved'", "separate"),
-    ({"wire": Wire(open_rows="exact")}, "wire.open_rows:exact", "wire.open_rows = 'exact'", "first_order"),
+    ({"wire": Wire(solution="exact")}, "wire.solution:exact", "wire.solution = 'exact'", "auto or first_order"),
     ({"device": Redrawn()}, "device:redrawn", None, "a device whose errors are not drawn anew at each time"),
 ]  # fmt: skip
 

@@ -183,7 +183,10 @@ def test_levels(bits, levels):
         ({"wire": {"drive": "right"}}, r"wire field drive = 'right' is not allowed: choose one of left, both"),
         ({"wire": {"sense": "both"}}, r"wire field sense = 'both' is not allowed: choose one of bottom, top"),
         ({"wire": {"layout": "x"}}, r"wire field layout = 'x' is not allowed: choose one of separate, interleaved"),
-        ({"wire": {"open_rows": "x"}}, r"wire field open_rows = 'x' is not allowed: choose one of first_order, exact"),
+        (
+            {"wire": {"solution": "x"}},
+            r"wire field solution = 'x' is not allowed: choose one of auto, exact, first_order",
+        ),
     ],
 )
 def test_refuses_and_says_what_is_allowed(values, message):

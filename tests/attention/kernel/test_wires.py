@@ -33,7 +33,7 @@ HARDWARE = {
 
 
 def exact(hardware):
-    return dataclasses.replace(hardware, wire=dataclasses.replace(hardware.wire, open_rows="exact"))
+    return dataclasses.replace(hardware, wire=dataclasses.replace(hardware.wire, solution="exact"))
 
 
 def written(hardware, heads=4):
@@ -75,10 +75,10 @@ def test_the_exact_solve_equals_the_slow_transcription(name, monkeypatch):
         assert 0 < 10 * error(one, whole) < error(none, whole)
 
 
-@pytest.mark.parametrize("open_rows", ["first_order", "exact"])
-def test_wires_of_almost_no_resistance_are_ideal_wires(open_rows):
+@pytest.mark.parametrize("solution", ["first_order", "exact"])
+def test_wires_of_almost_no_resistance_are_ideal_wires(solution):
     """Outputs, and gradients, which are those of ideal wires always."""
-    hardware = dataclasses.replace(IDEAL, wire=Wire(1e-7, 1e-7, open_rows=open_rows))
+    hardware = dataclasses.replace(IDEAL, wire=Wire(1e-7, 1e-7, solution=solution))
     found = []
     for own in (hardware, dataclasses.replace(hardware, wire=None)):
         inputs = [x.requires_grad_() for x in draw(N, 6)]
@@ -175,7 +175,7 @@ def by_hand(memory, q, opened, wire):
 @pytest.mark.parametrize("wire", [WIRE, Wire(200.0, 120.0, sense="top")], ids=["bottom", "top"])
 def test_a_memory_that_decodes_has_the_wires_of_its_rows(placement, wire):
     """A ring of 20 rows, in which tokens stand in another order than they came."""
-    hardware = dataclasses.replace(IDEAL, tile=Tile(8, 8), wire=dataclasses.replace(wire, open_rows="exact"))
+    hardware = dataclasses.replace(IDEAL, tile=Tile(8, 8), wire=dataclasses.replace(wire, solution="exact"))
     q, k, v = draw(31, 6, heads=1, kv_heads=1)
     found = {}
     for name, own in (("exact", hardware), ("first", dataclasses.replace(hardware, wire=wire))):

@@ -97,6 +97,17 @@ def test_columns_carry_the_currents_of_the_circuit(tile, wire):
     assert (x @ layer.effective_weight().t() - total).abs().max() < 1e-9 * total.abs().max()
 
 
+def test_the_first_order_of_layers_by_name():
+    found = {}
+    for name in ("auto", "exact", "first_order"):
+        hardware = dataclasses.replace(IDEAL, wire=dataclasses.replace(WIRE, solution=name))
+        found[name] = layer_of(hardware).effective_weight()
+    assert torch.equal(found["auto"], found["exact"])
+    ideal = layer_of(dataclasses.replace(IDEAL, wire=None)).effective_weight()
+    off, lost = ((one - found["exact"]).norm() for one in (found["first_order"], ideal))
+    assert 0 < off < lost / 20
+
+
 def test_ideal_wires_change_no_bit():
     hardware = presets.pcm()
     found = []
@@ -269,4 +280,4 @@ def test_yaml_and_features(tmp_path):
     assert Hardware.from_dict({"wire": {}}).wire == Wire() == Wire(0.35, 0.35)
     assert all(presets.get(name).wire is None for name in ("pcm", "hermes", "reram", "gain_cell", "ideal"))
     added = hardware.features() - Hardware().features()
-    assert added == {"wire", "wire.drive:both", "wire.sense:top", "wire.layout:interleaved"}
+    assert added == {"wire", "wire.drive:both", "wire.sense:top", "wire.layout:interleaved", "wire.solution:auto"}
