@@ -3,6 +3,7 @@
 PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
+WORKERS ?= auto
 SOURCES := crossbar attention calibration tests examples benchmarks
 GPU_TESTS := $(addprefix tests/crossbar/,backends/test_triton.py random/test_triton_kernels.py tiles/test_triton_kernels.py)
 
@@ -17,8 +18,9 @@ evaluate: .venv/installed
 recall: .venv/installed
 	$(BIN)/python examples/associative_recall.py
 
+# Files are shared among the workers in the order of their collection, so that fixtures of modules are made once.
 test: lint
-	$(BIN)/python -m pytest
+	$(BIN)/python -m pytest -n $(WORKERS) --maxprocesses 8 --dist loadfile --no-loadscope-reorder
 
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow

@@ -1,8 +1,16 @@
 """What every test shares."""
 
+import importlib
 import os
+from pathlib import Path
 
 import pytest
+from filelock import FileLock
+
+ROOT = Path(__file__).parents[1]
+WORKER = "PYTEST_XDIST_WORKER" in os.environ
+if WORKER:
+    os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported: workers share the cores
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported: waiting threads do not spin
 # Read when Triton is first imported: its kernels are then interpreted on the CPU, where backends are picked by name.
@@ -19,3 +27,12 @@ def registries(monkeypatch):
 
     monkeypatch.setattr(dispatch, "_backends", dict(dispatch._backends))
     monkeypatch.setattr(registry, "_adapters", dict(registry._adapters))
+
+
+def pytest_configure(config):
+    """Compiled kernels are in numba's cache before workers meet them: the first compiles, the others wait and load."""
+    if WORKER:
+        with FileLock(config.cache.mkdir("kernels") / "lock"):
+            for path in sorted(ROOT.glob("crossbar/**/*kernels.py")):
+                if path.name != "triton_kernels.py":
+                    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
