@@ -2,6 +2,7 @@
 
 import ast
 from collections import Counter
+from functools import cache
 from pathlib import Path
 
 import pytest
@@ -13,15 +14,24 @@ from crossbar.backends.eager import Eager
 from tests.crossbar.conftest import inputs
 
 ROOT = Path(__file__).parents[1]
-SOURCES = {
-    str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
-    for package in ("crossbar", "attention", "calibration")
-    for path in sorted((ROOT / package).rglob("*.py"))
-}
-BACKENDS = {name for name in SOURCES if name.startswith("crossbar/backends/")}
 
 
-def nodes_of(tree):
+@cache
+def sources():
+    """The tree of each module of the packages, by file."""
+    return {
+        str(path.relative_to(ROOT)): ast.parse(path.read_text(encoding="utf-8"))
+        for package in ("crossbar", "attention", "calibration")
+        for path in sorted((ROOT / package).rglob("*.py"))
+    }
+
+
+def is_backend(name):
+    return name.startswith("crossbar/backends/")
+
+
+@cache
+def nodes_of(name):
     """Each node of a module with the function it is in, methods as ``Class.method``."""
 
     def visit(node, path):
@@ -30,17 +40,14 @@ def nodes_of(tree):
             yield ".".join(inner), child
             yield from visit(child, inner)
 
-    return [*visit(tree, ())]
+    return [*visit(sources()[name], ())]
 
 
-NODES = {name: nodes_of(tree) for name, tree in SOURCES.items()}
-
-
-def places(wanted, sources=None):
+def places(wanted, names=None):
     """Where nodes are, by file and function: those for which ``wanted`` is true."""
     found = {}
-    for name in NODES if sources is None else sources:
-        for function, node in NODES[name]:
+    for name in sources() if names is None else names:
+        for function, node in nodes_of(name):
             if wanted(node):
                 found.setdefault((name, function), []).append(node)
     return found
@@ -68,7 +75,7 @@ def imports(tree):
 
 def test_torch_rounds_to_codes_of_an_adc_in_one_function():
     # `convert` of crossbar.backends.converters is for DACs and ADCs: which one is its second argument.
-    users = {name for name, tree in SOURCES.items() if "crossbar.backends.converters.convert" in imports(tree)}
+    users = {name for name, tree in sources().items() if "crossbar.backends.converters.convert" in imports(tree)}
     users.add("crossbar/backends/converters.py")
     calls = places(lambda node: called(node, "convert"), users)
     of_adc = {place for place, nodes in calls.items() for node in nodes if ast.unparse(node.args[1]) != "dac"}
@@ -119,7 +126,7 @@ def test_who_asks_for_columns_asks_the_dispatcher():
     asked = places(lambda node: called(node, "sense") and ast.unparse(node.func).startswith("dispatch."))
     assert {name for name, _ in asked} == {"attention/kernel/analog.py", "attention/learned/strength_tiles.py"}
     others = places(lambda node: called(node, "sense", "multiply", "read_columns", "age_rows"))
-    outside = {ast.unparse(node.func) for (name, _), nodes in others.items() if name not in BACKENDS for node in nodes}
+    outside = {ast.unparse(node.func) for (name, _), nodes in others.items() if not is_backend(name) for node in nodes}
     assert outside == {"dispatch.sense", "dispatch.multiply", "dispatch.read_columns", "dispatch.age_rows"}
 
 
@@ -156,8 +163,8 @@ def test_backends_are_imported_by_the_dispatcher_alone():
     allowed = {
         "crossbar/nn/linear.py": {"crossbar.backends.eager"},  # for what ideal ADCs would deliver, which is no read
     }
-    for name, tree in SOURCES.items():
-        if name in BACKENDS:
+    for name, tree in sources().items():
+        if is_backend(name):
             continue
         found = {
             module
@@ -193,9 +200,10 @@ def test_who_has_cells_does_not_look_at_processors():
 
     readers = {
         name
-        for name in SOURCES
+        for name in sources()
         if name.startswith(("crossbar/", "attention/kernel/analog", "attention/learned/", "attention/memory/"))
-        and not name.startswith(("crossbar/backends/", "crossbar/random/"))
+        and not is_backend(name)
+        and not name.startswith("crossbar/random/")
     }
     assert len(readers) > 40
     assert set(places(looks, readers)) <= allowed
@@ -217,7 +225,7 @@ def test_who_has_cells_does_not_choose_by_gradients_or_dtype(asked):
         ]
         return any(called(part, "sense", "multiply", "read_columns", "age_rows") for part in branches)
 
-    assert places(chooses, set(SOURCES) - BACKENDS) == {}
+    assert places(chooses, [name for name in sources() if not is_backend(name)]) == {}
 
 
 # Where tensors are made

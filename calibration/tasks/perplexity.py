@@ -71,14 +71,14 @@ class Perplexity:
         if training_windows is None:
             training_windows = calibration_windows
         require_length("window_length", window_length, 2, tokenizer.model_max_length)
-        bodies = [] if texts is not None and calibration_texts is not None else [plain(body) for body in articles()]
-        cut = [body[:_CHARACTERS] for body in bodies]
-        scored = _tokens(cut[_EVALUATION] if texts is None else _own("texts", texts), tokenizer)
+        bodies = [] if texts is not None and calibration_texts is not None else articles()
+        scored = _tokens(_cut(bodies[_EVALUATION]) if texts is None else _own("texts", texts), tokenizer)
         if calibration_texts is None:
-            fitted = _tokens(cut[_CALIBRATION], tokenizer)
+            few = _cut(bodies[_CALIBRATION])
+            fitted = _tokens(few, tokenizer)
             if max(calibration_windows, training_windows) * window_length >= len(fitted):
                 # Only then, for the many articles that follow take seconds; they change the last token at most.
-                fitted = _tokens([*cut[_CALIBRATION], *bodies[_MORE]], tokenizer)
+                fitted = _tokens([*few, *map(plain, bodies[_MORE])], tokenizer)
         else:
             fitted = _tokens(_own("calibration_texts", calibration_texts), tokenizer)
         self._scored = _windows(scored, "windows", windows, window_length)
@@ -119,6 +119,11 @@ class Perplexity:
                 for scores, window in zip(next_token_scores(model, {"input_ids": ids}), ids, strict=True):
                     losses.append(F.cross_entropy(scores[:-1].float(), window[1:]).double().cpu())
         return torch.stack(losses).nan_to_num(nan=torch.inf, posinf=torch.inf)
+
+
+def _cut(bodies: list[str]) -> list[str]:
+    """The beginning of each article, as plain text."""
+    return [plain(body)[:_CHARACTERS] for body in bodies]
 
 
 def _own(option: str, texts: str | Sequence[str]) -> list[str]:

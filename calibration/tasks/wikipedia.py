@@ -2,6 +2,8 @@
 
 import bz2
 import re
+from functools import lru_cache
+from pathlib import Path
 
 from calibration.tasks.gensim_data import data_file
 from crossbar.errors import InputError
@@ -27,10 +29,16 @@ def articles() -> list[str]:
     """
     path = data_file(_FILE)
     try:
-        pages = bz2.decompress(path.read_bytes()).decode("utf-8")
+        return list(_bodies(path))
     except (OSError, ValueError, EOFError) as error:
         raise InputError(f"{str(path)!r} is damaged ({error}): install gensim again") from error
-    return [body for body in _BODY.findall(pages) if not body.lower().startswith("#redirect")]
+
+
+@lru_cache(maxsize=1)
+def _bodies(path: Path) -> tuple[str, ...]:
+    """Of a file; unpacking it takes a second."""
+    pages = bz2.decompress(path.read_bytes()).decode("utf-8")
+    return tuple(body for body in _BODY.findall(pages) if not body.lower().startswith("#redirect"))
 
 
 def plain(body: str) -> str:

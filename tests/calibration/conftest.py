@@ -118,7 +118,7 @@ def folder(tmp_path_factory):
         config = BertConfig(
             vocab_size=40,
             hidden_size=16,
-            num_hidden_layers=2,
+            num_hidden_layers=1,
             num_attention_heads=2,
             intermediate_size=24,
             max_position_embeddings=64,
@@ -129,5 +129,5 @@ def folder(tmp_path_factory):
 
 @pytest.fixture
 def job(folder):
-    """A job of two seconds."""
+    """A job of a second."""
     return ["--model", str(folder), "--task", "wordsim", "--times", "[1h]", "--chips", "2"]

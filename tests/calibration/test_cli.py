@@ -20,7 +20,7 @@ def test_emulate_prints_tables(capsys, monkeypatch, job):
     monkeypatch.setenv("COLUMNS", "140")
     code, out, err = run(capsys, "emulate", *job, "--pattern", "window(2) | sinks(1)")
     assert (code, err) == (0, "")  # no progress bar where standard error is not a terminal
-    for word in ("letters", "spearman", "digital", "analog", "1 h", "12 layers", "row activations", "gated / dense"):
+    for word in ("letters", "spearman", "digital", "analog", "1 h", "6 layers", "row activations", "gated / dense"):
         assert word in out
 
 
@@ -42,7 +42,7 @@ def test_calibrate_prints_json_alone(capsys, job, folder):
 def test_the_script_prints_json_alone(folder):
     done = subprocess.run([SCRIPT, "inspect", "--model", folder, "--json"], capture_output=True, text=True, check=False)
     assert (done.returncode, done.stderr) == (0, "")
-    assert json.loads(done.stdout)["analog_layers"] == 12
+    assert json.loads(done.stdout)["analog_layers"] == 6
 
 
 @pytest.mark.parametrize("times", ["0s,1h", "['0s', '1h']", "[0s, 1h]", "0s,1h,3600s"])
@@ -199,8 +199,8 @@ def test_inspect(capsys, monkeypatch, folder):
     assert "no matrix product" in out
     code, out, _ = run(capsys, "inspect", "--model", folder, "--json", "--include", "['*.query', '*.key']")
     values = json.loads(out)
-    assert (code, values["analog_layers"], values["tiles"]) == (0, 4, 4)
-    assert values["analog_parameters"] == 4 * 16 * 16
+    assert (code, values["analog_layers"], values["tiles"]) == (0, 2, 2)
+    assert values["analog_parameters"] == 2 * 16 * 16
 
 
 def test_doctor(capsys, monkeypatch):

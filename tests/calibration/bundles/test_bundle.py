@@ -178,7 +178,7 @@ def test_target_conductances_stand_for_the_weights(calibrated, bundle):
     """By hand: (G+ - G-) / g_max times the column's scale is the line's times the weight, corrected and clipped."""
     state = load_file(bundle / "state.safetensors")
     weights = load_file(bundle / "model" / "model.safetensors")
-    name = "encoder.layer.1.output.dense"
+    name = "encoder.layer.0.output.dense"
     tiles = load_file(bundle / "tiles" / f"{name}.safetensors")
     assert tiles["G_plus"].shape == (1, 1, 256, 256)
     g_plus, g_minus = (tiles[key][0, 0, :24, :16] for key in ("G_plus", "G_minus"))
@@ -226,10 +226,10 @@ def test_recalibrated_parameters_come_back(folder, tmp_path):
     result = calibrate(folder, "wordsim", times=["1d"], chips=1, staircase=False)
     analog = result.deployment.experiment.analog
     with torch.no_grad():
-        analog.encoder.layer[1].output.LayerNorm.weight.mul_(1.25)
+        analog.encoder.layer[0].output.LayerNorm.weight.mul_(1.25)
     result.save(tmp_path / "bundle")
     assert list(load_file(tmp_path / "bundle" / "recalibrated.safetensors")) == [
-        "encoder.layer.1.output.LayerNorm.weight"
+        "encoder.layer.0.output.LayerNorm.weight"
     ]
     ids = torch.arange(20).view(2, 10)
     with torch.no_grad():

@@ -120,7 +120,7 @@ def broken_copy(folder, path, name, value):
 @pytest.mark.parametrize("value", [float("nan"), float("inf")])
 @pytest.mark.parametrize("command", ["emulate", "calibrate", "inspect"])
 def test_weights_that_are_not_finite(capsys, tmp_path, folder, command, value):
-    name = "encoder.layer.1.attention.self.key"
+    name = "encoder.layer.0.attention.self.key"
     path = broken_copy(folder, tmp_path, f"{name}.weight", value)
     task = [] if command == "inspect" else ["--task", "wordsim"]
     found = run(capsys, command, "--model", path, *task)

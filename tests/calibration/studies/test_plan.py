@@ -112,6 +112,6 @@ def test_estimate_of_cells_whose_kind_was_done(folder):
 @pytest.mark.parametrize("pattern", [None, "window(2)"])
 def test_estimate_of_digital_models_recipes_and_layers_by_name(folder, ticks, pattern):
     recipe = {"name": "own", "steps": ["InputRanges", "AffineCorrection", {"step": "Finetune", "steps": 10**6}]}
-    model = {"name": str(folder), "include": ["encoder.layer.1.*"]}
+    model = {"name": str(folder), "include": ["*.attention.*"]}
     found = plan(folder, model=model, recipe=recipe, pattern=pattern, grid={"seed": "0..1"})
     assert estimate(found, found.cells.values(), {}, workers=1) > 3 * 10**6
