@@ -40,15 +40,19 @@ class Counts:
 
     __rmul__ = __mul__
 
-    def of_head(self, head_dim: int, columns: int = 256) -> Counts:
-        """Counts for a head of one dimension as those for one of ``head_dim``, in tiles of ``columns`` columns."""
-        across = -(-head_dim // columns)
+    def of_head(self, head_dim: int, columns: int = 256, value_dim: int | None = None) -> Counts:
+        """Counts for a head of one dimension as those for one of ``head_dim``, in tiles of ``columns`` columns.
+
+        ``value_dim``: of its values, where they have other dimensions than its keys.
+        """
+        value_dim = head_dim if value_dim is None else value_dim
+        across, across_values = -(-head_dim // columns), -(-value_dim // columns)
         return Counts(
             score_sense_lines=across * self.score_sense_lines,
             score_conversions=across * self.score_conversions,
             query_drives=head_dim * self.query_drives,
-            value_row_drives=across * self.value_row_drives,
-            value_conversions=head_dim * self.value_conversions,
+            value_row_drives=across_values * self.value_row_drives,
+            value_conversions=value_dim * self.value_conversions,
         )
 
 
@@ -57,11 +61,14 @@ def book_attention(
     counts: Counts,
     *,
     head_dim: int,
+    value_dim: int | None = None,
     queries: int,
     columns: int = 256,
     pairs: int = 1,
     dac: int | None = None,
     adc: int | None = None,
+    capped: bool = False,
+    biased: bool = False,
 ) -> None:
     """Book counts of attention in open ledgers, with the digital work that goes with them.
 
@@ -72,12 +79,16 @@ def book_attention(
         layer: whose they are.
         counts: of all heads and sequences.
         head_dim: D.
+        value_dim: D of the values; None: the same.
         queries: all heads' and sequences' together.
         columns: of a tile.
         pairs: copies of each number in the cells.
         dac, adc: the converters' bits.
+        capped: whether a tanh bends each pair's score.
+        biased: whether something is added to each pair's score.
     """
-    across = -(-head_dim // columns)
+    value_dim = head_dim if value_dim is None else value_dim
+    across, across_values = -(-head_dim // columns), -(-value_dim // columns)
     attended = counts.score_conversions // across
     conversions = counts.score_conversions + counts.value_conversions
     book(layer, "column_activations", counts.score_sense_lines)
@@ -85,8 +96,9 @@ def book_attention(
     book(layer, "query_drives", counts.query_drives)
     book(layer, "dac_conversions", counts.query_drives + counts.value_row_drives, dac)
     book(layer, "adc_conversions", conversions, adc)
-    book(layer, "cell_macs", 2 * attended * head_dim * pairs)
-    book(layer, "tile_reads", across * (counts.query_drives + counts.value_conversions) // head_dim)
+    book(layer, "cell_macs", attended * (head_dim + value_dim) * pairs)
+    reads = across * counts.query_drives // head_dim + across_values * counts.value_conversions // value_dim
+    book(layer, "tile_reads", reads)
     book(layer, "attended_pairs", attended)
-    book(layer, "digital_macs", conversions + attended)
-    book(layer, "special_functions", attended + queries)
+    book(layer, "digital_macs", conversions + attended * (1 + biased))
+    book(layer, "special_functions", attended * (1 + capped) + queries)

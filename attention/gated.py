@@ -28,6 +28,9 @@ def gated_attention(
     *,
     scale: float | None = None,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     dropout: float = 0.0,
     offset: int = 0,
     hardware: Hardware | None = None,
@@ -47,6 +50,9 @@ def gated_attention(
     *,
     scale: float | None = None,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     dropout: float = 0.0,
     offset: int = 0,
     hardware: Hardware | None = None,
@@ -65,6 +71,9 @@ def gated_attention(
     *,
     scale: float | None = None,
     mask: Tensor | None = None,
+    bias: Tensor | None = None,
+    softcap: float | None = None,
+    sinks: Tensor | None = None,
     dropout: float = 0.0,
     offset: int = 0,
     hardware: Hardware | None = None,
@@ -82,7 +91,8 @@ def gated_attention(
     one that depends on queries and keys selects by these.
 
     With ``hardware``, keys and values are written into analog memory, one token a row, and both products are read from
-    it with converters and noise (`attention.kernel.analog`). Without noise, converters and device error the result is
+    it with converters and noise (`attention.kernel.analog`); ``bias``, ``softcap`` and ``sinks`` are digital arithmetic
+    behind the score's ADC. Without noise, converters and device error the result is
     the digital one. While a `crossbar.Ledger` is open, writes and reads are booked.
 
     With a ``controller``, every pair's events go to the memory's tiles on its platform, and attention is computed from
@@ -93,10 +103,14 @@ def gated_attention(
     Args:
         q: queries [B, H, N_queries, D]; float32, float64, bfloat16 or float16.
         k: keys [B, H_kv, N_keys, D]; H is a multiple of H_kv, and H / H_kv consecutive query heads share a key head.
-        v: values, shaped like k.
+        v: values [B, H_kv, N_keys, D_v].
         pattern: who attends to whom.
         scale: factor on the scores; 1/√D unless given (Vaswani 2017).
         mask: padding, bool [B, N_keys], True for a real key.
+        bias: added to the scores, [B or 1, H or 1, N_queries, N_keys] of the queries' dtype or float32; finite.
+        softcap: c; scores s become c tanh(s / c) before the bias is added (Gemma 2).
+        sinks: a score of each head, [H], or of each query, [B or 1, H, N_queries or 1], that takes part in the softmax
+            and has no value (gpt-oss).
         dropout: probability of dropping a weight after the softmax.
         offset: position of the first query; keys start at position 0.
         hardware: the tiles that hold keys and values; None: digital attention.
@@ -114,19 +128,38 @@ def gated_attention(
             (`crossbar.backends.dispatch`): ``"naive"`` is the float64 oracle, which has no gradients.
 
     Returns:
-        Output [B, H, N_queries, D] in q's dtype, and with ``return_lse`` also [B, H, N_queries] (float32, or float64
-        for float64 inputs).
+        Output [B, H, N_queries, D_v] in q's dtype, and with ``return_lse`` also [B, H, N_queries] (float32, or float64
+        for float64 inputs), which leaves ``sinks`` out.
 
     Raises:
         InputError: for shapes, dtypes, devices or options that do not fit together, and for a causal pattern that
             depends on the length of the sequence where ``offset`` is not 0.
     """
     require_tensors(q, k, v, mask)
+    _validate_scores(q, k, bias, softcap, sinks)
     _validate(pattern, scale, dropout, offset, hardware, controller, seconds, seed, impl)
     scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
-    options = Options(scale, mask, dropout, seed, return_lse)
-    output, lse = run(Call(q, k, v, pattern, options, offset, hardware, controller, seconds, layer, impl))
+    options = Options(scale, mask, dropout, seed, return_lse, bias=bias, softcap=softcap)
+    output, lse = run(Call(q, k, v, pattern, options, offset, hardware, controller, seconds, layer, impl, sinks))
     return (output, lse) if return_lse and lse is not None else output
+
+
+def _validate_scores(q: Tensor, k: Tensor, bias: Tensor | None, softcap: float | None, sinks: Tensor | None) -> None:
+    """Refuse what is done to scores where it does not fit them."""
+    batch, heads, queries, keys = *q.shape[:3], k.shape[2]
+    if bias is not None:
+        fits = bias.dim() == 4 and bias.shape[0] in (1, batch) and bias.shape[1] in (1, heads)
+        if not fits or bias.shape[2:] != (queries, keys) or not bias.is_floating_point():
+            raise InputError(
+                f"bias {bias.dtype} {list(bias.shape)} does not fit: give numbers [{batch} or 1, {heads} or 1, "
+                f"{queries}, {keys}]"
+            )
+    if softcap is not None and not 0 < softcap < math.inf:
+        raise InputError(f"softcap {softcap!r} is not usable: give a positive number, or None for no cap")
+    if sinks is not None and sinks.shape != (heads,):
+        fits = sinks.dim() == 3 and sinks.shape[0] in (1, batch) and sinks.shape[1] == heads
+        if not fits or sinks.shape[2] not in (1, queries):
+            raise InputError(f"sinks {list(sinks.shape)} do not fit: give a score for each of {heads} heads")
 
 
 def _validate(

@@ -11,14 +11,16 @@ _DTYPES = (torch.float32, torch.float64, torch.bfloat16, torch.float16)
 
 
 def require_tensors(q: Tensor, k: Tensor, v: Tensor, mask: Tensor | None) -> None:
-    """Refuse q [B, H, N_queries, D], k and v [B, H_kv, N_keys, D] or padding [B, N_keys] that do not fit together."""
+    """Refuse q [B, H, N_queries, D], k [B, H_kv, N_keys, D], v [B, H_kv, N_keys, D_v] or padding that do not fit."""
     shapes = f"q {list(q.shape)}, k {list(k.shape)}, v {list(v.shape)}"
     if not q.dim() == k.dim() == v.dim() == 4:
         raise InputError(f"attention cannot take {shapes}: give four dimensions [B, H, N, D] each")
-    if 0 in (*q.shape, *k.shape):
+    if 0 in (*q.shape, *k.shape, *v.shape):
         raise InputError(f"attention cannot take {shapes}: give at least one sequence, head, token and dimension")
-    if k.shape != v.shape or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
-        raise InputError(f"attention cannot take {shapes}: give one B and D to all, and k and v the same shape")
+    if k.shape[:3] != v.shape[:3] or q.shape[0] != k.shape[0] or q.shape[3] != k.shape[3]:
+        raise InputError(
+            f"attention cannot take {shapes}: give all one B, q and k one D, k and v the same heads and tokens"
+        )
     if q.shape[1] % k.shape[1]:
         raise InputError(f"attention cannot take {shapes}: give q a whole multiple of the heads of k and v")
     if not (q.dtype == k.dtype == v.dtype and q.dtype in _DTYPES):

@@ -33,6 +33,7 @@ from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
 from crossbar.backends import dispatch
+from crossbar.costs.ledger import book, counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.native import gpu
@@ -63,10 +64,11 @@ class Call:
     seconds: float = 0.0
     layer: str = "attention"
     impl: str = "auto"
+    sinks: Tensor | None = None
 
 
 class Digital(NamedTuple):
-    """Keys and values as numbers, [B, H_kv, N_keys, D] both."""
+    """Keys and values as numbers, [B, H_kv, N_keys, D] and [B, H_kv, N_keys, D_v]."""
 
     keys: Tensor
     values: Tensor
@@ -75,6 +77,11 @@ class Digital(NamedTuple):
     def shape(self) -> torch.Size:
         """B, H_kv, N_keys and D."""
         return self.keys.shape
+
+    @property
+    def value_size(self) -> int:
+        """D of the values."""
+        return self.values.shape[3]
 
     def sequence(self, index: int) -> Digital:
         """Those of one sequence of the batch."""
@@ -145,10 +152,7 @@ class Part(NamedTuple):
 
     def sequence(self, b: int) -> Part:
         """What is one sequence's of the batch."""
-        mask = self.options.mask
-        options = self.options._replace(
-            mask=None if mask is None else mask[b : b + 1], seed=derived_seed((self.options.seed, "sequence", b))
-        )
+        options = self.options.sequence(b)._replace(seed=derived_seed((self.options.seed, "sequence", b)))
         q, memory, pattern = self.q[b : b + 1], self.memory.sequence(b), self.pattern.sequence(b)
         return self._replace(q=q, memory=memory, pattern=pattern, options=options)
 
@@ -156,7 +160,7 @@ class Part(NamedTuple):
         """What is that of query heads that have one pattern, with the key heads that go with them."""
         own = torch.tensor(heads, device=self.q.device)
         shared = shared_heads(heads, self.q.shape[1] // self.memory.shape[1]).to(self.q.device)
-        options = self.options._replace(seed=derived_seed((self.options.seed, "head", heads[0])))
+        options = self.options.heads(own)._replace(seed=derived_seed((self.options.seed, "head", heads[0])))
         q, memory = self.q.index_select(1, own), self.memory.heads(shared, heads)
         return self._replace(q=q, memory=memory, pattern=pattern, options=options)
 
@@ -179,18 +183,18 @@ def run(call: Call) -> Attended:
     if not fixed and torch.is_grad_enabled() and any(x.requires_grad for x in (q, k, call.v)):
         soft = call.pattern.relaxed()
         if soft != call.pattern:
-            plain = Call(q, k, call.v, soft, options._replace(return_lse=True), offset)
+            plain = Call(q, k, call.v, soft, options._replace(return_lse=True), offset, sinks=call.sinks)
             relaxed = run(plain)
     pattern = call.pattern.at(k.shape[2]).select(q, k, mask=options.mask, offset=offset)
     _require_parts(pattern, q)
     delivery = None
     if call.controller is not None:
         delivery = deliver(call.controller, pattern, q, k.shape[2], offset, options.mask, fixed)
-        delivery.book(call.layer, q, call.hardware)
+        delivery.book(call.layer, q, call.v, call.hardware, options.softcap is not None, options.bias is not None)
         delivery.warn()
         pattern = delivery.scored
     lossy = delivery is not None and delivery.lossy
-    options = options._replace(return_lse=options.return_lse or lossy)
+    options = options._replace(return_lse=options.return_lse or lossy or call.sinks is not None)
     part = Part(q, _memory(call), pattern, options, offset, fixed, call.impl)
     output, lse = attend(part)
     if delivery is not None and lossy:
@@ -200,10 +204,29 @@ def run(call: Call) -> Attended:
         assert reached is not None
         share = (reached - lse).exp().masked_fill(reached == -torch.inf, 0.0)
         output = (output * share[..., None]).to(q.dtype)
+    if call.sinks is not None:
+        assert lse is not None
+        output = beside_sinks(call.layer, output, lse, call.sinks)
     if relaxed is not None:
         output = straight_through(output, relaxed[0])
         lse = lse if lse is None or relaxed[1] is None else straight_through(lse, relaxed[1])
     return output, lse
+
+
+def beside_sinks(layer: str, output: Tensor, lse: Tensor, sinks: Tensor) -> Tensor:
+    """Outputs [B, H, N_queries, D] of a softmax in which each head has one score more, which has no value (gpt-oss).
+
+    Args:
+        layer: whose exponentials are booked, one a query.
+        output: of the softmax without it.
+        lse: log-sum-exp of the scores [B, H, N_queries].
+        sinks: the score of each head, [H], or of each query, [B or 1, H, N_queries or 1].
+    """
+    if counting():
+        book(layer, "special_functions", lse.numel())
+    sinks = sinks[:, None] if sinks.dim() == 1 else sinks
+    share = (lse - sinks.to(lse.dtype)).sigmoid()
+    return (output * share[..., None]).to(output.dtype)
 
 
 def decide(part: Part) -> Way:
@@ -217,9 +240,11 @@ def decide(part: Part) -> Way:
         return cast(Way, part.impl)
     if digital and part.impl == "auto" and part.fixed:
         n_keys, dropout = part.memory.shape[2], part.options.dropout
-        if suits(part.q, n_keys, pattern, part.offset, dropout):
+        plain = part.options.plain and _digital(part).value_size == part.q.shape[3]
+        if plain and suits(part.q, n_keys, pattern, part.offset, dropout):
             return "flex"
-    if digital and not part.fixed and (pattern.n_heads is not None or pattern.n_sequences is not None):
+    own = pattern.n_heads is not None or pattern.n_sequences is not None
+    if digital and not part.fixed and own and part.options.bias is None:
         return "stacked"
     if pattern.n_sequences is not None:
         return "sequences"
@@ -240,7 +265,7 @@ def _memory(call: Call) -> Digital | Analog:
     hardware = call.hardware
     if hardware is None:
         return Digital(call.k, call.v)
-    book_writes(call.layer, call.k, call.options.mask, hardware)
+    book_writes(call.layer, call.k, call.v, call.options.mask, hardware)
     keys, values = (
         write(x, hardware, (call.options.seed, call.layer, role), call.seconds)
         for x, role in ((call.k, "keys"), (call.v, "values"))
@@ -254,16 +279,18 @@ def _reference(part: Part) -> Attended:
     q, pattern, options, (k, v) = part.q, part.pattern, part.options, _digital(part)
     if isinstance(pattern, Hierarchical):
         require_own_queries(pattern, q, k, part.offset)
+        require_products(part)
         numbers = pattern.block, pattern.levels, pattern.is_causal, options.scale, options.mask, part.offset
         output, lse = hierarchical_reference(q, k, v, *numbers)
     else:
         allowed = _allowed(pattern, q, k, part.offset)
         allowed = allowed if options.mask is None else allowed & options.mask[:, None, None]
-        output, lse = attention_reference(q, k, v, allowed, options.scale)
+        output, lse = attention_reference(q, k, v, allowed, options.scale, options.bias, options.softcap)
     return output.to(q.dtype), lse.to(exact_dtype(q.dtype))
 
 
 def _flex(part: Part) -> Attended:
+    require_products(part)
     scale, mask, lse = part.options.scale, part.options.mask, part.options.return_lse
     return attend_flex(
         part.q, *_digital(part), part.pattern, scale=scale, padding=mask, offset=part.offset, return_lse=lse
@@ -273,16 +300,16 @@ def _flex(part: Part) -> Attended:
 def _stacked(part: Part) -> Attended:
     """Each head's own pairs with all heads laid end to end, merged with the pairs that all heads have."""
     q, (k, v) = part.q, _digital(part)
-    (batch, heads, n_queries, size), (_, kv_heads, n_keys, _) = q.shape, k.shape
+    (batch, heads, n_queries, _), (_, kv_heads, n_keys, _) = q.shape, k.shape
     own, common = split_shared(part.pattern)
     blocks = make_stacked(own, common, (batch, heads, kv_heads, n_queries, n_keys), part.offset, q.device)
     options = part.options._replace(
         mask=None if part.options.mask is None else part.options.mask.repeat_interleave(kv_heads, 0).view(1, -1),
         return_lse=part.options.return_lse or common is not None,
     )
-    rows, keys, values = (x.reshape(1, 1, -1, size) for x in (q, k, v))
+    rows, keys, values = (x.reshape(1, 1, -1, x.shape[3]) for x in (q, k, v))
     output, lse = attend_blocks(rows, keys, values, blocks, options)
-    output, lse = output.view(q.shape), None if lse is None else lse.view(q.shape[:3])
+    output, lse = output.view(*q.shape[:3], -1), None if lse is None else lse.view(q.shape[:3])
     if common is None or lse is None:
         return output, lse
     blocks = schedule(common, n_queries, n_keys, part.offset, q.device)
@@ -313,13 +340,15 @@ def _analog(part: Part) -> Attended:
     blocks = part.schedule(hardware.tile.rows)
     if memory.counted:
         asking = real_queries(options.mask, part.q.shape[2], memory.shape[2], part.offset)
-        book_reads(layer, part.q, memory.keys.digits, blocks, options.mask, hardware, asking=asking)
+        digits = memory.keys.digits, memory.values.digits
+        capped, biased = options.softcap is not None, options.bias is not None
+        book_reads(layer, part.q, *digits, blocks, options.mask, hardware, asking=asking, capped=capped, biased=biased)
     fused, backend = None, memory.backend
     if memory.backend == "triton" or (
         memory.backend is None and dispatch.named() is None and gpu.serves(part.q.device)
     ):
         lists = (part.pattern, part.q.shape[2], memory.shape[2], part.offset, hardware.tile.rows, part.q.device)
-        if why_not(part.q, memory.shape[2], hardware, options) is None:
+        if why_not(part.q, memory.shape[2], hardware, options, memory.values.digits.shape[3]) is None:
             fused, backend = partial(attend_fused, lists=chunks(*lists)), None  # which computes the backward pass
     return attend_analog(part.q, memory.keys, memory.values, blocks, options, hardware, memory.noise, backend, fused)
 
@@ -327,6 +356,7 @@ def _analog(part: Part) -> Attended:
 def _hierarchical(part: Part) -> Attended:
     pattern, options = part.pattern, part.options
     assert isinstance(pattern, Hierarchical)
+    require_products(part)
     if options.dropout:
         raise InputError(f"pattern {str(pattern)!r} cannot have dropout: give dropout=0")
     output, lse = attend_hierarchical(part.q, *_digital(part), pattern, options.scale, options.mask, part.offset)
@@ -376,6 +406,16 @@ def _allowed(pattern: Pattern, q: Tensor, k: Tensor, offset: int) -> Tensor:
             for b in range(pattern.n_sequences or 1)
         ]
     )
+
+
+def require_products(part: Part) -> None:
+    """Refuse soft caps, biases and values of another width than keys, for implementations that have none."""
+    if not part.options.plain or _digital(part).value_size != part.q.shape[3]:
+        what = str(part.pattern) if isinstance(part.pattern, Hierarchical) else "impl 'flex'"
+        raise InputError(
+            f"{what} cannot have soft caps or biases of scores, or values of another width than keys: give a pattern "
+            "of pairs, and impl='blocks'"
+        )
 
 
 def _require_parts(pattern: Pattern, q: Tensor) -> None:

@@ -68,13 +68,15 @@ class Delivery:
         """Whether a value was lost whose score counts."""
         return self.valued != self.scored
 
-    def book(self, layer: str, q: Tensor, hardware: Hardware | None) -> None:
-        """Book the delivered events of queries [B, H, N, D] in open ledgers."""
+    def book(
+        self, layer: str, q: Tensor, v: Tensor, hardware: Hardware | None, capped: bool = False, biased: bool = False
+    ) -> None:
+        """Book the delivered events of queries [B, H, N, D] on values [B, H_kv, N_keys, D_v] in open ledgers."""
         if not counting():
             return
         counts, columns = Counts(), hardware.tile.cols if hardware else 256
         for part, heads in self.parts:
-            counts += heads * part.counts.of_head(q.shape[3], columns)
+            counts += heads * part.counts.of_head(q.shape[3], columns, v.shape[3])
             for name, number in (
                 ("events", part.timing.injected),
                 ("events_dropped", part.timing.dropped),
@@ -88,11 +90,14 @@ class Delivery:
             layer,
             counts,
             head_dim=q.shape[3],
+            value_dim=v.shape[3],
             queries=sum(heads * part.queries for part, heads in self.parts),
             columns=columns,
             pairs=hardware.tile.pairs if hardware else 1,
             dac=dac,
             adc=adc,
+            capped=capped,
+            biased=biased,
         )
 
     def warn(self) -> None:

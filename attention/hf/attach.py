@@ -10,23 +10,28 @@ import copy
 import inspect
 from collections import Counter
 from dataclasses import dataclass, field, replace
-from typing import TYPE_CHECKING, Any, cast
+from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from attention.controller.controller import Controller
-from attention.controller.delivery import require_rows
+from attention.controller.delivery import deliver, require_rows
+from attention.controller.platforms import ideal
 from attention.controller.tally import count
-from attention.counts import book_attention
+from attention.counts import Counts, book_attention
 from attention.gated import gated_attention
-from attention.hf.masks import own_window, padding_mask, within
+from attention.hf.masks import ModelMask, Rule, Split, model_mask, own_window, split, within
+from attention.hf.sites import Sites, attends_other, sites
 from attention.kernel.token_rows import require_supported
 from attention.memory.description import Memory
 from attention.memory.memory import AnalogMemory
 from attention.patterns.base import Pattern
+from attention.patterns.given import behind, given
 from attention.patterns.reach import causal_reach
 from attention.patterns.text import parse
+from attention.patterns.tokens import Dense
+from attention.plan import beside_sinks
 from crossbar.costs.ledger import counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
@@ -38,6 +43,9 @@ if TYPE_CHECKING:
 _INTERFACE = "ohmformer"
 _CACHE_NAMES = ("cache", "past_key_values")  # transformers 5 calls it by the first, and before by the second
 _KEY = "_ohmformer_attachment"
+_PLACE = "_ohmformer_place"  # position of the first query of a module that attends another sequence, in a call
+_PLATFORM = Controller(ideal())
+"""Counts the events of pairs that models choose by masks of their own."""
 
 
 @dataclass(frozen=True)
@@ -48,6 +56,8 @@ class Attachment:
         pattern: who attends to whom.
         name: the module's path in the model, for the ledger.
         previous: the attention implementation that `detach` puts back.
+        crosses: whether the module attends another sequence; ``pattern`` is then the one for that.
+        cross: the pattern for another sequence, where the module may be given one.
         store: where keys and values are; None: in digital.
         controller: sends the events of attended pairs; None: every pair arrives.
     """
@@ -55,6 +65,8 @@ class Attachment:
     pattern: Pattern
     name: str
     previous: str
+    crosses: bool = False
+    cross: Pattern = field(default_factory=Dense)
     store: Store | None = None
     controller: Controller | None = None
 
@@ -67,12 +79,18 @@ class Store:
         memory: its description.
         layers: the causal attention layers, in order, with capacity and sinks where a window of their own makes them
             others than the memory's; none in an encoder, which has no cache.
+        windows: the windows that capacities were made for, of the layers that have one.
+        places: the layers by their index in the model's cache.
+        config: of the model's text part, which says what else its cache keeps.
         opened: caches made so far: each has errors of its own.
         trained: calls of each layer with gradients so far: each stands for a chip that nobody has seen.
     """
 
     memory: Memory
     layers: dict[str, tuple[int, int] | None]
+    windows: dict[str, int] = field(default_factory=dict)
+    places: dict[int, str] = field(default_factory=dict)
+    config: Any = None
     opened: int = 0
     trained: Counter[str] = field(default_factory=Counter)
 
@@ -90,12 +108,15 @@ def attach(
     memory: Memory | Hardware | None = None,
     *,
     controller: Controller | None = None,
+    cross: Pattern | str = "dense",
 ) -> None:
     """Restrict every attention of a transformers model to ``pattern``, in place.
 
-    A causal model gets the pattern's causal form, within the sliding windows that its layers have of their own. Padding
-    is honoured. While a `crossbar.Ledger` is open, each attention books the events that open the rows of attended pairs
-    in K and V tiles of 256 x 256 (one token a row).
+    A causal model gets the pattern's causal form. Each layer attends the pattern's pairs within its own mask: padding,
+    sliding windows, chunks, packed documents, prefixes. Soft caps, sinks and biases of scores are the model's own. A
+    module that attends another sequence, such as a decoder's on its encoder, gets ``cross`` instead. While a
+    `crossbar.Ledger` is open, each attention books the events that open the rows of attended pairs in K and V tiles of
+    256 x 256 (one token a row).
 
     With ``memory``, keys and values are in analog memory. A causal model then has a cache whose rows are programmed as
     tokens arrive, whoever calls it: ``generate`` and a plain call alike, unless it is being trained. All rows are read
@@ -113,21 +134,23 @@ def attach(
             that of the pattern's window and sinks, or as many rows as the model has positions.
         controller: sends the events; None: every pair arrives. Not with the ``memory`` of a causal model, whose rows
             move as tokens are evicted.
+        cross: for modules that attend another sequence; query i and key j are the i-th and the j-th of theirs.
 
     Raises:
-        InputError: for a model of another kind, for hardware that cannot hold keys and values, for a pattern that
-            chooses by keys where there is a memory, and for a controller that does not fit.
+        InputError: for a model of another kind, for one that attends in code of its own or not at all, for hardware
+            that cannot hold keys and values, for a pattern that chooses by keys where there is a memory, for a cache
+            that analog memory cannot hold, and for a controller that does not fit.
     """
     from transformers import AttentionInterface, AttentionMaskInterface, PreTrainedModel
 
     pattern = parse(pattern) if isinstance(pattern, str) else pattern
     if not isinstance(model, PreTrainedModel):
         raise InputError(f"{type(model).__name__} is not a transformers model: attach takes a PreTrainedModel")
-    if model.config.is_encoder_decoder and any(vars(module).get("is_decoder") for module in model.modules()):
-        raise InputError(f"{type(model).__name__} has cross-attention, which no pattern fits: attach its encoder alone")
+    cross = parse(cross) if isinstance(cross, str) else cross
+    found = sites(model)
     if controller is not None and not isinstance(controller, Controller):
         raise InputError(f"controller {controller!r} is not a Controller: give attention.Controller(platform), or None")
-    store = None if memory is None else _store(model, pattern, memory)
+    store = None if memory is None else _store(model, pattern, memory, found)
     if controller is not None and store is not None:
         if store.layers:
             raise InputError(
@@ -140,17 +163,15 @@ def attach(
     if attached is None:
         _own_config(model)
     AttentionInterface.register(_INTERFACE, _attend)
-    AttentionMaskInterface.register(_INTERFACE, padding_mask)
-    if model._can_set_attn_implementation():
-        model.set_attn_implementation(_INTERFACE)
-    if model.config._attn_implementation != _INTERFACE:
-        raise InputError(
-            f"{type(model).__name__} computes attention in code of its own, not through transformers' "
-            "AttentionInterface: run it without a pattern"
-        )
+    AttentionMaskInterface.register(_INTERFACE, model_mask)
+    _set_implementation(model, found, previous)
     for name, module in model.named_modules():
-        module.__dict__[_KEY] = Attachment(pattern, name, previous, store, controller)
+        crosses = name in found.cross
+        own = cross if crosses else pattern
+        module.__dict__[_KEY] = Attachment(own, name, previous, crosses, cross, store, controller)
         _unhook(module)
+        if crosses or name in found.own:
+            module.register_forward_pre_hook(_note_place, with_kwargs=True)
         if isinstance(module, PreTrainedModel) and store is not None and store.layers:
             module.register_forward_pre_hook(_with_memory, with_kwargs=True)
 
@@ -163,6 +184,7 @@ def detach(model: nn.Module) -> None:
     cast(Any, model).set_attn_implementation(attached.previous)
     for module in model.modules():
         module.__dict__.pop(_KEY, None)
+        module.__dict__.pop(_PLACE, None)
         _unhook(module)
 
 
@@ -185,7 +207,7 @@ def memory_cache(model: nn.Module) -> AnalogCache:
         raise InputError(f"{type(model).__name__} keeps no tokens in analog memory: attach a causal model with memory=")
     store = attached.store
     store.opened += 1
-    return AnalogCache(store.memories(), (store.opened,))
+    return AnalogCache(store.memories(), (store.opened,), store.places, store.config)
 
 
 def memory_of(model: nn.Module) -> Memory | None:
@@ -211,7 +233,32 @@ def renew_memory(model: nn.Module, seed: int | None = None, **changes: Any) -> N
         attached.store.trained.clear()
 
 
-def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Store:
+def _set_implementation(model: Any, found: Sites, previous: str) -> None:
+    """Send every attention of a model through this module.
+
+    Raises:
+        InputError: for one that does not go there; the model is then as before.
+    """
+    from transformers.utils import logging
+
+    verbosity = logging.get_verbosity()
+    logging.set_verbosity_error()  # parts that cannot be set are looked for below
+    try:
+        model.set_attn_implementation(_INTERFACE)
+    finally:
+        logging.set_verbosity(verbosity)
+    modules = dict(model.named_modules())
+    for name in found.own + found.cross:
+        chosen = getattr(vars(modules[name]).get("config"), "_attn_implementation", _INTERFACE)
+        if chosen != _INTERFACE:
+            model.set_attn_implementation(previous)
+            raise InputError(
+                f"{type(model).__name__} does not let {name} ({type(modules[name]).__name__}) choose its attention: "
+                "run it without a pattern"
+            )
+
+
+def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_of: Sites) -> Store:
     memory = Memory(memory) if isinstance(memory, Hardware) else memory
     require_supported(memory.hardware)
     if not pattern.is_static:
@@ -219,36 +266,59 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware) -> Sto
             f"pattern {str(pattern)!r} cannot read a memory: give a pattern that does not choose by digital keys, or "
             "no memory"
         )
+    modules = dict(model.named_modules())
     found = {
-        vars(module)["layer_idx"]: (name, own_window(module))
-        for name, module in model.named_modules()
-        if vars(module).get("layer_idx") is not None and vars(module).get("is_causal")
+        vars(modules[name])["layer_idx"]: (name, own_window(modules[name]))
+        for name in sites_of.own
+        if vars(modules[name]).get("layer_idx") is not None and vars(modules[name]).get("is_causal")
     }
+    title, config = type(model).__name__, cast(Any, model).config
+    if found and config.is_encoder_decoder:
+        raise InputError(
+            f"{title} keeps what its decoder attends in two caches, of its own tokens and of the encoder's, which "
+            "analog memory does not hold: attach its encoder alone, or without memory"
+        )
+    for name, _ in found.values():
+        if hasattr(modules[name], "kv_b_proj"):
+            raise InputError(
+                f"{title} has latent attention (MLA): {name} keeps what keys and values are computed from, not these, "
+                "so there are no rows to write: attach it without memory"
+            )
     layers: dict[str, tuple[int, int] | None] = {name: None for _, (name, _) in sorted(found.items())}
+    windows: dict[str, int] = {}
+    text = config.get_text_config(decoder=True)
     if layers and memory.capacity is None:
-        positions = cast(Any, model).config.max_position_embeddings
+        positions = getattr(text, "max_position_embeddings", None)
         for name, window in found.values():
             if window is not None:
-                layers[name] = _rows(within(pattern.causal(), window), memory.sinks, positions)
-        capacity, sinks = _rows(pattern, memory.sinks, positions)
+                windows[name] = window
+                layers[name] = _rows(title, within(pattern.causal(), window), memory.sinks, positions)
+        full = [name for name in layers if name not in windows]
+        some = pattern if full or not windows else within(pattern.causal(), max(windows.values()))
+        capacity, sinks = _rows(title, some, memory.sinks, positions)
         memory = replace(memory, capacity=capacity, sinks=sinks)
-    store = Store(memory, layers)
+    store = Store(memory, layers, windows, {index: name for index, (name, _) in found.items()}, text)
     for name, description in store.memories().items():
         AnalogMemory(description, name)  # refuses what it cannot hold before anything runs
     return store
 
 
-def _rows(pattern: Pattern, sinks: int, positions: int) -> tuple[int, int]:
+def _rows(title: str, pattern: Pattern, sinks: int, positions: int | None) -> tuple[int, int]:
     """Capacity and sinks of a memory that a pattern reads, in a model of so many positions."""
     reach = causal_reach(pattern)
     if reach is None:
+        if positions is None:
+            raise InputError(
+                f"{title} does not say how many positions it has, nor the pattern how far it looks: give the memory a "
+                "capacity"
+            )
         return positions, sinks
     sinks = max(reach[1], sinks)
     return reach[0] + sinks, sinks
 
 
 def _unhook(module: nn.Module) -> None:
-    for key in [key for key, hook in module._forward_pre_hooks.items() if hook is _with_memory]:
+    for key in [key for key, hook in module._forward_pre_hooks.items() if hook in (_with_memory, _note_place)]:
         del module._forward_pre_hooks[key]
         module._forward_pre_hooks_with_kwargs.pop(key, None)
 
@@ -288,6 +358,43 @@ def _attachment(module: nn.Module) -> Attachment | None:
     return cast("Attachment | None", module.__dict__.get(_KEY))
 
 
+class _Asked(NamedTuple):
+    """What a call of a module asks for, of its pattern and of its model's own mask and scores.
+
+    Attributes:
+        pattern: the pairs.
+        offset: position of the first query.
+        padding: bool [B, N_keys], True for a real key; None: all are.
+        bias: added to the scores; None: nothing.
+        softcap: of the scores; None: none.
+        sinks: scores that bring no value, [H] or [B or 1, H, N_queries or 1]; None: none.
+        chosen: whether the model's mask took a part in the pairs.
+    """
+
+    pattern: Pattern
+    offset: int
+    padding: Tensor | None
+    bias: Tensor | None
+    softcap: float | None
+    sinks: Tensor | None
+    chosen: bool
+
+
+def _note_place(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> None:
+    """Note where the queries of a module stand that attends another sequence, of whose tokens its keys are."""
+    attached = _attachment(module)
+    assert attached is not None
+    module.__dict__.pop(_PLACE, None)
+    if not attached.crosses and not attends_other(module, args, kwargs):
+        return
+    cache, place = next((kwargs[name] for name in _CACHE_NAMES if kwargs.get(name) is not None), None), 0
+    states = kwargs.get("hidden_states", args[0] if args else None)
+    if cache is not None and isinstance(states, Tensor) and hasattr(cache, "self_attention_cache"):
+        index = vars(module).get("layer_idx") or 0
+        place = max(0, int(cache.self_attention_cache.get_seq_length(index)) - states.shape[1])
+    module.__dict__[_PLACE] = place
+
+
 def _attend(
     module: nn.Module,
     query: Tensor,
@@ -303,43 +410,123 @@ def _attend(
     attached = _attachment(module)
     if attached is None:
         raise InputError(f"{type(module).__name__} has no pattern: call attention.attach on the whole model")
-    for option in ("softcap", "s_aux", "position_bias"):
-        if kwargs.get(option) is not None:
-            raise InputError(
-                f"{attached.name} changes its scores by {option!r}, which sparse attention does not have: "
-                "detach the model"
-            )
-    if attention_mask is not None and attention_mask.shape[1:3] != (1, 1):
-        raise InputError(
-            f"{attached.name} got a mask of shape {list(attention_mask.shape)}: give padding as [batch, keys]"
-        )
-    padding = None if attention_mask is None else attention_mask[:, 0, 0].bool()
-    if padding is not None and not attached.pattern.shift_invariant and not bool(padding[:, 0].all()):
-        raise InputError(
-            f"{attached.name} got padding on the left, where sinks and global tokens stand: pad on the right"
-        )
-    causal = bool(vars(module).get("is_causal", False)) if is_causal is None else is_causal
-    n_queries, n_keys = query.shape[2], key.shape[2]
-    pattern, offset = attached.pattern, 0
-    if causal:
-        pattern, offset = within(pattern.causal(), kwargs.get("sliding_window")), n_keys - n_queries
-    elif kwargs.get("sliding_window") is not None:
-        raise InputError(
-            f"{attached.name} has a window of its own on both sides, which no pattern meets: detach the model"
-        )
+    asked = _asked(attached, module, query, key, attention_mask, is_causal, kwargs)
     if attached.store is not None:
-        output = _from_memory(attached, attached.store, query, key, value, pattern, scaling, padding, dropout)
+        output = _from_memory(attached, attached.store, query, key, value, asked, scaling, dropout)
         return output.transpose(1, 2).contiguous(), None
     if counting() and attached.controller is None:
-        chosen = pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
-        _book(attached.name, chosen, query, key, padding, offset)
+        _book(attached.name, asked, query, key, value)
     # Drawn as torch's own dropout draws, so that torch.manual_seed repeats a training run.
     drawn = int(torch.randint(2**31, (), device="cpu")) if dropout else 0
     output = gated_attention(
-        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, offset=offset, seed=drawn,
-        controller=attached.controller, layer=attached.name,
+        query, key, value, asked.pattern, scale=scaling, mask=asked.padding, bias=asked.bias, softcap=asked.softcap,
+        sinks=asked.sinks, dropout=dropout, offset=asked.offset, seed=drawn, controller=attached.controller,
+        layer=attached.name,
     )  # fmt: skip
     return output.transpose(1, 2).contiguous(), None
+
+
+def _asked(
+    attached: Attachment,
+    module: nn.Module,
+    query: Tensor,
+    key: Tensor,
+    mask: Tensor | None,
+    is_causal: bool | None,
+    given_options: dict[str, Any],
+) -> _Asked:
+    """The pattern's pairs within the model's own mask, and what the model does to scores."""
+    batch, heads, n_queries, n_keys = *query.shape[:3], key.shape[2]
+    rule, parts = mask.rule if isinstance(mask, ModelMask) else None, Split(None, None, None)
+    if isinstance(mask, ModelMask) and mask.shape[2:] != (n_queries, n_keys):
+        mask = mask.make()
+        rule = None
+    if mask is not None and rule is None:
+        _require_mask(attached.name, mask, batch, heads, n_queries, n_keys)
+        parts = split(mask.make() if isinstance(mask, ModelMask) else mask, batch, n_queries, n_keys)
+    bias, sinks = _scores(module, given_options, parts.bias, n_queries, n_keys)
+    padding = rule.padding if rule else parts.padding
+    place = vars(module).get(_PLACE)
+    if place is not None:
+        pattern, offset = attached.pattern if attached.crosses else attached.cross, place
+    else:
+        pattern, offset = _own_pairs(attached, module, rule, parts, is_causal, given_options, n_queries, n_keys)
+        if padding is not None and not attached.pattern.shift_invariant and not bool(padding[:, 0].all()):
+            raise InputError(
+                f"{attached.name} got padding on the left, where sinks and global tokens stand: pad on the right"
+            )
+    if parts.pairs is not None:
+        own = given(parts.pairs, offset)
+        pattern = pattern & (own.causal() if pattern.is_causal else own)
+    return _Asked(pattern, offset, padding, bias, given_options.get("softcap"), sinks, parts.pairs is not None)
+
+
+def _own_pairs(
+    attached: Attachment,
+    module: nn.Module,
+    rule: Rule | None,
+    parts: Split,
+    is_causal: bool | None,
+    given_options: dict[str, Any],
+    n_queries: int,
+    n_keys: int,
+) -> tuple[Pattern, int]:
+    """The pattern for tokens that attend each other, and the position of the first query.
+
+    What a model masks decides, as in its own attention: only where it gives no mask does its word for causality count.
+    A mask that lets tokens attend later ones gets the pattern's form of both sides.
+    """
+    said, window = vars(module).get("is_causal") if is_causal is None else is_causal, None
+    offset, first = n_keys - n_queries, 0
+    if rule is not None:
+        causal, window, first = rule.causal, rule.window, rule.first
+        offset = rule.query - rule.first if causal else offset
+    elif parts.pairs is not None:
+        causal = said is not False and not bool(parts.pairs.triu(offset + 1).any())
+    elif parts.padding is not None or parts.bias is not None:
+        causal = said is not False and n_queries == 1
+    else:
+        causal = bool(said)
+        window = given_options.get("sliding_window")
+        if window is not None and not causal:
+            raise InputError(
+                f"{attached.name} has a window of its own on both sides and gives no mask for it, which no pattern "
+                "meets: detach the model"
+            )
+    if not causal and offset:
+        raise InputError(
+            f"{attached.name} ({type(module).__name__}) attends {n_keys} keys with {n_queries} queries that are other "
+            "tokens (pooled, of another sequence, or of an encoder's cache), on which no pattern of one sequence can "
+            "be laid: detach the model"
+        )
+    return behind(within(attached.pattern.causal(), window) if causal else attached.pattern, first), offset
+
+
+def _require_mask(name: str, mask: Tensor, batch: int, heads: int, n_queries: int, n_keys: int) -> None:
+    fits = mask.dim() == 4 and all(
+        size in (1, wanted) for size, wanted in zip(mask.shape, (batch, heads, n_queries, n_keys), strict=True)
+    )
+    if not fits:
+        raise InputError(
+            f"{name} got a mask of shape {list(mask.shape)}: give padding as [batch, keys], or a mask of pairs as "
+            f"[{batch}, 1, {n_queries}, {n_keys}]"
+        )
+
+
+def _scores(
+    module: nn.Module, given_options: dict[str, Any], bias: Tensor | None, n_queries: int, n_keys: int
+) -> tuple[Tensor | None, Tensor | None]:
+    """What a model adds to its scores, [B or 1, H or 1, N_queries, N_keys], and its sinks."""
+    more = given_options.get("position_bias")
+    if more is not None and (more.requires_grad or bool(more.any())):
+        more = more if more.dim() == 4 else more[None]
+        more = more.expand(*more.shape[:2], n_queries, n_keys)
+        bias = more if bias is None else bias + more
+    sinks = next((given_options[name] for name in ("s_aux", "sinks") if given_options.get(name) is not None), None)
+    sinks = getattr(module, "sinks", None) if sinks is None else sinks
+    if not isinstance(sinks, Tensor):
+        return bias, None
+    return bias, sinks.flatten() if sinks.dim() < 4 else sinks[..., 0]
 
 
 def _from_memory(
@@ -348,16 +535,15 @@ def _from_memory(
     query: Tensor,
     key: Tensor,
     value: Tensor,
-    pattern: Pattern,
+    asked: _Asked,
     scaling: float | None,
-    padding: Tensor | None,
     dropout: float,
 ) -> Tensor:
     """Attention on rows that a cache programmed, or on rows that are written now."""
     from attention.hf.cache import MemoryView
 
     if isinstance(key, MemoryView):
-        return key.memory.read(query, pattern, scale=scaling, mask=padding)[0]
+        return _read(attached, store, query, key.memory, asked, scaling)
     memory, drawn = store.memory, store.memory.seed
     if torch.is_grad_enabled() and query.requires_grad:
         if torch._C._current_graph_task_id() != -1:
@@ -368,18 +554,61 @@ def _from_memory(
         drawn = seed((memory.seed, attached.name, "training", store.trained[attached.name]))
         store.trained[attached.name] += 1
     return gated_attention(
-        query, key, value, pattern, scale=scaling, mask=padding, dropout=dropout, hardware=memory.hardware,
-        layer=attached.name, seed=drawn, controller=attached.controller,
+        query, key, value, asked.pattern, scale=scaling, mask=asked.padding, bias=asked.bias, softcap=asked.softcap,
+        sinks=asked.sinks, dropout=dropout, offset=asked.offset, hardware=memory.hardware, layer=attached.name,
+        seed=drawn, controller=attached.controller,
     )  # fmt: skip
 
 
-def _book(name: str, pattern: Pattern, query: Tensor, key: Tensor, padding: Tensor | None, offset: int) -> None:
+def _read(
+    attached: Attachment, store: Store, query: Tensor, memory: AnalogMemory, asked: _Asked, scaling: float | None
+) -> Tensor:
+    """Attention on the rows of a cache."""
+    if asked.pattern.n_sequences is not None:
+        raise InputError(
+            f"{attached.name} masks each sequence of the batch in its own way, which rows in analog memory cannot "
+            "follow: give one sequence at a time"
+        )
+    made_for = store.windows.get(attached.name)
+    if made_for is not None and not asked.chosen:
+        reach = causal_reach(asked.pattern)
+        if reach is None or sum(reach) > memory.addresses.capacity:
+            raise InputError(
+                f"{attached.name} attends more keys than the {made_for} of the sliding window that its rows were made "
+                "for: give the memory a capacity"
+            )
+    output, lse = memory.read(
+        query, asked.pattern, scale=scaling, mask=asked.padding, bias=asked.bias, softcap=asked.softcap,
+        return_lse=asked.sinks is not None,
+    )  # fmt: skip
+    if asked.sinks is None or lse is None:
+        return output
+    return beside_sinks(attached.name, output, lse, asked.sinks)
+
+
+def _book(name: str, asked: _Asked, query: Tensor, key: Tensor, value: Tensor) -> None:
     """Book the events that the attended pairs of each sequence make; padding has no place in memory."""
-    n_queries, n_keys = query.shape[2], key.shape[2]
+    n_queries, n_keys, offset, padding = query.shape[2], key.shape[2], asked.offset, asked.padding
+    pattern = asked.pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
+
+    def booked(counts: Counts, queries: int) -> None:
+        book_attention(
+            name,
+            counts.of_head(query.shape[3], value_dim=value.shape[3]),
+            head_dim=query.shape[3],
+            value_dim=value.shape[3],
+            queries=queries,
+            capped=asked.softcap is not None,
+            biased=asked.bias is not None,
+        )
+
+    if asked.chosen or offset + n_queries != n_keys:
+        for part, heads in deliver(_PLATFORM, pattern, query, n_keys, offset, padding, asked.pattern.is_static).parts:
+            booked(heads * part.counts, heads * part.queries)
+        return
     lengths = [n_keys] * query.shape[0] if padding is None else padding.sum(1).tolist()
     alike = Counter((pattern.sequence(index), length) for index, length in enumerate(lengths))
     for (own, length), sequences in alike.items():
         first = max(0, length - n_queries) if offset else 0
-        opened = sequences * count(own, length, first=first, head_dim=query.shape[3], heads=query.shape[1])
-        queries = sequences * query.shape[1] * (length - first)
-        book_attention(name, opened, head_dim=query.shape[3], queries=queries)
+        counts = sequences * count(own, length, first=first, head_dim=1, heads=query.shape[1])
+        booked(counts, sequences * query.shape[1] * (length - first))

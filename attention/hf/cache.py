@@ -7,7 +7,7 @@ from typing import Any
 
 import torch
 from torch import Tensor
-from transformers.cache_utils import Cache, CacheLayerMixin
+from transformers.cache_utils import Cache, CacheLayerMixin, DynamicCache, DynamicLayer, LinearAttentionLayer
 
 from attention.memory.description import Memory
 from attention.memory.memory import AnalogMemory
@@ -105,25 +105,78 @@ class AnalogCacheLayer(CacheLayerMixin):  # type: ignore[misc]  # transformers i
             raise InputError("analog memory cannot take tokens back: generate without an assistant model")
 
 
+class AnalogHybridLayer(LinearAttentionLayer, AnalogCacheLayer):  # type: ignore[misc]  # as above
+    """A layer that attends and keeps the states of a convolution or a recurrence beside (Falcon-H1, Zamba 2)."""
+
+    is_compileable = False
+
+    def __init__(self, memory: AnalogMemory, number_of_states: int) -> None:
+        AnalogCacheLayer.__init__(self, memory)
+        LinearAttentionLayer.__init__(self, number_of_states=number_of_states)
+
+    def lazy_initialization(self, *args: Any, **kwargs: Any) -> None:
+        """Of states alone: tiles are taken into use as tokens arrive."""
+        if kwargs:
+            LinearAttentionLayer.lazy_initialization(self, **kwargs)
+
+    def reset(self) -> None:
+        """Forget all tokens and states."""
+        LinearAttentionLayer.reset(self)
+        AnalogCacheLayer.reset(self)
+
+    def reorder_cache(self, beam_idx: torch.Tensor) -> None:
+        """Beams take over rows and states."""
+        LinearAttentionLayer.reorder_cache(self, beam_idx)
+        AnalogCacheLayer.reorder_cache(self, beam_idx)
+
+    def crop(self, tokens_to_remove: int) -> None:
+        """Refuse, as rows do."""
+        AnalogCacheLayer.crop(self, tokens_to_remove)
+
+
 class AnalogCache(Cache):  # type: ignore[misc]  # as above
     """The memories of a model's layers; `attention.memory_cache` makes one for an attached model.
+
+    What else a model's cache keeps, such as the states of convolutions and linear attention, stays beside them in
+    digital.
 
     Args:
         memories: what the memory of each attention layer is, by name, in order.
         stream: which of a model's caches this is: it keys the draws.
+        places: names of the layers by their index in the model's cache; None: in order.
+        config: of the model, which says what its other layers keep; None: there are no others.
     """
 
-    def __init__(self, memories: Mapping[str, Memory], stream: Key = ()) -> None:
-        super().__init__(layers=[AnalogCacheLayer(AnalogMemory(m, name, stream)) for name, m in memories.items()])
+    def __init__(
+        self,
+        memories: Mapping[str, Memory],
+        stream: Key = (),
+        places: Mapping[int, str] | None = None,
+        config: Any = None,
+    ) -> None:
+        places = dict(enumerate(memories)) if places is None else places
+        own = [] if config is None else DynamicCache(config=config).layers
+        layers: list[Any] = []
+        for index in range(max(len(own), *(place + 1 for place in places))):
+            kept = own[index] if index < len(own) else None
+            if index not in places:
+                layers.append(DynamicLayer() if kept is None else kept)
+                continue
+            memory = AnalogMemory(memories[places[index]], places[index], stream)
+            if isinstance(kept, LinearAttentionLayer):
+                layers.append(AnalogHybridLayer(memory, kept.number_of_states))
+            else:
+                layers.append(AnalogCacheLayer(memory))
+        super().__init__(layers=layers)
 
     @property
     def memories(self) -> list[AnalogMemory]:
         """The layers' memories."""
-        return [layer.memory for layer in self.layers]
+        return [layer.memory for layer in self.layers if isinstance(layer, AnalogCacheLayer)]
 
     def expect(self, padding: Tensor | None) -> None:
         """Take note of a padding mask [B, all positions] before tokens arrive, for padding has no row."""
-        for layer in self.layers:
+        for layer in (layer for layer in self.layers if isinstance(layer, AnalogCacheLayer)):
             layer.padding = None if padding is None or bool(padding.all()) else padding.bool()
 
     def age(self, seconds: float) -> None:

@@ -31,7 +31,7 @@ from torch import Tensor
 from torch.autograd.function import once_differentiable
 
 from attention.activation import Activation, Saturating
-from attention.kernel.blocks import Options, bias_of, exact_dtype, fold, unfold
+from attention.kernel.blocks import Options, add_pairs, bias_of, exact_dtype, fold, take_pairs, unfold
 from attention.kernel.chunks import Chunk, chunks
 from attention.kernel.schedule import Schedule
 from attention.kernel.token_rows import TokenRows
@@ -57,14 +57,15 @@ def attend_analog(
     backend: str | None = None,
     fused: Fused | None = None,
 ) -> tuple[Tensor, Tensor | None]:
-    """Output [B, H, N_queries, D] and, if asked for, log-sum-exp of the converted scores [B, H, N_queries].
+    """Output [B, H, N_queries, D_v] and, if asked for, log-sum-exp of the converted scores [B, H, N_queries].
 
-    Gradients go straight through the converters, inside their range, and through what noise and the cells added.
+    Soft caps and biases of the scores are digital: they come after the ADC, before the softmax. Gradients go straight
+    through the converters, inside their range, and through what noise and the cells added.
 
     Args:
         q: queries [B, H, N_queries, D].
-        keys: the K memory.
-        values: the V memory.
+        keys: the K memory, D wide.
+        values: the V memory, D_v wide.
         schedule: the pattern's schedule, made with ``tile`` = ``hardware.tile.rows``.
         options: as for digital attention.
         hardware: converters, geometry and noise.
@@ -73,10 +74,11 @@ def attend_analog(
         fused: computes the forward pass in the place of chunks; None: chunks do. The backward pass is theirs.
     """
     problem = Problem(
-        keys.scale, values.scale, keys.variance, values.variance, schedule, options, hardware, noise, backend, fused,
-        prepared(keys, hardware), prepared(values, hardware),
+        keys.scale, values.scale, keys.variance, values.variance, schedule, options._replace(bias=None), hardware,
+        noise, backend, fused, prepared(keys, hardware), prepared(values, hardware),
     )  # fmt: skip
-    output, lse = _AnalogAttention.apply(q, keys.digits, values.digits, problem)  # type: ignore[no-untyped-call]  # torch
+    tensors = q, keys.digits, values.digits, options.bias
+    output, lse = _AnalogAttention.apply(*tensors, problem)  # type: ignore[no-untyped-call]  # torch's own
     return output, lse if options.return_lse else None
 
 
@@ -190,6 +192,8 @@ class _AnalogTensors(NamedTuple):
         value_scale: [P, 1, L].
         key_variance, value_variance: [P, L, D] or None.
         bias: 0 or −∞, [B or 1, 1, G or 1, R, L]; None: all attended.
+        added: what is added to the scores, [B or 1, H_kv or 1, G, R, L]; None: nothing.
+        softcap: see `Options`.
         kept: dropout factors [P, R, L] or None.
         shape: B, H_kv and G.
         activation: what becomes of scores.
@@ -206,6 +210,8 @@ class _AnalogTensors(NamedTuple):
     key_variance: Tensor | None
     value_variance: Tensor | None
     bias: Tensor | None
+    added: Tensor | None
+    softcap: float | None
     kept: Tensor | None
     shape: tuple[int, int, int]
     activation: Activation
@@ -229,13 +235,16 @@ class _AnalogTensors(NamedTuple):
 
 class _AnalogAttention(torch.autograd.Function):
     @staticmethod
-    def forward(ctx: Any, q: Tensor, keys: Tensor, values: Tensor, problem: Problem) -> tuple[Tensor, Tensor]:
+    def forward(
+        ctx: Any, q: Tensor, keys: Tensor, values: Tensor, bias: Tensor | None, problem: Problem
+    ) -> tuple[Tensor, Tensor]:
         ctx.problem = problem
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, keys, values)
+        ctx.save_for_backward(q, keys, values, bias)
         if problem.fused is not None:
             return problem.fused(q, keys, values, problem)
-        batch, heads, n_queries, size = q.shape
+        problem = problem._replace(options=problem.options._replace(bias=bias))
+        (batch, heads, n_queries, _), size = q.shape, values.shape[3]
         output = q.new_zeros(batch, n_queries, heads, size).transpose(1, 2)
         lse = q.new_full((*q.shape[:3], 1), -torch.inf, dtype=exact_dtype(q.dtype))
         circuit = _circuit(problem, q, keys)
@@ -247,14 +256,23 @@ class _AnalogAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
-        q, keys, values = ctx.saved_tensors
+        q, keys, values, bias = ctx.saved_tensors
         problem, heads, kv_heads = ctx.problem, q.shape[1], keys.shape[1]
+        problem = problem._replace(options=problem.options._replace(bias=bias))
         circuit = _circuit(problem, q, keys)  # the draws of the forward pass again
         grad_q, grad_keys, grad_values = (torch.zeros_like(x, dtype=keys.dtype) for x in (q, keys, values))
+        grad_bias = None if bias is None or not ctx.needs_input_grad[3] else torch.zeros_like(bias, dtype=keys.dtype)
         for part in _gathered(q, keys, values, problem):
             inputs = [x.detach().requires_grad_() for x in (part.rows, part.keys, part.values)]
+            if grad_bias is not None:
+                assert part.added is not None
+                whole = part.added.expand(*part.shape, *part.added.shape[3:])
+                inputs.append(whole.detach().to(keys.dtype).requires_grad_())
+            own = part._replace(
+                rows=inputs[0], keys=inputs[1], values=inputs[2], added=inputs[3] if len(inputs) > 3 else part.added
+            )
             with torch.enable_grad():
-                found = _attend(part._replace(rows=inputs[0], keys=inputs[1], values=inputs[2]), circuit)
+                found = _attend(own, circuit)
             outputs, grads = [], []
             for result, grad in zip(
                 found, (grad_output, None if grad_lse is None else grad_lse[..., None]), strict=True
@@ -263,13 +281,15 @@ class _AnalogAttention(torch.autograd.Function):
                     taken = fold(part.chunk.take_queries(grad), kv_heads).flatten(0, 2)
                     outputs.append(result)
                     grads.append(taken.to(result.dtype))
-            rows, found_keys, found_values = (
-                x.unflatten(0, part.shape) for x in torch.autograd.grad(outputs, inputs, grads, materialize_grads=True)
-            )
+            found_grads = torch.autograd.grad(outputs, inputs, grads, materialize_grads=True)
+            rows, found_keys, found_values = (x.unflatten(0, part.shape) for x in found_grads[:3])
+            if grad_bias is not None:
+                add_pairs(part.chunk, grad_bias, unfold(found_grads[3], heads))
             part.chunk.add_queries(grad_q, unfold(rows, heads))
             part.chunk.add_keys(grad_keys, found_keys)
             part.chunk.add_keys(grad_values, found_values)
-        return grad_q.to(q.dtype), grad_keys, grad_values, None
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_q.to(q.dtype), grad_keys, grad_values, grad_bias, None
 
 
 def _circuit(problem: Problem, q: Tensor, keys: Tensor) -> _Circuit:
@@ -315,6 +335,8 @@ def _gathered(q: Tensor, keys: Tensor, values: Tensor, problem: Problem) -> Iter
             key_variance=None if problem.key_variance is None else taken(problem.key_variance),
             value_variance=None if problem.value_variance is None else taken(problem.value_variance),
             bias=bias_of(chunk, q, keys, options.mask),
+            added=None if options.bias is None else take_pairs(chunk, options.bias, q.shape[1], kv_heads),
+            softcap=options.softcap,
             kept=kept,
             shape=(rows.shape[0], rows.shape[1], rows.shape[2]),
             activation=options.activation,
@@ -330,6 +352,12 @@ def _attend(part: _AnalogTensors, circuit: _Circuit) -> tuple[Tensor, Tensor]:
     Changes its own tensors in place where autograd does not need them: passes over scores are what takes the time.
     """
     scores = _scores(part, circuit)
+    if part.softcap is not None:
+        cap = part.softcap * math.log2(math.e)
+        scores = scores.div(cap).tanh().mul(cap)
+    if part.added is not None:
+        own = part.added.to(scores.dtype)
+        scores.view(*part.shape, *scores.shape[1:]).add_(own, alpha=math.log2(math.e))
     if part.bias is not None:
         scores.view(*part.shape, *scores.shape[1:]).add_(part.bias)
     if isinstance(part.activation, Saturating):

@@ -17,18 +17,18 @@ from crossbar.costs.ledger import book, counting
 from crossbar.hardware import Hardware
 
 
-def book_writes(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware) -> None:
-    """Book a row of K and one of V for each real token of k [B, H_kv, n, D], in each of its tiles: one pulse a cell.
+def book_writes(layer: str, k: Tensor, v: Tensor, padding: Tensor | None, hardware: Hardware) -> None:
+    """Book a row for each real token of k [B, H_kv, n, D] and of v [B, H_kv, n, D_v], in each tile: one pulse a cell.
 
     How many pulses write-and-verify takes is not counted: then rows alone are booked.
     """
     if not counting():
         return
-    batch, heads, n, size = k.shape
-    rows = 2 * heads * (batch * n if padding is None else int(padding.sum()))
-    book(layer, "row_writes", rows * _across(size, hardware))
+    (batch, heads, n, _), sizes = k.shape, (k.shape[3], v.shape[3])
+    rows = heads * (batch * n if padding is None else int(padding.sum()))
+    book(layer, "row_writes", rows * sum(_across(size, hardware) for size in sizes))
     if hardware.verify is None:
-        book(layer, "write_pulses", rows * size * hardware.tile.signs * hardware.tile.pairs)
+        book(layer, "write_pulses", rows * sum(sizes) * hardware.tile.signs * hardware.tile.pairs)
 
 
 def real_queries(padding: Tensor | None, queries: int, keys: int, offset: int) -> Tensor | None:
@@ -46,30 +46,37 @@ def book_reads(
     layer: str,
     q: Tensor,
     k: Tensor,
+    v: Tensor,
     schedule: Schedule,
     padding: Tensor | None,
     hardware: Hardware,
     *,
     asking: Tensor | None,
     normalised: bool = True,
+    capped: bool = False,
+    biased: bool = False,
 ) -> None:
-    """Book both stages for queries [B, H, N_queries, D] on keys [B, H_kv, N_keys, D]; see `read_counts`.
+    """Book both stages for queries [B, H, N_queries, D] on keys and values of N_keys tokens; see `read_counts`.
 
-    ``normalised``: also the reciprocal that the softmax takes for each query.
+    ``normalised``: also the reciprocal that the softmax takes for each query; ``capped``, ``biased``: also what bends
+    each score, and what is added to it.
     """
     if not counting():
         return
-    counts = read_counts(q, k, schedule, padding, hardware, asking)
+    counts = read_counts(q, k, v, schedule, padding, hardware, asking)
     dac, adc = (part.bits if part else None for part in (hardware.dac, hardware.adc))
     book_attention(
         layer,
         counts,
         head_dim=q.shape[3],
+        value_dim=v.shape[3],
         queries=askers(q, asking) if normalised else 0,
         columns=hardware.tile.cols,
         pairs=hardware.tile.pairs,
         dac=dac,
         adc=adc,
+        capped=capped,
+        biased=biased,
     )
 
 
@@ -79,7 +86,13 @@ def askers(q: Tensor, asking: Tensor | None) -> int:
 
 
 def read_counts(
-    q: Tensor, k: Tensor, schedule: Schedule, padding: Tensor | None, hardware: Hardware, asking: Tensor | None = None
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    schedule: Schedule,
+    padding: Tensor | None,
+    hardware: Hardware,
+    asking: Tensor | None = None,
 ) -> Counts:
     """Line drives and conversions of all heads, equal to `attention.controller.tally.tally` of the pairs' events.
 
@@ -112,12 +125,13 @@ def read_counts(
         more = torch.stack(counted).sum(0).tolist()
         pairs, touched = pairs + more[0], touched + more[1]
     heads, size, across = q.shape[1], q.shape[3], _across(q.shape[3], hardware)
+    value_size = v.shape[3]
     return heads * Counts(
         score_sense_lines=across * pairs,
         score_conversions=across * pairs,
         query_drives=size * touched,
-        value_row_drives=across * pairs,
-        value_conversions=size * touched,
+        value_row_drives=_across(value_size, hardware) * pairs,
+        value_conversions=value_size * touched,
     )
 
 

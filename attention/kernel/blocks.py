@@ -31,6 +31,26 @@ class Options(NamedTuple):
     seed: int
     return_lse: bool
     activation: Activation = Softmax()
+    bias: Tensor | None = None
+    softcap: float | None = None
+
+    @property
+    def plain(self) -> bool:
+        """Whether scores are products alone, as torch's own attention has them."""
+        return self.bias is None and self.softcap is None
+
+    def sequence(self, index: int) -> Options:
+        """Those of one sequence of the batch."""
+        here = slice(index, index + 1)
+        mask = None if self.mask is None else self.mask[here]
+        return self._replace(
+            mask=mask, bias=self.bias[here] if self.bias is not None and len(self.bias) > 1 else self.bias
+        )
+
+    def heads(self, index: Tensor) -> Options:
+        """Those of some query heads."""
+        shared = self.bias is None or self.bias.shape[1] == 1
+        return self if shared else self._replace(bias=self.bias.index_select(1, index))  # type: ignore[union-attr]
 
 
 def attend_blocks(
@@ -39,11 +59,12 @@ def attend_blocks(
     """Output [B, H, N_queries, D] and, if asked for, log-sum-exp [B, H, N_queries]; q, k, v as in `gated_attention`."""
     if len(schedule.groups) == 1 and schedule.covered and not schedule.merged and len(schedule.groups[0].queries) == 1:
         only = schedule.groups[0]
-        if only.ordered and not options.dropout and not options.return_lse:
+        if only.ordered and options.plain and not options.dropout and not options.return_lse:
             # One block holds everything: autograd may keep what it likes, and nothing needs copying together.
             chunk = Chunk(only, 0, 1, 0, only.shape[1])
             return unfold(_fused(_gathered_chunk(q, k, v, chunk, options, None), options), q.shape[1])[:, :, 0], None
-    output, lse = _BlockAttention.apply(q, k, v, schedule, options)  # type: ignore[no-untyped-call]  # torch's own
+    bias, options = options.bias, options._replace(bias=None)
+    output, lse = _BlockAttention.apply(q, k, v, bias, schedule, options)  # type: ignore[no-untyped-call]  # torch's own
     return output, lse if options.return_lse else None
 
 
@@ -62,6 +83,7 @@ class ChunkTensors(NamedTuple):
         values: [B, H_kv, G, L, D].
         bias: 0 or −∞, [B or 1, 1, G or 1, R, L]; None: all attended.
         kept: dropout factors [B, H_kv, G, R, L]; None: no dropout.
+        added: what is added to the scores, [B or 1, H_kv or 1, G, R, L]; None: nothing.
     """
 
     chunk: Chunk
@@ -70,18 +92,20 @@ class ChunkTensors(NamedTuple):
     values: Tensor
     bias: Tensor | None
     kept: Tensor | None
+    added: Tensor | None = None
 
 
 class _BlockAttention(torch.autograd.Function):
     @staticmethod
     def forward(
-        ctx: Any, q: Tensor, k: Tensor, v: Tensor, schedule: Schedule, options: Options
+        ctx: Any, q: Tensor, k: Tensor, v: Tensor, bias: Tensor | None, schedule: Schedule, options: Options
     ) -> tuple[Tensor, Tensor | None]:
         ctx.schedule, ctx.options = schedule, options
+        options = options._replace(bias=bias)
         ctx.set_materialize_grads(False)
-        batch, heads, n_queries, size = q.shape
-        trained = any(ctx.needs_input_grad[:3])
-        plain = not (trained or schedule.merged or options.return_lse or options.dropout)
+        (batch, heads, n_queries, _), size = q.shape, v.shape[3]
+        trained = any(ctx.needs_input_grad[:4])
+        plain = options.plain and not (trained or schedule.merged or options.return_lse or options.dropout)
         # Laid out [B, N, H, D], as models merge heads next. Queries of no block attend nothing and stay 0.
         dtype = exact_dtype(q.dtype) if schedule.merged else q.dtype
         ready = schedule.covered and not schedule.merged
@@ -99,13 +123,14 @@ class _BlockAttention(torch.autograd.Function):
             part.chunk.put_queries(lse, out_lse)
         output = output.to(q.dtype)
         if trained:
-            ctx.save_for_backward(q, k, v, output, lse)
+            ctx.save_for_backward(q, k, v, bias, output, lse)
         return output, lse[..., 0]
 
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None = None) -> tuple[Tensor | None, ...]:
-        q, k, v, output, lse = ctx.saved_tensors
+        q, k, v, bias, output, lse = ctx.saved_tensors
+        options: Options = ctx.options._replace(bias=bias)
         dtype, heads, kv_heads = exact_dtype(q.dtype), q.shape[1], k.shape[1]
         grad_output = torch.zeros_like(output) if grad_output is None else grad_output
         # What softmax's Jacobian takes off every pair's gradient, the same for all keys of a query.
@@ -115,20 +140,26 @@ class _BlockAttention(torch.autograd.Function):
         lse = lse.masked_fill(lse == -torch.inf, 0.0) * math.log2(math.e)
         # Many blocks add to one key, so low precision would lose their sum.
         grad_q, grad_k, grad_v = (torch.zeros_like(x, dtype=dtype) for x in (q, k, v))
-        for part in _gathered(q, k, v, ctx.schedule, ctx.options):
-            chunk, scale = part.chunk, ctx.options.scale
+        grad_bias = None if bias is None or not ctx.needs_input_grad[3] else torch.zeros_like(bias, dtype=dtype)
+        for part in _gathered(q, k, v, ctx.schedule, options):
+            chunk, scale = part.chunk, options.scale
             rows, keys, values = (x.to(dtype) for x in (part.rows, part.keys, part.values))
-            weights = _scores(rows, keys, part.bias, scale).sub_(fold(chunk.take_queries(lse), kv_heads)).exp2_()
+            scores, slope = _scores(rows, keys, part, options)
+            weights = scores.sub_(fold(chunk.take_queries(lse), kv_heads)).exp2_()
             grad = fold(chunk.take_queries(grad_output), kv_heads).to(dtype)
             grad_weights = grad @ values.transpose(-1, -2)
             dropped = weights
             if part.kept is not None:
                 grad_weights, dropped = grad_weights.mul_(part.kept), weights * part.kept
             chunk.add_keys(grad_v, dropped.transpose(-1, -2) @ grad)
-            grad_scores = grad_weights.sub_(fold(chunk.take_queries(common), kv_heads)).mul_(weights).mul_(scale)
+            grad_scores = grad_weights.sub_(fold(chunk.take_queries(common), kv_heads)).mul_(weights)
+            if grad_bias is not None:
+                add_pairs(chunk, grad_bias, unfold(grad_scores, heads))
+            grad_scores = grad_scores.mul_(scale) if slope is None else grad_scores.mul_(slope).mul_(scale)
             chunk.add_keys(grad_k, grad_scores.transpose(-1, -2) @ rows)
             chunk.add_queries(grad_q, unfold(grad_scores @ keys, heads))
-        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), None, None
+        grad_bias = None if grad_bias is None else grad_bias.to(bias.dtype)
+        return grad_q.to(q.dtype), grad_k.to(k.dtype), grad_v.to(v.dtype), grad_bias, None, None
 
 
 def _gathered(q: Tensor, k: Tensor, v: Tensor, schedule: Schedule, options: Options) -> Iterator[ChunkTensors]:
@@ -150,7 +181,26 @@ def _gathered_chunk(
         shape = (*rows.shape[:4], keys.shape[3])
         draws = torch.rand(shape, generator=generator, dtype=exact_dtype(q.dtype), device=q.device)
         kept = (draws >= options.dropout).to(draws.dtype).div_(1 - options.dropout)
-    return ChunkTensors(chunk, rows, keys, chunk.take_keys(v), bias_of(chunk, q, k, options.mask), kept)
+    added = None if options.bias is None else take_pairs(chunk, options.bias, q.shape[1], k.shape[1])
+    return ChunkTensors(chunk, rows, keys, chunk.take_keys(v), bias_of(chunk, q, k, options.mask), kept, added)
+
+
+def take_pairs(chunk: Chunk, bias: Tensor, heads: int, kv_heads: int) -> Tensor:
+    """A bias [B or 1, H or 1, N_queries, N_keys] of a chunk's pairs, with heads laid as `fold` lays rows.
+
+    Returns:
+        [B or 1, H_kv or 1, G, R, L].
+    """
+    own = bias[:, :, chunk.queries[:, :, None], chunk.keys[:, None, :]]
+    return own.repeat(1, 1, 1, heads // kv_heads, 1) if own.shape[1] == 1 else fold(own, kv_heads)
+
+
+def add_pairs(chunk: Chunk, total: Tensor, part: Tensor) -> None:
+    """Add ``part`` [B, H, G, R, L] to a bias's gradient [B or 1, H or 1, N_queries, N_keys]: `take_pairs` backwards."""
+    for dim in (0, 1):
+        part = part.sum(dim, keepdim=True) if total.shape[dim] == 1 else part
+    place = chunk.queries[:, :, None] * total.shape[3] + chunk.keys[:, None, :]
+    total.view(*total.shape[:2], -1).index_add_(2, place.flatten(), part.flatten(2))
 
 
 def bias_of(chunk: Chunk, q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor | None:
@@ -181,13 +231,13 @@ def _fused(part: ChunkTensors, options: Options) -> Tensor:
     bias = None if bias is None else bias.expand(-1, -1, height, -1)
     # It gives rows without any attended key output 0 and gradient 0 (torch 2.5 and later; tested).
     output = F.scaled_dot_product_attention(q, k, v, bias, scale=options.scale)
-    return output.reshape(part.rows.shape)
+    return output.reshape(*part.rows.shape[:4], -1)
 
 
 def _attend(part: ChunkTensors, options: Options) -> tuple[Tensor, Tensor]:
     """A chunk's output [B, H_kv, G, R, D] and log-sum-exp [B, H_kv, G, R, 1]."""
     dtype = exact_dtype(part.rows.dtype)
-    scores = _scores(part.rows.to(dtype), part.keys.to(dtype), part.bias, options.scale)
+    scores, _ = _scores(part.rows.to(dtype), part.keys.to(dtype), part, options)
     # Any finite number may be subtracted before exp; an empty row's maximum is −∞, and −∞ − −∞ would be NaN.
     largest = scores.amax(-1, keepdim=True).clamp_(min=torch.finfo(dtype).min)
     weights = scores.sub_(largest).exp2_()
@@ -200,10 +250,20 @@ def _attend(part: ChunkTensors, options: Options) -> tuple[Tensor, Tensor]:
     return (weights @ part.values.to(dtype)).div_(total), lse
 
 
-def _scores(rows: Tensor, keys: Tensor, bias: Tensor | None, scale: float) -> Tensor:
-    """Scores times log₂ e: weights are powers of 2, which cost a quarter of those of e."""
-    scores = (rows * (scale * math.log2(math.e))) @ keys.transpose(-1, -2)
-    return scores if bias is None else scores.add_(bias)
+def _scores(rows: Tensor, keys: Tensor, part: ChunkTensors, options: Options) -> tuple[Tensor, Tensor | None]:
+    """Scores times log₂ e, and how they follow the products where a soft cap bends them; None: as they are.
+
+    Weights are powers of 2, which cost a quarter of those of e.
+    """
+    scores, slope = (rows * (options.scale * math.log2(math.e))) @ keys.transpose(-1, -2), None
+    if options.softcap is not None:
+        cap = options.softcap * math.log2(math.e)
+        bent = scores.div_(cap).tanh_()
+        slope = 1 - bent.square()
+        scores = bent.mul_(cap)
+    if part.added is not None:
+        scores.add_(part.added.to(scores.dtype), alpha=math.log2(math.e))
+    return scores if part.bias is None else scores.add_(part.bias), slope
 
 
 def merge(out: Tensor, lse: Tensor, more: Tensor, more_lse: Tensor) -> tuple[Tensor, Tensor]:

@@ -54,8 +54,8 @@ class Chunks(NamedTuple):
     per_tile: int
 
 
-def why_not(q: Tensor, n_keys: int, hardware: Hardware, options: Options) -> str | None:
-    """Why the kernel cannot have a call, in a few words; None: it can."""
+def why_not(q: Tensor, n_keys: int, hardware: Hardware, options: Options, value_size: int | None = None) -> str | None:
+    """Why the kernel cannot have a call, in a few words; None: it can. ``value_size``: D of values, unless q's."""
     dac, feature = hardware.dac, missing(hardware, _HONOURED)
     if gpu.why_not() is not None:
         return gpu.why_not()
@@ -67,12 +67,16 @@ def why_not(q: Tensor, n_keys: int, hardware: Hardware, options: Options) -> str
         return f"hardware with {feature}"
     if dac is not None and dac.bits > _WHOLE_BITS:
         return f"input codes of more than {_WHOLE_BITS} bits"
+    if value_size not in (None, q.shape[3]):
+        return "keys and values of different widths"
     if q.shape[3] * n_keys >= 2**31:
         return "more than 2^31 numbers of a head"
     if q.shape[3] > _LARGEST_HEAD:
         return f"heads of more than {_LARGEST_HEAD} dimensions"
     if options.dropout:
         return "dropout"
+    if not options.plain:
+        return "soft caps or biases of scores"
     return None if options.activation == Softmax() else "another activation than an exact softmax"
 
 

@@ -11,34 +11,39 @@ from crossbar.costs.ledger import book, counting
 from crossbar.hardware import Hardware
 
 
-def book_row_writes(layer: str, k: Tensor, padding: Tensor | None, hardware: Hardware, digital: bool) -> None:
-    """Book that a key and a value are written for each real token of k [B, H_kv, n, D].
+def book_row_writes(
+    layer: str, k: Tensor, v: Tensor, padding: Tensor | None, hardware: Hardware, digital: bool
+) -> None:
+    """Book that a key and a value are written for each real token of k [B, H_kv, n, D] and v [B, H_kv, n, D_v].
 
     Args:
         layer: whose memory it is.
-        k: keys; values are as many.
+        k, v: keys and values.
         padding: bool [B, n], True for a real token.
         hardware: geometry.
         digital: whether the tokens go into a digital buffer, whose numbers have 16 bits, or into rows of cells.
     """
     if not digital:
-        book_writes(layer, k, padding, hardware)
+        book_writes(layer, k, v, padding, hardware)
     elif counting():
         batch, heads, n, size = k.shape
         tokens = batch * n if padding is None else int(padding.sum())
-        book(layer, "sram_bytes", 2 * heads * tokens * size * BYTES)
+        book(layer, "sram_bytes", heads * tokens * (size + v.shape[3]) * BYTES)
 
 
 def book_row_reads(
     layer: str,
     q: Tensor,
     k: Tensor,
+    v: Tensor,
     schedule: Schedule,
     padding: Tensor | None,
     hardware: Hardware,
     digital: bool,
     asking: Tensor | None,
     kv_heads: int,
+    capped: bool = False,
+    biased: bool = False,
 ) -> None:
     """Book both stages on analog rows, or what a digital buffer reads and multiplies; arguments as `book_reads`.
 
@@ -47,13 +52,15 @@ def book_row_reads(
     takes; the softmax is over both together, so its reciprocal of each query is booked elsewhere.
     """
     if not digital:
-        book_reads(layer, q, k, schedule, padding, hardware, asking=asking, normalised=False)
+        book_reads(
+            layer, q, k, v, schedule, padding, hardware, asking=asking, normalised=False, capped=capped, biased=biased
+        )
     elif counting():
-        size = q.shape[3]
+        size, both = q.shape[3], q.shape[3] + v.shape[3]
         across = -(-size // hardware.tile.cols)
-        pairs = read_counts(q, k, schedule, padding, hardware, asking).value_row_drives // across
+        pairs = read_counts(q, k, v, schedule, padding, hardware, asking).score_conversions // across
         tokens = k.shape[0] * k.shape[2] if padding is None else int(padding.sum())
         book(layer, "digital_pairs", pairs)
-        book(layer, "digital_macs", pairs * (2 * size + 1))
-        book(layer, "special_functions", pairs)
-        book(layer, "sram_bytes", 2 * kv_heads * tokens * size * BYTES)
+        book(layer, "digital_macs", pairs * (both + 1 + biased))
+        book(layer, "special_functions", pairs * (1 + capped))
+        book(layer, "sram_bytes", kv_heads * tokens * both * BYTES)

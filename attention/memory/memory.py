@@ -96,7 +96,7 @@ class AnalogMemory:
 
         Args:
             k: keys [B, H_kv, n, D].
-            v: values, shaped like k.
+            v: values [B, H_kv, n, D_v].
             padding: bool [B, n], True for a real token; the others cost nothing, and readers pass them over.
 
         Raises:
@@ -125,7 +125,7 @@ class AnalogMemory:
         self.writes.index_add_(0, addresses.slot(host), torch.ones(n, dtype=torch.int64, device="cpu"))
         self.tokens = end
         self.now = float(at[-1]) if self.memory.clock is not None else self.now + n * self.memory.token_seconds
-        book_row_writes(self.name, k, padding, self.hardware, self.digital)
+        book_row_writes(self.name, k, v, padding, self.hardware, self.digital)
         if self._guard is not None:
             self._guard.append(k, v, padding=padding)
 
@@ -164,6 +164,8 @@ class AnalogMemory:
         *,
         scale: float | None = None,
         mask: Tensor | None = None,
+        bias: Tensor | None = None,
+        softcap: float | None = None,
         return_lse: bool = False,
     ) -> tuple[Tensor, Tensor | None]:
         """Attention of the last ``N_queries`` tokens on the rows that the pattern opens, at the present time.
@@ -173,10 +175,12 @@ class AnalogMemory:
             pattern: who attends to whom, by position; causal. Evicted keys that it attends are counted and passed over.
             scale: factor on the scores; 1/√D unless given.
             mask: padding, bool [B, tokens], True for a real token.
+            bias: added to the scores in digital, [B or 1, H or 1, N_queries, tokens].
+            softcap: c; scores s become c tanh(s / c) in digital, before the bias.
             return_lse: also give the log-sum-exp of each query's scores.
 
         Returns:
-            Output [B, H, N_queries, D] in q's dtype, and log-sum-exp [B, H, N_queries] or None.
+            Output [B, H, N_queries, D_v] in q's dtype, and log-sum-exp [B, H, N_queries] or None.
 
         Raises:
             InputError: for a pattern that is not causal or chooses by digital keys, and shapes that do not fit.
@@ -185,7 +189,12 @@ class AnalogMemory:
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
         if self.memory.clock is not None:
             self.now = max(self.now, float(self.memory.clock()))
-        options = Options(scale, mask, 0.0, self.memory.seed, True, self.memory.activation)
+        options = Options(scale, mask, 0.0, self.memory.seed, True, self.memory.activation, bias, softcap)
+        if not options.plain and isinstance(options.activation, Saturating):
+            raise InputError(
+                f"{self.name} drives values with its scores as they are, never in digital, where soft caps and biases "
+                "are computed: give softmax as the activation"
+            )
         with torch.no_grad():
             output, lse = self._guarded(q, pattern.at(self.tokens), options)
         self.reads += 1
@@ -243,10 +252,11 @@ class AnalogMemory:
         found: dict[Pattern, list[int]] = {}
         for h in range(q.shape[1]):
             found.setdefault(pattern.head(h), []).append(h)
-        output, lse = torch.empty_like(q), q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
+        output = q.new_empty(*q.shape[:3], self._value_size)
+        lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
         for own, heads in found.items():
             index = torch.tensor(heads, device=q.device)
-            part, part_lse = self._attend(q.index_select(1, index), own, options, heads)
+            part, part_lse = self._attend(q.index_select(1, index), own, options.heads(index), heads)
             output.index_copy_(1, index, part.to(q.dtype))
             lse.index_copy_(1, index, part_lse)
         return output, lse
@@ -254,13 +264,15 @@ class AnalogMemory:
     def _attend(self, q: Tensor, pattern: Pattern, options: Options, heads: list[int] | None) -> tuple[Tensor, Tensor]:
         opened = open_rows(pattern, q.shape[2], self.tokens, q.device, self.addresses)
         if len(opened.positions) == 0:
-            return torch.zeros_like(q), q.new_full(
+            return q.new_zeros(*q.shape[:3], self._value_size), q.new_full(
                 q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32)
             )
         asking = None
         if options.mask is not None:
             asking = options.mask[:, -q.shape[2] :]  # queries are those of the last tokens
             options = options._replace(mask=options.mask.index_select(1, opened.positions))
+        if options.bias is not None:
+            options = options._replace(bias=options.bias.index_select(3, opened.positions))
         stored, index = self._stored(opened)
         self._note_expired(stored[0], index)
         keys, values = (
@@ -276,8 +288,9 @@ class AnalogMemory:
             q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
         kv_heads = keys.digits.shape[1] if heads is None else len({head // self._group for head in heads})
         book_row_reads(
-            self.name, q, keys.digits, opened.schedule, options.mask, self.hardware, self.digital, asking, kv_heads
-        )
+            self.name, q, keys.digits, values.digits, opened.schedule, options.mask, self.hardware, self.digital,
+            asking, kv_heads, options.softcap is not None, options.bias is not None,
+        )  # fmt: skip
         noise = ReadNoise(
             (*self._key, "read", self.now, self.reads),
             heads=None if heads is None else tuple(heads),
@@ -286,6 +299,12 @@ class AnalogMemory:
         output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, noise)
         assert lse is not None
         return output, lse
+
+    @property
+    def _value_size(self) -> int:
+        """Dimensions of a value that is stored."""
+        assert self.values.rows is not None
+        return next(iter(self.values.rows.state.values())).shape[4]
 
     def _times(self, n: int, device: torch.device) -> Tensor:
         """When the next tokens are written, float64 [n]."""
@@ -333,17 +352,20 @@ class AnalogMemory:
                 book(self.name, "expired_row_reads", int(expired) * rows.scale.shape[0] * rows.scale.shape[1])
 
     def _require_fitting(self, k: Tensor, v: Tensor) -> None:
-        if k.dim() != 4 or k.shape != v.shape or 0 in k.shape:
+        if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3] or 0 in (*k.shape, *v.shape):
             raise InputError(
-                f"{self.name} cannot take k {list(k.shape)}, v {list(v.shape)}: give [B, H_kv, n, D] of both"
+                f"{self.name} cannot take k {list(k.shape)}, v {list(v.shape)}: give [B, H_kv, n, D] of both, of which "
+                "D alone may differ"
             )
         stored = self.keys.rows
         if stored is not None:
             batch, heads, _, size = stored.scale.shape[:2] + next(iter(stored.state.values())).shape[3:]
-            if (k.shape[0], k.shape[1], k.shape[3]) != (batch, heads, size):
-                raise InputError(
-                    f"{self.name} holds [{batch}, {heads}, ·, {size}] and cannot take {list(k.shape)}: reset it first"
-                )
+            for given, width in ((k, size), (v, self._value_size)):
+                if (given.shape[0], given.shape[1], given.shape[3]) != (batch, heads, width):
+                    raise InputError(
+                        f"{self.name} holds [{batch}, {heads}, ·, {width}] and cannot take {list(given.shape)}: reset "
+                        "it first"
+                    )
 
     def _require_readable(self, q: Tensor, pattern: Pattern) -> None:
         stored = self.keys.rows

@@ -97,14 +97,18 @@ def config_of(name: str) -> Any:
     """A small configuration of a model type."""
     config = shrink(AutoConfig.for_model(name))
     config._attn_implementation = "eager"
+    if "swin" in name and hasattr(config, "window_size"):
+        config.window_size = 2  # its last stage has 2 x 2 patches
     if hasattr(config, "apply_spec_augment"):
         config.apply_spec_augment = False  # which masks more frames than there are
     return config
 
 
-def model_of(name: str) -> nn.Module:
-    """A small model of a type with seeded weights, in eval mode."""
+def model_of(name: str, decoder: bool = False) -> nn.Module:
+    """A small model of a type with seeded weights, in eval mode; with ``decoder``, told that it is one if it asks."""
     config = config_of(name)
+    if decoder and getattr(config, "is_decoder", None) is False:
+        config.is_decoder = True
     causal = name in MODEL_FOR_CAUSAL_LM_MAPPING_NAMES
     with torch.random.fork_rng(), warnings.catch_warnings():
         warnings.simplefilter("ignore")

@@ -8,19 +8,25 @@ from transformers import (
     BartConfig,
     BartModel,
     BertModel,
+    FalconConfig,
+    FalconModel,
     LlamaForCausalLM,
+    MambaConfig,
+    MambaModel,
     T5Config,
-    T5EncoderModel,
+    T5Model,
 )
 
 from attention import Dense, LocalWindow, attach, attached_pattern, detach, parse
-from crossbar import InputError
+from crossbar import InputError, presets
+from tests.architectures.attended import as_eager
 from tests.attention.hf_models import (
     HEADS,
     MODELS,
     SPARSE,
     assert_same_where_real,
     bert,
+    cached,
     llama,
     masked_reference,
     padding,
@@ -116,23 +122,34 @@ def test_a_bad_pattern_leaves_the_model_alone(text):
     assert torch.equal(run(model, ids), plain)
 
 
-@pytest.mark.parametrize("mask", [torch.ones(2, 1, 20, 20, dtype=torch.bool), torch.zeros(2, 1, 20, 20)])
-def test_a_mask_of_ones_own_is_refused(mask):
+@pytest.mark.parametrize("additive", [False, True])
+def test_a_mask_of_pairs_is_met_within_the_pattern(additive):
+    model, ids = bert(), tokens()
+    pairs = torch.rand(2, 1, 20, 20, generator=torch.Generator().manual_seed(3)) < 0.6
+    pairs |= torch.eye(20, dtype=torch.bool)
+    expected = masked_reference(model, ids, torch.ones(2, 20), pairs & parse(SPARSE).to_dense(20))
+    attach(model, SPARSE)
+    mask = torch.zeros(pairs.shape).masked_fill(~pairs, torch.finfo(torch.float32).min) if additive else pairs
+    torch.testing.assert_close(run(model, ids, mask).double(), expected, rtol=0, atol=1e-5)
+
+
+def test_a_mask_that_fits_no_pairs_is_refused():
     model = bert()
     attach(model, "dense")
-    with pytest.raises(InputError, match=r"got a mask of shape \[2, 1, 20, 20\]: give padding as \[batch, keys\]"):
-        run(model, tokens(), mask)
+    with pytest.raises(InputError, match=r"got a mask of shape \[2, 1, 20, 19\]: give padding as \[batch, keys\]"):
+        run(model, tokens(), torch.zeros(2, 1, 20, 19))
 
 
-def test_packed_documents_are_refused():
+def test_packed_documents_stay_apart():
     model, ids = llama(), tokens(batch=1)
     packed = {"position_ids": torch.cat([torch.arange(12), torch.arange(8)])[None], "use_cache": False}
     plain = run(model, ids, **packed)
-    attach(model, SPARSE)
-    with pytest.raises(InputError, match="masks attention by a rule of its own"):
-        run(model, ids, **packed)
-    detach(model)
-    assert torch.equal(run(model, ids, **packed), plain)
+    attach(model, "dense")
+    torch.testing.assert_close(run(model, ids, **packed), plain, rtol=0, atol=1e-5)
+    attach(model, "window(4)")
+    whole = run(model, ids, **packed)
+    alone = torch.cat([run(model, ids[:, :12], use_cache=False), run(model, ids[:, 12:], use_cache=False)], 1)
+    torch.testing.assert_close(whole, alone, rtol=0, atol=1e-5)
 
 
 def test_a_static_cache_is_refused():
@@ -142,16 +159,25 @@ def test_a_static_cache_is_refused():
         model.generate(tokens(), attention_mask=torch.ones(2, 20), max_new_tokens=3, cache_implementation="static")
 
 
-def test_attention_in_code_of_its_own_is_refused_or_gated():
-    config = T5Config(vocab_size=40, d_model=32, d_kv=8, d_ff=32, num_layers=1, num_heads=HEADS)
-    model = seeded(lambda: T5EncoderModel(config))
+def test_attention_in_code_of_its_own_is_refused():
+    config = FalconConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, num_attention_heads=HEADS)
+    model = seeded(lambda: FalconModel(config))
     plain = run(model, tokens())
-    try:
+    with pytest.raises(InputError, match=r"FalconModel computes attention in code of its own in h.0.self_attention"):
         attach(model, "window(1)")
-        gated = run(model, tokens())
-    except InputError:
-        return
-    assert not torch.equal(gated, plain)
+    assert attached_pattern(model) is None
+    assert torch.equal(run(model, tokens()), plain)
+
+
+def test_a_model_that_attends_nothing_is_refused():
+    model = MambaModel(MambaConfig(vocab_size=40, hidden_size=32, num_hidden_layers=1, state_size=4))
+    with pytest.raises(InputError, match="MambaModel has no softmax attention that a pattern could restrict"):
+        attach(model, "window(1)")
+
+
+def t5():
+    sizes = {"vocab_size": 40, "d_model": 32, "d_kv": 8, "d_ff": 32, "num_layers": 2, "num_heads": HEADS}
+    return seeded(lambda: T5Model(T5Config(**sizes, decoder_start_token_id=0)))
 
 
 def bart():
@@ -161,17 +187,38 @@ def bart():
     return seeded(lambda: BartModel(BartConfig(**config)))
 
 
-def test_a_model_that_attends_another_sequence_is_refused_and_left_alone():
-    model, ids, other = bart(), tokens(), tokens(seed=2)
-    plain = run(model, ids, decoder_input_ids=other)
-    with pytest.raises(InputError, match="BartModel has cross-attention, which no pattern fits"):
-        attach(model, SPARSE)
-    assert attached_pattern(model) is None
-    assert torch.equal(run(model, ids, decoder_input_ids=other), plain)
+@pytest.mark.parametrize("build", [bart, t5])
+def test_decoders_attend_the_encoder_by_a_pattern_of_their_own(build):
+    """Item 3 of the issue on layers: patterns for the self parts and, apart, the cross part; dense by default."""
+    ids, other = tokens(), tokens(n=7, seed=2)
+    for cross in ("dense", "window(6)"):
+        model = build()
+        plain = run(model, ids, padding(), decoder_input_ids=other)
+        with as_eager(model, SPARSE, cross):
+            expected = run(model, ids, padding(), decoder_input_ids=other)
+        attach(model, SPARSE, cross=cross)
+        torch.testing.assert_close(run(model, ids, padding(), decoder_input_ids=other), expected, rtol=0, atol=1e-4)
+        assert (plain - expected).abs().max() > 1e-2
+        steps, cache = [], None
+        for place in range(7):
+            with torch.no_grad():
+                out = model(
+                    input_ids=ids, attention_mask=padding(), decoder_input_ids=other[:, place : place + 1],
+                    use_cache=True, **cached(model, cache),
+                )  # fmt: skip
+            cache = out.cache if "cache" in out else out.past_key_values
+            steps.append(out.last_hidden_state)
+        torch.testing.assert_close(torch.cat(steps, 1), expected, rtol=0, atol=1e-4)
+        detach(model)
+        assert torch.equal(run(model, ids, padding(), decoder_input_ids=other), plain)
 
 
-def test_the_encoder_of_such_a_model_is_gated_alone():
-    """What the refusal advises."""
+def test_the_memory_of_a_model_with_two_caches_is_refused():
+    with pytest.raises(InputError, match="BartModel keeps what its decoder attends in two caches"):
+        attach(bart(), SPARSE, presets.ideal())
+
+
+def test_an_encoder_is_gated_alone():
     encoder, ids, mask = bart().encoder, tokens(), padding()
     expected = masked_reference(encoder, ids, mask, parse(SPARSE).to_dense(20))
     attach(encoder, SPARSE)

@@ -5,9 +5,8 @@ import torch
 from transformers import DynamicCache, Gemma3ForCausalLM, Gemma3TextConfig, MistralConfig, MistralForCausalLM
 
 from attention import Memory, attach, detach, memory_cache
-from attention.hf.masks import masks_only_a_window
+from attention.hf.masks import window_of
 from crossbar import Ledger, presets
-from crossbar.errors import InputError
 from tests.attention.hf_models import cached, seeded, tokens
 
 IDEAL, WINDOW = presets.ideal(), 8
@@ -77,25 +76,29 @@ def test_a_pattern_of_sinks_needs_no_more_rows_than_the_models_window():
     assert [memory.addresses.capacity for memory in memory_cache(model).memories] == [6, 6]
 
 
-def test_only_a_plain_window_is_taken_over():
+def test_only_a_plain_window_is_known_without_a_matrix():
     from transformers import masking_utils as masks
 
     window = masks.sliding_window_causal_mask_function(4)
-    assert masks_only_a_window(window)
+    assert window_of(window) == 4
     for other in (
         masks.causal_mask_function,
         masks.sliding_window_bidirectional_mask_function(4),
         masks.and_masks(window, lambda *_: True),
         masks.or_masks(masks.sliding_window_overlay(4), masks.causal_mask_function),
     ):
-        assert not masks_only_a_window(other)
+        assert window_of(other) is None
 
 
-def test_a_digital_cache_that_drops_keys_is_refused():
-    model, ids = mistral(), tokens(n=15)
-    attach(model, "dense")
-    cache = DynamicCache(config=model.config)
+@models
+@pytest.mark.parametrize("text", ["dense", "window(5) | sinks(2)"])
+def test_a_digital_cache_that_drops_keys_goes_on(name, text):
+    """As plain ``generate`` does it, whose cache keeps no more than the windows of the model."""
+    model, ids = MODELS[name][0](), tokens(n=15)
+    attach(model, text)
     with torch.no_grad():
-        model(input_ids=ids, **cached(model, cache))
-        with pytest.raises(InputError, match="without a config where the model has sliding windows"):
-            model(input_ids=ids[:, :1], **cached(model, cache))
+        full = model(input_ids=ids, use_cache=False).logits
+        cache, steps = DynamicCache(config=model.config), []
+        for place in range(15):
+            steps.append(model(input_ids=ids[:, place : place + 1], **cached(model, cache)).logits)
+    torch.testing.assert_close(torch.cat(steps, 1), full, rtol=0, atol=1e-4)
