@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import copy
 import inspect
+import weakref
 from collections import Counter
 from dataclasses import dataclass, field, replace
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
@@ -44,6 +45,8 @@ _INTERFACE = "ohmformer"
 _CACHE_NAMES = ("cache", "past_key_values")  # transformers 5 calls it by the first, and before by the second
 _KEY = "_ohmformer_attachment"
 _PLACE = "_ohmformer_place"  # position of the first query of a module that attends another sequence, in a call
+_EXPANDING = ("kv_b_proj", "experts")
+"""What layers have that compute keys and values from what their cache keeps: latent attention, and JetMoE's experts."""
 _PLATFORM = Controller(ideal())
 """Counts the events of pairs that models choose by masks of their own."""
 
@@ -82,6 +85,8 @@ class Store:
         windows: the windows that capacities were made for, of the layers that have one.
         places: the layers by their index in the model's cache.
         config: of the model's text part, which says what else its cache keeps.
+        expanded: layers that compute keys and values from what their cache keeps.
+        current: the cache of the call that is running; None: there is none.
         opened: caches made so far: each has errors of its own.
         trained: calls of each layer with gradients so far: each stands for a chip that nobody has seen.
     """
@@ -91,6 +96,8 @@ class Store:
     windows: dict[str, int] = field(default_factory=dict)
     places: dict[int, str] = field(default_factory=dict)
     config: Any = None
+    expanded: frozenset[str] = frozenset()
+    current: Any = None
     opened: int = 0
     trained: Counter[str] = field(default_factory=Counter)
 
@@ -148,6 +155,11 @@ def attach(
         raise InputError(f"{type(model).__name__} is not a transformers model: attach takes a PreTrainedModel")
     cross = parse(cross) if isinstance(cross, str) else cross
     found = sites(model)
+    if found.fixed and not isinstance(cross, Dense):
+        raise InputError(
+            f"{type(model).__name__} attends another sequence in code of its own in {found.fixed[0]}, where "
+            f"{str(cross)!r} does not reach: give cross='dense'"
+        )
     if controller is not None and not isinstance(controller, Controller):
         raise InputError(f"controller {controller!r} is not a Controller: give attention.Controller(platform), or None")
     store = None if memory is None else _store(model, pattern, memory, found)
@@ -207,7 +219,7 @@ def memory_cache(model: nn.Module) -> AnalogCache:
         raise InputError(f"{type(model).__name__} keeps no tokens in analog memory: attach a causal model with memory=")
     store = attached.store
     store.opened += 1
-    return AnalogCache(store.memories(), (store.opened,), store.places, store.config)
+    return AnalogCache(store.memories(), (store.opened,), store.places, store.config, store.expanded)
 
 
 def memory_of(model: nn.Module) -> Memory | None:
@@ -259,6 +271,8 @@ def _set_implementation(model: Any, found: Sites, previous: str) -> None:
 
 
 def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_of: Sites) -> Store:
+    from attention.hf.cache import unknown_layer
+
     memory = Memory(memory) if isinstance(memory, Hardware) else memory
     require_supported(memory.hardware)
     if not pattern.is_static:
@@ -278,12 +292,18 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_
             f"{title} keeps what its decoder attends in two caches, of its own tokens and of the encoder's, which "
             "analog memory does not hold: attach its encoder alone, or without memory"
         )
-    for name, _ in found.values():
-        if hasattr(modules[name], "kv_b_proj"):
+    for index, (name, _) in found.items():
+        if (kind := unknown_layer(modules[name], config, index)) is not None:
             raise InputError(
-                f"{title} has latent attention (MLA): {name} keeps what keys and values are computed from, not these, "
-                "so there are no rows to write: attach it without memory"
+                f"{title} keeps more in {name} than keys and values of tokens ({kind}), which analog memory does not "
+                "hold: attach it without memory"
             )
+        if hasattr(modules[name], "lambda_q1"):
+            raise InputError(
+                f"{title} has differential attention: {name} attends its keys twice, with other values, which rows of "
+                "one key and one value do not hold: attach it without memory"
+            )
+    expanded = frozenset(name for name, _ in found.values() if any(hasattr(modules[name], own) for own in _EXPANDING))
     layers: dict[str, tuple[int, int] | None] = {name: None for _, (name, _) in sorted(found.items())}
     windows: dict[str, int] = {}
     text = config.get_text_config(decoder=True)
@@ -297,7 +317,7 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_
         some = pattern if full or not windows else within(pattern.causal(), max(windows.values()))
         capacity, sinks = _rows(title, some, memory.sinks, positions)
         memory = replace(memory, capacity=capacity, sinks=sinks)
-    store = Store(memory, layers, windows, {index: name for index, (name, _) in found.items()}, text)
+    store = Store(memory, layers, windows, {index: name for index, (name, _) in found.items()}, text, expanded)
     for name, description in store.memories().items():
         AnalogMemory(description, name)  # refuses what it cannot hold before anything runs
     return store
@@ -327,6 +347,10 @@ def _with_memory(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[
     """Give a model that is called the cache that its keys and values go to."""
     from attention.hf.cache import AnalogCache
 
+    attached = _attachment(module)
+    assert attached is not None
+    assert attached.store is not None
+    attached.store.current = None
     if module.training and torch.is_grad_enabled():
         return None
     names = [name for name in _CACHE_NAMES if name in inspect.signature(module.forward).parameters]
@@ -341,6 +365,7 @@ def _with_memory(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[
     cache = given if isinstance(given, AnalogCache) else memory_cache(module)
     mask = kwargs.get("attention_mask")
     cache.expect(mask if isinstance(mask, Tensor) and mask.dim() == 2 else None)
+    attached.store.current = weakref.ref(cache)
     return args, {**kwargs, names[0]: cache}
 
 
@@ -450,8 +475,10 @@ def _asked(
     if place is not None:
         pattern, offset = attached.pattern if attached.crosses else attached.cross, place
     else:
-        pattern, offset = _own_pairs(attached, module, rule, parts, is_causal, given_options, n_queries, n_keys)
-        if padding is not None and not attached.pattern.shift_invariant and not bool(padding[:, 0].all()):
+        masked = mask is not None
+        pattern, offset = _own_pairs(attached, module, rule, parts, masked, is_causal, given_options, n_queries, n_keys)
+        several = rule is not None or n_queries > 1  # else it may be pairs of the one query
+        if several and padding is not None and not attached.pattern.shift_invariant and not bool(padding[:, 0].all()):
             raise InputError(
                 f"{attached.name} got padding on the left, where sinks and global tokens stand: pad on the right"
             )
@@ -466,6 +493,7 @@ def _own_pairs(
     module: nn.Module,
     rule: Rule | None,
     parts: Split,
+    masked: bool,
     is_causal: bool | None,
     given_options: dict[str, Any],
     n_queries: int,
@@ -483,7 +511,7 @@ def _own_pairs(
         offset = rule.query - rule.first if causal else offset
     elif parts.pairs is not None:
         causal = said is not False and not bool(parts.pairs.triu(offset + 1).any())
-    elif parts.padding is not None or parts.bias is not None:
+    elif masked:
         causal = said is not False and n_queries == 1
     else:
         causal = bool(said)
@@ -544,6 +572,10 @@ def _from_memory(
 
     if isinstance(key, MemoryView):
         return _read(attached, store, query, key.memory, asked, scaling)
+    cache = store.current() if store.current is not None and attached.name in store.expanded else None
+    if cache is not None:
+        index = next(index for index, name in store.places.items() if name == attached.name)
+        return _read(attached, store, query, cache.layers[index].write(key, value), asked, scaling)
     memory, drawn = store.memory, store.memory.seed
     if torch.is_grad_enabled() and query.requires_grad:
         if torch._C._current_graph_task_id() != -1:
@@ -569,16 +601,18 @@ def _read(
             f"{attached.name} masks each sequence of the batch in its own way, which rows in analog memory cannot "
             "follow: give one sequence at a time"
         )
-    made_for = store.windows.get(attached.name)
-    if made_for is not None and not asked.chosen:
-        reach = causal_reach(asked.pattern)
-        if reach is None or sum(reach) > memory.addresses.capacity:
+    pattern, made_for = asked.pattern, store.windows.get(attached.name)
+    if made_for is not None and memory.tokens > memory.addresses.capacity:
+        reach = causal_reach(pattern)
+        if query.shape[2] == 1:
+            pattern = within(pattern, made_for)  # as the model's own cache drops keys, whatever its mask says
+        elif not asked.chosen and (reach is None or sum(reach) > memory.addresses.capacity):
             raise InputError(
-                f"{attached.name} attends more keys than the {made_for} of the sliding window that its rows were made "
-                "for: give the memory a capacity"
+                f"{attached.name} attends more keys at once than the {made_for} of the sliding window that its cache "
+                "keeps: give the memory a capacity, or feed fewer tokens at a time"
             )
     output, lse = memory.read(
-        query, asked.pattern, scale=scaling, mask=asked.padding, bias=asked.bias, softcap=asked.softcap,
+        query, pattern, scale=scaling, mask=asked.padding, bias=asked.bias, softcap=asked.softcap,
         return_lse=asked.sinks is not None,
     )  # fmt: skip
     if asked.sinks is None or lse is None:

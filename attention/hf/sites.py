@@ -18,7 +18,8 @@ from torch import nn
 from crossbar.errors import InputError
 
 _SOFTMAX = {"softmax", "Softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
-_CROSS = re.compile(r"cross|enc_?dec_?att|encoder_attn|perceiver|pooler?head|poolinghead", re.IGNORECASE)
+_CROSS = re.compile(r"cross|enc_?dec_?att|encoder_attn|perceiver|poolinghead|AttentionResidual", re.IGNORECASE)
+"""Names on the way to modules that attend another sequence than their queries', or the states of other layers."""
 _ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
 _STATES = ("key_value_states", "encoder_hidden_states", "cross_attention_states")
 """Arguments that bring another sequence's states."""
@@ -31,10 +32,12 @@ class Sites:
     Attributes:
         own: names of the modules whose tokens attend each other.
         cross: names of those that attend another sequence, which no pattern of one sequence fits.
+        fixed: of these, the ones in code of their own, which attend everything.
     """
 
     own: tuple[str, ...]
     cross: tuple[str, ...]
+    fixed: tuple[str, ...] = ()
 
 
 def sites(model: nn.Module) -> Sites:
@@ -44,14 +47,18 @@ def sites(model: nn.Module) -> Sites:
         InputError: for a model of which a pattern would reach nothing, or only a part.
     """
     title = type(model).__name__
+    fixed: list[str] = []
     gated: dict[str, nn.Module] = {}
     free: dict[str, nn.Module] = {}
     for name, module in model.named_modules():
         kind = cast(Any, type(module))
         if _asks_interface(kind):
             gated[name] = module
-        elif _attends_itself(kind) and not _CROSS.search(_path(model, name)):
-            free[name] = module
+        elif _attends_itself(kind):
+            if _CROSS.search(_path(model, name)):
+                fixed.append(name)
+            else:
+                free[name] = module
     if free:
         name, module = next(iter(free.items()))
         raise InputError(
@@ -63,7 +70,7 @@ def sites(model: nn.Module) -> Sites:
     for name, module in gated.items():
         _require_tokens(title, name, module)
     cross = tuple(name for name in gated if _CROSS.search(_path(model, name)))
-    return Sites(tuple(name for name in gated if name not in cross), cross)
+    return Sites(tuple(name for name in gated if name not in cross), cross, tuple(fixed))
 
 
 def attends_other(module: nn.Module, args: Any, kwargs: Any) -> bool:
