@@ -45,6 +45,8 @@ _INTERFACE = "ohmformer"
 _CACHE_NAMES = ("cache", "past_key_values")  # transformers 5 calls it by the first, and before by the second
 _KEY = "_ohmformer_attachment"
 _PLACE = "_ohmformer_place"  # position of the first query of a module that attends another sequence, in a call
+_POSITIONS = ("max_position_embeddings", "max_target_positions")
+"""What configurations call the positions that a model has."""
 _EXPANDING = ("kv_b_proj", "experts")
 """What layers have that compute keys and values from what their cache keeps: latent attention, and JetMoE's experts."""
 _PLATFORM = Controller(ideal())
@@ -308,7 +310,7 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_
     windows: dict[str, int] = {}
     text = config.get_text_config(decoder=True)
     if layers and memory.capacity is None:
-        positions = getattr(text, "max_position_embeddings", None)
+        positions = next((getattr(text, name) for name in _POSITIONS if hasattr(text, name)), None)
         for name, window in found.values():
             if window is not None:
                 windows[name] = window

@@ -17,7 +17,7 @@ from torch import nn
 
 from crossbar.errors import InputError
 
-_SOFTMAX = {"softmax", "Softmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
+_SOFTMAX = {"softmax", "Softmax", "XSoftmax", "scaled_dot_product_attention", "multi_head_attention_forward"}
 _CROSS = re.compile(r"cross|enc_?dec_?att|encoder_attn|perceiver|poolinghead|AttentionResidual", re.IGNORECASE)
 """Names on the way to modules that attend another sequence than their queries', or the states of other layers."""
 _ATTENTION = re.compile(r"attention|attn", re.IGNORECASE)
@@ -59,6 +59,8 @@ def sites(model: nn.Module) -> Sites:
                 fixed.append(name)
             else:
                 free[name] = module
+    if not gated and not free:  # attention without a softmax, such as that of MRA
+        free = {name: module for name, module in model.named_modules() if type(module).__name__.endswith("Attention")}
     if free:
         name, module = next(iter(free.items()))
         raise InputError(
