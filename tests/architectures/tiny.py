@@ -71,7 +71,36 @@ def shrink(config: Any, depth: int = 0) -> Any:
             ends = [value[0], value[-1]] if len(value) > 1 else list(value)
             with contextlib.suppress(AttributeError):
                 setattr(config, name, (ends * 2)[:layers])
+    _fit_hybrid(config)
+    ropes = getattr(config, "rope_parameters", None)
+    if isinstance(ropes, dict) and (
+        "mrope_section" in ropes or getattr(config, "model_type", "").startswith(("qwen2_vl", "qwen2_5_vl"))
+    ):
+        ropes["mrope_section"] = [2, 1, 1]  # parts of half a head
     return config
+
+
+def _fit_hybrid(config: Any) -> None:
+    """Give a hybrid of two layers one that attends, and state-space mixers the heads that fit their width."""
+    if hasattr(config, "mamba_d_ssm"):
+        config.mamba_d_ssm = config.mamba_n_heads * config.mamba_d_head
+    if hasattr(config, "mamba_expand") and hasattr(config, "mamba_n_heads"):
+        config.mamba_expand = config.mamba_n_heads * config.mamba_d_head // config.hidden_size
+    if hasattr(config, "mamba_headdim"):
+        config.n_mamba_heads, config.mamba_headdim, config.mamba_ngroups = 4, 16, 2
+    if hasattr(config, "attn_layer_indices"):
+        config.attn_layer_indices = [1]
+    if hasattr(config, "attn_layer_period"):
+        config.attn_layer_period, config.attn_layer_offset = 2, 1
+    if hasattr(config, "hybrid_layer_ids"):
+        config.hybrid_layer_ids = [1]
+    kinds = getattr(config, "layers_block_type", None) or getattr(config, "layer_types", None)
+    if isinstance(kinds, list) and "linear_attention" in kinds and len(kinds) > 1:
+        last = "hybrid" if hasattr(config, "hybrid_layer_ids") or config.model_type == "zamba" else "full_attention"
+        for name in ("layers_block_type", "layer_types"):
+            if getattr(config, name, None) is not None:
+                with contextlib.suppress(AttributeError):
+                    setattr(config, name, ["linear_attention", last])
 
 
 def _small(name: str, value: Any) -> Any:
@@ -128,15 +157,21 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
         inputs = {"input_ids": ids}
         if getattr(config, "is_encoder_decoder", False):
             inputs["decoder_input_ids"] = ids[:, :6]
+        if hasattr(model, "logit_scale"):  # two encoders side by side
+            inputs["pixel_values"] = torch.rand(BATCH, 3, *_picture(config.vision_config), generator=generator)
         return inputs
     if main == "pixel_values":
         vision = getattr(config, "vision_config", config)
-        size = getattr(vision, "image_size", 64) or 64
-        size = size if isinstance(size, int) else size[0]
         channels = getattr(vision, "num_channels", 3)
-        return {"pixel_values": torch.rand(BATCH, channels, size, size, generator=generator)}
+        return {"pixel_values": torch.rand(BATCH, channels, *_picture(vision), generator=generator)}
     if main == "input_values":
-        return {"input_values": torch.randn(BATCH, 1600, generator=generator)}
+        sounds = {"input_values": torch.randn(BATCH, 6400, generator=generator)}
+        if getattr(config, "is_encoder_decoder", False):
+            sounds["decoder_input_ids"] = torch.full((BATCH, 6), 5)
+        return sounds
+    if main == "past_values":
+        length, channels = getattr(config, "context_length", 32), getattr(config, "num_input_channels", 1)
+        return {"past_values": torch.randn(BATCH, length, channels, generator=generator)}
     if main == "input_features":
         bins = getattr(config, "num_mel_bins", getattr(config, "input_dim", 80))
         frames = 2 * getattr(config, "max_source_positions", 32)
@@ -149,6 +184,13 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
             found["decoder_input_ids"] = torch.full((BATCH, 4), 5)
         return found
     raise ValueError(f"inputs called {main}")
+
+
+def _picture(vision: Any) -> tuple[int, int]:
+    """Height and width of a model's pictures."""
+    size = getattr(vision, "image_size", 64) or 64
+    size = size if isinstance(size, int) else size[0]
+    return size, size
 
 
 def outputs_of(output: Any) -> list[Tensor]:

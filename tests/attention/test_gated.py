@@ -200,9 +200,9 @@ X = torch.zeros(2, 4, 10, 8)
     ("arguments", "options", "named"),
     [
         ((X[0], X, X, Dense()), {}, r"q \[4, 10, 8\].*four dimensions"),
-        ((X, X, X[:, :, :5], Dense()), {}, "k and v the same shape"),
-        ((X[:1], X, X, Dense()), {}, "give one B and D"),
-        ((X, X[..., :4], X[..., :4], Dense()), {}, "give one B and D"),
+        ((X, X, X[:, :, :5], Dense()), {}, "k and v the same heads and tokens"),
+        ((X[:1], X, X, Dense()), {}, "give all one B, q and k one D"),
+        ((X, X[..., :4], X[..., :4], Dense()), {}, "give all one B, q and k one D"),
         ((X, X[:, :3], X[:, :3], Dense()), {}, "whole multiple"),
         ((X[:, :, :0], X, X, Dense()), {}, r"q \[2, 4, 0, 8\].*at least one"),
         ((X, X[:, :, :0], X[:, :, :0], Dense()), {}, "at least one sequence, head, token"),
