@@ -107,14 +107,8 @@ def score_sums(drives: Tensor, tile: OpenTile) -> Tensor:
             found[tiles, reads] = (matrix @ volts.unsqueeze(3))[..., 0]
             continue
         load, driven = (plane.flatten(2) for plane in part.planes)
-        loads = load.transpose(0, 1)[:, :, None]  # [L, P, 1, K C]
-        if part.opened is None:
-            loads = loads.expand(-1, -1, volts.shape[1], -1).contiguous()
-        else:
-            loads = part.opened.permute(2, 0, 1)[..., None] * loads
-        shares = ladders.shares(loads, segments[tiles].t()[..., None, None].to(load.dtype))
-        shares.mul_(volts.repeat(1, 1, part.planes[0].shape[2]))
-        found[tiles, reads] = torch.einsum("lprc,plc->prl", shares, driven)
+        wide = volts.repeat(1, 1, part.planes[0].shape[2])
+        found[tiles, reads] = ladders.reached(load, driven, part.opened, wide, segments[tiles].to(load.dtype))
     return found if order is None else torch.empty_like(found).scatter_(2, order[:, None].expand_as(found), found)
 
 
@@ -133,8 +127,7 @@ def value_sums(drives: Tensor, tile: OpenTile) -> Tensor:
             found[tiles, reads] = (volts.unsqueeze(2) @ _exact(part, volts.shape[1]))[:, :, 0]
             continue
         load, driven = (plane.flatten(2) for plane in part.planes)
-        opened = None if part.opened is None else part.opened.to(load.dtype)
-        currents = ladders.collected(load, driven, opened, volts, segments[tiles].to(load.dtype))
+        currents = ladders.collected(load, driven, part.opened, volts, segments[tiles].to(load.dtype))
         found[tiles, reads] = currents.unflatten(2, (count, columns)).sum(2)
     return found
 
@@ -145,6 +138,8 @@ def _pieces(like: Tensor, tile: OpenTile) -> Iterator[tuple[slice, slice]]:
     cells = tile.planes[0].shape[2:].numel()  # of a row
     if tile.wire.solution == "exact":
         most = _SOLVED // (cells * tile.hardware.tile.rows)
+    elif ladders.is_compiled(tile.planes[0]):
+        most = tiles * reads  # which keep nothing
     else:
         most = min(at_once(_SIZE, like.device), _MOST // rows) // cells
     together, height = max(most // reads, 1), max(min(most, reads), 1)

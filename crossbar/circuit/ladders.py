@@ -1,4 +1,4 @@
-"""Closed forms of single lines, in torch on any device, for arrays of which each read opens other rows.
+"""Closed forms of single lines, on any device, for arrays of which each read opens other rows.
 
 A line with its cells to 0 V is a ladder. Walked along towards its grounded end, all that lies behind a node is one
 admittance with one source (Norton's theorem), and a resistance R in series divides both by ``1 + R Y``. Closed rows are
@@ -6,12 +6,14 @@ nothing but resistance, so a ladder has a step for each open one. Admittances he
 segment, so that all of them are ratios, and sums of positive terms alone: float32 keeps its precision.
 
 Word lines solved with bit lines at 0 V and then bit lines with the word lines of other rows at 0 V give the first term
-of a transfer matrix (`crossbar.circuit.kernels`). Where a single row is open there is no other, and it is exact.
+of a transfer matrix (`crossbar.circuit.kernels`). Where a single row is open there is no other, and it is exact. All is
+torch; on a CPU the walks along bit lines are compiled for float32 (`crossbar.circuit.ladder_kernels`).
 """
 
 from __future__ import annotations
 
 from collections.abc import Sequence
+from typing import Any
 
 import torch
 from torch import Tensor
@@ -76,23 +78,62 @@ def collected(load: Tensor, source: Tensor, opened: Tensor | None, drive: Tensor
     Args:
         load: of the rows as in `shares`, ``[P, L, C]``.
         source: current of each cell under a drive of 1, ``[P, L, C]``.
-        opened: rows that a read opens, 1 or 0, ``[P, R, L]``; None: all.
+        opened: rows that a read opens, bool ``[P, R, L]``; None: all.
         drive: of the rows, ``[P, R, L]``, 0 where a row is closed.
         segments: as in `shares`, ``[P, L]``.
     """
     shape = (*drive.shape[:2], load.shape[2])
+    if is_compiled(load):
+        from crossbar.circuit import ladder_kernels  # numba takes half a second to load
+
+        return _run(ladder_kernels.collect, load, source, opened, drive, segments, load.new_empty(shape))
     behind, current = load.new_zeros(shape), load.new_zeros(shape)
     for row in range(load.shape[1]):
         own = load[:, None, row]
         if opened is None:
             behind.add_(own)
         else:
-            behind.addcmul_(opened[..., row, None], own)
+            behind.addcmul_(opened[..., row, None].to(load.dtype), own)
         current.addcmul_(drive[..., row, None], source[:, None, row])
         part = torch.mul(behind, segments[:, row, None, None]).add_(1.0).reciprocal_()
         behind.mul_(part)
         current.mul_(part)
     return current
+
+
+def reached(load: Tensor, source: Tensor, opened: Tensor | None, volts: Tensor, segments: Tensor) -> Tensor:
+    """Currents of word lines, ``[P, R, L]``, while volts ``[P, R, C]`` are in the place of the amplifiers.
+
+    What closed rows get is no number of any circuit. Arguments are those of `collected`.
+    """
+    if is_compiled(load):
+        from crossbar.circuit import ladder_kernels
+
+        found = load.new_empty(*volts.shape[:2], load.shape[1])
+        return _run(ladder_kernels.reach, load, source, opened, volts, segments, found)
+    loads = load.transpose(0, 1)[:, :, None]  # [L, P, 1, C]
+    if opened is None:
+        loads = loads.expand(-1, -1, volts.shape[1], -1).contiguous()
+    else:
+        loads = opened.permute(2, 0, 1)[..., None] * loads
+    parts = shares(loads, segments.t()[..., None, None]).mul_(volts)
+    return torch.einsum("lprc,plc->prl", parts, source)
+
+
+def is_compiled(load: Tensor) -> bool:
+    """Whether `collected` and `reached` of these numbers are compiled: float32 on a CPU."""
+    return load.device.type == "cpu" and load.dtype == torch.float32
+
+
+def _run(
+    kernel: Any, load: Tensor, source: Tensor, opened: Tensor | None, drive: Tensor, segments: Tensor, found: Tensor
+) -> Tensor:
+    from crossbar.native import openmp
+
+    given = (load, source, None if opened is None else opened.to(torch.uint8), drive, segments)
+    whole = [x if x is None else x.contiguous() for x in given]
+    openmp.run(kernel, found.shape[:2].numel(), *whole, found, *found.shape[:2], *load.shape[1:])
+    return found
 
 
 def first_order(conductance: Tensor, r_row: float, r_col: float, both: bool = False) -> Tensor:

@@ -54,7 +54,7 @@ def test_reads_that_open_rows_of_their_own():
     drive = drive * opened
     load, source = conductance * (r_col * 1e-6), ladders.word_lines(conductance, r_row)
     segments = torch.diff(lines, append=torch.tensor([rows]))[None].double()
-    found = ladders.collected(load[None], source[None], opened[None].double(), drive[None], segments)[0]
+    found = ladders.collected(load[None], source[None], opened[None], drive[None], segments)[0]
     reached = ladders.shares(opened.t()[..., None] * load[:, None], segments[0, :, None, None])
     for read in range(2):
         whole, active = torch.zeros(rows, 3, dtype=torch.float64), torch.zeros(rows, dtype=torch.bool)
@@ -72,3 +72,28 @@ def test_no_resistance_is_the_limit():
         ladders.first_order(conductance, 1e-9, 1e-9, True),
     ):
         assert relative(found, conductance) < 1e-12
+
+
+@pytest.mark.parametrize("columns", [5, 32, 37])
+@pytest.mark.parametrize("some", [True, False])
+def test_compiled_walks_are_those_in_torch(columns, some):
+    """Float32 against float64, which torch computes, of rows that are close and far, with reads that open none."""
+    draw = torch.Generator().manual_seed(0)
+    load = torch.rand(3, 11, columns, generator=draw) * 1e-3
+    source, volts = torch.randn(3, 11, columns, generator=draw), torch.randn(3, 6, columns, generator=draw)
+    opened = torch.rand(3, 6, 11, generator=draw) < torch.tensor([0.0, 0.2, 0.5, 0.5, 0.9, 1.0])[:, None]
+    opened = opened if some else None
+    drive = torch.randn(3, 6, 11, generator=draw) * (1 if opened is None else opened)
+    segments = torch.randint(0, 50, (3, 11), generator=draw).float()
+    for walk, given in ((ladders.collected, drive), (ladders.reached, volts)):
+        narrow = walk(load, source, opened, given, segments)
+        wide = walk(load.double(), source.double(), opened, given.double(), segments.double())
+        if walk is ladders.reached and opened is not None:
+            wide = wide * opened
+        assert relative(narrow, wide) < 3e-6
+        before = torch.get_num_threads()
+        try:
+            torch.set_num_threads(2)
+            assert torch.equal(walk(load, source, opened, given, segments), narrow)
+        finally:
+            torch.set_num_threads(before)
