@@ -13,7 +13,7 @@ from crossbar.errors import InputError, shown
 from crossbar.native import functions
 
 
-class _Fit(NamedTuple):
+class Fit(NamedTuple):
     """Coefficients of one unit cell; polynomials ascend in g, logarithms are ``(slope, offset, least, most)``."""
 
     g_max: float  # µS, the largest characterised conductance, which the programming error refers to
@@ -24,10 +24,13 @@ class _Fit(NamedTuple):
     read_below: float  # g under which the 1/f amplitude is logarithmic
     read_log: tuple[float, float, float, float]
     read: tuple[float, ...]
+    mean_below: float = 0.0945  # g under which the exponent's mean is logarithmic
+    mean_log: tuple[float, float, float, float] = (-0.0387, -0.0182, 0.0720, 0.13)
+    mean: tuple[float, ...] = (0.0736, -0.0126, -0.0436)
 
 
 _FITS = {
-    1: _Fit(
+    1: Fit(
         g_max=10.35,
         programming=(0.15781817, 2.32443916, -2.16310839, 0.68841818),
         spread_below=0.3039,
@@ -37,7 +40,7 @@ _FITS = {
         read_log=(-0.0078, 0.0038, 0.0179, 0.04),
         read=(0.0088, 0.0768, -0.1352, 0.0664),
     ),
-    2: _Fit(
+    2: Fit(
         g_max=20.7,
         programming=(0.16603222, 4.71806468, -8.48101252, 4.68961419),
         spread_below=0.3055,
@@ -72,33 +75,32 @@ class Hermes(PowerLawDrift):
         super().__post_init__()
         if isinstance(self.devices, bool) or self.devices not in tuple(_FITS):  # a list, say, has no hash
             raise InputError(f"device field devices = {shown(self.devices)} is not allowed: choose 1 or 2")
-        if self.g_max > self._fit.g_max:
+        if self.g_max > self.fit.g_max:
             raise InputError(
                 f"device field g_max = {self.g_max!r} is not allowed: {self.devices} devices were measured up to "
-                f"{self._fit.g_max} µS, give that or less"
+                f"{self.fit.g_max} µS, give that or less"
             )
 
     @property
-    def _fit(self) -> _Fit:
+    def fit(self) -> Fit:
+        """Coefficients of the unit cell."""
         return _FITS[self.devices]
 
     def programming_deviation(self, g: Tensor) -> Tensor:
         """Cubic in g."""
-        return _polynomial(self._fit.programming, g) * (self.g_max / self._fit.g_max)
+        return _polynomial(self.fit.programming, g) * (self.g_max / self.fit.g_max)
 
     def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
         """Logarithmic at low g, quadratic above."""
-        g, fit = g.clamp(min=1e-7), self._fit
+        g, fit = g.clamp(min=1e-7), self.fit
         log = functions.log(g)
-        mean = torch.where(
-            g < 0.0945, _line((-0.0387, -0.0182, 0.0720, 0.13), log), _polynomial((0.0736, -0.0126, -0.0436), g)
-        )
+        mean = torch.where(g < fit.mean_below, _line(fit.mean_log, log), _polynomial(fit.mean, g))
         spread = torch.where(g < fit.spread_below, _line(fit.spread_log, log), _polynomial(fit.spread, g))
         return mean, spread
 
     def read_amplitude(self, g: Tensor) -> Tensor:
         """Logarithmic at low g, cubic above."""
-        fit, log = self._fit, functions.log(g.clamp(min=1e-7))
+        fit, log = self.fit, functions.log(g.clamp(min=1e-7))
         return torch.where(g < fit.read_below, _line(fit.read_log, log), _polynomial(fit.read, g))
 
 

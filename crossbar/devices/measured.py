@@ -33,7 +33,8 @@ _BOUNDS: dict[str, dict[str, float]] = {
     "drift_std": {"most": 1.0},
 }
 _MOST_TARGETS = 10_000
-_MOST_RISE = math.log(1e12)
+MOST_RISE = math.log(1e12)
+"""Of a conductance that rises: the logarithm of how many times."""
 
 
 @dataclass(frozen=True)
@@ -96,7 +97,7 @@ class Measured:
         """``G_prog ((t + t_0) / t_0)^-ν``."""
         if "exponent" not in state:
             return state["programmed"]
-        power = (state["exponent"] * -log1p(seconds / self.t_0)).clamp_(max=_MOST_RISE)
+        power = (state["exponent"] * -log1p(seconds / self.t_0)).clamp_(max=MOST_RISE)
         return functions.exp(power).mul_(state["programmed"])
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:

@@ -64,16 +64,20 @@ class ReRam:
             value.mul_(g).add_(coefficient)
         return value.mul_(self.g_max / _WAN_G_MAX * self.noise_scale)
 
+    def deviations(self, target: Tensor, seconds: float) -> tuple[Tensor, Tensor]:
+        """What is left of the first second's error and what relaxation has added: deviations in µS at a time."""
+        g = target / self.g_max
+        first, now = self.deviation(g, 0.0), self.deviation(g, seconds)
+        kept = torch.minimum(first, now)
+        return kept, ((now - kept) * (now + kept)).sqrt_()
+
     def program(self, target: Tensor, draw: Draw) -> State:
         """Targets (µS), errors of the first second and directions of relaxation (both in units of σ)."""
         return {"target": target, "error": draw("programming"), "relaxation": draw("relaxation")}
 
     def drifted(self, state: State, seconds: float) -> Tensor:
         """The target with the error of this time, at least 0 µS."""
-        g = state["target"] / self.g_max
-        first, now = self.deviation(g, 0.0), self.deviation(g, seconds)
-        kept = torch.minimum(first, now)
-        relaxed = ((now - kept) * (now + kept)).sqrt_()
+        kept, relaxed = self.deviations(state["target"], seconds)
         return state["target"].addcmul(kept, state["error"]).addcmul_(relaxed, state["relaxation"]).clamp_(min=0.0)
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> None:
@@ -133,10 +137,20 @@ class CmoReRam:
         if self.acceptance not in tuple(_CMO_PROGRAMMING):  # a list, say, has no hash
             raise InputError(f"device field acceptance = {shown(self.acceptance)} is not allowed: choose 0.2 or 2 (%)")
 
+    @property
+    def programming(self) -> tuple[float, float]:
+        """Of the programming error: offset (µS) and slope over the target."""
+        return _CMO_PROGRAMMING[self.acceptance]
+
+    def relaxation(self, seconds: float) -> tuple[float, float]:
+        """Deviation and mean (µS) of what cells have relaxed by at a time, above 0 s."""
+        log_t = math.log(max(seconds, _CMO_FIRST))
+        return _CMO_SPREAD[0] + _CMO_SPREAD[1] * log_t, _CMO_SHIFT * log_t
+
     def program(self, target: Tensor, draw: Draw) -> State:
         """Programmed conductances (µS) and directions of relaxation (in units of its deviation)."""
         target = target.clamp(min=self.g_min)
-        offset, slope = _CMO_PROGRAMMING[self.acceptance]
+        offset, slope = self.programming
         error = (offset + slope * target).mul_(self.prog_noise_scale)
         return {"programmed": torch.addcmul(target, error, draw("programming")), "relaxation": draw("relaxation")}
 
@@ -144,8 +158,7 @@ class CmoReRam:
         """Programmed conductance and relaxation since."""
         if seconds == 0:
             return state["programmed"]
-        log_t = math.log(max(seconds, _CMO_FIRST))
-        shift, spread = _CMO_SHIFT * log_t, _CMO_SPREAD[0] + _CMO_SPREAD[1] * log_t
+        spread, shift = self.relaxation(seconds)
         return (state["relaxation"] * spread).add_(shift).mul_(self.drift_scale).add_(state["programmed"])
 
     def fluctuation(self, state: State, drifted: Tensor, seconds: float) -> Tensor | None:

@@ -90,6 +90,27 @@ def _fill_row(numbers: Any, start: Any, key: Any) -> None:
         first[i] = pair(start, i, key)[0]
 
 
+@njit(error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def part(numbers: Any, first: int, count: int, start: Any, key: Any, spare: Any, held: Any) -> None:
+    """Standard normal numbers from ``first`` on of a tensor of ``count``, in rows of `ROW`, as many as there is room.
+
+    Of a row that is asked for in part all is made, in ``spare`` [ROW]. ``held`` [1] is the row that is there, -1 for
+    none, so that who goes on where this ends makes no row twice.
+    """
+    last = first + len(numbers)
+    for row in range(first // ROW, (last + ROW - 1) // ROW):
+        base = row * ROW
+        width = min(ROW, count - base)
+        if first <= base and base + width <= last:
+            _fill_row(numbers[base - first : base - first + width], _U(start + _U(base)), key)
+            continue
+        if held[0] != row:
+            _fill_row(spare[:width], _U(start + _U(base)), key)
+            held[0] = row
+        for i in range(max(first - base, 0), min(last - base, width)):
+            numbers[base + i - first] = spare[i]
+
+
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fill(words: Any) -> None:
     """Standard normal numbers ``[groups, rows, width]``, made row by row, of each row all groups.
@@ -116,19 +137,10 @@ def fill_part(words: Any) -> None:
     given = carray(words, 8)
     first, last, count, start, key = given[3], given[4], given[5], _U(given[6]), _U(given[7])
     numbers = carray(pointer(given[2]), last - first, np.float32)
-    whole = np.empty(ROW, np.float32)
     begin = first // ROW
     low, high = share(given, (last + ROW - 1) // ROW - begin)
-    for row in range(begin + low, begin + high):
-        base = row * ROW
-        width = min(ROW, count - base)
-        at = _U(start + _U(base))
-        if first <= base and base + width <= last:
-            _fill_row(numbers[base - first : base - first + width], at, key)
-        else:
-            _fill_row(whole[:width], at, key)
-            for i in range(max(first - base, 0), min(last - base, width)):
-                numbers[base + i - first] = whole[i]
+    own, end = max((begin + low) * ROW, first), min((begin + high) * ROW, last)
+    part(numbers[own - first : end - first], own, count, start, key, np.empty(ROW, np.float32), np.full(1, -1))
     done(given)
 
 

@@ -29,12 +29,14 @@ from crossbar.devices import (
     ReRam,
     State,
     one_over_f,
+    span,
     window,
 )
 from crossbar.errors import InputError
 from crossbar.native import gpu
 from crossbar.native.sizes import at_once
 from crossbar.random.streams import Key, Stream, normal, seed
+from crossbar.tiles import laws, mapping
 
 _LINES = 2**18  # cells of whole word lines worked on at once
 _PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
@@ -123,22 +125,26 @@ def conductances_lines(
 
 
 def reads_again(device: AnyDevice, like: Tensor) -> bool:
-    """Whether `read_again` has these cells: phase-change memory with fluctuations of no past, float32.
+    """Whether `read_again` has these cells, float32: devices of this package whose fluctuations have no past.
 
-    On the CPU, and on GPUs that Triton compiles for.
+    On the CPU, and phase-change memory on GPUs that Triton compiles for.
     """
-    fluctuates = type(device) is PCM and device.read_noise_scale > 0 and not device.correlated
-    return fluctuates and (like.device.type == "cpu" or gpu.serves(like.device)) and like.dtype == torch.float32
+    if like.dtype != torch.float32 or not laws.has_law(device):
+        return False
+    if gpu.serves(like.device):
+        return type(device) is PCM and device.read_noise_scale > 0
+    return like.device.type == "cpu"
 
 
 def read_again(
-    device: PCM,
+    device: AnyDevice,
     targets: list[Tensor],
     seconds: float,
     key: Key,
     shape: tuple[int, int, int],
     lines: slice,
     digits: Tensor | None = None,
+    scaling: tuple[Tensor, int] | None = None,
 ) -> Tensor:
     """Conductances (µS) of word lines that are programmed and read at a time, ``[K, r, O]``.
 
@@ -147,35 +153,84 @@ def read_again(
     Args:
         device: of the cells.
         targets: of each of the K planes, ``[r, O]`` (µS), or a single one of either sign: its positive part is what the
-            first of two planes aims at, its negative part the second.
+            first of two planes aims at above the least conductance, its negative part the second.
         seconds: time since programming.
         key: of the chip and its cells.
         shape: K, I and O.
         lines: which of the I word lines.
         digits: where the digits of two planes are put, ``[r, O]``; what is returned are then not the conductances.
+        scaling: what makes targets of the weights that are given in their place: conductances (µS) of a weight of 1,
+            ``[T, O]``, and how many word lines a tile has.
     """
+    law = laws.law(device, seconds)
+    if scaling is not None and (law.statistics is not None or gpu.serves(targets[0].device)):
+        targets, scaling = [weights * mapping.of_lines(*scaling, shape[1], lines) for weights in targets], None
     if gpu.serves(targets[0].device):
         from crossbar.tiles import triton_kernels
 
+        assert isinstance(device, PCM)
         return triton_kernels.read_again(device, targets, seconds, key, shape, lines, digits)
+    low, high = window(device)
+    if digits is not None:
+        made = None if law.statistics is None else law.statistics(targets[0].abs().clamp_(max=device.g_max))
+        if law.whole:
+            return _pass(law, targets[0], digits, made, device, key, shape, lines, None, scaling)
+        found = digits.new_empty(2, *digits.shape)
+        _pass(law, targets[0], found, made, device, key, shape, lines, None, scaling)
+    else:
+        found = targets[0].new_empty(len(targets), *targets[0].shape)
+        for plane, (target, cells) in enumerate(zip(targets, found, strict=True)):
+            made = None if law.statistics is None else law.statistics(target)
+            _pass(law, target, cells, made, device, key, shape, lines, plane)
+    if law.whole:
+        return found
+    assert not isinstance(device, RedrawDevice)
+    deviations = device.fluctuation({}, found, seconds)
+    if deviations is None:
+        found.clamp_(low, high)
+    else:
+        law = laws.fluctuating(device, seconds)
+        for plane, (deviation, cells) in enumerate(zip(deviations, found, strict=True)):
+            _pass(law, cells, cells, (deviation,), None, key, shape, lines, plane)
+    return found if digits is None else torch.sub(found[0], found[1], out=digits).div_(high - low)
+
+
+def _pass(
+    law: laws.Law,
+    targets: Tensor,
+    found: Tensor,
+    known: tuple[Tensor, ...] | None,
+    device: AnyDevice | None,
+    key: Key,
+    shape: tuple[int, int, int],
+    lines: slice,
+    plane: int | None,
+    scaling: tuple[Tensor, int] | None = None,
+) -> Tensor:
+    """`crossbar.tiles.kernels.cells` of word lines of a plane of cells, or, with None, of a pair of them.
+
+    Without a device targets may be anything.
+    """
     from crossbar.native import openmp  # numba takes half a second to load
     from crossbar.tiles import kernels
 
     planes, rows, outputs = shape
-    n, count, pair = targets[0].numel(), planes * rows * outputs, len(targets) == 1
-    drift, growth = -math.log1p(seconds / device.t_0), (seconds + device.t_0 + device.t_read) / (2 * device.t_read)
-    band = math.sqrt(math.log(growth)) * device.read_noise_scale
-    streams = [Stream((*key, *purpose), "cpu") for purpose in (("programming",), ("drift",), ("1/f", seconds))]
-    found = []
-    for plane, target in enumerate(targets):
-        starts = [((plane + k) * rows + (lines.start or 0)) * outputs for k in range(planes if pair else 1)]
-        numbers = [torch.stack([stream.normal_part(count, first, first + n) for first in starts]) for stream in streams]
-        openmp.run(
-            kernels.pcm, -(-n // kernels.BLOCK), target, *numbers, digits if pair else None, n, len(starts),
-            device.g_max, device.g_max / 25.0, float(device.prog_noise_scale), float(device.drift_scale), drift, band,
-        )  # fmt: skip
-        found.append(numbers[0])
-    return torch.cat(found).view(planes, -1, outputs)
+    first, n = ((plane or 0) * rows + (lines.start or 0)) * outputs, targets.numel()
+    numbers = torch.tensor(law.numbers, dtype=torch.float32, device="cpu")
+    made = None if known is None else torch.stack([each.view(-1) for each in known])
+    factors, tile_rows = (None, 1) if scaling is None else scaling
+    most, pair = math.inf if device is None else float(device.g_max), plane is None
+    foot, width = span(device) if device is not None and pair else (0.0, most)
+    streams = [Stream((*key, *purpose), "cpu") for purpose in law.drawn]
+    words = [word for stream in streams for word in (stream.start, stream.word_key)]
+    openmp.run(
+        kernels.cells, -(-n // kernels.BLOCK), targets.contiguous(), found, n, 1 + pair,
+        first, first + rows * outputs, planes * rows * outputs, most,
+        kernels.LAWS.index(law.name), numbers, len(numbers), made, law.rows, len(streams),
+        factors, tile_rows, 1 if factors is None else len(factors), outputs,
+        float(width), float(foot), int(pair and found.numel() == n), *words, *[0] * (2 * kernels.DRAWS - len(words)),
+    )  # fmt: skip
+    return found
 
 
 def normal_lines(key: Key, shape: tuple[int, int, int], lines: slice, device: torch.device) -> Tensor:

@@ -96,8 +96,17 @@ def target_conductances(
 
 def signed_targets(weight: Tensor, scales: Tensor, tile: Tile, span: float, lines: slice = slice(None)) -> Tensor:
     """Scaled weights in µS, ``[I, O]`` of the wanted word lines: what a differential pair of them aims at, G⁺ - G⁻."""
-    tile_of = torch.arange(weight.shape[1], device=scales.device)[lines].div_(tile.rows, rounding_mode="floor")
-    return weight.detach()[:, lines].t().to(scales.dtype).contiguous() * (span / scales)[tile_of]
+    return line_weights(weight, scales, lines) * of_lines(span / scales, tile.rows, weight.shape[1], lines)
+
+
+def line_weights(weight: Tensor, scales: Tensor, lines: slice) -> Tensor:
+    """Weights ``[O, I]`` of some word lines, ``[r, O]``, in the dtype of the scales."""
+    return weight.detach()[:, lines].t().to(scales.dtype).contiguous()
+
+
+def of_lines(values: Tensor, rows: int, count: int, lines: slice) -> Tensor:
+    """Values of row tiles ``[T_in, O]`` at some of ``count`` word lines, ``rows`` a tile, ``[r, O]``."""
+    return values[torch.arange(count, device=values.device)[lines].div_(rows, rounding_mode="floor")]
 
 
 def cell_weights(cells: Tensor, tile: Tile, span: float) -> Tensor:

@@ -5,12 +5,12 @@ from __future__ import annotations
 import math
 import threading
 from collections.abc import Callable, Iterator
-from typing import Any, Self, cast
+from typing import Any, Self
 
 import torch
 from torch import Tensor, nn
 
-from crossbar.devices import PCM, RedrawDevice, State, span, window
+from crossbar.devices import RedrawDevice, State, span, window
 from crossbar.errors import InputError
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES, require_honoured
 from crossbar.hardware import Faults, Hardware, WriteVerify
@@ -454,7 +454,7 @@ class TileArray(nn.Module):
         if noise and self._kept is not None and ageing.reads_again(device, self.scales):
             for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
                 targets = list(self._targets(self._kept, lines))
-                yield lines, ageing.read_again(cast(PCM, device), targets, self.seconds, key, self.shape, lines)
+                yield lines, ageing.read_again(device, targets, self.seconds, key, self.shape, lines)
             return
         for lines, state in self._states():
             yield lines, ageing.conductances_lines(device, state, self.seconds, key, self.shape, lines, noise)
@@ -466,10 +466,10 @@ class TileArray(nn.Module):
         plain = plain and not wires.resistive(self.hardware)
         if seed is None or self._kept is None or not plain or not ageing.reads_again(device, digits):
             return False
-        pcm, key = cast(PCM, device), (seed, self.name)
-        signed = mapping.signed_targets(self._kept, self.scales, tile, pcm.g_max)
+        key, scaling = (seed, self.name), (span(device)[1] / self.scales, tile.rows)
         for lines in ageing.pieces_of_lines(self.shape, digits.device):
-            ageing.read_again(pcm, [signed[lines]], self.seconds, key, self.shape, lines, digits[lines])
+            weights = mapping.line_weights(self._kept, self.scales, lines)
+            ageing.read_again(device, [weights], self.seconds, key, self.shape, lines, digits[lines], scaling)
         return ageing.are_digits(digits)
 
     def _present(self, noise: bool) -> Iterator[tuple[slice, Tensor]]:

@@ -107,7 +107,7 @@ def read_again(
 ) -> Tensor:
     """`crossbar.tiles.ageing.read_again`: one launch, or one for each plane of targets."""
     planes, rows, outputs = shape
-    n, pair = targets[0].numel(), len(targets) == 1
+    n, pair = targets[0].numel(), len(targets) < planes
     growth = (seconds + device.t_0 + device.t_read) / (2 * device.t_read)
     streams = [Stream((*key, *purpose)) for purpose in (("programming",), ("drift",), ("1/f", seconds))]
     words = [gpu.word(word) for stream in streams for word in (stream.start, stream.word_key)]
@@ -117,7 +117,7 @@ def read_again(
         float(device.drift_scale), -math.log1p(seconds / device.t_0),
         math.sqrt(math.log(growth)) * device.read_noise_scale,
     )  # fmt: skip
-    found = digits if pair and digits is not None else targets[0].new_empty(1 if pair else planes, n)
+    found = digits if digits is not None else targets[0].new_empty(1 if pair else planes, n)
     grid, begin = (triton.cdiv(n, _BLOCK),), (lines.start or 0) * outputs
     for plane, target in enumerate(targets):
         first, second = begin + plane * rows * outputs, begin + rows * outputs

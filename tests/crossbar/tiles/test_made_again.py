@@ -63,6 +63,47 @@ def test_cells_made_again_are_those_that_were_kept(encoding, scales, seconds):
     assert torch.equal(cells.digits, other.digits)
 
 
+TABLE = {"target_us": (0.0, 4.0, 9.0, 25.0), "mean_us": (0.4, 4.3, 8.8, 24.0), "std_us": (0.2, 0.5, 0.8, 1.0)}
+DRIFT = {"drift_mean": (0.05, 0.05, -0.06, 0.06), "drift_std": (0.01, 0.02, 0.01, 0.03)}
+LONG = {name: tuple(i**0.5 + shift for i in range(70)) for name, shift in (("target_us", 0.0), ("mean_us", 0.1))}
+
+
+@pytest.mark.parametrize("encoding", ["differential", "offset"])
+@pytest.mark.parametrize("seconds", [0.0, 3e5])
+@pytest.mark.parametrize(
+    "device",
+    [
+        devices.PCM(read_noise_scale=0.0),
+        devices.Hermes(),
+        devices.Hermes(g_max=9.0, devices=1, prog_noise_scale=1.3, drift_scale=0.7, read_noise_scale=2.1),
+        devices.ReRam(),
+        devices.ReRam(g_max=25.0, noise_scale=1.7),
+        devices.CmoReRam(),
+        devices.CmoReRam(g_max=80.0, g_min=10.0, acceptance=2.0, read_noise_scale=0.0),
+        devices.GainCell(tau=1e5),
+        devices.GainCell(write_std=0.1),
+        devices.Ideal(),
+        devices.Measured(**TABLE),
+        devices.Measured(**TABLE, **DRIFT),
+        devices.Measured(**LONG, std_us=(0.3,) * 70),
+    ],
+    ids=lambda device: device.kind,
+)
+def test_one_pass_has_the_bits_of_the_device(device, seconds, encoding):
+    hardware = Hardware(device=device, tile=Tile(32, 16, encoding=encoding))
+    weights = matrix()
+    weights[:, 3] = 0.0
+    cells = TileArray(weights, hardware, "cells")
+    cells.program(3)
+    cells.age(seconds)
+    assert ageing.reads_again(device, cells.scales)
+    state = ageing.program(device, cells.targets(), KEY)
+    kept = TileArray(weights, hardware, "cells")
+    kept.set_state(state, 3, seconds)
+    assert torch.equal(cells.conductances(), ageing.conductances(device, state, seconds, KEY))
+    assert torch.equal(cells.digits, kept.digits)
+
+
 @pytest.mark.parametrize("lines", [1, 7, 10_000])
 def test_pieces_of_word_lines_change_nothing(monkeypatch, lines):
     cells = TileArray(matrix(), PCM, "cells")

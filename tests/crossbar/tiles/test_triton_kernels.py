@@ -31,7 +31,12 @@ def on_gpu(monkeypatch):
 
 @pytest.mark.parametrize(
     ("device", "seconds", "encoding"),
-    [(devices.PCM(), 0.0, "balanced"), (devices.PCM(), 3e7, "differential"), (SCALED, 3600.0, "differential")],
+    [
+        (devices.PCM(), 0.0, "balanced"),
+        (devices.PCM(), 60.0, "offset"),
+        (devices.PCM(), 3e7, "differential"),
+        (SCALED, 3600.0, "differential"),
+    ],
 )
 def test_cells_read_again(device, seconds, encoding, monkeypatch):
     cells = array(device, encoding)
