@@ -68,22 +68,22 @@ def _pass(load: Any, behind: Any, segments: Any, part: Any) -> None:
 
 @njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
 def _back(part: Any, volts: Any, source: Any, reaches: Any, lanes: Any) -> Any:
-    """What a row's word line carries, of volts that reach it from the amplifiers."""
+    """What a row's word line carries, of volts that reach it from the amplifiers; ``part`` is overwritten."""
     width = len(part)
     whole = width // _LANES * _LANES
+    for c in range(width):
+        reaches[c] = reaches[c] * part[c]
+        part[c] = reaches[c] * volts[c] * source[c]
     for q in range(_LANES):
         lanes[q] = np.float32(0.0)
     for first in range(0, whole, _LANES):
         for q in range(_LANES):
-            c = first + q
-            reaches[c] = reaches[c] * part[c]
-            lanes[q] += reaches[c] * volts[c] * source[c]
+            lanes[q] += part[first + q]
     total = np.float32(0.0)
     for q in range(_LANES):
         total += lanes[q]
     for c in range(whole, width):
-        reaches[c] = reaches[c] * part[c]
-        total += reaches[c] * volts[c] * source[c]
+        total += part[c]
     return total
 
 
