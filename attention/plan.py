@@ -9,7 +9,6 @@ from __future__ import annotations
 
 from collections.abc import Callable
 from dataclasses import dataclass, replace
-from functools import partial
 from typing import Literal, NamedTuple, cast
 
 import torch
@@ -21,10 +20,10 @@ from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import book_reads, book_writes, real_queries
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
 from attention.kernel.flex import attend_flex, suits
-from attention.kernel.fused import attend as attend_fused
-from attention.kernel.fused import chunks, why_not
+from attention.kernel.fused import Kernels, asked_for, why_not
 from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
 from attention.kernel.hierarchical_reference import hierarchical_reference
+from attention.kernel.masked import is_chosen, make_masked
 from attention.kernel.reference import attention_reference
 from attention.kernel.schedule import Schedule, make, schedule
 from attention.kernel.stacked import make_stacked, split_shared
@@ -32,7 +31,6 @@ from attention.kernel.straight_through import straight_through
 from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
-from crossbar.backends import dispatch
 from crossbar.costs.ledger import book, counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
@@ -42,7 +40,7 @@ from crossbar.random.streams import seed as derived_seed
 Impl = Literal["auto", "blocks", "flex", "reference"]
 """Implementations of digital attention; ``auto`` is ``flex`` on CUDA where that suits, else ``blocks``."""
 
-Way = Literal["reference", "flex", "stacked", "sequences", "heads", "analog", "hierarchical", "blocks"]
+Way = Literal["reference", "flex", "masked", "stacked", "sequences", "heads", "analog", "hierarchical", "blocks"]
 """How a part is computed: by an implementation, or (``sequences``, ``heads``) as parts of its own."""
 
 Attended = tuple[Tensor, Tensor | None]
@@ -158,8 +156,8 @@ class Part(NamedTuple):
 
     def heads(self, pattern: Pattern, heads: list[int]) -> Part:
         """What is that of query heads that have one pattern, with the key heads that go with them."""
-        own = torch.tensor(heads, device=self.q.device)
-        shared = shared_heads(heads, self.q.shape[1] // self.memory.shape[1]).to(self.q.device)
+        own = gpu.sent(torch.tensor(heads, device="cpu"), self.q.device)
+        shared = gpu.sent(shared_heads(heads, self.q.shape[1] // self.memory.shape[1]), self.q.device)
         options = self.options.heads(own)._replace(seed=derived_seed((self.options.seed, "head", heads[0])))
         q, memory = self.q.index_select(1, own), self.memory.heads(shared, heads)
         return self._replace(q=q, memory=memory, pattern=pattern, options=options)
@@ -233,7 +231,8 @@ def decide(part: Part) -> Way:
     """How a part is computed.
 
     Selections are new at every call, so schedules of heads and sequences that differ are made for all at once
-    (``stacked``); fixed patterns go part by part, whose schedules are kept.
+    (``stacked``; on a GPU, where the host does not know them, ``masked``); fixed patterns go part by part, whose
+    schedules are kept.
     """
     digital, pattern = isinstance(part.memory, Digital), part.pattern
     if digital and part.impl in ("reference", "flex"):
@@ -243,6 +242,8 @@ def decide(part: Part) -> Way:
         plain = part.options.plain and _digital(part).value_size == part.q.shape[3]
         if plain and suits(part.q, n_keys, pattern, part.offset, dropout):
             return "flex"
+    if not part.fixed and is_chosen(pattern):
+        return "masked"
     own = pattern.n_heads is not None or pattern.n_sequences is not None
     if digital and not part.fixed and own and part.options.bias is None:
         return "stacked"
@@ -320,6 +321,16 @@ def _stacked(part: Part) -> Attended:
     return output.to(q.dtype), lse[..., 0]
 
 
+def _masked(part: Part) -> Attended:
+    """All heads of all sequences at once, with pairs that the device knows."""
+    tile = part.memory.hardware.tile.rows if isinstance(part.memory, Analog) else None
+    shape = *part.q.shape[:3], part.memory.shape[2]
+    blocks = make_masked(part.pattern, shape, part.offset, part.q.device, tile)
+    if isinstance(part.memory, Digital):
+        return attend_blocks(part.q, part.memory.keys, part.memory.values, blocks, part.options)
+    return _on_rows(part, blocks, None)
+
+
 def _sequences(part: Part) -> Attended:
     return _joined([attend(part.sequence(b)) for b in range(len(part.q))], 0, None)
 
@@ -336,21 +347,25 @@ def _heads(part: Part) -> Attended:
 def _analog(part: Part) -> Attended:
     memory, options = part.memory, part.options
     assert isinstance(memory, Analog)
+    hardware, fused = memory.hardware, None
+    (_, _, queries, size), n_keys, wide = part.q.shape, memory.shape[2], memory.values.digits.shape[3]
+    if asked_for(memory.backend, part.q.device) and why_not(part.q, n_keys, hardware, options, wide) is None:
+        fused = Kernels.of(part.pattern, queries, n_keys, part.offset, hardware.tile.rows, part.q.device, size)
+    return _on_rows(part, part.schedule(hardware.tile.rows), fused)
+
+
+def _on_rows(part: Part, blocks: Schedule, fused: Kernels | None) -> Attended:
+    """Attention on analog rows by a schedule, with its counts."""
+    memory, options = part.memory, part.options
+    assert isinstance(memory, Analog)
     hardware, layer = memory.hardware, memory.layer
-    blocks = part.schedule(hardware.tile.rows)
     if memory.counted:
         asking = real_queries(options.mask, part.q.shape[2], memory.shape[2], part.offset)
         digits = memory.keys.digits, memory.values.digits
         capped, biased = options.softcap is not None, options.bias is not None
         book_reads(layer, part.q, *digits, blocks, options.mask, hardware, asking=asking, capped=capped, biased=biased)
-    fused, backend = None, memory.backend
-    if memory.backend == "triton" or (
-        memory.backend is None and dispatch.named() is None and gpu.serves(part.q.device)
-    ):
-        lists = (part.pattern, part.q.shape[2], memory.shape[2], part.offset, hardware.tile.rows, part.q.device)
-        if why_not(part.q, memory.shape[2], hardware, options, memory.values.digits.shape[3]) is None:
-            fused, backend = partial(attend_fused, lists=chunks(*lists)), None  # which computes the backward pass
-    return attend_analog(part.q, memory.keys, memory.values, blocks, options, hardware, memory.noise, backend, fused)
+    rows = memory.keys, memory.values
+    return attend_analog(part.q, *rows, blocks, options, hardware, memory.noise, memory.backend, fused)
 
 
 def _hierarchical(part: Part) -> Attended:
@@ -370,6 +385,7 @@ def _blocks(part: Part) -> Attended:
 _WAYS: dict[Way, Callable[[Part], Attended]] = {
     "reference": _reference,
     "flex": _flex,
+    "masked": _masked,
     "stacked": _stacked,
     "sequences": _sequences,
     "heads": _heads,
@@ -391,7 +407,7 @@ def _joined(parts: list[Attended], dim: int, order: list[int] | None) -> Attende
 
     def join(tensors: list[Tensor]) -> Tensor:
         whole = torch.cat(tensors, dim)
-        return whole if back is None else whole.index_select(dim, back.to(whole.device))
+        return whole if back is None else whole.index_select(dim, gpu.sent(back, whole.device))
 
     return join(outputs), None if lses[0] is None else join(cast(list[Tensor], lses))
 

@@ -60,7 +60,6 @@ class Usage(NamedTuple):
 
 def kernels() -> list[Kernel]:
     """Every kernel, in the forms that matter."""
-    from attention.kernel import triton_kernels as attention
     from crossbar.backends.triton import products
     from crossbar.backends.triton import triton_kernels as tiles
     from crossbar.random import triton_kernels as random
@@ -108,24 +107,65 @@ def kernels() -> list[Kernel]:
         blocks = products.blocks_for(vectors)
         sizes = {"BB": blocks.vectors, "BO": blocks.columns, "GROUP": blocks.group, "STAGES": blocks.stages}
         for kind, own in kinds.items():
-            constants = {"PADDED": 256, "BK": 256, "inside": None, "INSIDE": False, **plain, **sizes, **own}
+            constants = {
+                "PADDED": 256,
+                "BK": 256,
+                "inside": None,
+                "INSIDE": False,
+                "LEFT": False,
+                **plain,
+                **sizes,
+                **own,
+            }
             name = f"product, {text}, {kind}"
             found.append(Kernel(name, tiles.multiply, product, ("levels",), constants, blocks.warps))
-    constants = {"PADDED": 256, "BK": 256, "INSIDE": True, **plain, **sizes, "NOISE": True}
+    constants = {"PADDED": 256, "BK": 256, "INSIDE": True, "LEFT": False, **plain, **sizes, "NOISE": True}
     trained = {**product, "inside": "i8"}
     found.append(Kernel("product, one vector, training", tiles.multiply, trained, ("levels",), constants, blocks.warps))
-    attended = {
-        "q": "bf16", "key_high": "fp16", "key_low": "fp16", "key_scale": "fp32", "value_high": "fp16",
-        "value_low": "fp16", "value_scale": "fp32", "real": "u8", "streams": "i32", "bounds": "i32", "entries": "i32",
-        "numbers": "i32", "masks": "u8", "output": "bf16", "lse": "fp32",
+    found += _attention()
+    return found
+
+
+def _attention() -> list[Kernel]:
+    """Attention on rows, forwards and backwards: of half precision, and with heads of 128."""
+    from attention.kernel import fused
+    from attention.kernel import triton_kernels as attention
+
+    pointers = {
+        "q": "bf16", "key_high": "fp16", "key_low": "fp16", "key_scale": "fp32", "key_variance": "fp32",
+        "value_high": "fp16", "value_low": "fp16", "value_scale": "fp32", "value_variance": "fp32", "real": "u8",
+        "streams": "i32", "bounds": "i32", "entries": "i32", "numbers": "i32", "masks": "u8", "tokens": "i32",
+        "output": "bf16", "lse": "fp32", "state": "fp32", "runs": "i32", "blocks": "i32", "order": "i32",
+        "items": "i32", "chunk_of": "i32", "items_of": "i32", "grad_output": "bf16", "grad_lse": "fp32",
+        "grad_q": "fp32", "common": "fp32", "inside": "u8", "part_of_keys": "fp32", "part_of_values": "fp32",
+        "grad_keys": "fp32", "grad_values": "fp32",
     }  # fmt: skip
-    for kind, noise in (("quiet", False), ("noise", True)):
+    scalars = ("dac_levels", "dac_range", "adc_levels", "step", "noise")
+
+    def kernel(name: str, function: Any, size: int, block: tuple[int, int], **own: Any) -> Kernel:
         constants = {
-            "BM": 64, "BN": 64, "DP": 64, "CHUNKS": 4, "PARTS": 1, "STATIC": False, "NOISE": noise, "ADC": True,
-            "SPAN": False, "PADDING": False,
+            "BM": block[0], "BN": block[1], "DP": size, "CHUNKS": 256 // block[1], "PARTS": 1, "STATIC": False,
+            "NOISE": True, "CELLS": False, "ADC": True, "SPAN": False, "PADDING": False, "PLACED": False,
+            "TRAINED": False, "PRECISION": "tf32", **own,
         }  # fmt: skip
-        scalars = ("dac_levels", "dac_range", "adc_levels", "step", "noise")
-        found.append(Kernel(f"attention on rows, heads of 64, {kind}", attention.attend, attended, scalars, constants))
+        names = function.arg_names
+        given = {name: value for name, value in constants.items() if name in names}
+        warps = fused.warps_for(size)
+        return Kernel(name, function, {k: v for k, v in pointers.items() if k in names}, scalars, given, warps)
+
+    found = []
+    for size in (64, 128):
+        name, block = f"rows, heads of {size}", fused.block_for(4096, size)
+        found += [
+            kernel(f"attention on {name}, quiet", attention.attend, size, block, NOISE=False),
+            kernel(f"attention on {name}, noise", attention.attend, size, block, TRAINED=True),
+            kernel(f"decoding a token on {name}", attention.attend, size, fused.block_for(1, size), PLACED=True),
+            kernel(f"gradients of queries, {name}", attention.attend_queries, size, fused.BACK),
+            kernel(f"gradients of keys and values, {name}", attention.attend_keys, size, fused.BACK),
+        ]
+    block = fused.block_for(4096, 64)
+    found.append(kernel("attention on rows, cells' noise", attention.attend, 64, block, CELLS=True))
+    found.append(kernel("gradients of chunks", attention.collect, 64, fused.BACK))
     return found
 
 

@@ -12,6 +12,7 @@ from pathlib import Path
 import torch
 from rich.table import Table
 
+from attention.kernel.fused import lacks
 from calibration.models.cache import cache_folder
 from calibration.models.packages import DEMO
 from calibration.models.smollm2 import INSTALL
@@ -19,7 +20,7 @@ from calibration.versions import version_of
 from crossbar import presets
 from crossbar.errors import InputError
 from crossbar.native import gpu
-from crossbar.nn.served import served
+from crossbar.nn.served import OVER_ROWS, served
 
 # Pairs that were seen to work, by Python's minor version: (aihwkit, torch, torchvision).
 _PAIRS = {
@@ -194,7 +195,7 @@ def _triton() -> Check:
         return Check("triton", found, needed=False)
     reason = "they are interpreted on the CPU, to test them (TRITON_INTERPRET)" if gpu.interpreted() else gpu.why_not()
     if reason is None:
-        served = "products in integers, opened rows, phase-change cells and random numbers"
+        served = "products in integers, opened rows, attention on them, phase-change cells and random numbers"
         return Check("triton", f"{found}: {served}; what it refuses by backend eager", needed=False)
     remedy = "install Triton: pip install triton" if found == "not installed" else ""
     return Check("triton", f"{found}: all by backend eager, since kernels do not run ({reason})", remedy, needed=False)
@@ -202,10 +203,13 @@ def _triton() -> Check:
 
 def _backends() -> list[Check]:
     """Who computes what with the default hardware, and why not who is asked before."""
-    return [
-        Check(f"work on {device}", "; ".join(map(str, served(presets.pcm(), device))), needed=False)
-        for device in ("cpu", "cuda")
-    ]
+    found, hardware = [], presets.pcm()
+    for device in ("cpu", "cuda"):
+        works = {work.work: str(work) for work in served(hardware, device)}
+        if gpu.serves(torch.device(device)) and lacks(hardware) is None:  # these have kernels, and ask no backend
+            works[OVER_ROWS] = f"{OVER_ROWS} by triton"
+        found.append(Check(f"work on {device}", "; ".join(works.values()), needed=False))
+    return found
 
 
 def doctor_table(checks: Iterable[Check]) -> Table:

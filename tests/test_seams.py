@@ -99,7 +99,7 @@ def test_kernels_of_gpus_round_to_codes_of_an_adc_in_one_function():
     assert {function for _, function in rounding} == {
         "fix",
         "_encode",
-        "_converted",
+        "_codes",
         "_halved",
     }  # cells, DAC, ADC, powers
 
@@ -184,6 +184,7 @@ def test_who_has_cells_does_not_look_at_processors():
         ("crossbar/native/functions.py", "_is_compiled"),  # loops on CPUs, which give the bits of torch's operations
         ("crossbar/native/gpu.py", "serves"),  # whether Triton's kernels run at all
         ("crossbar/native/gpu.py", "why_not"),
+        ("crossbar/native/gpu.py", "sent"),  # copies that a GPU need not finish work for
         ("crossbar/native/gpu.py", "on"),  # launches go to the GPU that the tensors are on
         ("crossbar/nn/convert.py", "convert"),  # the report of a model on a GPU says which backend computes what
         ("crossbar/native/sizes.py", "at_once"),

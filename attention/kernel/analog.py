@@ -24,7 +24,7 @@ from collections.abc import Callable, Iterator
 from dataclasses import replace
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
-from typing import Any, NamedTuple
+from typing import Any, NamedTuple, Protocol
 
 import torch
 from torch import Tensor
@@ -71,7 +71,7 @@ def attend_analog(
         hardware: converters, geometry and noise.
         noise: the read noise; drawn where the hardware has some.
         backend: that senses the columns, by name (`crossbar.backends.dispatch`); None: as dispatched.
-        fused: computes the forward pass in the place of chunks; None: chunks do. The backward pass is theirs.
+        fused: computes both passes in the place of chunks; None: chunks do.
     """
     problem = Problem(
         keys.scale, values.scale, keys.variance, values.variance, schedule, options._replace(bias=None), hardware,
@@ -154,8 +154,37 @@ class Problem(NamedTuple):
     value_planes: tuple[Tensor, ...] = ()
 
 
-Fused = Callable[[Tensor, Tensor, Tensor, Problem], tuple[Tensor, Tensor]]
-"""Output and log-sum-exp [B, H, N_queries] of queries, and digits of keys and values."""
+class Fused(Protocol):
+    """Whatever computes a problem in the place of chunks."""
+
+    def forward(
+        self, q: Tensor, keys: Tensor, values: Tensor, problem: Problem, trained: bool
+    ) -> tuple[Tensor, Tensor, Tensor | None]:
+        """Output, log-sum-exp [B, H, N_queries] and, if ``trained``, what `backward` needs beside them.
+
+        Args:
+            q: queries.
+            keys, values: digits of the rows.
+            problem: all the rest.
+            trained: whether a gradient may be asked for.
+        """
+        ...
+
+    def backward(
+        self,
+        saved: tuple[Tensor, Tensor, Tensor, Tensor, Tensor],
+        problem: Problem,
+        grad_output: Tensor | None,
+        grad_lse: Tensor | None,
+    ) -> tuple[Tensor, Tensor, Tensor]:
+        """Gradients of queries and of digits of keys and values.
+
+        Args:
+            saved: these three, the output, and what `forward` gave beside it.
+            problem: all the rest.
+            grad_output, grad_lse: of what `forward` gave; None: zeros.
+        """
+        ...
 
 
 class _Noise(NamedTuple):
@@ -191,7 +220,7 @@ class _AnalogTensors(NamedTuple):
         key_scale: [P, 1, L], times the softmax's scale and log₂ e: weights are powers of 2, which cost less.
         value_scale: [P, 1, L].
         key_variance, value_variance: [P, L, D] or None.
-        bias: 0 or −∞, [B or 1, 1, G or 1, R, L]; None: all attended.
+        bias: 0 or −∞, [B or 1, H_kv or 1, G or 1, R, L]; None: all attended.
         added: what is added to the scores, [B or 1, H_kv or 1, G, R, L]; None: nothing.
         softcap: see `Options`.
         kept: dropout factors [P, R, L] or None.
@@ -220,7 +249,7 @@ class _AnalogTensors(NamedTuple):
     lines: Tensor | None
 
     def opened(self, here: slice) -> Tensor | None:
-        """Which of some keys each query opens, bool [B or 1, 1, G or 1, R, l]; None: all."""
+        """Which of some keys each query opens, bool [B or 1, H_kv or 1, G or 1, R, l]; None: all."""
         return None if self.bias is None else self.bias[..., here] == 0
 
     def tile(self, planes: tuple[Tensor, ...], here: slice, hardware: Hardware, tiles: int = 1) -> OpenTile:
@@ -240,9 +269,13 @@ class _AnalogAttention(torch.autograd.Function):
     ) -> tuple[Tensor, Tensor]:
         ctx.problem = problem
         ctx.set_materialize_grads(False)
-        ctx.save_for_backward(q, keys, values, bias)
         if problem.fused is not None:
-            return problem.fused(q, keys, values, problem)
+            trained = any(ctx.needs_input_grad)
+            output, lse, state = problem.fused.forward(q, keys, values, problem, trained)
+            if trained:
+                ctx.save_for_backward(q, keys, values, output, state)
+            return output, lse
+        ctx.save_for_backward(q, keys, values, bias)
         problem = problem._replace(options=problem.options._replace(bias=bias))
         (batch, heads, n_queries, _), size = q.shape, values.shape[3]
         output = q.new_zeros(batch, n_queries, heads, size).transpose(1, 2)
@@ -256,8 +289,11 @@ class _AnalogAttention(torch.autograd.Function):
     @staticmethod
     @once_differentiable
     def backward(ctx: Any, grad_output: Tensor | None, grad_lse: Tensor | None) -> tuple[Tensor | None, ...]:
+        problem = ctx.problem
+        if problem.fused is not None:
+            return *problem.fused.backward(ctx.saved_tensors, problem, grad_output, grad_lse), None, None
         q, keys, values, bias = ctx.saved_tensors
-        problem, heads, kv_heads = ctx.problem, q.shape[1], keys.shape[1]
+        heads, kv_heads = q.shape[1], keys.shape[1]
         problem = problem._replace(options=problem.options._replace(bias=bias))
         circuit = _circuit(problem, q, keys)  # the draws of the forward pass again
         grad_q, grad_keys, grad_values = (torch.zeros_like(x, dtype=keys.dtype) for x in (q, keys, values))
@@ -537,7 +573,7 @@ def _sense_tiles(
     count = share = None
     opened = part.opened(here)
     if opened is not None:
-        count = opened.unflatten(-1, (tiles, -1)).sum(-1).transpose(-1, -2)  # [B or 1, 1, G or 1, T, R]
+        count = opened.unflatten(-1, (tiles, -1)).sum(-1).transpose(-1, -2)  # [.., G or 1, T, R]
         count = count.expand(*part.shape, -1, shape[1]).reshape(shape[0], shape[1], 1).to(codes.dtype)
     if hardware.adc is not None and hardware.adc.range == "active_rows":
         share = codes.new_tensor(driven.shape[2]).expand(*shape[:2], 1) if count is None else count

@@ -99,34 +99,37 @@ def read_counts(
     Arguments as `attention.kernel.analog.attend_analog`; ``schedule`` is cut at the tiles' bounds, ``padding`` bool
     [B, N_keys] and ``asking`` bool [B, N_queries] are True for real tokens; None: all are.
     """
-    pairs = touched = 0
+    pairs, touched, (batch, heads) = 0, 0, q.shape[:2]
     counted: list[Tensor] = []  # of pairs and touched tiles, on the device until all are summed
     for group in schedule.groups:
         chunk = Chunk(group, 0, len(group.queries), 0, group.queries.shape[1])
-        mask, real = chunk.mask(), None
+        mask, own, real = chunk.mask(), chunk.pairs(), None
+        wanted = own[:, :, None] if own is not None else None if mask is None else mask[None, None]
         if padding is not None:
-            real = padding.index_select(1, chunk.keys.flatten()).unflatten(1, chunk.keys.shape)[:, :, None]
+            real = padding.index_select(1, chunk.keys.flatten()).unflatten(1, chunk.keys.shape)[:, None, :, None]
         if asking is not None:
-            own = asking.index_select(1, chunk.queries.flatten()).unflatten(1, chunk.queries.shape)[..., None]
-            real = own if real is None else real & own
+            asked = asking.index_select(1, chunk.queries.flatten()).unflatten(1, chunk.queries.shape)[
+                :, None, ..., None
+            ]
+            real = asked if real is None else real & asked
         blocks, rows, _ = group.shape
         for low, high in pairwise(group.bounds):
-            if mask is None and real is None:
-                pairs += len(q) * blocks * rows * (high - low)
-                touched += len(q) * blocks * rows
+            if wanted is None and real is None:
+                pairs += batch * heads * blocks * rows * (high - low)
+                touched += batch * heads * blocks * rows
                 continue
-            opened = None if mask is None else mask[None, :, :, low:high]
+            opened = None if wanted is None else wanted[..., low:high]
             if real is not None:
                 opened = real[..., low:high] if opened is None else opened & real[..., low:high]
             assert opened is not None
-            opened = opened.expand(len(q), blocks, rows, -1)
-            counted.append(torch.stack([opened.sum(), opened.any(-1).sum()]))
+            opened = opened.expand(batch, -1, blocks, rows, -1)
+            counted.append(torch.stack([opened.sum(), opened.any(-1).sum()]) * (heads // opened.shape[1]))
     if counted:
         more = torch.stack(counted).sum(0).tolist()
         pairs, touched = pairs + more[0], touched + more[1]
-    heads, size, across = q.shape[1], q.shape[3], _across(q.shape[3], hardware)
+    size, across = q.shape[3], _across(q.shape[3], hardware)
     value_size = v.shape[3]
-    return heads * Counts(
+    return Counts(
         score_sense_lines=across * pairs,
         score_conversions=across * pairs,
         query_drives=size * touched,

@@ -81,7 +81,7 @@ class ChunkTensors(NamedTuple):
         rows: queries [B, H_kv, G, R, D], where R counts the rows of all heads that share keys.
         keys: [B, H_kv, G, L, D].
         values: [B, H_kv, G, L, D].
-        bias: 0 or −∞, [B or 1, 1, G or 1, R, L]; None: all attended.
+        bias: 0 or −∞, [B or 1, H_kv or 1, G or 1, R, L]; None: all attended.
         kept: dropout factors [B, H_kv, G, R, L]; None: no dropout.
         added: what is added to the scores, [B or 1, H_kv or 1, G, R, L]; None: nothing.
     """
@@ -205,8 +205,14 @@ def add_pairs(chunk: Chunk, total: Tensor, part: Tensor) -> None:
 
 def bias_of(chunk: Chunk, q: Tensor, k: Tensor, padding: Tensor | None) -> Tensor | None:
     """`ChunkTensors.bias` of a chunk: pairs outside the pattern, and padding keys (bool [B, N_keys], False)."""
-    mask, bias = chunk.mask(), None
-    if mask is not None:
+    mask, pairs, bias = chunk.mask(), chunk.pairs(), None
+    if pairs is not None:
+        group = q.shape[1] // k.shape[1]
+        if pairs.shape[1] == 1:
+            bias = _bias(pairs, q.dtype).repeat(1, 1, group, 1)[:, :, None]
+        else:
+            bias = fold(_bias(pairs, q.dtype)[:, :, None], k.shape[1])
+    elif mask is not None:
         bias = _bias(mask, q.dtype).repeat(1, q.shape[1] // k.shape[1], 1)[None, None]
     if padding is not None:
         real = chunk.take_keys(_bias(padding, q.dtype)[:, None, :, None])[..., 0][:, :, :, None, :]  # [B, 1, G, 1, L]

@@ -14,7 +14,8 @@ from crossbar.native.sizes import at_once
 SCORES = 2**20
 """Scores of a chunk on a CPU: 4 MiB of float32, so that passes over them stay in cache and few calls wake threads."""
 
-_MOST = 2**26  # scores of a chunk on any other device: bounds its memory, for caches do not matter there
+MOST = 2**26
+"""Scores of a chunk on any other device: bounds its memory, for caches do not matter there."""
 
 
 class Chunk(NamedTuple):
@@ -49,6 +50,10 @@ class Chunk(NamedTuple):
         if bool((which == which[0]).all()):
             return rows[int(which[0])][None]
         return rows.index_select(0, which.to(rows.device))
+
+    def pairs(self) -> Tensor | None:
+        """Attended pairs of each head, bool [B or 1, H or 1, R, L]; None where heads do not differ, as `mask` says."""
+        return None if self.group.pairs is None else self.group.pairs(self.low, self.high)
 
     def take_queries(self, x: Tensor) -> Tensor:
         """Query rows of ``x`` [B, H, N_queries, ·]: [B, H, G, R, ·], a view where they are one range."""
@@ -122,7 +127,7 @@ def chunks(schedule: Schedule, heads: int) -> Iterator[Chunk]:
         heads: query heads times sequences, which each chunk computes together.
     """
     for group in schedule.groups:
-        most = min(at_once(SCORES, group.queries.device), _MOST)
+        most = min(at_once(SCORES, group.queries.device), MOST)
         blocks, rows, keys = group.shape
         together = max(1, most // (heads * rows * keys))
         height = rows if together > 1 else max(1, min(rows, 8 * most // (heads * keys)))

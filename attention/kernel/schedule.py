@@ -9,6 +9,7 @@ attend many times more keys than most others get blocks of their own.
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from functools import lru_cache
 from typing import Protocol
@@ -18,6 +19,7 @@ from torch import Tensor
 
 from attention.kernel.query_blocks import Block, blocks_of
 from attention.patterns.base import Intersection, Pattern, Piece, Union
+from crossbar.native import gpu
 
 
 class Tiles(Protocol):
@@ -56,6 +58,8 @@ class Group:
         ordered: whether the queries are one unbroken range, block after block.
         first_queries: of each block, where they are ordered: the host knows without asking the device.
         first_keys: of each block after the shared ones, where there is a step.
+        pairs: of a group of one block whose pairs are made when they are needed: those of its rows ``low`` to ``high``
+            (excluded), bool [B or 1, H or 1, rows, L]; None: they are in ``masks``.
     """
 
     queries: Tensor
@@ -68,6 +72,7 @@ class Group:
     ordered: bool
     first_queries: tuple[int, ...] = ()
     first_keys: tuple[int, ...] = ()
+    pairs: Callable[[int, int], Tensor] | None = None
 
     @property
     def shape(self) -> tuple[int, int, int]:
@@ -76,8 +81,8 @@ class Group:
 
     def to(self, device: torch.device) -> Group:
         """The group with what chunks take of tensors on a device."""
-        masks = None if self.masks is None else self.masks.to(device)
-        return replace(self, queries=self.queries.to(device), keys=self.keys.to(device), masks=masks)
+        masks = None if self.masks is None else gpu.sent(self.masks, device)
+        return replace(self, queries=gpu.sent(self.queries, device), keys=gpu.sent(self.keys, device), masks=masks)
 
 
 @dataclass(frozen=True, eq=False)
@@ -271,9 +276,9 @@ def _group(blocks: list[Block], bounds: tuple[int, ...], device: torch.device) -
     shared, step = _run(keys)
     flat = queries.flatten()
     return Group(
-        queries=queries.to(device),
-        keys=keys.to(device),
-        masks=None if full else torch.stack(masks).to(device),
+        queries=gpu.sent(queries, device),
+        keys=gpu.sent(keys, device),
+        masks=None if full else gpu.sent(torch.stack(masks), device),
         which=None if full else torch.tensor(which, device="cpu"),
         bounds=bounds,
         shared=shared,

@@ -12,10 +12,11 @@ from attention.activation import Saturating
 from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import askers
 from attention.kernel.blocks import Options, merge, shared_heads
+from attention.kernel.fused import Kernels, asked_for, block_for, why_not
 from attention.memory.address_map import AddressMap
 from attention.memory.booking import book_row_reads, book_row_writes
 from attention.memory.description import Memory
-from attention.memory.open_rows import OpenRows, open_rows, resident_pairs
+from attention.memory.open_rows import OpenRows, open_chunks, open_rows, resident_pairs
 from attention.memory.report import MemoryReport
 from attention.memory.row_tiles import ProgrammedRows, RowTiles
 from attention.patterns.base import Pattern
@@ -26,6 +27,7 @@ from crossbar import presets
 from crossbar.costs.ledger import book, counting
 from crossbar.devices import GainCell
 from crossbar.errors import InputError, require_number
+from crossbar.native import gpu
 from crossbar.random.streams import Key
 
 
@@ -118,8 +120,8 @@ class AnalogMemory:
         host = torch.arange(first, end, device="cpu")
         keeps = (host < addresses.sinks) | (host >= end - addresses.ring)
         slots = addresses.slot(host[keeps])
-        needed, chosen = int(slots.max()) + 1, None if bool(keeps.all()) else keeps.nonzero()[:, 0].to(k.device)
-        slots = slots.to(k.device)
+        needed, chosen = int(slots.max()) + 1, None if bool(keeps.all()) else gpu.sent(keeps.nonzero()[:, 0], k.device)
+        slots = gpu.sent(slots, k.device)
         for tiles, rows in zip((self.keys, self.values), fresh, strict=True):
             tiles.store(slots, rows if chosen is None else rows.take(chosen), needed, addresses.capacity)
         self.writes.index_add_(0, addresses.slot(host), torch.ones(n, dtype=torch.int64, device="cpu"))
@@ -255,7 +257,7 @@ class AnalogMemory:
         output = q.new_empty(*q.shape[:3], self._value_size)
         lse = q.new_empty(q.shape[:3], dtype=torch.promote_types(q.dtype, torch.float32))
         for own, heads in found.items():
-            index = torch.tensor(heads, device=q.device)
+            index = gpu.sent(torch.tensor(heads, device="cpu"), q.device)
             part, part_lse = self._attend(q.index_select(1, index), own, options.heads(index), heads)
             output.index_copy_(1, index, part.to(q.dtype))
             lse.index_copy_(1, index, part_lse)
@@ -280,7 +282,7 @@ class AnalogMemory:
             for tiles, rows, role in zip((self.keys, self.values), stored, ("keys", "values"), strict=True)
         )
         if heads is not None:
-            shared = shared_heads(heads, self._group).to(q.device)
+            shared = gpu.sent(shared_heads(heads, self._group), q.device)
             keys, values = keys.heads(shared), values.heads(shared)
         if self.memory.key_scale == "channel":  # folded into the query, which so has a scale for each of its own lines
             assert self.keys.fixed is not None
@@ -296,7 +298,12 @@ class AnalogMemory:
             heads=None if heads is None else tuple(heads),
             places=opened.places,
         )
-        output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, noise)
+        kernels, narrow = None, keys.digits.dtype == torch.float32 and asked_for(None, q.device)
+        wide = values.digits.shape[3]
+        if narrow and why_not(q, keys.digits.shape[2], self.hardware, options, wide) is None:
+            block = block_for(q.shape[2], q.shape[3])
+            kernels = Kernels(open_chunks(pattern, q.shape[2], self.tokens, q.device, self.addresses, block))
+        output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, noise, fused=kernels)
         assert lse is not None
         return output, lse
 

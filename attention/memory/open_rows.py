@@ -9,11 +9,13 @@ import torch
 from torch import Tensor
 
 from attention.kernel.analog import Places
+from attention.kernel.fused import Chunks, placed_chunks
 from attention.kernel.schedule import Schedule, placed
 from attention.memory.address_map import AddressMap
 from attention.patterns.base import Pattern
 from attention.patterns.resident import Resident
 from crossbar.backends.protocol import RowNumbers
+from crossbar.native import gpu
 from crossbar.random.streams import Key
 
 
@@ -54,9 +56,24 @@ def open_rows(pattern: Pattern, queries: int, tokens: int, device: torch.device,
         number, line = addresses.tile(positions), addresses.line(positions)
         touched, tile = number.unique(return_inverse=True)
         numbers, slots = tuple(touched.tolist()), addresses.slot(positions)
-        positions, slots, tile, line, number = (x.to(device) for x in (positions, slots, tile, line, number))
+        positions, slots, tile, line, number = (gpu.sent(x, device) for x in (positions, slots, tile, line, number))
         places = Places(number, line, addresses.tiles)
         return OpenRows(positions, schedule, slots, numbers, tile, line, addresses.rows, places)
+
+
+@lru_cache(maxsize=64)
+def open_chunks(
+    pattern: Pattern,
+    queries: int,
+    tokens: int,
+    device: torch.device,
+    addresses: AddressMap,
+    block: tuple[int, int],
+) -> Chunks:
+    """The same rows as the kernels of GPUs take them; arguments as in `open_rows` and `placed_chunks`."""
+    positions, _ = placed(pattern, queries, tokens, tokens - queries, device, addresses)
+    places = positions, addresses.tile(positions), addresses.line(positions)
+    return placed_chunks(pattern, queries, tokens, places, addresses.rows, device, block)
 
 
 @lru_cache(maxsize=64)

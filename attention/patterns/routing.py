@@ -9,13 +9,15 @@ from typing import ClassVar, Protocol
 import torch
 from torch import Tensor
 
+from attention.patterns import selection
 from attention.patterns.base import Compound, Pattern
 from attention.patterns.family import Constant, Family
 from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import Spans
 from attention.patterns.rows import LARGEST
-from attention.patterns.selection import Selected, Selecting, require_scores
+from attention.patterns.selection import Chosen, Selected, Selecting, require_scores
 from crossbar.errors import InputError, require_whole
+from crossbar.native import gpu
 from crossbar.random.streams import normal
 
 _MOST_CLUSTERS = 4096  # each token is compared with each; √n of n tokens are usual
@@ -70,19 +72,25 @@ class Routing(Selecting):
         require_scores(q, k, mask)
         require_whole("offset", offset, least=0, most=LARGEST)
         (batch, heads), n_keys = q.shape[:2], k.shape[2]
-        real = torch.ones(batch, n_keys, dtype=torch.bool, device="cpu") if mask is None else mask.cpu()
+        where = q.device
+        real = torch.ones(batch, n_keys, dtype=torch.bool, device=where) if mask is None else mask
         with torch.no_grad():
             near_q, near_k = self._similarity(q), self._similarity(k.repeat_interleave(heads // k.shape[1], 1))
             real = real[:, None].expand(-1, heads, -1)
             if self.is_causal:
                 keys, first, last, order = self._last_keys(near_q, near_k, real, offset)
+                if selection.stays(where):
+                    return Chosen(_Clusters(keys, first, last, order, offset), str(self), is_causal=True)
                 return per_sequence(
                     batch,
                     lambda b: PerHead(
                         [Clustered(keys[b, h], first[b, h], last[b, h], order[b, h], offset) for h in range(heads)]
                     ),
                 )
-            start, order = self._top_keys(near_q, near_k, real, offset)
+            keys, takes, order = self._taken(near_q, near_k, real, offset)
+            if selection.stays(where):
+                return Chosen(_Taken(_members(keys, n_keys), takes, order, offset), str(self))
+            start = self._top_keys(keys, takes, n_keys)
             stop = torch.where(start < n_keys, start + 1, start)
             return per_sequence(
                 batch,
@@ -96,9 +104,9 @@ class Routing(Selecting):
 
     def _similarity(self, x: Tensor) -> Tensor:
         if self.centroids is not None:
-            return self.centroids.similarity(x).cpu()
+            return self.centroids.similarity(x)
         directions = random_directions(x.shape[1], self.clusters, x.shape[3], self.seed)
-        return similarity(x, directions.to(x.device)).cpu()
+        return similarity(x, gpu.sent(directions, x.device))
 
     def _last_keys(
         self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int
@@ -113,11 +121,13 @@ class Routing(Selecting):
         n_queries, n_keys = near_q.shape[2], near_k.shape[2]
         own, cluster = near_q.argmax(3), torch.where(real, near_k.argmax(3), self.clusters)
         by_cluster = cluster.argsort(dim=2, stable=True)  # keys of a cluster next to one another, in their order
-        members = torch.zeros(*cluster.shape[:2], self.clusters + 1, n_keys + 1, dtype=torch.int32, device="cpu")
+        members = torch.zeros(
+            *cluster.shape[:2], self.clusters + 1, n_keys + 1, dtype=torch.int32, device=near_q.device
+        )
         members[..., 1:].scatter_(2, cluster[:, :, None], 1)
         members = members.cumsum(3)  # [cluster, j]: how many of its keys stand before j
         first = members[..., -1].cumsum(2) - members[..., -1]
-        position = torch.arange(offset, offset + n_queries, device="cpu")
+        position = torch.arange(offset, offset + n_queries, device=near_q.device)
         until = (position + 1).clamp(max=n_keys)
         before = members.flatten(2).gather(2, own * (n_keys + 1) + until)
         end = first.gather(2, own) + before
@@ -128,34 +138,106 @@ class Routing(Selecting):
         begin, end = torch.where(alone, itself, begin), torch.where(alone, itself + 1, end)
         return by_cluster, begin, end, own.argsort(dim=2, stable=True)
 
-    def _top_keys(self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int) -> tuple[Tensor, Tensor]:
-        """For each query all keys of the clusters that take it; arguments as in `_last_keys`.
+    def _taken(self, near_q: Tensor, near_k: Tensor, real: Tensor, offset: int) -> tuple[Tensor, Tensor, Tensor]:
+        """Keys of each cluster, and which take each query; arguments as in `_last_keys`.
 
         Returns:
-            Keys [B, H, N_queries, S], N_keys where there is none, and queries of a cluster next to one another.
+            Keys [B, H, C, w], N_keys where there is none; bool [B, H, N_queries, C]; queries of a cluster next to one
+            another.
         """
         n_queries, n_keys = near_q.shape[2], near_k.shape[2]
         values, keys = near_k.masked_fill(~real[..., None], -torch.inf).topk(min(self.top, n_keys), 2)
-        keys = torch.where(values == -torch.inf, n_keys, keys).transpose(2, 3)  # [B, H, C, w]
+        keys = torch.where(values == -torch.inf, n_keys, keys).transpose(2, 3)
         nearest = near_q.argmax(3, keepdim=True)
         if n_queries == n_keys and offset == 0:  # then padding is known among queries too
             near_q = near_q.masked_fill(~real[..., None], -torch.inf)
         values, taken = near_q.topk(min(self.top, n_queries), 2)
-        takes = torch.zeros(*near_q.shape[:3], self.clusters, dtype=torch.bool, device="cpu")
+        takes = torch.zeros(*near_q.shape[:3], self.clusters, dtype=torch.bool, device=near_q.device)
         takes.scatter_(2, taken, values > -torch.inf)
         takes.scatter_(3, nearest, takes.gather(3, nearest) | ~takes.any(3, keepdim=True))
-        order = nearest[..., 0].argsort(dim=2, stable=True)
+        return keys, takes, nearest[..., 0].argsort(dim=2, stable=True)
+
+    def _top_keys(self, keys: Tensor, takes: Tensor, n_keys: int) -> Tensor:
+        """For each query all keys of the clusters that take it, [B, H, N_queries, S], N_keys where there is none."""
         most = int(takes.sum(3).max())
         if most * keys.shape[3] > n_keys:  # then a row for each query that names every key is the smaller table
-            member = torch.zeros(*keys.shape[:3], n_keys + 1, device="cpu").scatter_(3, keys, 1.0)[..., :n_keys]
-            attended = takes.to(member.dtype) @ member > 0
-            return torch.where(attended, torch.arange(n_keys, device="cpu"), n_keys), order
+            attended = takes.to(torch.float32) @ _members(keys, n_keys) > 0
+            return torch.where(attended, torch.arange(n_keys, device="cpu"), n_keys)
         # Each query's clusters, rising, and after them a cluster that has no keys.
         keys = torch.cat([keys, keys.new_full((*keys.shape[:2], 1, keys.shape[3]), n_keys)], 2)
         numbers = torch.where(takes, torch.arange(self.clusters, device="cpu"), self.clusters)
         clusters = numbers.sort(3).values[..., :most]
         place = clusters.flatten(2)[..., None].expand(-1, -1, -1, keys.shape[3])
-        return keys.gather(2, place).view(*clusters.shape[:3], -1), order
+        return keys.gather(2, place).view(*clusters.shape[:3], -1)
+
+
+def _members(keys: Tensor, n_keys: int) -> Tensor:
+    """Which keys clusters have, float32 0 or 1 [B, H, C, N_keys]; ``keys`` as `Routing._taken` gives them."""
+    member = torch.zeros(*keys.shape[:3], n_keys + 1, device=keys.device).scatter_(3, keys, 1.0)
+    return member[..., :n_keys]
+
+
+@dataclass(frozen=True)
+class _Clusters:
+    """A `Choice`: what `Clustered` takes, with [B, H] before its dimensions."""
+
+    keys: Tensor
+    begin: Tensor
+    end: Tensor
+    order: Tensor
+    offset: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and H."""
+        return self.keys.shape[0], self.keys.shape[1]
+
+    def pairs(self, first: int, last: int, n_keys: int) -> Tensor:
+        """See `Choice.pairs`."""
+        place = self.keys.argsort(2)[:, :, None, :n_keys]
+        begin, end = (x[:, :, first:last, None] for x in (self.begin, self.end))
+        return (place >= begin) & (place < end)
+
+    def part(self, sequences: slice, heads: slice) -> _Clusters:
+        """See `Choice.part`."""
+        keys, begin, end, order = (x[sequences, heads] for x in (self.keys, self.begin, self.end, self.order))
+        return _Clusters(keys, begin, end, order, self.offset)
+
+    def pattern(self) -> Clustered:
+        """See `Choice.pattern`."""
+        keys, begin, end, order = (x[0, 0].cpu() for x in (self.keys, self.begin, self.end, self.order))
+        return Clustered(keys, begin, end, order, self.offset)
+
+
+@dataclass(frozen=True)
+class _Taken:
+    """A `Choice`: `_members`, and which clusters take each query, bool [B, H, N_queries, C]."""
+
+    members: Tensor
+    takes: Tensor
+    order: Tensor
+    offset: int
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and H."""
+        return self.takes.shape[0], self.takes.shape[1]
+
+    def pairs(self, first: int, last: int, n_keys: int) -> Tensor:
+        """See `Choice.pairs`."""
+        return self.takes[:, :, first:last].to(self.members.dtype) @ self.members[..., :n_keys] > 0
+
+    def part(self, sequences: slice, heads: slice) -> _Taken:
+        """See `Choice.part`."""
+        members, takes, order = (x[sequences, heads] for x in (self.members, self.takes, self.order))
+        return _Taken(members, takes, order, self.offset)
+
+    def pattern(self) -> Selected:
+        """See `Choice.pattern`."""
+        attended = (self.takes[0, 0].to(self.members.dtype) @ self.members[0, 0] > 0).cpu()
+        n_keys = attended.shape[1]
+        start = torch.where(attended, torch.arange(n_keys, device="cpu"), n_keys)
+        return Selected(start, torch.where(attended, start + 1, start), self.offset, self.order[0, 0].cpu())
 
 
 @dataclass(frozen=True)

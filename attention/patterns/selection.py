@@ -3,8 +3,9 @@
 from __future__ import annotations
 
 from abc import abstractmethod
-from dataclasses import dataclass, field
-from typing import ClassVar, Literal, NoReturn, get_args
+from dataclasses import dataclass, field, replace
+from functools import cached_property
+from typing import ClassVar, Literal, NoReturn, Protocol, get_args
 
 import torch
 from torch import Tensor
@@ -74,6 +75,139 @@ class Selected(Family):
         return f"<keys selected for queries {self.offset} to {self.offset + len(self.start) - 1}>"
 
 
+def stays(device: torch.device) -> bool:
+    """Whether selections stay on a device (`Chosen`), where the host would have to wait for them."""
+    return device.type != "cpu"
+
+
+class Choice(Protocol):
+    """Which keys queries [B, H, N_queries] chose, on the device where their scores are; never asked by the host."""
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and H."""
+        ...
+
+    def pairs(self, first: int, last: int, n_keys: int) -> Tensor:
+        """Whether queries of rows ``first`` to ``last`` (excluded) chose keys: bool [B, H, last - first, n_keys]."""
+        ...
+
+    def part(self, sequences: slice, heads: slice) -> Choice:
+        """That of some sequences and heads."""
+        ...
+
+    def pattern(self) -> Pattern:
+        """The same on the host, of one head of one sequence."""
+        ...
+
+
+@dataclass(frozen=True, eq=False)
+class Chosen(Family):
+    """What a selection on a GPU is: pairs that stay there until the host asks for one. No text.
+
+    Args:
+        choice: of all heads of all sequences.
+        text: what it was made by.
+    """
+
+    choice: Choice
+    text: str
+    name: ClassVar[str] = "chosen"
+    cost: ClassVar[str] = "O(n k)"
+    shift_invariant: ClassVar[bool] = False
+
+    @property
+    def n_heads(self) -> int | None:  # type: ignore[override]  # here it depends on the choice
+        """Where there are several."""
+        return self.choice.shape[1] if self.choice.shape[1] > 1 else None
+
+    @property
+    def n_sequences(self) -> int | None:  # type: ignore[override]  # as above
+        """Where there are several."""
+        return self.choice.shape[0] if self.choice.shape[0] > 1 else None
+
+    def sequence(self, index: int) -> Pattern:
+        """That of one sequence."""
+        return self._part(slice(index, index + 1), slice(None)) if self.n_sequences else self
+
+    def head(self, index: int) -> Pattern:
+        """That of one head."""
+        return self._part(slice(None), slice(index, index + 1)) if self.n_heads else self
+
+    def _part(self, sequences: slice, heads: slice) -> Chosen:
+        return replace(self, choice=self.choice.part(sequences, heads))
+
+    @cached_property
+    def _host(self) -> Pattern:
+        if self.choice.shape != (1, 1):
+            raise InputError(f"{self.bare_text()} are not one pattern: choose with pattern.sequence(b) and .head(h)")
+        return self.choice.pattern()
+
+    def allowed(self, query: Tensor, key: Tensor) -> Tensor:
+        """As the host has it: of one head of one sequence."""
+        return self._host.allowed(query, key)
+
+    def spans(self, query: Tensor, n_keys: int) -> Spans:
+        """As the host has them: of one head of one sequence."""
+        return self._host.spans(query, n_keys)
+
+    def bare_text(self) -> str:
+        """For example ``<keys chosen by topk(32)>``."""
+        return f"<keys chosen by {self.text}>"
+
+
+@dataclass(frozen=True)
+class Intervals:
+    """A `Choice` of intervals.
+
+    Attributes:
+        start, stop: int64 [B, H, N_queries, S].
+        single: whether none holds more than one key.
+        offset: position of the first query.
+        is_causal: whether a query attends no later key.
+    """
+
+    start: Tensor
+    stop: Tensor
+    single: bool
+    offset: int
+    is_causal: bool
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """B and H."""
+        return self.start.shape[0], self.start.shape[1]
+
+    def pairs(self, first: int, last: int, n_keys: int) -> Tensor:
+        """See `Choice.pairs`."""
+        start, stop = (x[:, :, first:last] for x in (self.start, self.stop))
+        if self.is_causal:
+            until = torch.arange(self.offset + first + 1, self.offset + last + 1, device=start.device)
+            stop = torch.minimum(stop, until[:, None])
+        if self.single:
+            start = torch.where(stop > start, start, n_keys).clamp_(max=n_keys)
+            pairs = torch.zeros(*start.shape[:3], n_keys + 1, dtype=torch.bool, device=start.device)
+            return pairs.scatter_(3, start, True)[..., :-1]
+        return held(start, stop, n_keys)
+
+    def part(self, sequences: slice, heads: slice) -> Intervals:
+        """See `Choice.part`."""
+        return replace(self, start=self.start[sequences, heads], stop=self.stop[sequences, heads])
+
+    def pattern(self) -> Selected:
+        """See `Choice.pattern`."""
+        return Selected(self.start[0, 0], self.stop[0, 0], self.offset, is_causal=self.is_causal)
+
+
+def held(start: Tensor, stop: Tensor, n_keys: int) -> Tensor:
+    """Whether any of intervals [..., S] holds each of ``n_keys`` keys, bool [..., n_keys]; on any device."""
+    start, stop = start.clamp(0, n_keys), stop.clamp(0, n_keys)
+    there = (stop > start).to(torch.int16)
+    change = torch.zeros(*start.shape[:-1], n_keys + 1, dtype=torch.int16, device=start.device)
+    change.scatter_add_(-1, start, there).scatter_add_(-1, stop, -there)
+    return change.cumsum(-1, dtype=torch.int16)[..., :-1] > 0
+
+
 @dataclass(frozen=True)
 class Selecting(Family):
     """A family whose pairs depend on queries and keys, one choice for each query of each head."""
@@ -105,6 +239,9 @@ class Selecting(Family):
 class Scoring(Selecting):
     """A family in which each query chooses by its scores with keys, or with what stands for several keys."""
 
+    single: ClassVar[bool]
+    """Whether an interval that is chosen is one key."""
+
     @abstractmethod
     def targets(self, k: Tensor, real: Tensor | None) -> tuple[Tensor, Tensor]:
         """What queries are scored against, [H, M, D], and which of it there is, bool [M].
@@ -125,13 +262,16 @@ class Scoring(Selecting):
         """
 
     def select(self, q: Tensor, k: Tensor, *, mask: Tensor | None = None, offset: int = 0) -> Pattern:
-        """See `Pattern.select`; scores are computed in chunks, in float32 or better: O(n²) time, O(n) memory."""
+        """See `Pattern.select`; scores are computed in chunks, in float32 or better: O(n²) time, O(n) memory.
+
+        Of tensors that are not on the CPU it is `Chosen`, and the host waits for nothing.
+        """
         require_scores(q, k, mask)
         require_whole("offset", offset, least=0, most=LARGEST)
         heads, n_queries = q.shape[1], q.shape[2]
         dtype = torch.float64 if q.dtype == torch.float64 else torch.float32
 
-        def of_sequence(b: int) -> Pattern:
+        def of_sequence(b: int) -> Spans:
             keys = k[b].detach().to(dtype).repeat_interleave(heads // k.shape[1], 0)
             targets, there = self.targets(keys, None if mask is None else mask[b])
             chunk = max(1, _SCORES // targets.shape[:2].numel())
@@ -140,10 +280,16 @@ class Scoring(Selecting):
                 queries = q[b, :, first : first + chunk].detach().to(dtype)
                 position = torch.arange(first, first + queries.shape[1], device=q.device) + offset
                 chosen.append(self.choose(queries @ targets.transpose(1, 2), there, position))
-            start, stop = torch.cat([c.start for c in chosen], 1), torch.cat([c.stop for c in chosen], 1)
+            return Spans(torch.cat([c.start for c in chosen], 1), torch.cat([c.stop for c in chosen], 1))
+
+        def on_host(b: int) -> Pattern:
+            start, stop = of_sequence(b)
             return PerHead([Selected(start[h], stop[h], offset, is_causal=self.is_causal) for h in range(heads)])
 
-        return per_sequence(q.shape[0], of_sequence)
+        if not stays(q.device):
+            return per_sequence(q.shape[0], on_host)
+        start, stop = (torch.stack(x) for x in zip(*map(of_sequence, range(q.shape[0])), strict=True))
+        return Chosen(Intervals(start, stop, self.single, offset, self.is_causal), str(self), is_causal=self.is_causal)
 
 
 @dataclass(frozen=True)
@@ -165,6 +311,7 @@ class TopK(Scoring):
     k: int
     gradient: Gradient = "chosen"
     name: ClassVar[str] = "topk"
+    single: ClassVar[bool] = True
     cost: ClassVar[str] = "O(n k), scoring O(n²)"
 
     def __post_init__(self) -> None:
@@ -203,6 +350,7 @@ class BlockTopK(Scoring):
     block: int
     k: int
     name: ClassVar[str] = "blocktopk"
+    single: ClassVar[bool] = False
     cost: ClassVar[str] = "O(n k b), scoring O(n² / b)"
     shift_invariant: ClassVar[bool] = False
 

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
@@ -137,6 +139,16 @@ class Ledger:
 def counting() -> bool:
     """Whether a ledger is open, so that callers can skip working out counts that nobody reads."""
     return bool(_active.get())
+
+
+@contextmanager
+def unbooked() -> Iterator[None]:
+    """Count nothing meanwhile, in this thread: for work that an emulation does and hardware would not."""
+    token = _active.set(())
+    try:
+        yield
+    finally:
+        _active.reset(token)
 
 
 def book(layer: str, name: str, count: int, bits: int | None = None) -> None:

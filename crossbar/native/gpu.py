@@ -19,6 +19,7 @@ from typing import Any
 
 import numpy as np
 import torch
+from torch import Tensor
 
 OPTIONS = {"enable_fp_fusion": False}
 """With which every kernel is launched."""
@@ -54,6 +55,13 @@ def serves(device: torch.device) -> bool:
 def on(device: torch.device) -> AbstractContextManager[Any]:
     """Launch kernels on the device that their tensors are on, which of several GPUs need not be the present one."""
     return torch.cuda.device(device) if device.type == "cuda" else nullcontext()
+
+
+def sent(tensor: Tensor, device: torch.device) -> Tensor:
+    """A tensor of the CPU on another device, without waiting for what that has to do before."""
+    if device.type != "cuda" or not torch.cuda.is_available():
+        return tensor.to(device)
+    return tensor.contiguous().pin_memory().to(device, non_blocking=True)
 
 
 def word(bits: int) -> int:

@@ -20,6 +20,7 @@ from crossbar.costs.ledger import book, counting
 from crossbar.devices import State
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware, WriteVerify
+from crossbar.nn import operator
 from crossbar.nn.per_thread import PerThread
 from crossbar.random.streams import Stream
 from crossbar.tiles import mapping
@@ -91,6 +92,7 @@ class AnalogLinear(nn.Module):
         bypass: compute with the digital layer instead (`crossbar.bypassed`), in the thread that sets it.
         reads: index of the next read since programming or `reset_reads`; each thread counts its own.
         replaying: reads repeat earlier ones (`crossbar.replayed_reads`), in the thread that sets it.
+        number, calls: by which compiled graphs know it, and how often they called it (`crossbar.nn.operator`), 0-d.
     """
 
     digital: nn.Module | None
@@ -104,6 +106,8 @@ class AnalogLinear(nn.Module):
     output_offset: Tensor | None
     adapter_down: Tensor | None
     adapter_up: Tensor | None
+    number: Tensor
+    calls: Tensor
 
     books_itself = True
     """It counts what it does in open ledgers (`crossbar.costs.digital_layers`)."""
@@ -126,8 +130,14 @@ class AnalogLinear(nn.Module):
         self.register_buffer("_weight", weight.detach() if isinstance(weight, Tensor) else None, persistent=False)
         self.cells = TileArray(self._mapped_weight, hardware, name, devices)
         self.register_buffer("column_gain", self._unit_gain(), persistent=False)
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=self.scales.device), persistent=False)
+        self.number = operator.entered(self)
         self._reads, self._bypass, self._replaying = PerThread(0), PerThread(False), PerThread(False)
         self.drop_corrections()
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
+        self.number = operator.entered(self)
 
     _weight: Tensor | None
 
@@ -161,16 +171,18 @@ class AnalogLinear(nn.Module):
     def forward(self, x: Tensor) -> Tensor:
         """``[..., I]`` to ``[..., O]``, in the dtype of ``x``; computed in float32, or float64 for float64 weights.
 
-        `torch.compile` compiles what is around an analog layer and calls the layer as it is.
+        In graphs of `torch.compile` and `torch.export` it is one operation (`crossbar.nn.operator`).
 
         Raises:
             InputError: for inputs of another size or kind, and when gradient checkpointing reads the layer again
                 without its noise (`crossbar.replayed_reads`).
         """
         if torch.compiler.is_compiling():
-            # Keyed noise is drawn outside of compiled graphs. As a decorator this would load torch's compiler for all.
-            called: Tensor = torch.compiler.disable(self._forward)(x)
-            return called
+            return operator.call(self, x)
+        return self._forward(x)
+
+    def read(self, x: Tensor) -> Tensor:
+        """`forward` of a graph that runs, which is not being made."""
         return self._forward(x)
 
     def _forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
@@ -197,6 +209,11 @@ class AnalogLinear(nn.Module):
         else:  # in one pass, whatever the dtypes
             y = torch.add(y, bias, out=y if y.dtype == x.dtype else torch.empty_like(y, dtype=x.dtype))
         return y.view(*x.shape[:-1], self.out_features)
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that outputs depend on, those of the digital layer among them, in an order of their own."""
+        source = [] if self._source is None or self.digital is not None else [*self._source.module.parameters()]
+        return [*self.parameters(), *source]
 
     def digital_outputs(self, x: Tensor) -> Tensor:
         """What the digital layer computes, or a matrix by itself."""

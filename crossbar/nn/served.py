@@ -13,6 +13,9 @@ from crossbar.hardware import Hardware
 from crossbar.native import gpu
 from crossbar.nn.linear import AnalogLinear
 
+OVER_ROWS = "attention over rows of cells"
+"""The kind of work that `attention` has kernels for on a GPU, which come before the backends."""
+
 
 @dataclass(frozen=True)
 class Served:
@@ -57,7 +60,7 @@ def _works(hardware: Hardware) -> Iterator[tuple[str, Work, bool]]:
     yield "layers", read, False
     yield "layers in training", _once(read), True
     columns = Columns((Product(None, one, one),), (1, 1, 1), 1.0, hardware, 1.0)
-    yield "attention over rows of cells", columns, False
+    yield OVER_ROWS, columns, False
     place = torch.zeros(1, dtype=torch.int64, device="cpu")
     numbers = RowNumbers((0, "served"), (0,), place, place, 1)
     rows = AgedRows({"programmed": one.view(1, 1, 1, 1, 1)}, place, place.double(), numbers, hardware)

@@ -39,6 +39,22 @@ def test_forward_and_backward_wait_for_nothing(pattern, hardware):
     assert output.device == inputs[1].grad.device == META
 
 
+SELECTIONS = [
+    "topk(5)", "causal(topk(5, straight) | window(4))", "causal(blocktopk(16, 3) & dense)", "routing(3, 20)",
+    "causal(routing(3, 20) | window(4))", "heads(topk(3), window(4), blocktopk(16, 2), dense)",
+]  # fmt: skip
+
+
+@pytest.mark.parametrize("hardware", [None, PCM], ids=["digital", "pcm"])
+@pytest.mark.parametrize("pattern", SELECTIONS)
+def test_selections_stay_where_the_scores_are(pattern, hardware):
+    inputs = tensors(90, batch=2, requires_grad=True)
+    mask = torch.ones(2, 90, dtype=torch.bool, device=META)
+    output, lse = gated_attention(*inputs, parse(pattern), hardware=hardware, mask=mask, return_lse=True)
+    (output.sum() + lse.sum()).backward()
+    assert output.device == inputs[1].grad.device == META
+
+
 def test_hierarchical_and_delivered_events_wait_for_nothing():
     for options in (
         {"pattern": parse("causal(hierarchical(8, 2))")},

@@ -106,7 +106,12 @@ def test_gpus_are_named(monkeypatch):
 @pytest.mark.parametrize(
     ("version", "reason", "found", "remedy"),
     [
-        ("3.6.0", None, "3.6.0: products in integers, opened rows, phase-change cells and random", ""),
+        (
+            "3.6.0",
+            None,
+            "3.6.0: products in integers, opened rows, attention on them, phase-change cells and random",
+            "",
+        ),
         (None, "Triton is not installed", "not installed: all by backend eager", "install Triton: pip install triton"),
         (
             "3.6.0",
@@ -125,6 +130,7 @@ def test_what_triton_serves_on_a_gpu(monkeypatch, version, reason, found, remedy
     assert check.found.startswith(found)
     assert reason is None or check.found.endswith(f"({reason})")
     assert (check.remedy, check.needed) == (remedy, False)
+    assert ("attention over rows of cells by triton" in finding("work on cuda").found) == (reason is None)
 
 
 def test_a_driver_without_a_torch_for_it_is_a_note(monkeypatch, tmp_path):

@@ -56,9 +56,6 @@ class Blocks(NamedTuple):
 
 def refuses_gradient(read: Read) -> str | None:
     """Of what gradients cannot be had here; None: of nothing that asks for one."""
-    for name, tensor in (("input ranges", read.input_range), ("ADC ranges", read.cells.adc_range)):
-        if tensor is not None and tensor.requires_grad:
-            return f"gradients of {name}"
     return "gradients of scales" if read.cells.scales.requires_grad else None
 
 
@@ -83,8 +80,9 @@ def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
 
 def multiply(read: Read, blocks: Blocks | None = None) -> Tensor:
     """`crossbar.backends.protocol.Backend.multiply`, float32."""
-    if torch.is_grad_enabled() and (read.x.requires_grad or _of_gradient(read) is not None):
-        product: Tensor = _Product.apply(read.x, read.cells.weight, read)  # type: ignore[no-untyped-call]  # torch's own
+    asked = (read.x, _of_gradient(read), read.input_range, read.cells.adc_range)
+    if torch.is_grad_enabled() and any(x is not None and x.requires_grad for x in asked):
+        product: Tensor = _Product.apply(read.x, read.cells.weight, *asked[2:], read)  # type: ignore[no-untyped-call]  # torch's own
         return product
     out = read.x.new_empty(len(read.x), read.cells.scales.shape[1], dtype=torch.float32)
     _sensed(read, out, columns=False, blocks=blocks)
@@ -106,42 +104,58 @@ def _of_gradient(read: Read) -> Tensor | None:
 
 
 class _Product(torch.autograd.Function):
-    """`multiply` with the gradients of `crossbar.backends.eager`: 1 inside the converters' ranges, 0 outside."""
+    """`multiply` with the gradients of `crossbar.backends.eager`: 1 inside the converters' ranges, 0 outside.
+
+    A learned range has the gradient of what it scales, and of what its codes leave of the numbers before them.
+    """
 
     @staticmethod
-    def forward(ctx: Any, x: Tensor, digits: Tensor, read: Read) -> Tensor:
+    def forward(
+        ctx: Any, x: Tensor, digits: Tensor, input_range: Tensor | None, adc_range: Tensor | None, read: Read
+    ) -> Tensor:
         tiles, outputs = read.cells.scales.shape
         out = x.new_empty(len(x), outputs, dtype=torch.float32)
-        inside = x.new_zeros(tiles, len(x), outputs, dtype=torch.int8)
+        left = ctx.needs_input_grad[3]
+        inside = x.new_zeros(tiles, len(x), outputs, dtype=torch.float16 if left else torch.int8)
         codes, full_scale = _sensed(read, out, columns=False, blocks=None, inside=inside)
         ctx.read = read._replace(x=read.x.detach())
-        ctx.save_for_backward(x, digits, inside, codes, full_scale)
+        ctx.save_for_backward(x, digits, inside, codes, full_scale, out if ctx.needs_input_grad[2] else None)
         return out
 
     @staticmethod
     @torch.autograd.function.once_differentiable
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, Tensor | None, None]:
-        x, digits, inside, codes, full_scale = ctx.saved_tensors
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
+        x, digits, inside, codes, full_scale, out = ctx.saved_tensors
         read: Read = ctx.read
-        dac, rows = read.hardware.dac, read.hardware.tile.rows
+        dac, adc, rows, scales = read.hardware.dac, read.hardware.adc, read.hardware.tile.rows, read.cells.scales
         assert dac is not None
+        assert adc is not None
         (slices, lines, outputs), (vectors, row_tiles) = digits.shape, (len(x), -(-digits.shape[1] // rows))
-        through = (inside * read.cells.scales.unsqueeze(1)).mul_(grad).view(slices, row_tiles, vectors, outputs)
+        of_x = of_digits = of_input = of_adc = None
+        if ctx.needs_input_grad[3]:
+            assert read.cells.adc_range is not None
+            each = torch.einsum("tbo,bo->to", inside.float(), grad * full_scale.unsqueeze(1))
+            each = each.mul_(scales).div_(adc.levels)
+            of_adc = each if read.cells.adc_range.dim() else each.sum()
+            inside = inside.abs() <= 0.5  # of a clipped number its code is left, 1 or more
+        through = (inside * scales.unsqueeze(1)).mul_(grad).view(slices, row_tiles, vectors, outputs)
         padding = (0, 0, 0, row_tiles * rows - lines)
-        of_x = of_digits = None
-        if ctx.needs_input_grad[0]:
+        if ctx.needs_input_grad[0] or ctx.needs_input_grad[2]:
             cells = F.pad(digits, padding).view(slices, row_tiles, rows, outputs)
             of_tiles = (through @ cells.transpose(2, 3)).sum(0) if slices > 1 else through[0] @ cells[0].transpose(1, 2)
             of_x = of_tiles.transpose(0, 1).reshape(vectors, -1)[:, :lines]
             clips = read.input_range is not None or dac.range == "static"
             if clips:  # no input is outside of a range that was found among them
                 of_x = of_x * ((x * (dac.levels / full_scale).unsqueeze(1)).abs() <= dac.levels + 0.5)
+            if ctx.needs_input_grad[2]:  # it scales the outputs, and the codes by its inverse
+                assert read.input_range is not None
+                of_input = ((grad * out).sum() - (of_x * x).sum()) / read.input_range.detach()
             of_x = of_x.to(x.dtype)
         if ctx.needs_input_grad[1]:
             drives = codes.view(vectors, row_tiles, -1)[:, :, :rows].permute(1, 2, 0).float()
             drives.mul_(full_scale / dac.levels)
             of_digits = (drives @ through).view(slices, -1, outputs)[:, :lines]
-        return of_x, of_digits, None
+        return of_x if ctx.needs_input_grad[0] else None, of_digits, of_input, of_adc, None
 
 
 class Driven(NamedTuple):
@@ -159,7 +173,8 @@ class Driven(NamedTuple):
 def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, inside: Tensor | None = None) -> Driven:
     """What the ADCs deliver, scaled and added up in ``out``, or column by column.
 
-    ``inside``: filled with 1 where a conversion is within its ADC's range, ``[T, B, O]`` int8.
+    ``inside``: filled with 1 where a conversion is within its ADC's range, ``[T, B, O]`` int8; or in float16 with what
+    codes have more than the numbers before them, and outside of the range with the codes.
     """
     from crossbar.backends.triton import triton_kernels as kernels
 
@@ -200,7 +215,8 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, insid
     kernels.multiply[(grid,)](
         codes, fixed.cells, constants, power, full_scale, out, inside, vectors, outputs, tiles, row_tiles,
         gpu.word(start), gpu.word(key), float(adc.levels),
-        PADDED=padded, SHIFT=rows <= _MOST_SHIFTED, EVEN=of_range < 2, INSIDE=inside is not None,
+        PADDED=padded, SHIFT=rows <= _MOST_SHIFTED, EVEN=of_range < 2,
+        INSIDE=inside is not None, LEFT=inside is not None and inside.dtype == torch.float16,
         BB=blocks.vectors, BO=blocks.columns, BK=min(padded, 256), GROUP=blocks.group, STAGES=blocks.stages,
         num_warps=blocks.warps, **flags, **gpu.OPTIONS,
     )  # fmt: skip

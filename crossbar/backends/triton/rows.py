@@ -51,7 +51,5 @@ def _counters(numbers: RowNumbers, width: int) -> tuple[Tensor, Tensor]:
     """Where each row's ``width`` normal numbers start, and their keys, int64 [L]; without waiting for the GPU."""
     device = numbers.tile.device
     found = torch.tensor([(stream.start, stream.word_key) for stream in numbers.streams(device)], device="cpu").t()
-    if device.type == "cuda":
-        found = found.contiguous().pin_memory().to(device, non_blocking=True)
-    start, key = found
+    start, key = gpu.sent(found, device)
     return start[numbers.tile] + numbers.line * words(width), key[numbers.tile].contiguous()

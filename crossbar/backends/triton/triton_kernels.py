@@ -220,17 +220,23 @@ def _steps(sums, numbers, factor, deviation, offset, variance, power,
 
 
 @triton.jit
+def _codes(steps, levels):
+    """What ADCs make of column sums in their steps."""
+    return nearest(clipped(steps, levels))
+
+
+@triton.jit
 def _converted(steps, levels, scale, unit, total):
     """What ADCs deliver, scaled and added to ``total``."""
-    return tl.fma(nearest(clipped(steps, levels)), scale[None, :] * unit[:, None], total)
+    return tl.fma(_codes(steps, levels), scale[None, :] * unit[:, None], total)
 
 
 @triton.jit(do_not_specialize=["vectors", "outputs", "tiles", "row_tiles", "start", "key"])
 def multiply(
     codes, cells, constants, power, full_scale, out, inside, vectors, outputs, tiles, row_tiles, start, key, levels,
     PADDED: tl.constexpr, SHIFT: tl.constexpr, NOISE: tl.constexpr, EVEN: tl.constexpr, OFFSET: tl.constexpr,
-    CELLS: tl.constexpr, COLUMNS: tl.constexpr, INSIDE: tl.constexpr, BB: tl.constexpr, BO: tl.constexpr,
-    BK: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
+    CELLS: tl.constexpr, COLUMNS: tl.constexpr, INSIDE: tl.constexpr, LEFT: tl.constexpr, BB: tl.constexpr,
+    BO: tl.constexpr, BK: tl.constexpr, GROUP: tl.constexpr, STAGES: tl.constexpr,
 ):  # fmt: skip
     """Products of tiles with codes ``[B, T_in, PADDED]``, converted tile after tile, ``[B, O]``.
 
@@ -239,6 +245,7 @@ def multiply(
     sums of tiles fit 32 bits, as they do up to 512 word lines; else a multiply-add of floats puts both bytes together.
     ``EVEN``: all columns have the first one's deviation, so that no register is needed for each. ``INSIDE``: which
     conversions are within the range of their ADC, ``[T, B, O]`` int8, is written too: those that gradients go through.
+    With ``LEFT`` it is float16: what codes have more than their numbers, and outside of the range the codes themselves.
     """
     HALF: tl.constexpr = BO // 2
     half = (outputs + 1) // 2
@@ -311,9 +318,15 @@ def multiply(
         one = _converted(one_steps, levels, scale, unit, one)
         other = _converted(other_steps, levels, other_scale, unit, other)
         if INSIDE:
-            within = (tl.abs(one_steps) <= levels + 0.5).to(tl.int8)
-            _stored(inside, row, first, second, within, (tl.abs(other_steps) <= levels + 0.5).to(tl.int8), vectors,
-                    outputs, half)  # fmt: skip
+            within, other_within = tl.abs(one_steps) <= levels + 0.5, tl.abs(other_steps) <= levels + 0.5
+            if LEFT:
+                left = _codes(one_steps, levels) - tl.where(within, one_steps, 0.0)
+                other_left = _codes(other_steps, levels) - tl.where(other_within, other_steps, 0.0)
+                _stored(inside, row, first, second, left.to(tl.float16), other_left.to(tl.float16), vectors, outputs,
+                        half)  # fmt: skip
+            else:
+                _stored(inside, row, first, second, within.to(tl.int8), other_within.to(tl.int8), vectors, outputs,
+                        half)  # fmt: skip
             inside += vectors.to(tl.int64) * outputs
         if COLUMNS:
             _stored(out, row, first, second, one, other, vectors, outputs, half)

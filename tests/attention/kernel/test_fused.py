@@ -23,7 +23,7 @@ PCM = presets.pcm()
 WINDOW = (LocalWindow(12) | Sinks(2)).causal()
 ACTIVE = Converter(range="active_rows", bits=6, full_scale=4.0)
 CASES = {
-    "heads that share keys, padding": (WINDOW, dataclasses.replace(PCM, tile=Tile(8, 64)), 21, 5, True),
+    "heads that share keys, padding": (WINDOW, dataclasses.replace(PCM, tile=Tile(8, 64)), 18, 5, True),
     "parts of a head in tiles, not causal": (
         Strided(9), dataclasses.replace(PCM, tile=Tile(7, 4), output_noise=0.2), 19, 6, False
     ),
@@ -34,6 +34,9 @@ CASES = {
     ),
     "no ADC": (Dense().causal(), dataclasses.replace(PCM, tile=Tile(32, 64), adc=None), 18, 4, False),
     "quiet": (WINDOW, dataclasses.replace(PCM, tile=Tile(16, 64), output_noise=0.0), 20, 4, False),
+    "cells that are noisy": (
+        WINDOW, dataclasses.replace(PCM, tile=Tile(16, 4), read_noise=CellNoise(0.3, 0.02)), 18, 5, False
+    ),
 }  # fmt: skip
 kernels = pytest.mark.skipif(gpu.why_not() is not None, reason=f"no kernels here: {gpu.why_not()}")
 
@@ -53,17 +56,33 @@ def require_same(found, expected):
 
 @kernels
 @pytest.mark.parametrize("name", CASES)
-def test_the_kernel_gives_the_numbers_of_the_chunks(name):
+def test_the_kernels_give_numbers_and_gradients_of_the_chunks(name, monkeypatch):
+    monkeypatch.setattr(fused, "_TOGETHER", 1)  # blocks of queries whose gradients a program adds up
     pattern, hardware, n, size, padded = CASES[name]
-    (q, k, v), mask = draw(n, size)
+    (q, k, v), mask = draw(n, size, heads=2 if padded else 1)
     rows = [write(x, hardware, (0, role)) for x, role in ((k, "keys"), (v, "values"))]
     options = Options(0.3, mask if padded else None, 0.0, 0, True)
     assert fused.why_not(q, n, hardware, options) is None
     work = make(pattern, n, n, tile=hardware.tile.rows, device=DEVICE)
-    lists = fused.chunks(pattern, n, n, 0, hardware.tile.rows, DEVICE, queries=16)
-    read = partial(attend_analog, q, *rows, work, options, hardware, ReadNoise((1,)))
-    for found, expected in zip(read(fused=partial(fused.attend, lists=lists)), read(), strict=True):
+    monkeypatch.setattr(fused, "BACK", (16, 16))
+    given = pattern, n, n, 0, hardware.tile.rows, DEVICE
+    fused.readers.cache_clear()
+    generator = torch.Generator().manual_seed(1)
+    grads = (
+        torch.randn(q.shape, generator=generator).to(DEVICE),
+        torch.randn(q.shape[:3], generator=generator).to(DEVICE),
+    )
+    results = []
+    for kernel in (fused.Kernels(fused.chunks(*given, 16), partial(fused.readers, *given)), None):
+        inputs = [x.detach().requires_grad_() for x in (q, rows[0].digits, rows[1].digits)]
+        keys, values = (dataclasses.replace(own, digits=digits) for own, digits in zip(rows, inputs[1:], strict=True))
+        found = attend_analog(inputs[0], keys, values, work, options, hardware, ReadNoise((1,)), fused=kernel)
+        results.append([*(x.detach() for x in found), *torch.autograd.grad(found, inputs, grads)])
+    for found, expected in zip(*(x[:2] for x in results), strict=True):
         require_same(found, expected)
+    for found, expected in zip(*(x[2:] for x in results), strict=True):
+        assert expected.abs().max() > 0.05
+        torch.testing.assert_close(found, expected, rtol=1e-4, atol=2e-5)
 
 
 @kernels
@@ -121,7 +140,7 @@ def test_chunks_are_kept_and_few():
         ({"dac": None}, "hardware with dac:ideal"),
         ({"dac": Converter(bits=14)}, "input codes of more than 12 bits"),
         ({"adc": Converter(bits=1)}, "hardware with adc.bits:1"),
-        ({"read_noise": CellNoise(0.1)}, "hardware with read_noise"),
+        ({"read_noise": CellNoise(0.1, form="cheap")}, "hardware with read_noise.form:cheap"),
     ],
 )
 @kernels

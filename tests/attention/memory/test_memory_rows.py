@@ -1,13 +1,15 @@
 """Rows of keys and values: written one by one, read while the ring turns, evicted, counted."""
 
+import dataclasses
 import itertools
 
 import pytest
 import torch
 
 from attention import AnalogMemory, Dense, LocalWindow, Memory, PerHead, Sinks, TopK, count, gated_attention
-from crossbar import Ledger
+from crossbar import CellNoise, Ledger, Tile, presets, using_backend
 from crossbar.errors import InputError
+from crossbar.native import gpu
 from tests.attention.memory.cases import IDEAL, KV, STEPS, WINDOW, B, D, H, N, draw, run
 
 
@@ -29,6 +31,22 @@ def test_ideal_rows_give_digital_attention_while_the_ring_turns(steps, order):
     assert (report.held, report.evicted, report.lost_pairs, report.tiles) == (15, 25, 0, 3)
     assert int(memory.writes.sum()) == N
     assert report.most_writes == 4  # 37 tokens through 12 rows
+
+
+@pytest.mark.skipif(gpu.why_not() is not None, reason=f"no kernels here: {gpu.why_not()}")
+def test_the_kernels_of_gpus_read_rows_of_any_age_in_their_places():
+    hardware = dataclasses.replace(presets.pcm(), tile=Tile(9, 8), read_noise=CellNoise(0.3, 0.02))
+    description = Memory(hardware, capacity=15, sinks=3, placement="striped", token_seconds=30.0, key_scale="channel")
+    device = torch.device("cpu" if gpu.interpreted() else "cuda")
+    found = []
+    for backend in ("triton", "eager"):
+        memory, (q, k, v) = AnalogMemory(description), [x[:1, :2].to(device) for x in draw(n=23)]
+        with using_backend(backend):
+            found.append(run(memory, q, k, v, PerHead([WINDOW, LocalWindow(5).causal()]), [21, 1, 1]))
+    assert found[1].abs().mean() > 0.1
+    off = (found[0] - found[1]).abs()
+    assert off.max() < 0.1  # a conversion at a tie
+    assert (off > 2e-6).float().mean() < 0.02
 
 
 def keys_of(pattern):
