@@ -41,6 +41,7 @@ def calibrate(
     population: int | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    tied_heads: bool = False,
     progress: Progress | None = None,
     out: str | Path | None = None,
     notify: Callable[[str], None] | None = None,
@@ -69,6 +70,7 @@ def calibrate(
             on each chip itself; nothing is then measured on the chips that are scored.
         include: as in `emulate`.
         exclude: as in `emulate`.
+        tied_heads: as in `emulate`.
         progress: called before each evaluation, and while a model is converted for the first time.
         out: folder to write as a deployment bundle (`Calibration.save`) of the first chip at the last time. Until it is
             whole, what was found is kept in a hidden folder beside it, and the same call goes on from there after it
@@ -94,6 +96,7 @@ def calibrate(
         device=device,
         include=include,
         exclude=exclude,
+        tied_heads=tied_heads,
     )
     return run_calibration(request, staircase=staircase, progress=progress, out=out, notify=notify)
 

@@ -104,7 +104,9 @@ def _inspect(options: Namespace) -> int:
     if options.bundle is not None:
         given = [name for name in MODEL_OPTIONS if options[name] != MODEL_OPTIONS[name]]
         if given:
-            raise InputError(f"a bundle has its own model and hardware: leave --{given[0]} out, or the bundle")
+            raise InputError(
+                f"a bundle has its own model and hardware: leave --{given[0].replace('_', '-')} out, or the bundle"
+            )
         return _inspect_bundle(options)
 
     from calibration.models import load_model
@@ -114,7 +116,7 @@ def _inspect(options: Namespace) -> int:
     hardware = presets.get(options.hardware)
     with console.progress_bar("inspect") as progress:
         model = load_model(options.model, progress).model
-    report = convert(model, hardware, options.include, options.exclude)
+    report = convert(model, hardware, options.include, options.exclude, tied_heads=options.tied_heads)
     if options.json:
         print(json.dumps(report.to_dict(), indent=2))
     else:
@@ -189,7 +191,7 @@ def _request(options: Namespace, **others: Any) -> Request:
 
     _require_writable(options.out)
     _require_writable(options.plot, _PICTURES)
-    shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude")
+    shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude", "tied_heads")
     return Request.of(
         options.model,
         options.task,

@@ -26,6 +26,7 @@ def emulate(
     device: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    tied_heads: bool = False,
     progress: Progress | None = None,
 ) -> Emulation:
     """Score a model in digital and on programmed analog chips at several ages; the model itself is not changed.
@@ -48,6 +49,7 @@ def emulate(
             the same chip on each (docs/gpu.md).
         include: shell patterns of the layers to make analog; None: all.
         exclude: shell patterns of layers that stay digital.
+        tied_heads: make output heads that are tied to embeddings analog too, as in `crossbar.convert`.
         progress: called before each evaluation, and while a model is converted for the first time.
 
     Raises:
@@ -65,6 +67,7 @@ def emulate(
         device=device,
         include=include,
         exclude=exclude,
+        tied_heads=tied_heads,
     )
     return run_emulation(request, progress)
 

@@ -174,7 +174,7 @@ def load_bundle(
     if pattern is not None:
         attach(digital, pattern)
     layers = told["layers"]
-    report = convert(digital, hardware, include=[escape(name) for name in layers])
+    report = convert(digital, hardware, include=[escape(name) for name in layers], tied_heads=True)  # of these names
     if [layer.name for layer in report.analog] != layers:
         files.refuse(writer.DESCRIPTION, "its layers are not those that would become analog")
     if writer.RECALIBRATED in files.entries:

@@ -6,7 +6,7 @@ import copy
 import shutil
 from collections.abc import Mapping
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, Literal, get_args
+from typing import TYPE_CHECKING, Any, Literal, cast, get_args
 
 import torch
 from torch import nn
@@ -71,6 +71,10 @@ def effective(model: nn.Module) -> tuple[nn.Module, list[str]]:
     replaced: dict[int, Any] = {id(module): _digital_module(module) for module in whole}
     replaced |= {id(layer): _digital(layer) for layer in layers.values() if id(layer) not in within}
     plain: nn.Module = copy.deepcopy(model, replaced)
+    looked_up = {id(module.weight) for module in model.modules() if isinstance(module, nn.Embedding)}
+    if any(id(part.root) in looked_up for layer in layers.values() if layer.digital is not None
+           for part in digital_parts(layer.digital).values()):  # fmt: skip
+        cast(Any, plain).config.tie_word_embeddings = False  # cells stand for other numbers than embeddings look up
     restore(plain)
     detach(plain)
     lost = [name for name, layer in layers.items() if layer.output_offset is not None and layer.bias is None]

@@ -47,7 +47,9 @@ def study_of(options: Namespace) -> EnergyStudy:
     from calibration.energy.study import default_book, resolved, run_energy
     from crossbar import PriceBook
 
-    chosen = {name: options[name] for name in ("seed", "device", "recipe", "age", "wait", "include", "exclude")}
+    chosen = {
+        name: options[name] for name in ("seed", "device", "recipe", "age", "wait", "include", "exclude", "tied_heads")
+    }
     sizes = ("windows", "window_length") if options.task == "perplexity" else ()
     request, patterns = resolved(
         options.model,

@@ -17,7 +17,7 @@ from calibration.commands.configuration import BoundedParser
 from calibration.printable import printable
 
 _EPILOG = "Options can also come from a YAML file with the same names: --config file.yaml"
-MODEL_OPTIONS = {"model": "minilm", "hardware": "pcm", "include": None, "exclude": None}
+MODEL_OPTIONS = {"model": "minilm", "hardware": "pcm", "include": None, "exclude": None, "tied_heads": False}
 """Options that choose what becomes analog, and their defaults."""
 _KINDS = {
     "int": "a whole number",
@@ -194,6 +194,9 @@ def _add_model_options(parser: Parser) -> None:
     )
     for name, what in (("include", "make analog, such as '*.query' or a list"), ("exclude", "keep digital")):
         parser.add_argument(f"--{name}", type=list[str] | str | None, default=None, help=f"layers to {what}")
+    parser.add_argument(
+        "--tied-heads", type=bool, default=False, help="make output heads tied to embeddings analog too: true or false"
+    )
     parser.add_argument("--json", action="store_true", help="print JSON instead of tables")
 
 

@@ -24,7 +24,8 @@ class Work:
         phase: ``prefill``, whole sequences at once, or ``decode``, one token after a whole sequence.
         tokens: that the counts are of.
         ledger: counts.
-        macs: multiply-adds of linear layers and attended pairs, wherever they are computed.
+        macs: multiply-adds of matrices and attended pairs, wherever they are computed; of experts those that tokens
+            were routed to.
         numbers: weights, keys and values that a digital machine would read for them.
     """
 

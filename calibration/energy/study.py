@@ -12,6 +12,7 @@ from torch import Tensor, nn
 
 from attention import Memory, Pattern, attach
 from attention.hf.attach import memory_of
+from calibration.energy.products import Products
 from calibration.energy.results import DECODE, PREFILL, Arm, EnergyStudy, Work
 from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
@@ -21,7 +22,6 @@ from calibration.runs.request import MemoryLike, ModelLike, PatternLike, RecipeL
 from calibration.steps.observe import digital
 from calibration.tasks import Task
 from crossbar import InputError, Ledger, PriceBook, analog_layers, bypassed
-from crossbar.adapters import digital_parts, is_convertible
 from crossbar.costs.prices import DEFAULT
 from crossbar.presets import HardwareLike
 
@@ -43,6 +43,7 @@ def energy(
     device: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
+    tied_heads: bool = False,
     progress: Progress | None = None,
 ) -> EnergyStudy:
     """Score a model under each pattern on one analog chip, and price everything that is counted meanwhile.
@@ -65,6 +66,7 @@ def energy(
         seed: of the chip.
         device: where it is computed, as in `emulate`.
         include, exclude: layers to convert, as for `crossbar.convert`.
+        tied_heads: put an output head that is tied to embeddings on tiles too, as for `crossbar.convert`.
         progress: called before each scoring.
 
     Raises:
@@ -84,6 +86,7 @@ def energy(
         device=device,
         include=include,
         exclude=exclude,
+        tied_heads=tied_heads,
     )
     prices = default_book(request.memory) if book is None else book
     return run_energy(request, chosen, PriceBook.get(prices) if isinstance(prices, str) else prices, progress)
@@ -149,10 +152,10 @@ def run_energy(
                 attach(analog, pattern, memory)
                 held = memory_of(analog)
                 rows = None if held is None else held.capacity
-                with Ledger(analog) as ledger:
+                with Ledger(analog) as ledger, Products(analog) as products:
                     scored = climb.evaluate(chip)[task.primary]
                 uncounted |= ledger.uncounted
-                work = [_prefill(analog, task, ledger)]
+                work = [_prefill(analog, task, ledger, products)]
             elif is_generative(analog):
                 work.append(_decode(analog, _first_sequence(task)))
         arms.append(Arm(str(pattern), reference, scored, tuple(work), rows))
@@ -180,12 +183,11 @@ def default_book(memory: Memory | None) -> str:
     return DEFAULT.replace("nvsim_reram", "nvsim_pcm") if kind in ("pcm", "hermes") else DEFAULT
 
 
-def _prefill(model: nn.Module, task: Task, ledger: Ledger) -> Work:
+def _prefill(model: nn.Module, task: Task, ledger: Ledger, products: Products) -> Work:
     sizes = [batch["input_ids"].shape for batch in task.batches("evaluation")]
     tokens = sum(size.numel() for size in sizes)
-    weights, pairs = _linear_weights(model), ledger.pairs
-    macs = weights * tokens + 2 * _head_dim(model) * pairs
-    return Work(PREFILL, tokens, ledger, macs, len(sizes) * weights + _kv_numbers(model) * tokens)
+    macs = products.macs + 2 * _head_dim(model) * ledger.pairs
+    return Work(PREFILL, tokens, ledger, macs, products.weights + _kv_numbers(model) * tokens)
 
 
 @torch.inference_mode()
@@ -197,23 +199,17 @@ def _decode(model: nn.Module, ids: Tensor) -> Work:
     with bypassed(model):
         past = model(input_ids=ids, use_cache=True)
     cache = {keyword: past[keyword if keyword in past else "past_key_values"]}
-    with Ledger(model) as ledger:
+    with Ledger(model) as ledger, Products(model) as products:
         model(input_ids=past.logits[:, -1:].argmax(-1), use_cache=True, **cache)
-    weights, pairs = _linear_weights(model), ledger.pairs
+    pairs = ledger.pairs
     heads = _config(model).num_attention_heads * _config(model).num_hidden_layers
-    macs = weights + 2 * _head_dim(model) * pairs
-    return Work(DECODE, 1, ledger, macs, weights + _kv_numbers(model) * pairs // heads)
+    macs = products.macs + 2 * _head_dim(model) * pairs
+    return Work(DECODE, 1, ledger, macs, products.weights + _kv_numbers(model) * pairs // heads)
 
 
 def _first_sequence(task: Task) -> Tensor:
     batch: Tensor = next(iter(task.batches("evaluation")))["input_ids"]
     return batch[:1]
-
-
-def _linear_weights(model: nn.Module) -> int:
-    """Weights of every linear layer, each multiplied with every token."""
-    convertible = (module for module in model.modules() if is_convertible(module))
-    return sum(part.weight.numel() for module in convertible for part in digital_parts(module).values())
 
 
 def _kv_numbers(model: nn.Module) -> int:

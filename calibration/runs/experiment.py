@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import copy
-from collections.abc import Sequence
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from glob import escape
 from typing import TYPE_CHECKING, Any
@@ -35,7 +35,7 @@ class Experiment:
         conversion: what became analog.
         setup: all of this as plain values.
         tokenizer: the model's own, where it came with one.
-        layers: shell patterns of the layers to convert and to leave digital.
+        layers: which layers to convert, options of `crossbar.convert`.
     """
 
     digital: nn.Module
@@ -47,7 +47,7 @@ class Experiment:
     conversion: ConversionReport
     setup: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase | None
-    layers: tuple[Sequence[str] | None, Sequence[str] | None]
+    layers: Mapping[str, Any]
 
     @classmethod
     def prepare(cls, request: Request, progress: Progress | None = None, *, is_lent: bool = False) -> Experiment:
@@ -73,9 +73,10 @@ class Experiment:
             digital.to(place)
         if request.pattern is not None:
             attach(digital, request.pattern)
-        layers = request.include, request.exclude
+        names = ("include", "exclude", "tied_heads")
+        layers = {name: getattr(request, name) for name in names}
         analog = _attached(digital, request.pattern, request.memory)
-        conversion = convert(analog, request.hardware, *layers)
+        conversion = convert(analog, request.hardware, **layers)
         setup = {
             "model": subject.name,
             "model_fingerprint": subject.fingerprint,
@@ -105,14 +106,15 @@ class Experiment:
     def another_twin(self) -> nn.Module:
         """One more analog twin as it was converted."""
         analog = _attached(self.digital, self.pattern, self.memory)
-        convert(analog, self.hardware, *self.layers)
+        convert(analog, self.hardware, **self.layers)
         return analog
 
     def converters_alone(self) -> nn.Module:
         """A twin whose cells hold their targets and where nothing is noisy, so that converters alone make errors."""
         model = shared_copy(self.digital)
         names = [escape(layer.name) for layer in self.conversion.analog]
-        convert(model, replace(self.hardware, output_noise=0.0, read_noise=None), include=names)
+        quiet = replace(self.hardware, output_noise=0.0, read_noise=None)
+        convert(model, quiet, include=names, tied_heads=True)  # those of these names alone
         return model
 
 

@@ -85,6 +85,7 @@ class Request:
         population: how many other chips are fitted on; None: each chip itself.
         device: where it is computed; None: where the model is.
         include, exclude: shell patterns of layers, as for `crossbar.convert`.
+        tied_heads: whether output heads tied to embeddings become analog, as for `crossbar.convert`.
         options: of the task's class, where the task is a name.
     """
 
@@ -101,6 +102,7 @@ class Request:
     device: str | None = None
     include: tuple[str, ...] | None = None
     exclude: tuple[str, ...] | None = None
+    tied_heads: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
 
     @classmethod
@@ -122,6 +124,7 @@ class Request:
         device: str | None = None,
         include: str | Sequence[str] | None = None,
         exclude: str | Sequence[str] | None = None,
+        tied_heads: bool = False,
         options: Mapping[str, Any] | None = None,
         folder: Path = _HERE,
         elsewhere: bool = False,
@@ -143,6 +146,7 @@ class Request:
             population: on how many other chips to fit.
             device: ``cpu``, ``cuda``, or a GPU by number.
             include, exclude: shell patterns of layers, one or several.
+            tied_heads: make output heads that are tied to embeddings analog too.
             options: of the task's class.
             folder: where relative paths of files in a study start from.
             elsewhere: whether others compute, so that a device need not be on this machine.
@@ -157,6 +161,8 @@ class Request:
             which.require_kind(device)
         else:
             which.require_device(device)
+        if not isinstance(tied_heads, bool):
+            raise InputError(f"tied_heads = {shown(tied_heads)} is not allowed: give true or false")
         seconds, tiles = as_times(times), as_hardware(hardware, folder)
         gate, store = as_pattern(pattern), as_memory(memory, folder, memory_options)
         steps = as_recipe(recipe, folder)
@@ -177,6 +183,7 @@ class Request:
             device=device,
             include=_layers("include", include),
             exclude=_layers("exclude", exclude),
+            tied_heads=tied_heads,
             options=dict(options or {}),
         )
 

@@ -2,17 +2,23 @@
 
 from __future__ import annotations
 
+import math
+from collections import deque
 from collections.abc import Callable, Iterable, Iterator, Mapping
-from contextlib import ExitStack, contextmanager
+from contextlib import contextmanager
 from dataclasses import dataclass
+from typing import Any
 
 import torch
 from torch import Tensor, nn
+from torch.utils.hooks import RemovableHandle
 
 from calibration.models.embedding import Batch, evaluating
 from calibration.models.outputs import device_of
 from calibration.steps.norms import digital_norms
 from crossbar import analog_layers, bypassed, reset_reads
+from crossbar.adapters import OwnForward
+from crossbar.nn.module import AnalogModule
 
 See = Callable[[str, Tensor, Tensor], None]
 """Called with a module's name, its inputs ``[tokens, I]`` and its outputs ``[tokens, O]``, padding left out."""
@@ -82,28 +88,83 @@ def visiting(model: nn.Module, instants: Instants) -> Iterator[Callable[[int], N
 
 
 def run(model: nn.Module, batch: Batch, modules: Mapping[str, nn.Module], see: See) -> None:
-    """One forward pass, each call of the given modules shown to ``see``."""
+    """One forward pass, each call of the given modules shown to ``see``.
+
+    Padding is left out by the place of a vector among the tokens ``[B, N]``, flattened or not. Where a layer sends
+    tokens to some of its matrices (experts), its adapter computes once with marks in their place, to follow them.
+    """
     device = device_of(model)
     inputs = {name: tensor.to(device) for name, tensor in batch.items()}
     kept = inputs["attention_mask"].bool() if "attention_mask" in inputs else None
-
-    def rows(x: Tensor) -> Tensor:
-        chosen = x[kept] if kept is not None and x.shape[:-1] == kept.shape else x
-        return chosen.detach().reshape(-1, x.shape[-1])
+    sent: dict[nn.Module, deque[Tensor]] = {}
 
     def hook(name: str) -> Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]:
-        return lambda _, arguments, output: see(name, rows(arguments[0]), rows(output))
+        def seen(module: nn.Module, arguments: tuple[Tensor, ...], output: Tensor) -> None:
+            x = arguments[0]
+            chosen = sent[module].popleft() if module in sent else _of_tokens(x, kept)
+            vectors = (values.detach().reshape(-1, values.shape[-1]) for values in (x, output))
+            see(name, *(values if chosen is None else values[chosen] for values in vectors))
 
-    with ExitStack() as stack:
-        for name, module in modules.items():
-            stack.enter_context(_hooked(module, hook(name)))
-        model(**inputs)
+        return seen
 
+    def mark(module: nn.Module, arguments: tuple[Any, ...], options: dict[str, Any]) -> None:
+        assert isinstance(module, AnalogModule)
+        assert kept is not None
+        found = _of_parts(module, arguments, options, kept)
+        for part, tiles in module.tiles.items():
+            sent.pop(tiles, None)
+            if found:
+                sent[tiles] = deque(found.get(part, ()))
 
-@contextmanager
-def _hooked(module: nn.Module, hook: Callable[[nn.Module, tuple[Tensor, ...], Tensor], None]) -> Iterator[None]:
-    handle = module.register_forward_hook(hook)
+    hooks: list[RemovableHandle] = []
     try:
-        yield
+        hooks += [module.register_forward_hook(hook(name)) for name, module in modules.items()]
+        if kept is not None and modules:
+            routing = (m for m in model.modules() if isinstance(m, AnalogModule) and isinstance(m.adapter, OwnForward))
+            hooks += [module.register_forward_pre_hook(mark, with_kwargs=True) for module in routing]
+        model(**inputs)
     finally:
-        handle.remove()
+        for handle in hooks:
+            handle.remove()
+
+
+def _of_tokens(x: Tensor, kept: Tensor | None) -> Tensor | None:
+    """Which vectors ``[..., I]`` are no padding, if there is one for each token; None: all."""
+    if kept is None or x.shape[:-1] not in (kept.shape, (kept.numel(),)):
+        return None
+    return kept.flatten()
+
+
+def _of_parts(
+    module: AnalogModule, arguments: tuple[Any, ...], options: Mapping[str, Any], kept: Tensor
+) -> dict[str, list[Tensor]]:
+    """Which vectors are no padding in each product of each matrix of a layer; empty if its inputs are no tokens.
+
+    Padding is NaN in its inputs here, and a product is NaN where its vector has one.
+    """
+    is_marked = False
+
+    def marked(x: Any) -> Any:
+        nonlocal is_marked
+        if not isinstance(x, Tensor) or not x.is_floating_point() or _of_tokens(x, kept) is None:
+            return x
+        is_marked = True
+        return x.masked_fill(~kept.view(*x.shape[:-1], 1), math.nan)
+
+    found: dict[str, list[Tensor]] = {}
+
+    def product_of(name: str, outputs: int) -> Callable[[Tensor], Tensor]:
+        def product(x: Tensor) -> Tensor:
+            padding = x.isnan().any(-1)
+            found.setdefault(name, []).append(~padding.flatten())
+            return x.new_zeros(*x.shape[:-1], outputs).masked_fill_(padding.unsqueeze(-1), math.nan)
+
+        return product
+
+    given = [marked(x) for x in arguments], {name: marked(x) for name, x in options.items()}
+    if not is_marked:
+        return {}
+    parts = module.adapter.parts(module.digital)
+    products = {name: product_of(name, part.shape[0]) for name, part in parts.items()}
+    module.adapter.compute(module.digital, products, *given[0], **given[1])
+    return found

@@ -87,8 +87,11 @@ def resolve(values: Mapping[str, Any], folder: Path = Path()) -> Request:
     """
     model, task = named("model", "name", values["model"]), named("task", "name", values["task"])
     name, include, exclude = model.pop("name"), model.pop("include", None), model.pop("exclude", None)
+    tied_heads = model.pop("tied_heads", False)
     if model:
-        raise InputError(f"model has no field {shown(next(iter(model)))}: allowed are name, include, exclude")
+        raise InputError(
+            f"model has no field {shown(next(iter(model)))}: allowed are name, include, exclude, tied_heads"
+        )
     if values["device"] not in _DEVICES:
         raise InputError(f"device {shown(values['device'])} is not known: choose {' or '.join(_DEVICES)}")
     return Request.of(
@@ -104,6 +107,7 @@ def resolve(values: Mapping[str, Any], folder: Path = Path()) -> Request:
         device=values["device"],
         include=include,
         exclude=exclude,
+        tied_heads=tied_heads,
         options=task,
         folder=folder,
         elsewhere=True,

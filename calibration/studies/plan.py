@@ -173,7 +173,9 @@ class _Resolver:
             "code": fingerprint.of_code(),
         }
         digital = self._enter({**common, "hardware": None, "memory": None, "recipe": None})
-        layers = {"include": request.include, "exclude": request.exclude}
+        layers: dict[str, Any] = {"include": request.include, "exclude": request.exclude}
+        if request.tied_heads:
+            layers["tied_heads"] = True
         analog = {
             **common,
             "model": {**common["model"], **layers},
@@ -213,10 +215,11 @@ class _Resolver:
 
     def _check(self, request: Request, model: str) -> None:
         """Refuse layers that do not exist, and a pattern or a memory that the model cannot have."""
-        layers, gate = str((model, request.include, request.exclude)), str((model, request.pattern, request.memory))
+        chosen = {name: getattr(request, name) for name in ("include", "exclude", "tied_heads")}
+        layers, gate = str((model, chosen)), str((model, request.pattern, request.memory))
         network = self._plan.loaded[model].model
         if layers not in self._checked:
-            convert(shared_copy(network), presets.ideal(), request.include, request.exclude)
+            convert(shared_copy(network), presets.ideal(), **chosen)
         if gate not in self._checked and (request.pattern is not None or request.memory is not None):
             attach(shared_copy(network), request.pattern or "dense", request.memory)
         self._checked |= {layers, gate}

@@ -133,6 +133,7 @@ class Setup:
             device=values["device"],
             include=values["model"].get("include"),
             exclude=values["model"].get("exclude"),
+            tied_heads=values["model"].get("tied_heads", False),
             options=values["task"].get("options") if task is None else None,
         )
         self._experiment = Experiment.prepare(request, is_lent=True)

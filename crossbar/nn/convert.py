@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import warnings
-from collections.abc import Iterator, Mapping, Sequence
+from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
 from typing import Any
@@ -36,6 +36,7 @@ class LayerReport:
         utilisation: part of the tiles' cells that hold a weight; 0 for a digital layer.
         reason: why a digital layer stayed digital; empty for an analog one.
         blocks: of an analog layer's block-diagonal matrix, beside which cells hold 0; 1 of any other matrix.
+        tied: the embedding that looks the analog layer's weights up in digital memory; empty: none does.
     """
 
     name: str
@@ -47,6 +48,7 @@ class LayerReport:
     utilisation: float = 0.0
     reason: str = ""
     blocks: int = 1
+    tied: str = ""
 
     @property
     def weights(self) -> int:
@@ -90,8 +92,9 @@ class ConversionReport:
 
     @property
     def analog_parameters(self) -> int:
-        """Weights in cells."""
-        return sum(layer.weights for layer in self.analog)
+        """Weights in cells; those that several heads share with one embedding count once."""
+        own = sum(layer.weights for layer in self.analog if not layer.tied)
+        return own + sum({layer.tied: layer.weights for layer in self.analog if layer.tied}.values())
 
     @property
     def parameters(self) -> int:
@@ -120,6 +123,11 @@ class ConversionReport:
         for reason, layers in self.digital_by_reason().items():
             count = sum(layer.parameters for layer in layers)
             lines.append(f"{len(layers)} stayed digital ({count:,} parameters): {reason}")
+        lines += [
+            f"{layer.name} is on tiles with the {layer.weights:,} weights that {layer.tied} looks up in digital"
+            for layer in self.analog
+            if layer.tied
+        ]
         if self.device not in ("cpu", "meta"):
             lines.append(self.computed())
         return "\n".join(lines)
@@ -142,13 +150,16 @@ def convert(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     per_layer: Mapping[str, Hardware] | None = None,
+    *,
+    tied_heads: bool = False,
 ) -> ConversionReport:
     """Put the layers of a model that multiply with matrices on analog tiles, in place.
 
     Converts the kinds of layers of docs/layers.md, classes made from these that keep their ``forward``, and those that
     users registered (`crossbar.register_adapter`). A linear layer becomes an `AnalogLinear`, any other layer an
     `crossbar.nn.module.AnalogModule` of one `AnalogLinear` a matrix. Forward hooks go along. A layer whose weight
-    belongs to another module too (tied embeddings) stays digital. All that stays digital is reported with its reason.
+    belongs to another module too stays digital, an output head tied to embeddings unless ``tied_heads`` is set. All
+    that stays digital is reported with its reason.
     Analog layers start in eval mode: call ``model.train()`` to train through them.
 
     Args:
@@ -157,6 +168,8 @@ def convert(
         include: shell patterns of names of layers, or of their matrices; only these layers become analog. None: all.
         exclude: shell patterns of layer names that stay digital, such as ``"pooler*"``.
         per_layer: other hardware for layers whose name matches a shell pattern; the first match counts.
+        tied_heads: take layers whose weight an embedding looks up too. Their tiles are programmed from it; in digital
+            it stays one parameter, which training and saving see as before.
 
     Raises:
         InputError: if no layer would become analog, a pattern matches nothing, or a weight is NaN or infinite. The
@@ -182,6 +195,7 @@ def convert(
         if not is_lazy(parameter) and not parameter.is_meta and not torch.isfinite(parameter).all():
             raise InputError(f"parameter {name!r} holds NaN or infinite numbers: repair the model first")
     owners = _owners(model)
+    look_ups = {name for name, module, _ in _leaves(model) if isinstance(module, nn.Embedding)} if tied_heads else set()
     counted: set[int] = set()
     reports: list[LayerReport] = []
     analog: dict[str, AnalogLinear | AnalogModule] = {}
@@ -189,7 +203,7 @@ def convert(
         own = [p for p in module.parameters(recurse=adapter is not None) if id(p) not in counted]
         counted.update(id(p) for p in own)
         parameters = sum(0 if is_lazy(p) else p.numel() for p in own)
-        reason = _why_digital(paths.get(name, [name]), module, adapter, include, exclude, owners)
+        reason = _why_digital(paths.get(name, [name]), module, adapter, include, exclude, owners, look_ups)
         if reason or adapter is None:
             reports.append(LayerReport(name, type(module).__name__, parameters, reason=reason))
             continue
@@ -205,7 +219,8 @@ def convert(
             held = parts[part].weight.numel() + (0 if (bias := parts[part].bias) is None else bias.numel())
             held = parameters if part == next(reversed(own_paths)) else min(held, parameters)  # the last gets the rest
             parameters -= held
-            reports.append(_analog_report(path, module, held, parts[part], chosen[part]))
+            tied = next((other for other in owners[id(parts[part].root)] if other in look_ups), "")
+            reports.append(_analog_report(path, module, held, parts[part], chosen[part], tied))
     if not analog:
         raise InputError("no layer would become analog: all are excluded by name, or tied to another module")
     for doubt in _doubts(analog):
@@ -317,6 +332,7 @@ def _why_digital(
     include: tuple[str, ...] | None,
     exclude: tuple[str, ...] | None,
     owners: dict[int, list[str]],
+    look_ups: Set[str],
 ) -> str:
     if adapter is None:
         return why_digital(module)
@@ -331,12 +347,14 @@ def _why_digital(
         if names[0] not in sharers:
             return "its weight is computed from other parameters (pruned or parametrised): make it permanent first"
         shared = [other for other in sharers if other != names[0]]
-        if shared:
+        if shared and look_ups.isdisjoint(shared):
             return f"weight shared with {shared[0]}"
     return ""
 
 
-def _analog_report(name: str, module: nn.Module, parameters: int, part: Part, hardware: Hardware) -> LayerReport:
+def _analog_report(
+    name: str, module: nn.Module, parameters: int, part: Part, hardware: Hardware, tied: str
+) -> LayerReport:
     out_features, in_features = part.shape
     t_out, t_in = tile_grid(in_features, out_features, hardware.tile)
     return LayerReport(
@@ -347,6 +365,7 @@ def _analog_report(name: str, module: nn.Module, parameters: int, part: Part, ha
         out_features=out_features,
         tiles=t_out * t_in * hardware.tile.slices,
         blocks=part.blocks,
+        tied=tied,
         utilisation=part.weight.numel() / (t_out * t_in * hardware.tile.rows * hardware.tile.cols),
     )
 

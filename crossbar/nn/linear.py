@@ -707,6 +707,15 @@ class AnalogLinear(nn.Module):
         super()._apply(lambda own: own.to(fn(own.new_empty(0)).device), False)  # type: ignore[no-untyped-call]  # torch's own
         return self
 
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name != "weight":
+            super().__setattr__(name, value)
+        elif value is not getattr(self.digital, "weight", None):  # which models tie again, as they please
+            raise InputError(
+                f"the weight of {self.name} is in cells: call crossbar.restore(model), give the digital layer another, "
+                "and convert again"
+            )
+
     def __getattr__(self, name: str) -> Any:
         if name != "weight":
             return super().__getattr__(name)

@@ -87,6 +87,34 @@ def test_a_language_model_with_tied_embeddings(llama_folder, quiet, tmp_path):
         torch.testing.assert_close(model(ids).logits, bundle.model(input_ids=ids).logits, rtol=1e-4, atol=1e-5)
 
 
+def test_a_tied_head_on_tiles_is_the_same_chip_after_loading(llama_folder, quiet, tmp_path):
+    from calibration import tasks
+
+    task = tasks.get("perplexity", load_model(llama_folder).tokenizer, windows=2, window_length=32)
+    result = calibrate(
+        llama_folder, task, quiet, PLAIN, times=["1d"], chips=1, staircase=False, tied_heads=True,
+        out=tmp_path / "bundle",
+    )  # fmt: skip
+    first, second = load_bundle(tmp_path / "bundle"), load_bundle(tmp_path / "bundle")
+    assert first.model.lm_head.digital.weight is first.model.model.embed_tokens.weight
+    ids = torch.arange(8).view(1, 8)
+    with torch.no_grad():
+        assert task.metrics(first.model)["perplexity"] == result.values("calibrated")[0]
+        reset_reads(first.model)
+        own = first.model(input_ids=ids).logits
+        assert torch.equal(second.model(input_ids=ids).logits, own)
+    # what the head's cells stand for is not what is looked up, so the folder has both
+    first.export(tmp_path / "plain")
+    plain = AutoModelForCausalLM.from_pretrained(tmp_path / "plain")
+    assert not plain.config.tie_word_embeddings
+    assert not torch.equal(plain.lm_head.weight, plain.model.embed_tokens.weight)
+    with torch.no_grad():
+        torch.testing.assert_close(plain(ids).logits, own, rtol=1e-4, atol=1e-5)
+    first.export(tmp_path / "digital", "digital")
+    kept = AutoModelForCausalLM.from_pretrained(tmp_path / "digital")
+    assert kept.lm_head.weight.data_ptr() == kept.model.embed_tokens.weight.data_ptr()
+
+
 def test_offsets_without_a_bias_are_said(llama_folder, quiet, tmp_path, monkeypatch):
     from calibration import tasks
 

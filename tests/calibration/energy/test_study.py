@@ -71,6 +71,48 @@ def test_counts_of_both_phases_by_hand(study):
     assert study.uncounted == {}
 
 
+def test_of_experts_those_that_tokens_are_routed_to_are_counted():
+    """Two of four experts a token: so many multiply-adds, on tiles as in digital, and the weights that were met."""
+    from transformers import MixtralConfig, MixtralForCausalLM
+
+    config = MixtralConfig(
+        vocab_size=WORDS, hidden_size=HEADS * HEAD_DIM, intermediate_size=24, num_hidden_layers=LAYERS,
+        num_attention_heads=HEADS, num_key_value_heads=HEADS, head_dim=HEAD_DIM, max_position_embeddings=64,
+        num_local_experts=4, num_experts_per_tok=2, pad_token_id=None,
+    )  # fmt: skip
+    torch.manual_seed(0)
+    model, size = MixtralForCausalLM(config).eval(), HEADS * HEAD_DIM
+    found = [
+        energy(model, Words(), "ideal", ["dense"], recipe=None, exclude=exclude).arms[0].work
+        for exclude in (None, "*experts*")
+    ]
+    dense, expert = LAYERS * 4 * size * size + WORDS * size, 3 * 24 * size
+    for prefill, decode in found:
+        pairs = 2 * LAYERS * HEADS * N * (N + 1) // 2
+        assert prefill.macs == 2 * N * (dense + LAYERS * 2 * expert) + 2 * HEAD_DIM * pairs
+        assert decode.macs == dense + LAYERS * 2 * expert + 2 * HEAD_DIM * LAYERS * HEADS * (N + 1)
+        assert decode.numbers == dense + LAYERS * 2 * expert + 2 * size * LAYERS * (N + 1)
+    (on_tiles, _), (in_digital, _) = found
+    driven = sum(n for name, row in on_tiles.ledger.by_layer.items() if "experts.tiles" in name
+                 for counter, n in row.items() if counter.name == "cell_macs")  # fmt: skip
+    assert driven == 2 * N * LAYERS * 2 * expert
+    digital = {name: row for name, row in in_digital.ledger.to_dict().items() if name.endswith("experts")}
+    assert sum(row["digital_macs"] for row in digital.values()) == 2 * N * LAYERS * 2 * expert
+
+
+def test_a_tied_head_is_on_tiles_when_asked_for(study):
+    found = energy(language_model(), Words(), "ideal", PATTERNS, recipe=None, tied_heads=True)
+    for before, after in zip(study.arms, found.arms, strict=True):
+        for plain, tiles in zip(before.work, after.work, strict=True):
+            assert (tiles.macs, tiles.numbers) == (plain.macs, plain.numbers)
+            head, digital = tiles.ledger.to_dict()["lm_head"], plain.ledger.to_dict()["lm_head"]
+            assert head["cell_macs"] == digital["digital_macs"] == tiles.tokens * WORDS * HEADS * HEAD_DIM
+            assert "dram_bytes" in digital
+            assert "dram_bytes" not in head
+            assert found.part_of("lm_head", tiles) == "linear"
+            assert tiles.ledger.to_dict()["model.embed_tokens"] == plain.ledger.to_dict()["model.embed_tokens"]
+
+
 def test_every_picojoule_has_a_part(study):
     for arm in study.arms:
         for work in arm.work:

@@ -154,6 +154,63 @@ def test_gpt2_becomes_analog_except_for_the_tied_head():
     assert (found - expected).norm() / expected.norm() < 1e-5
 
 
+def test_a_tied_head_is_on_tiles_on_request_and_keeps_its_tie(tmp_path):
+    digital, model, tokens = gpt2(), gpt2(), torch.tensor([[1, 5, 2, 7]])
+    report = convert(model, presets.ideal(), tied_heads=True)
+    head = report.analog[-1]
+    assert (head.name, head.tied, head.weights, head.parameters) == ("lm_head", "transformer.wte", 88, 0)
+    assert [layer.name for layer in report.digital if layer.kind == "Embedding"] == [
+        "transformer.wte",
+        "transformer.wpe",
+    ]
+    assert report.analog_parameters == 2 * (8 * 24 + 8 * 8 + 2 * 8 * 32) + 88
+    assert report.parameters == sum(p.numel() for p in digital.parameters())
+    assert str(report).endswith("lm_head is on tiles with the 88 weights that transformer.wte looks up in digital")
+    wte = model.transformer.wte.weight
+    assert model.lm_head.digital.weight is wte
+    with torch.no_grad(), Ledger() as ledger:
+        torch.testing.assert_close(model(tokens).logits, digital(tokens).logits, rtol=0, atol=1e-5)
+    assert ledger.to_dict()["lm_head"]["cell_macs"] == 4 * 88
+    # a step through the tiles reaches the one parameter from both its places
+    for one in (digital, model.train()):
+        one.requires_grad_(True)
+        for module in one.modules():
+            if isinstance(module, nn.Dropout):
+                module.p = 0.0
+        one(tokens, labels=tokens).loss.backward()
+    torch.testing.assert_close(wte.grad, digital.transformer.wte.weight.grad, rtol=1e-3, atol=1e-5)
+    with torch.no_grad():
+        wte.sub_(0.1 * wte.grad)
+    model.eval()
+    torch.testing.assert_close(model.lm_head.effective_weight(), wte.detach(), rtol=1e-5, atol=1e-6)
+    # and what is saved is tied
+    model.tie_weights()
+    assert "weight" not in model.lm_head._parameters
+    restore(model)
+    model.save_pretrained(tmp_path)
+    loaded = GPT2LMHeadModel.from_pretrained(tmp_path)
+    assert loaded.lm_head.weight is loaded.transformer.wte.weight
+    assert torch.equal(loaded.lm_head.weight, wte)
+
+
+def test_other_ties_stay_digital_with_heads_on_tiles():
+    model = nn.ModuleDict({"table": nn.Embedding(5, 4), "one": nn.Linear(4, 5), "two": nn.Linear(4, 5)})
+    model["other"], model["last"] = nn.Linear(4, 4), nn.Linear(4, 4)
+    model["one"].weight = model["two"].weight = model["table"].weight
+    model["last"].weight = model["other"].weight
+    report = convert(model, presets.ideal(), tied_heads=True)
+    assert {layer.name: layer.tied for layer in report.analog} == {"one": "table", "two": "table"}
+    assert report.analog_parameters == 20  # of one tensor, though on two arrays of tiles
+    assert reasons(report)["last"] == "weight shared with other"
+
+
+def test_another_weight_for_an_analog_layer_is_refused():
+    model = mlp()
+    convert(model, SMALL)
+    with pytest.raises(InputError, match="the weight of 0 is in cells: call"):
+        model[0].weight = nn.Parameter(torch.ones(7, 10))
+
+
 def test_bert_becomes_analog():
     model = bert()
     tokens = torch.tensor([[1, 5, 2, 7]])
