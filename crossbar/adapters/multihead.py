@@ -69,30 +69,64 @@ class MultiheadAttention:
         if not own.batch_first:
             query, key, value = query.transpose(0, 1), key.transpose(0, 1), value.transpose(0, 1)
         q, k, v = (products[name](x) for name, x in zip(_INPUTS, (query, key, value), strict=True))
-        batch, length, size = q.shape
-        extra = 0
-        if own.bias_k is not None and own.bias_v is not None:
-            k = torch.cat([k, own.bias_k.expand(batch, 1, size)], 1)
-            v = torch.cat([v, own.bias_v.expand(batch, 1, size)], 1)
-            extra += 1
-        if own.add_zero_attn:
-            k, v = (torch.cat([x, x.new_zeros(batch, 1, size)], 1) for x in (k, v))
-            extra += 1
-        mask = _mask(attn_mask, key_padding_mask, batch, own.num_heads, extra, q.dtype)
-        heads = [x.unflatten(2, (own.num_heads, -1)).transpose(1, 2) for x in (q, k, v)]  # [N, H, L, D]
-        dropout = own.dropout if own.training else 0.0
-        if need_weights:
-            scores = (heads[0] * math.sqrt(1 / own.head_dim)) @ heads[1].transpose(-1, -2)
-            attention = (scores if mask is None else scores + mask).softmax(-1)
-            attention = F.dropout(attention, dropout) if dropout else attention
-            attended = attention @ heads[2]
-        else:
-            attended = F.scaled_dot_product_attention(heads[0], heads[1], heads[2], mask, dropout)
-        y = products[OUT](attended.transpose(1, 2).reshape(batch, length, size))
-        y = y if own.batch_first else y.transpose(0, 1)
-        if not need_weights:
-            return y, None
-        return y, attention.mean(1) if average_attn_weights else attention
+        values, weights = attend(
+            q, k, v, own.num_heads, bias_k=own.bias_k, bias_v=own.bias_v, add_zero=own.add_zero_attn,
+            dropout=own.dropout if own.training else 0.0, attn_mask=attn_mask, key_padding_mask=key_padding_mask,
+            need_weights=need_weights, average=average_attn_weights,
+        )  # fmt: skip
+        y = products[OUT](values)
+        return y if own.batch_first else y.transpose(0, 1), weights
+
+
+def attend(
+    q: Tensor,
+    k: Tensor,
+    v: Tensor,
+    heads: int,
+    *,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero: bool,
+    dropout: float,
+    attn_mask: Tensor | None,
+    key_padding_mask: Tensor | None,
+    need_weights: bool,
+    average: bool,
+) -> tuple[Tensor, Tensor | None]:
+    """Torch's attention between its projections: values ``[N, L, E]``, and weights ``[N, L, S]`` if asked for.
+
+    Args:
+        q: ``[N, L, E]``.
+        k: ``[N, S, E]``.
+        v: ``[N, S, E]``.
+        heads: H.
+        bias_k, bias_v: one more key and value.
+        add_zero: one more key and value of zeros.
+        dropout: of attention weights.
+        attn_mask: ``[L, S]`` or ``[N H, L, S]``, as torch's.
+        key_padding_mask: ``[N, S]``, as torch's.
+        need_weights: compute them, which keeps the scores.
+        average: over the heads; otherwise they are ``[N, H, L, S]``.
+    """
+    batch, length, size = q.shape
+    extra = 0
+    if bias_k is not None and bias_v is not None:
+        k = torch.cat([k, bias_k.expand(batch, 1, size)], 1)
+        v = torch.cat([v, bias_v.expand(batch, 1, size)], 1)
+        extra += 1
+    if add_zero:
+        k, v = (torch.cat([x, x.new_zeros(batch, 1, size)], 1) for x in (k, v))
+        extra += 1
+    mask = _mask(attn_mask, key_padding_mask, batch, heads, extra, q.dtype)
+    q, k, v = (x.unflatten(2, (heads, -1)).transpose(1, 2) for x in (q, k, v))  # [N, H, L, D]
+    if not need_weights:
+        attended = F.scaled_dot_product_attention(q, k, v, mask, dropout)
+        return attended.transpose(1, 2).reshape(batch, length, size), None
+    scores = (q * math.sqrt(1 / q.shape[-1])) @ k.transpose(-1, -2)
+    weights = (scores if mask is None else scores + mask).softmax(-1)
+    weights = F.dropout(weights, dropout) if dropout else weights
+    values = (weights @ v).transpose(1, 2).reshape(batch, length, size)
+    return values, weights.mean(1) if average else weights
 
 
 def _mask(

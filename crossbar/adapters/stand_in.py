@@ -9,6 +9,7 @@ import torch
 import torch.nn.functional as F
 from torch import Tensor
 
+from crossbar.adapters.multihead import attend
 from crossbar.adapters.protocol import Product
 from crossbar.errors import InputError
 
@@ -24,8 +25,9 @@ _ANSWERED = {
 class StandIn(Tensor):
     """A weight without numbers.
 
-    ``F.linear(x, w)``, ``x @ w.t()``, ``w @ x`` and, of a weight of experts ``[E, ., .]``, ``w[e]`` and
-    ``torch.bmm(x, w)`` are computed on tiles where it has products; anything else raises `InputError`.
+    ``F.linear(x, w)``, ``x @ w.t()``, ``w @ x``, ``F.multi_head_attention_forward`` with separate weights and, of a
+    weight of experts ``[E, ., .]``, ``w[e]`` and ``torch.bmm(x, w)`` are computed on tiles where it has products;
+    anything else raises `InputError`.
     """
 
     of: str
@@ -157,11 +159,53 @@ def _addmm(bias: Tensor, x: Tensor, w: Tensor) -> Tensor | None:
     return None if y is None else y + bias
 
 
+def _attention(
+    query: Tensor,
+    key: Tensor,
+    value: Tensor,
+    embed_dim_to_check: int,
+    num_heads: int,
+    in_proj_weight: Tensor | None,
+    in_proj_bias: Tensor | None,
+    bias_k: Tensor | None,
+    bias_v: Tensor | None,
+    add_zero_attn: bool,
+    dropout_p: float,
+    out_proj_weight: Tensor,
+    out_proj_bias: Tensor | None,
+    training: bool = True,
+    key_padding_mask: Tensor | None = None,
+    need_weights: bool = True,
+    attn_mask: Tensor | None = None,
+    use_separate_proj_weight: bool = False,
+    q_proj_weight: Tensor | None = None,
+    k_proj_weight: Tensor | None = None,
+    v_proj_weight: Tensor | None = None,
+    static_k: Tensor | None = None,
+    static_v: Tensor | None = None,
+    average_attn_weights: bool = True,
+    is_causal: bool = False,
+) -> Any:
+    """Torch's function of layers of their own (WavLM), with inputs ``[L, N, E]``."""
+    weights = (q_proj_weight, k_proj_weight, v_proj_weight)
+    if not use_separate_proj_weight or query.dim() != 3 or static_k is not None or static_v is not None:
+        return None
+    biases = (None,) * 3 if in_proj_bias is None else in_proj_bias.chunk(3)
+    inputs = (x.transpose(0, 1) for x in (query, key, value))
+    q, k, v = (F.linear(x, cast(Tensor, w), b) for x, w, b in zip(inputs, weights, biases, strict=True))
+    values, attention = attend(
+        q, k, v, num_heads, bias_k=bias_k, bias_v=bias_v, add_zero=add_zero_attn,
+        dropout=dropout_p if training else 0.0, attn_mask=attn_mask, key_padding_mask=key_padding_mask,
+        need_weights=need_weights, average=average_attn_weights,
+    )  # fmt: skip
+    return F.linear(values, out_proj_weight, out_proj_bias).transpose(0, 1), attention
+
+
 def _itself(w: StandIn, *args: Any, **kwargs: Any) -> Tensor:
     return w
 
 
-_MADE: dict[str, Callable[..., Tensor | None]] = {
+_MADE: dict[str, Callable[..., Any]] = {
     "linear": _linear,
     "matmul": _matmul,
     "__matmul__": _matmul,
@@ -169,6 +213,7 @@ _MADE: dict[str, Callable[..., Tensor | None]] = {
     "mm": _matmul,
     "bmm": _matmul,
     "addmm": _addmm,
+    "multi_head_attention_forward": _attention,
     "t": _swapped,
     "T": _swapped,
     "mT": _swapped,

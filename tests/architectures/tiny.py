@@ -64,6 +64,8 @@ def shrink(config: Any, depth: int = 0) -> Any:
             config.head_dim = config.qk_rope_head_dim
     if hasattr(config, "expand") and hasattr(config, "num_heads") and hasattr(config, "head_dim"):
         config.num_heads = int(config.expand * config.hidden_size) // config.head_dim  # of a state-space mixer
+    if getattr(config, "model_type", "") == "levit":
+        config.patch_size = 16  # what its four strides make of an image
     layers = next((getattr(config, n) for n in ("num_hidden_layers", "n_layer", "num_layers") if hasattr(config, n)), 2)
     for name in ("layer_types", "layers_block_type", "mlp_layer_types", "no_rope_layers", "attention_layers"):
         value = getattr(config, name, None)

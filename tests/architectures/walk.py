@@ -1,8 +1,11 @@
-"""What becomes of each architecture of transformers: ``python -m tests.architectures.walk`` writes a table.
+"""What becomes of each architecture of transformers: ``python -m tests.architectures.walk`` writes a table of it.
+
+``--page docs/architectures.md`` writes the page of the docs; ``--out`` keeps rows, so that a walk can go on.
 
 Models are tiny (`tests.architectures.tiny`). Asked of each: does it convert, does it equal the digital model in ideal
 cells, which part of the parameters that are no look-up and no norm becomes analog, is a training step through the tiles
-finite. What a model refuses needs its sentence; a wrong result is a failure.
+finite. What a model refuses needs its sentence; a wrong result is a failure. Another question is a field of `Row`, which
+`row_of` asks, and a column of `COLUMNS`.
 """
 
 from __future__ import annotations
@@ -13,7 +16,7 @@ import json
 import signal
 import sys
 import warnings
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
@@ -28,7 +31,8 @@ from tests.architectures import tiny
 
 HARDWARE = replace(presets.ideal(), tile=Tile(64, 64))
 MOST = 20_000_000  # parameters of a model that counts as small
-SECONDS = 20
+SECONDS = 60
+"""Of processor time, for each of the questions."""
 
 
 @dataclass
@@ -42,7 +46,8 @@ class Row:
         all: the same of all parameters.
         equal: largest difference from the digital outputs, as a part of their largest value; None: it was refused.
         sentence: with which conversion or the converted model refused; empty if it did not.
-        trains: whether a training step is finite; None: it was not tried.
+        trains: whether a training step is finite; None: it was not tried, or the model refused it.
+        untrained: with which it refused.
     """
 
     name: str
@@ -52,6 +57,7 @@ class Row:
     equal: float | None = None
     sentence: str = ""
     trains: bool | None = None
+    untrained: str = ""
 
     @property
     def verdict(self) -> str:
@@ -65,18 +71,18 @@ class Row:
 
 @contextmanager
 def limited(seconds: int) -> Iterator[None]:
-    """Raise `TimeoutError` in what takes longer."""
+    """Raise `TimeoutError` in what takes longer, seconds of processor time."""
 
     def late(*_: object) -> None:
         raise TimeoutError(f"took more than {seconds} s")
 
-    before = signal.signal(signal.SIGALRM, late)
-    signal.alarm(seconds)
+    before = signal.signal(signal.SIGPROF, late)
+    signal.setitimer(signal.ITIMER_PROF, seconds)
     try:
         yield
     finally:
-        signal.alarm(0)
-        signal.signal(signal.SIGALRM, before)
+        signal.setitimer(signal.ITIMER_PROF, 0)
+        signal.signal(signal.SIGPROF, before)
 
 
 def built(name: str) -> tuple[nn.Module, Any, Any]:
@@ -119,6 +125,12 @@ def row_of(name: str, seconds: int = SECONDS) -> Row:
             _look(row, model, inputs, expected)
     except Exception as error:  # noqa: BLE001 - a defect, which the row tells
         row.sentence = _told(error)
+        return row
+    try:
+        with limited(seconds):
+            row.trains = _trains(model, inputs)
+    except Exception as error:  # noqa: BLE001 - as above
+        row.untrained = _told(error)
     return row
 
 
@@ -139,37 +151,79 @@ def _look(row: Row, model: nn.Module, inputs: Any, expected: list[torch.Tensor])
         found = called(model, inputs)
     size = max(float(x.abs().max()) for x in expected) or 1.0
     row.equal = max(float((one - other).abs().max()) for one, other in zip(found, expected, strict=True)) / size
+
+
+def _trains(model: nn.Module, inputs: Any) -> bool:
+    """Whether gradients of a step through the tiles are finite."""
     program(model, 0)
     model.train()
     total = sum(x.float().square().mean() for x in called(model, inputs) if x.requires_grad)
     assert isinstance(total, torch.Tensor)
     total.backward()
     grads = [p.grad for p in model.parameters() if p.grad is not None]
-    row.trains = bool(grads) and all(bool(torch.isfinite(grad).all()) for grad in grads)
+    return bool(grads) and all(bool(torch.isfinite(grad).all()) for grad in grads)
 
 
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
 
-def table(rows: list[Row]) -> str:
-    """A table of rows, in Markdown."""
+def _equals(row: Row) -> str:
+    return "yes" if row.verdict == "equal" else f"{row.verdict}: {row.sentence or row.equal}"
+
+
+def _trained(row: Row) -> str:
+    return row.untrained or {True: "yes", False: "no", None: "not tried"}[row.trains]
+
+
+COLUMNS: dict[str, Callable[[Row], str]] = {
+    "model type": lambda row: row.name,
+    "analog, of matrices": lambda row: f"{row.analog:.0%}",
+    "of all": lambda row: f"{row.all:.0%}",
+    "equals digital": _equals,
+    "trains": _trained,
+}
+
+
+def summary(rows: list[Row]) -> str:
+    """How many of the models do what."""
     seen = [row for row in rows if not row.built]
     equal = [row for row in seen if row.verdict == "equal"]
-    lines = [
+    return (
         f"transformers {transformers.__version__}: {len(seen)} of {len(rows)} model types are small models that run; "
         f"{len(equal)} of these convert and equal the digital model, "
         f"{sum(row.analog >= 0.95 for row in equal)} of them with at least 95% of their matrices analog; "
-        f"{sum(row.trains is True for row in equal)} train.",
-        "",
-        "| model type | analog, of matrices | equals digital | trains |",
-        "|---|---|---|---|",
-    ]
-    for row in seen:
-        verdict = "yes" if row.verdict == "equal" else f"{row.verdict}: {row.sentence or row.equal}"
-        trains = {True: "yes", False: "no", None: row.sentence and "not tried"}[row.trains]
-        lines.append(f"| {row.name} | {row.analog:.0%} | {verdict.replace('|', '/')} | {trains or ''} |")
+        f"{sum(row.trains is True for row in equal)} train."
+    )
+
+
+def table(rows: list[Row]) -> str:
+    """A table of the models that run, in Markdown."""
+    lines = [f"| {' | '.join(COLUMNS)} |", "|---" * len(COLUMNS) + "|"]
+    for row in rows:
+        if not row.built:
+            lines.append(f"| {' | '.join(cell(row).replace('|', '/') for cell in COLUMNS.values())} |")
     return "\n".join(lines)
+
+
+def page(rows: list[Row]) -> str:
+    """The page of the docs."""
+    left_out = ", ".join(f"`{row.name}`" for row in rows if row.built)
+    return f"""# Architectures of transformers
+
+{summary(rows)}
+
+Written by `python -m tests.architectures.walk --page docs/architectures.md`. Each model is made small, with two layers
+and random weights, and put on ideal cells. *Analog, of matrices*: part of the parameters that become analog, of those
+that are no look-up, norm or bias; *of all*: of all parameters. *Equals digital*: to 1e-3 of the largest output, or the
+sentence that the user gets. *Trains*: whether gradients of a step through the tiles are finite, or what the model says
+in train mode.
+
+{table(rows)}
+
+Of these model types no small model runs by what the walk knows of configurations and inputs, which says nothing about
+them: {left_out}.
+"""
 
 
 def main() -> None:
@@ -177,6 +231,7 @@ def main() -> None:
     parser = argparse.ArgumentParser(description=__doc__)
     parser.add_argument("names", nargs="*", help="model types; none: all")
     parser.add_argument("--out", type=Path, help="JSON of the rows, taken up again if it exists")
+    parser.add_argument("--page", type=Path, help="write the page of the docs here")
     options = parser.parse_args()
     transformers.logging.set_verbosity_error()
     known = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
@@ -188,7 +243,10 @@ def main() -> None:
             sys.stderr.flush()
             if options.out:
                 options.out.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1))
-    sys.stdout.write(table([rows[name] for name in sorted(rows)]) + "\n")
+    found = [rows[name] for name in sorted(rows)]
+    sys.stdout.write(f"{summary(found)}\n\n{table(found)}\n")
+    if options.page:
+        options.page.write_text(page(found))
 
 
 if __name__ == "__main__":

@@ -44,6 +44,29 @@ def test_products_are_computed():
     torch.testing.assert_close(torch.addmm(b, x[0], turned), expected[0])
 
 
+@pytest.mark.filterwarnings("ignore:Support for mismatched key_padding_mask")
+def test_torchs_function_of_attention_with_separate_weights_is_computed():
+    """As WavLM calls it: a bias of positions for each head, and padding."""
+    x, weights = inputs64(5, 2, 8), [inputs64(8, 8, seed=seed) for seed in range(2, 6)]
+    bias, out_bias, places = inputs64(24, seed=6), inputs64(8, seed=7), inputs64(2 * 2, 5, 5, seed=8)
+    padding = torch.tensor([[False] * 5, [False] * 3 + [True] * 2])
+
+    def computed(q, k, v, out, **options):
+        return F.multi_head_attention_forward(
+            x, x, x, 8, 2, torch.empty(0), bias, None, None, False, 0.0, out, out_bias, False, padding,
+            attn_mask=places, q_proj_weight=q, k_proj_weight=k, v_proj_weight=v, **options,
+        )  # fmt: skip
+
+    for needed in (True, False):
+        expected = computed(*weights, use_separate_proj_weight=True, need_weights=needed)
+        found = computed(*map(of, weights), use_separate_proj_weight=True, need_weights=needed)
+        torch.testing.assert_close(found, expected, rtol=0, atol=1e-12)
+    with pytest.raises(InputError, match="'multi_head_attention_forward' would compute past them"):
+        F.multi_head_attention_forward(
+            x, x, x, 8, 2, torch.cat(weights[:3]), bias, None, None, False, 0.0, of(weights[3]), out_bias
+        )
+
+
 def test_experts_are_taken_by_index_or_all_at_once():
     weight, x = inputs64(3, 5, 4), inputs64(3, 2, 4, seed=2)
     w = of(weight)
