@@ -4,8 +4,8 @@
 
 Models are tiny (`tests.architectures.tiny`). Asked of each: does it convert, does it equal the digital model in ideal
 cells, which part of the parameters that are no look-up and no norm becomes analog, is a training step through the tiles
-finite. What a model refuses needs its sentence; a wrong result is a failure. Another question is a field of `Row`, which
-`row_of` asks, and a column of `COLUMNS`.
+finite. What a model refuses needs its sentence; a wrong result is a failure. Another question is a field of `Row` that
+`row_of` fills, and a column of `COLUMNS`.
 """
 
 from __future__ import annotations
