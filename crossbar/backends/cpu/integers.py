@@ -2,9 +2,9 @@
 
 A DAC of up to 8 bits drives whole numbers within ±127. With the cells of a column in fixed point of 16 bits, its sum is
 an integer: 256 times the product with the cells' high bytes and once that with their low bytes. Integer sums are the
-same in any order and with any number of threads, on the processor's 8-bit units or, where it has none, in float32,
-which is exact up to 2^24. What the fixed point costs is an error of each cell evenly spread over
-± 1/65,276 of its column's largest cell, or 0.4 nS of 25 µS.
+same in any order and with any number of threads, on the processor's 8-bit units, in products of 16 bits
+(`crossbar.backends.cpu.kernels.product`), or in float32, which is exact up to 2^24. What the fixed point costs is an
+error of each cell evenly spread over ± 1/65,276 of its column's largest cell, or 0.4 nS of 25 µS.
 
 Noise, ADC, digital scale and the sum over tiles then take one pass over these sums (`crossbar.backends.cpu.kernels`).
 `crossbar.backends.eager` does the same in floating point, for gradients, for devices other than the CPU, and for the
@@ -18,15 +18,19 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
+import torch.nn.functional as F
 from torch import Tensor
 
 from crossbar.backends import bounds
 from crossbar.backends.converters import TINY, found_range
 from crossbar.backends.protocol import Read
 
-_SUMS = 2**21  # column sums worked on at once, so that they stay in cache ...
+_MOST_WHOLE = 512  # sums of more word lines could leave 32 bits: 127 times 32,638 times 518
+_SUMS = 2**21  # column sums worked on at once, so that they stay in cache (of 16-bit products a sixteenth) ...
 _VECTORS = 128  # ... but as many input vectors as products are efficient with
-_SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32}
+_SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32, torch.int16: torch.int32}
+_FORM_OF_SUMS = {torch.float32: 0, torch.int8: 1, torch.int16: 2}
+"""How sums are handed to `crossbar.backends.cpu.kernels.convert`."""
 
 CURVES = {"cell", "cell.iv:linear", "cell.iv:sinh", "cell.iv:table"}  # pulses of one height meet one conductance
 HONOURED = bounds.HONOURED | CURVES
@@ -37,7 +41,8 @@ class FixedPoint(NamedTuple):
     """Cells as integers, two bytes each.
 
     Attributes:
-        bytes: ``[S, 2 O I]`` int8, row tile after row tile: all high bytes ``[O, R]`` of a tile, then all low ones.
+        bytes: ``[S, 2 O I]`` int8, row tile after row tile: all high bytes ``[O, R]`` of a tile, then all low ones; or
+            int16, row tile after row tile ``[O, W]``, R word lines and zeros up to a multiple of 16.
         steps: what 1 stands for, ``[T, O]``, unit outputs.
     """
 
@@ -53,54 +58,71 @@ def refuses(read: Read) -> str | None:
 
 @cache
 def _kind() -> torch.dtype:
-    """What products are computed in here, with the same result: int8, on units that are exact and fast, or float32.
+    """What products are computed in here, with the same result: int8, int16 or float32, whichever is exact and fastest.
 
-    Some processors' instructions saturate sums of two products, and without any a product takes up to 30 times as long.
+    Some processors' instructions for 8 bits saturate sums of two products, and without any they take up to 30 times as
+    long.
     """
     codes = torch.tensor([[127], [-127]], dtype=torch.int8, device="cpu").expand(-1, 256).repeat(32, 1)
     cells = torch.tensor([[127], [-128]], dtype=torch.int8, device="cpu").expand(-1, 256).repeat(64, 1)
     exact, seconds = codes.double() @ cells.double().t(), {}
-    for kind in (torch.int8, torch.float32):
-        sums = torch.empty(exact.shape, dtype=_SUMS_OF[kind], device="cpu")
+    for kind in (torch.int8, torch.float32, torch.int16):
+        # of whole cells there are half as many columns
+        parts, wanted = (cells[::2], exact[:, ::2]) if kind == torch.int16 else (cells, exact)
+        given = codes.to(kind).contiguous(), parts.to(kind).contiguous()
+        sums = torch.empty(wanted.shape, dtype=_SUMS_OF[kind], device="cpu")
         try:
-            _product(codes.to(kind), cells.to(kind), sums)
+            _product(*given, sums)
         except RuntimeError:  # not on this platform
             continue
-        if torch.equal(sums.double(), exact):
-            seconds[kind] = min(_seconds(codes, cells, sums, kind) for _ in range(3))
+        if torch.equal(sums.double(), wanted):
+            seconds[kind] = min(_seconds(*given, sums) for _ in range(5))
     return min(seconds, key=seconds.__getitem__)
 
 
-def _seconds(codes: Tensor, cells: Tensor, sums: Tensor, kind: torch.dtype) -> float:
+def _seconds(codes: Tensor, cells: Tensor, sums: Tensor) -> float:
     start = perf_counter()
-    _product(codes.to(kind), cells.to(kind), sums)
+    _product(codes, cells, sums)
     return perf_counter() - start
 
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def fixed_point(weight: Tensor, rows: int) -> FixedPoint:
-    """Digits ``[S, I, O]``, float32, as integers."""
+def fixed_point(weight: Tensor, rows: int, whole: bool = False) -> FixedPoint:
+    """Digits ``[S, I, O]``, float32, as integers; ``whole``: of 16 bits, otherwise in bytes."""
     from crossbar.backends.cpu import kernels
     from crossbar.native import openmp  # numba takes half a second to load
 
     slices, lines, outputs = weight.shape
     weight, steps = weight.contiguous(), []
-    cells = weight.new_empty(slices, 2 * outputs * lines, dtype=torch.int8)
+    if whole:
+        width = sum(_width(min(rows, lines - line)) for line in range(0, lines, rows))
+        cells = weight.new_zeros(slices, outputs * width, dtype=torch.int16)
+    else:
+        cells = weight.new_empty(slices, 2 * outputs * lines, dtype=torch.int8)
     for digits, parts in zip(weight, cells, strict=True):
         for line in range(0, lines, rows):
             tile, step = digits[line : line + rows], weight.new_empty(outputs)
-            both = _of_tile(parts, outputs, line, len(tile))
+            if whole:
+                own = _whole_tile(parts, outputs, line, len(tile), rows)
+            else:
+                own = _of_tile(parts, outputs, line, len(tile))
             openmp.run(
-                kernels.fix, outputs // kernels.COLUMNS, tile, both, step, len(tile), outputs, bounds.LARGEST, TINY
-            )
+                kernels.fix, outputs // kernels.COLUMNS, *(tile, own, step, len(tile), outputs, bounds.LARGEST, TINY),
+                own.shape[1] if whole else 0,
+            )  # fmt: skip
             steps.append(step)
     return FixedPoint(cells, torch.stack(steps))
 
 
 def _product(codes: Tensor, cells: Tensor, out: Tensor) -> None:
-    """``codes [B, R] @ cells [2 O, R]`` transposed, of int8 in int32 or of float32 in float32."""
-    if out.dtype == torch.float32:
+    """``codes [B, R] @ cells`` transposed: ``[2 O, R]`` of int8 in int32 or float32 in float32, ``[O, W]`` of int16."""
+    if codes.dtype == torch.int16:
+        from crossbar.backends.cpu import kernels
+        from crossbar.native import openmp  # numba takes half a second to load
+
+        openmp.run(kernels.product, len(codes) // 2, codes, cells, out, *out.shape, cells.shape[1])
+    elif out.dtype == torch.float32:
         torch.mm(codes, cells.t(), out=out)
     elif codes.shape[1] == 1:  # torch 2.10 leaves ``out`` as it is then
         torch.mul(codes.int(), cells.t().int(), out=out)
@@ -111,6 +133,17 @@ def _product(codes: Tensor, cells: Tensor, out: Tensor) -> None:
 def _of_tile(parts: Tensor, outputs: int, line: int, lines: int) -> Tensor:
     """Both bytes of a tile's cells, ``[2 O, R]``, that start at a word line."""
     return parts[2 * outputs * line :][: 2 * outputs * lines].view(2 * outputs, lines)
+
+
+def _whole_tile(cells: Tensor, outputs: int, line: int, lines: int, rows: int) -> Tensor:
+    """A tile's whole cells, ``[O, W]``, that start at a word line, behind tiles of ``rows`` ones."""
+    width = _width(lines)
+    return cells[line // rows * outputs * _width(rows) :][: outputs * width].view(outputs, width)
+
+
+def _width(lines: int) -> int:
+    """Word lines of a tile with zeros behind."""
+    return -(-lines // 16) * 16
 
 
 def multiply(read: Read) -> Tensor:
@@ -142,7 +175,12 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     assert dac is not None
     assert adc is not None
     assert cells.forms is not None
-    fixed: FixedPoint = cells.forms("fixed point", partial(fixed_point, rows=rows))
+    kind = _kind()
+    if kind == torch.int16 and rows > _MOST_WHOLE:
+        kind = torch.float32
+    whole = kind == torch.int16
+    form = "fixed point, whole" if whole else "fixed point"
+    fixed: FixedPoint = cells.forms(form, partial(fixed_point, rows=rows, whole=whole))
     (vectors, lines), (tiles, outputs) = x.shape, cells.scales.shape
     row_tiles = -(-lines // rows)
     if not vectors:
@@ -171,10 +209,10 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     start, key = 0, 0
     if noise is not None and deviations is not None:
         start, key = noise.start, noise.word_key
-    size = -(-vectors // -(-vectors // max(_VECTORS, _SUMS // (2 * outputs))))  # even pieces
-    kind = _kind()
-    sums = x.new_empty(size, 2 * outputs, dtype=_SUMS_OF[kind])
-    copy = None if kind == torch.int8 else x.new_empty(2 * outputs, min(rows, lines))
+    columns, most = (outputs, _SUMS // 16) if whole else (2 * outputs, _SUMS)
+    size = -(-vectors // -(-vectors // max(_VECTORS, most // columns)))  # even pieces
+    sums = x.new_empty(size, columns, dtype=_SUMS_OF[kind])
+    copy = x.new_empty(columns, min(rows, lines)) if kind == torch.float32 else None
     for first in range(0, vectors, size):
         piece = slice(first, min(first + size, vectors))
         count = piece.stop - first
@@ -182,14 +220,18 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
             row_tile = tile % row_tiles
             line = row_tile * rows
             driven = codes[piece, line : line + rows].to(kind)
-            parts = _of_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1])
+            if whole:
+                parts = _whole_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1], rows)
+                driven = F.pad(driven, (0, parts.shape[1] - driven.shape[1]))
+            else:
+                parts = _of_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1])
             if copy is not None:
                 parts = copy[:, : driven.shape[1]].copy_(parts)
             _product(driven, parts, sums[:count])
             openmp.run(
                 kernels.convert,
                 count,
-                *(sums, kind == torch.int8, factors[tile], None if offsets is None else offsets[tile]),
+                *(sums, _FORM_OF_SUMS[kind], factors[tile], None if offsets is None else offsets[tile]),
                 *(None if deviations is None else deviations[tile], None if variances is None else variances[tile]),
                 *(None if power is None else power[piece], scales[tile], full_scale[piece], outs[tile][piece]),
                 *(count, outputs, row_tiles, row_tile, adc.levels, tiles, tile, first, start, key),

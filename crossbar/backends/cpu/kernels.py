@@ -12,11 +12,26 @@ from typing import Any
 import numpy as np
 from numba import carray, cfunc, njit
 
-from crossbar.native.compiled import SIGNATURE, as_bits, as_double, as_float, done, fma, pointer, share
+from crossbar.native.compiled import (
+    SIGNATURE,
+    WIDTH,
+    as_bits,
+    as_double,
+    as_float,
+    done,
+    fma,
+    pointer,
+    share,
+    sums_of_products,
+)
 from crossbar.random.kernels import pair
 
 COLUMNS = 64
 """Columns of a tile that are worked on together."""
+_NEAR = 32  # of them whose cells stay in the first cache while all vectors meet them
+
+_two_by_four, _two_by_one = sums_of_products(2, 4), sums_of_products(2, 1)
+_one_by_four, _one_by_one = sums_of_products(1, 4), sums_of_products(1, 1)
 
 _F, _U = np.float32, np.uint32
 
@@ -40,13 +55,15 @@ def _halved(times: Any) -> Any:
 def fix(words: Any) -> None:
     """Digits of a tile as integers of two bytes, within ± ``largest`` of each column, and what 1 of them stands for.
 
-    Arguments: digits [R, O] float32, bytes [2, O, R] int8 (high parts, then low), steps [O] float32, R, O, largest,
-    least step.
+    Arguments: digits [R, O] float32, integers [O, W] int16 where W > 0, else bytes [2, O, R] int8 (high parts, then
+    low), steps [O] float32, R, O, largest, least step, W.
     """
-    given = carray(words, 9)
+    given = carray(words, 10)
     rows, outputs, largest, least = given[5], given[6], _F(given[7]), _F(as_double(given[8]))
     digits = carray(pointer(given[2]), (rows, outputs), np.float32)
     parts = carray(pointer(given[3]), (2, outputs, rows), np.int8)
+    width = given[9]
+    wholes = carray(pointer(given[3]), (outputs, width), np.int16)
     steps = carray(pointer(given[4]), outputs, np.float32)
     for block in range(*share(given, (outputs + COLUMNS - 1) // COLUMNS)):
         first, last = block * COLUMNS, min(block * COLUMNS + COLUMNS, outputs)
@@ -61,6 +78,9 @@ def fix(words: Any) -> None:
         for row in range(rows):
             for column in range(first, last):
                 whole = np.int32(np.rint(digits[row, column] * span[column - first]))
+                if width > 0:
+                    wholes[column, row] = np.int16(whole)
+                    continue
                 high = np.int32(np.int32(whole + np.int32(128)) >> np.int32(8))
                 parts[0, column, row] = np.int8(high)
                 parts[1, column, row] = np.int8(np.int32(whole - np.int32(high << np.int32(8))))
@@ -117,12 +137,45 @@ def encode(words: Any) -> None:
 
 
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def product(words: Any) -> None:
+    """Column sums of a tile, exact: codes times cells.
+
+    Arguments: codes [B, W] int16, cells [O, W] int16, sums [B, O] int32, B, O, W (a multiple of `WIDTH`).
+    """
+    given = carray(words, 8)
+    vectors, outputs, width = given[5], given[6], given[7]
+    steps, size = width // WIDTH, 2 * width
+    first, last = share(given, (vectors + 1) // 2)
+    first, last = 2 * first, min(2 * last, vectors)
+    for near in range(0, outputs, _NEAR):
+        end = min(near + _NEAR, outputs)
+        for row in range(first, last, 2):
+            codes, sums = given[2] + row * size, given[4] + 4 * row * outputs
+            pair_of = row + 1 < last
+            column = near
+            while column + 4 <= end:
+                if pair_of:
+                    _two_by_four(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                else:
+                    _one_by_four(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                column += 4
+            while column < end:
+                if pair_of:
+                    _two_by_one(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                else:
+                    _one_by_one(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                column += 1
+    done(given)
+
+
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def convert(words: Any) -> None:
     """What the ADCs of a tile deliver of integer column sums, noise added before, scaled and added to what is there.
 
-    Arguments: sums [B, 2 O] (high parts, then low), 1 where they are int32 or 0 where float32, factor [O] (ADC steps
-    that 1 of the sums is), offset [O] (ADC steps) or 0, deviation [O] (of output noise, ADC steps) or 0, variance [O]
-    (of the cells under full power, ADC steps squared) or 0, power [B, T_in] or 0, scale [O], full_scale [B], out
+    Arguments: sums [B, 2 O] (high parts, then low) of float32 (0) or int32 (1), or [B, O] int32 (2), which of these,
+    factor [O] (ADC steps that 1 of the sums is), offset [O] (ADC steps) or 0, deviation [O] (of output noise, ADC
+    steps) or 0, variance [O] (of the cells under full power, ADC steps squared) or 0, power [B, T_in] or 0, scale [O],
+    full_scale [B], out
     [B, O], B, O, T_in, this tile of T_in, levels, T (tiles of a row of noise), this tile of T, first row, start and key
     of the noise.
 
@@ -136,6 +189,7 @@ def convert(words: Any) -> None:
     start, key = _U(given[20]), _U(given[21])
     integers = carray(pointer(given[2]), (vectors, 2, outputs), np.int32)
     floats = carray(pointer(given[2]), (vectors, 2, outputs), np.float32)
+    wholes = carray(pointer(given[2]), (vectors, outputs), np.int32)
     factor = carray(pointer(given[4]), outputs, np.float32)
     offset = carray(pointer(given[5]), outputs, np.float32)
     deviation = carray(pointer(given[6]), outputs, np.float32)
@@ -169,7 +223,10 @@ def convert(words: Any) -> None:
         total, unit = out[row], full_scale[row]
         if tile == 0:
             total[:] = 0
-        if given[3] != 0:
+        if given[3] == 2:
+            for i in range(outputs):
+                sums[i] = _F(wholes[row, i])  # rounded once, as below
+        elif given[3] == 1:
             for i in range(outputs):
                 sums[i] = fma(_F(integers[row, 0, i]), _F(256.0), _F(integers[row, 1, i]))
         else:

@@ -107,6 +107,36 @@ def test_a_cell_is_off_by_half_a_step_at_most(shape):
         assert ((whole * step - tile.double()).abs() <= 0.51 * step).all()
 
 
+@pytest.mark.parametrize("shape", [(256, 64), (300, 70), (1, 1), (257, 129), (50, 9)])
+@pytest.mark.parametrize("rows", [256, 24])
+def test_whole_cells_are_their_bytes(shape, rows):
+    weight = torch.randn(2, *shape, generator=torch.Generator().manual_seed(0), dtype=torch.float32)
+    bytes_, whole = integers.fixed_point(weight, rows), integers.fixed_point(weight, rows, whole=True)
+    assert torch.equal(bytes_.steps, whole.steps)
+    assert whole.bytes.dtype == torch.int16
+    for parts, cells in zip(bytes_.bytes, whole.bytes, strict=True):
+        for line in range(0, shape[0], rows):
+            count = min(rows, shape[0] - line)
+            both = integers._of_tile(parts, shape[1], line, count).int()
+            found = integers._whole_tile(cells, shape[1], line, count, rows)
+            assert torch.equal(found[:, :count].int(), 256 * both[: shape[1]] + both[shape[1] :])
+            assert not found[:, count:].any()
+
+
+@pytest.mark.parametrize("shape", [(1, 16, 1), (2, 16, 4), (3, 48, 5), (5, 512, 7), (17, 32, 66), (130, 256, 100)])
+@pytest.mark.parametrize("threads", [1, 2])
+def test_products_of_16_bits_are_exact(shape, threads, monkeypatch):
+    monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
+    vectors, width, outputs = shape
+    generator = torch.Generator().manual_seed(0)
+    codes = torch.randint(-127, 128, (vectors, width), generator=generator).to(torch.int16)
+    cells = torch.randint(-32_638, 32_639, (outputs, width), generator=generator).to(torch.int16)
+    for given in ((codes, cells), (torch.full_like(codes, -127), torch.full_like(cells, 32_638))):
+        found = torch.full((vectors, outputs), 7, dtype=torch.int32)
+        integers._product(*given, found)
+        assert torch.equal(found.double(), given[0].double() @ given[1].double().t())
+
+
 @pytest.mark.parametrize("kind", [torch.int8, torch.float32])
 @pytest.mark.parametrize(
     "shape", [(1, 1, 1), (1, 1, 7), (5, 1, 3), (3, 2, 1), (17, 65, 9), (130, 256, 100), (3, 1024, 5)]
@@ -125,12 +155,22 @@ def test_products_are_exact(shape, kind):
 
 
 @served
-def test_8_bit_units_and_floating_point_give_the_same_bits(hardware, monkeypatch):
+def test_units_of_8_and_16_bits_and_floating_point_give_the_same_bits(hardware, monkeypatch):
     layer, found = programmed(hardware), []
-    for kind in (torch.int8, torch.float32):
+    for kind in (torch.int8, torch.float32, torch.int16):
         monkeypatch.setattr(integers, "_kind", lambda kind=kind: kind)
         layer.reset_reads()
         found.append(layer(inputs(300, 150)))
+    assert torch.equal(found[0], found[1])
+    assert torch.equal(found[0], found[2])
+
+
+def test_tiles_of_many_word_lines_are_not_summed_in_32_bits(monkeypatch):
+    layer, found = programmed(dataclasses.replace(NOISY, tile=Tile(1024, 48)), 1000), []
+    for kind in (torch.float32, torch.int16):
+        monkeypatch.setattr(integers, "_kind", lambda kind=kind: kind)
+        layer.reset_reads()
+        found.append(layer(torch.full((9, 1000), 1.0)))
     assert torch.equal(*found)
 
 
@@ -141,7 +181,7 @@ def test_units_whose_products_saturate_are_left_alone(monkeypatch):
         return product(codes, cells, out=out).clamp_(-(2**15), 2**15 - 1)
 
     monkeypatch.setattr(torch, "_int_mm", saturating)
-    assert integers._kind.__wrapped__() == torch.float32
+    assert integers._kind.__wrapped__() in (torch.float32, torch.int16)
 
 
 def test_a_vectors_result_does_not_depend_on_its_batch(monkeypatch):
