@@ -14,16 +14,14 @@ from crossbar.adapters.linear import WEIGHT
 from crossbar.adapters.protocol import Part, Product
 
 _KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
-_TOGETHER = 16  # channels from which on copying them at once is faster than copying taps
 _EDGE = 256  # rows and columns that a block-diagonal matrix of groups has at most
 
 
 class Convolution:
     """``nn.Conv1d``, ``nn.Conv2d`` and ``nn.Conv3d``: one product a patch, ``[O, C K]`` with K taps a channel.
 
-    The word lines of a patch are its channels, each with its taps in order, as `torch.nn.functional.unfold` has them;
-    of 16 channels or more without groups, its taps, each with its channels in order, which lie together in memory when
-    patches are cut.
+    The word lines of a patch are its taps in order, each with its channels, which lie together in memory when patches
+    are cut; with groups they are its channels, each with its taps, as `torch.nn.functional.unfold` has them.
     With groups the matrix is block-diagonal. As many groups as fit in 256 word lines and 256 bit lines make up one
     matrix, the next ones another: cells beside the blocks hold 0 and are driven for nothing. A depthwise convolution,
     where each group has one input channel, uses so little of its tiles that it stays digital unless asked for.
@@ -101,7 +99,7 @@ def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
 
 def _taps_first(conv: nn.Conv2d) -> bool:
     """Whether word lines are the taps, each with all channels."""
-    return conv.groups == 1 and conv.in_channels >= _TOGETHER and math.prod(conv.kernel_size) > 1
+    return conv.groups == 1 and conv.in_channels > 1 and math.prod(conv.kernel_size) > 1
 
 
 def _computes(module: nn.Module) -> bool:

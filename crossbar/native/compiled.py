@@ -52,15 +52,16 @@ WIDTH = 16
 
 
 def sums_of_products(rows: int, columns: int) -> Any:
-    """A function ``(one, other, steps, sums, stride)`` of addresses: products of a few vectors of int16, in int32.
+    """A function ``(one, bytes, other, steps, sums, stride)``: products of a few vectors of int16, in int32.
 
-    ``one`` has ``rows`` vectors and ``other`` ``columns``, each of ``steps`` times `WIDTH` numbers, one vector after
-    another; the sum of products of vector r and vector c goes to place ``r stride + c`` of ``sums``. Sums of neighbours
-    are added first, which processors do in one instruction (x86: ``pmaddwd``), where numba's own loops take three.
+    At ``one`` there are ``rows`` vectors, so many bytes apart, and at ``other`` ``columns``, one after another, each of
+    ``steps`` times `WIDTH` numbers; the sum of products of vectors r and c goes to place ``r stride + c`` of ``sums``.
+    Sums of neighbours are added first, which processors do in one instruction (x86: ``pmaddwd``), where numba's own
+    loops take three.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]  # numba's own
-    def function(context: Any, one: Any, other: Any, steps: Any, sums: Any, stride: Any) -> Any:
+    def function(context: Any, one: Any, bytes: Any, other: Any, steps: Any, sums: Any, stride: Any) -> Any:
         def generate(target: Any, builder: Any, _: Any, given: Any) -> Any:
             address, narrow, wide = ir.IntType(64), ir.VectorType(ir.IntType(16), WIDTH), ir.IntType(32)
             half = ir.VectorType(wide, WIDTH // 2)
@@ -71,8 +72,8 @@ def sums_of_products(rows: int, columns: int) -> Any:
             def place(start: Any, step: Any, number: int) -> Any:
                 return builder.add(start, builder.mul(step, ir.Constant(address, number)))
 
-            def loaded(start: Any, number: int) -> Any:
-                found = builder.load(builder.inttoptr(place(start, size, number), narrow.as_pointer()))
+            def loaded(start: Any, apart: Any, number: int) -> Any:
+                found = builder.load(builder.inttoptr(place(start, apart, number), narrow.as_pointer()))
                 found.align = 2
                 return found
 
@@ -86,7 +87,8 @@ def sums_of_products(rows: int, columns: int) -> Any:
                     )
                 )
 
-            size = builder.mul(given[2], ir.Constant(address, 2 * WIDTH))
+            left_at, apart, right_at, steps, sums, stride = given
+            size = builder.mul(steps, ir.Constant(address, 2 * WIDTH))
             before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
             builder.branch(loop)
             builder.position_at_end(loop)
@@ -94,8 +96,8 @@ def sums_of_products(rows: int, columns: int) -> Any:
             step.add_incoming(first, before)
             found = [[builder.phi(half) for _ in range(columns)] for _ in range(rows)]
             offset = builder.mul(step, ir.Constant(address, 2 * WIDTH))
-            left = [loaded(builder.add(given[0], offset), r) for r in range(rows)]
-            right = [loaded(builder.add(given[1], offset), c) for c in range(columns)]
+            left = [loaded(builder.add(left_at, offset), apart, r) for r in range(rows)]
+            right = [loaded(builder.add(right_at, offset), size, c) for c in range(columns)]
             grown = [
                 [builder.add(found[r][c], neighbours(left[r], right[c])) for c in range(columns)] for r in range(rows)
             ]
@@ -105,17 +107,17 @@ def sums_of_products(rows: int, columns: int) -> Any:
                 for c in range(columns):
                     found[r][c].add_incoming(zero, before)
                     found[r][c].add_incoming(grown[r][c], loop)
-            builder.cbranch(builder.icmp_signed("<", following, given[2]), loop, after)
+            builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
             builder.position_at_end(after)
             for r in range(rows):
                 for c in range(columns):
                     at = builder.add(
-                        place(given[3], builder.mul(given[4], ir.Constant(address, 4)), r), ir.Constant(address, 4 * c)
+                        place(sums, builder.mul(stride, ir.Constant(address, 4)), r), ir.Constant(address, 4 * c)
                     )
                     builder.store(builder.call(total, [grown[r][c]]), builder.inttoptr(at, wide.as_pointer()))
             return target.get_dummy_value()
 
-        return types.void(*[types.int64] * 5), generate
+        return types.void(*[types.int64] * 6), generate
 
     return function
 

@@ -18,7 +18,6 @@ from time import perf_counter
 from typing import NamedTuple
 
 import torch
-import torch.nn.functional as F
 from torch import Tensor
 
 from crossbar.backends import bounds
@@ -115,13 +114,18 @@ def fixed_point(weight: Tensor, rows: int, whole: bool = False) -> FixedPoint:
     return FixedPoint(cells, torch.stack(steps))
 
 
-def _product(codes: Tensor, cells: Tensor, out: Tensor) -> None:
-    """``codes [B, R] @ cells`` transposed: ``[2 O, R]`` of int8 in int32 or float32 in float32, ``[O, W]`` of int16."""
+def _product(codes: Tensor, cells: Tensor, out: Tensor, place: int = 0) -> None:
+    """Codes ``[B, R]`` times cells ``[2 O, R]`` transposed, of int8 in int32 or of float32 in float32.
+
+    Or of int16 in int32: the W codes that start at a place, times whole cells ``[O, W]``.
+    """
     if codes.dtype == torch.int16:
         from crossbar.backends.cpu import kernels
         from crossbar.native import openmp  # numba takes half a second to load
 
-        openmp.run(kernels.product, len(codes) // 2, codes, cells, out, *out.shape, cells.shape[1])
+        openmp.run(
+            kernels.product, len(codes) // 2, codes, cells, out, *out.shape, cells.shape[1], codes.shape[1], place
+        )
     elif out.dtype == torch.float32:
         torch.mm(codes, cells.t(), out=out)
     elif codes.shape[1] == 1:  # torch 2.10 leaves ``out`` as it is then
@@ -196,7 +200,10 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     if deviations is not None and cells.variance is not None:
         variances = (cells.variance / step.square()).contiguous()
         power = x.new_empty(vectors, row_tiles)
-    codes, full_scale = x.new_empty(vectors, lines, dtype=torch.int8), x.new_empty(vectors)
+    width = _width(min(rows, lines)) if whole else 0
+    size, kept = (row_tiles * width, torch.int16) if whole else (lines, torch.int8)
+    codes = x.new_empty(vectors, size, dtype=kept)
+    full_scale = x.new_empty(vectors)
     if input_range is None and dac.range != "per_token":
         input_range = found_range(x, dac)
     known = None if input_range is None else input_range.detach().to(x.dtype).reshape(-1)
@@ -204,7 +211,7 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
         kernels.encode,
         vectors,
         *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
-        *(vectors, lines, rows, dac.levels, TINY),
+        *(vectors, lines, rows, dac.levels, TINY, width),
     )
     start, key = 0, 0
     if noise is not None and deviations is not None:
@@ -219,15 +226,14 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
         for tile in range(tiles):
             row_tile = tile % row_tiles
             line = row_tile * rows
-            driven = codes[piece, line : line + rows].to(kind)
+            driven, own = min(rows, lines - line), fixed.bytes[tile // row_tiles]
             if whole:
-                parts = _whole_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1], rows)
-                driven = F.pad(driven, (0, parts.shape[1] - driven.shape[1]))
+                _product(codes[piece], _whole_tile(own, outputs, line, driven, rows), sums[:count], row_tile * width)
             else:
-                parts = _of_tile(fixed.bytes[tile // row_tiles], outputs, line, driven.shape[1])
-            if copy is not None:
-                parts = copy[:, : driven.shape[1]].copy_(parts)
-            _product(driven, parts, sums[:count])
+                parts = _of_tile(own, outputs, line, driven)
+                if copy is not None:
+                    parts = copy[:, :driven].copy_(parts)
+                _product(codes[piece, line : line + rows].to(kind), parts, sums[:count])
             openmp.run(
                 kernels.convert,
                 count,

@@ -92,17 +92,18 @@ def encode(words: Any) -> None:
     """Input codes of a DAC, and the range of each vector: NaN where an input is NaN or the range no number above 0.
 
     Arguments: inputs [B, I] float32, ranges [known] float32 or 0 (find the largest of each vector), known (1 or B),
-    codes [B, I] int8, full_scale [B] float32, power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows of
-    a tile, levels, least range.
+    codes [B, I] int8 or, where W > 0, [B, T_in, W] int16 with zeros behind the rows of a tile, full_scale [B] float32,
+    power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows of a tile, levels, least range, W.
     """
-    given = carray(words, 13)
+    given = carray(words, 14)
     known, vectors, lines, rows = given[4], given[8], given[9], given[10]
     levels, least = _F(given[11]), _F(as_double(given[12]))
     inputs = carray(pointer(given[2]), (vectors, lines), np.float32)
     ranges = carray(pointer(given[3]), known, np.float32)
     codes = carray(pointer(given[5]), (vectors, lines), np.int8)
     full_scale = carray(pointer(given[6]), vectors, np.float32)
-    tiles = (lines + rows - 1) // rows
+    tiles, width = (lines + rows - 1) // rows, given[13]
+    wide = carray(pointer(given[5]), (vectors, tiles, width), np.int16)
     power = carray(pointer(given[7]), (vectors, tiles), np.float32)
     infinity = np.int32(0x7F800000)
     for row in range(*share(given, vectors)):
@@ -117,8 +118,22 @@ def encode(words: Any) -> None:
             lost = bool(largest > infinity or not np.isfinite(span) or span <= 0)
         if lost:
             full_scale[row] = _F(np.nan)
-            for i in range(lines):
-                codes[row, i] = 0
+            if width > 0:
+                wide[row] = 0
+            else:
+                codes[row] = 0
+        elif width > 0:
+            full_scale[row] = span
+            factor = levels / span
+            for tile in range(tiles):
+                first, count = tile * rows, min(rows, lines - tile * rows)
+                for i in range(count):
+                    code = np.rint(inputs[row, first + i] * factor)
+                    code = levels if code > levels else code
+                    code = -levels if code < -levels else code
+                    wide[row, tile, i] = np.int16(np.int32(code))
+                for i in range(count, width):
+                    wide[row, tile, i] = 0
         else:
             full_scale[row] = span
             factor = levels / span
@@ -130,8 +145,12 @@ def encode(words: Any) -> None:
         if given[7] != 0:
             for tile in range(tiles):
                 total = np.int32(0)
-                for i in range(tile * rows, min(tile * rows + rows, lines)):
-                    total += np.int32(codes[row, i]) * np.int32(codes[row, i])
+                if width > 0:
+                    for i in range(width):
+                        total += np.int32(wide[row, tile, i]) * np.int32(wide[row, tile, i])
+                else:
+                    for i in range(tile * rows, min(tile * rows + rows, lines)):
+                        total += np.int32(codes[row, i]) * np.int32(codes[row, i])
                 power[row, tile] = _F(total) / (levels * levels)
     done(given)
 
@@ -140,30 +159,31 @@ def encode(words: Any) -> None:
 def product(words: Any) -> None:
     """Column sums of a tile, exact: codes times cells.
 
-    Arguments: codes [B, W] int16, cells [O, W] int16, sums [B, O] int32, B, O, W (a multiple of `WIDTH`).
+    Arguments: codes [B, stride] int16, of which W from a place on are driven, cells [O, W] int16, sums [B, O] int32, B,
+    O, W (a multiple of `WIDTH`), the stride, the place.
     """
-    given = carray(words, 8)
+    given = carray(words, 10)
     vectors, outputs, width = given[5], given[6], given[7]
-    steps, size = width // WIDTH, 2 * width
+    steps, size, stride = width // WIDTH, 2 * width, 2 * given[8]
     first, last = share(given, (vectors + 1) // 2)
     first, last = 2 * first, min(2 * last, vectors)
     for near in range(0, outputs, _NEAR):
         end = min(near + _NEAR, outputs)
         for row in range(first, last, 2):
-            codes, sums = given[2] + row * size, given[4] + 4 * row * outputs
+            codes, sums = given[2] + 2 * given[9] + row * stride, given[4] + 4 * row * outputs
             pair_of = row + 1 < last
             column = near
             while column + 4 <= end:
                 if pair_of:
-                    _two_by_four(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                    _two_by_four(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
                 else:
-                    _one_by_four(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                    _one_by_four(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
                 column += 4
             while column < end:
                 if pair_of:
-                    _two_by_one(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                    _two_by_one(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
                 else:
-                    _one_by_one(codes, given[3] + column * size, steps, sums + 4 * column, outputs)
+                    _one_by_one(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
                 column += 1
     done(given)
 

@@ -42,14 +42,17 @@ def test_stride_dilation_and_groups_are_torchs(options):
 
 
 def test_patches_are_those_of_unfold():
-    conv, x = nn.Conv2d(3, 4, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)), inputs64(2, 3, 7, 6)
+    conv = nn.Conv2d(3, 6, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1), groups=3)
+    x = inputs64(2, 3, 7, 6)
     expected = F.unfold(x, (3, 2), dilation=(2, 1), padding=(1, 0), stride=(1, 2)).transpose(1, 2)
     assert torch.equal(patches(conv, x).flatten(1, 2), expected)
 
 
-def test_patches_of_many_channels_have_taps_first():
-    conv, x = nn.Conv2d(16, 4, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1)), inputs64(2, 16, 7, 6)
-    expected = F.unfold(x, (3, 2), dilation=(2, 1), padding=(1, 0), stride=(1, 2)).unflatten(1, (16, 6))
+@pytest.mark.parametrize("channels", [2, 16])
+def test_patches_without_groups_have_taps_first(channels):
+    conv = nn.Conv2d(channels, 4, (3, 2), stride=(1, 2), padding=(1, 0), dilation=(2, 1))
+    x = inputs64(2, channels, 7, 6)
+    expected = F.unfold(x, (3, 2), dilation=(2, 1), padding=(1, 0), stride=(1, 2)).unflatten(1, (channels, 6))
     assert torch.equal(patches(conv, x).flatten(1, 2), expected.transpose(1, 2).flatten(1, 2).transpose(1, 2))
 
 
