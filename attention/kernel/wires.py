@@ -21,8 +21,10 @@ from attention.kernel.token_rows import TokenRows
 from crossbar.circuit import ladders
 from crossbar.circuit.currents import transfer_matrix
 from crossbar.devices import span
+from crossbar.errors import InputError
 from crossbar.hardware import Hardware, Wire
 from crossbar.native.sizes import at_once
+from crossbar.tiles.wires import resistive
 
 _SIZE = 2**16  # numbers of a step along bit lines: 256 KiB of float32, so that a few of them stay in cache
 _MOST = 2**26  # of all steps that are kept for the way back
@@ -77,10 +79,15 @@ def prepared(rows: TokenRows, hardware: Hardware) -> tuple[Tensor, ...]:
 
     First order: what each cell loads a bit line with, and its current per volt of the driver, digits with a sign.
     Exact: conductances, µS.
+
+    Raises:
+        InputError: for rows that do not know their cells.
     """
     cells, wire = rows.cells, hardware.wire
-    if cells is None or wire is None:
+    if wire is None or not resistive(hardware):
         return ()
+    if cells is None:
+        raise InputError("rows without conductances have no circuit: give TokenRows(cells=...), or no hardware.wire")
     if wire.solution == "exact":
         return (cells.movedim(0, 3),)
     planes, columns = cells.movedim(0, 3), hardware.tile.cols

@@ -14,21 +14,23 @@ from attention.kernel.analog_reference import analog_reference
 from attention.kernel.blocks import Options
 from attention.kernel.schedule import make
 from attention.kernel.token_rows import write
-from crossbar import CellNoise, Converter, Ledger, Tile, Wire, presets, transfer_matrix
+from crossbar import CellNoise, Converter, InputError, Ledger, Tile, Wire, presets, transfer_matrix, using_backend
 from tests.attention.kernel.test_analog import Constant, draw
 
-N = 26
+N = 24
 IDEAL = dataclasses.replace(presets.ideal(), tile=Tile(rows=12, cols=4))
 PCM = dataclasses.replace(presets.pcm(), tile=Tile(rows=12, cols=4))
 PATTERN = (LocalWindow(9) | Sinks(2)).causal()
 WIRE = Wire(200.0, 120.0)
 HARDWARE = {
     "separate": dataclasses.replace(IDEAL, wire=WIRE),
-    "both ends, top": dataclasses.replace(IDEAL, wire=Wire(200.0, 120.0, drive="both", sense="top")),
+    "both ends, top": dataclasses.replace(
+        IDEAL, tile=Tile(12, 4, encoding="balanced"), wire=Wire(200.0, 120.0, drive="both", sense="top")
+    ),
     "interleaved": dataclasses.replace(
         IDEAL, tile=Tile(12, 4, pairs=2), wire=dataclasses.replace(WIRE, layout="interleaved")
     ),
-    "pcm": dataclasses.replace(PCM, tile=Tile(12, 4, encoding="balanced"), wire=WIRE, read_noise=CellNoise(0.2, 0.02)),
+    "pcm": dataclasses.replace(PCM, wire=WIRE, read_noise=CellNoise(0.2, 0.02)),
 }
 
 
@@ -101,8 +103,8 @@ def test_gradients_go_past_the_wires():
 
 
 def test_the_parts_of_the_work_do_not_matter(monkeypatch):
-    q, keys, values = written(HARDWARE["separate"])
     hardware = HARDWARE["separate"]
+    q, keys, values = written(hardware, heads=2)
     whole = read(q, keys, values, hardware)
     solved = read(q, keys, values, exact(hardware))
     monkeypatch.setattr(attention.kernel.chunks, "SCORES", 2**8)
@@ -126,6 +128,22 @@ def test_padding_and_selections_close_rows():
         found = gated_attention(q, k, v, pattern, hardware=hardware)
         whole = gated_attention(q, k, v, pattern, hardware=exact(hardware))
         assert 0 < error(found, whole) < 0.02
+
+
+def test_any_backend_senses_what_comes_through_wires():
+    q, keys, values = written(HARDWARE["pcm"], heads=2)
+    with using_backend("eager"):
+        eager = read(q, keys, values, HARDWARE["pcm"])
+    with using_backend("naive"):
+        naive = read(q, keys, values, HARDWARE["pcm"])
+    for one, other in zip(eager, naive, strict=True):
+        torch.testing.assert_close(one, other, rtol=0, atol=1e-9)
+
+
+def test_rows_that_do_not_know_their_cells_are_refused():
+    q, keys, values = written(IDEAL)
+    with pytest.raises(InputError, match=r"^rows without conductances have no circuit: give TokenRows\(cells=\.\.\.\)"):
+        read(q, keys, values, HARDWARE["separate"])
 
 
 def test_fewer_open_rows_lose_less():
