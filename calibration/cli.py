@@ -15,6 +15,7 @@ from jsonargparse import Namespace
 
 from calibration import console
 from calibration.commands import energy as energy_command
+from calibration.commands import fit as fit_command
 from calibration.commands import study as study_commands
 from calibration.commands.options import MODEL_OPTIONS, make_parser
 from calibration.printable import printable
@@ -176,6 +177,7 @@ _COMMANDS = {
     "emulate": _emulate,
     "calibrate": _calibrate,
     "energy": _energy,
+    "fit": fit_command.run_fit,
     "inspect": _inspect,
     "refit": _refit,
     "export": _export,

@@ -1,4 +1,4 @@
-"""Pictures of a device: its cells over time, its programming error, its drift.
+"""Pictures of a device: its cells over time, its programming error, its drift, and measurements beside it.
 
 Each function draws a seeded population of cells into matplotlib axes and returns them; without axes it makes a figure
 of its own, which is at ``axes.figure``. Lines called *typical* follow a cell whose every draw is 0, its middle; devices
@@ -13,7 +13,7 @@ from typing import TYPE_CHECKING
 import torch
 from torch import Tensor
 
-from crossbar.devices import AnyDevice, Device, State, window
+from crossbar.devices import AnyDevice, Device, Fit, State, window
 from crossbar.tiles import ageing
 from crossbar.units import format_seconds, to_seconds
 
@@ -148,6 +148,54 @@ def population_drift(
     axes.set_title(f"{device.kind}: cells written to {target:g} µS")
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, loc="best")
+    return axes
+
+
+def fitted(fit: Fit, *, cells: int = 2_000, seed: int = 0, axes: Axes | None = None) -> Axes:
+    """Readings that a device was fitted to, beside the device: conductance over time, a colour for each target.
+
+    Points are means of devices' readings with one deviation to each side, bands what 16% to 84% of cells of the fitted
+    device read, lines their mean. Of many targets at most six are drawn.
+
+    Args:
+        fit: of `crossbar.devices.fit`.
+        cells: of the fitted device, on each target.
+        seed: of these cells.
+        axes: to draw into.
+    """
+    axes = _axes(axes)
+    readings, device = fit.readings, fit.device
+    targets = readings.target.unique()
+    targets = targets[torch.linspace(0, len(targets) - 1, min(len(targets), 6)).round().long()]
+    times = readings.seconds.unique()
+    first = max(float(times[times > 0].min()) if bool((times > 0).any()) else 1.0, 1e-3)
+    last = max(float(times.max()), first * 10)
+    seconds = torch.logspace(0, 1, 25, base=last / first, dtype=torch.float64, device="cpu").mul_(first).tolist()
+    parts = torch.tensor([0.16, 0.84], device="cpu")
+    for target, colour in zip(targets.tolist(), _shades(len(targets)), strict=True):
+        goal = torch.full((cells,), min(target, device.g_max), device="cpu")
+        state = ageing.program(device, goal, (seed, _KEY))
+        reads = [ageing.conductances(device, state, t, (seed, _KEY)) for t in seconds]
+        low, high = torch.stack([read.quantile(parts) for read in reads]).T.numpy()
+        axes.fill_between(seconds, low, high, color=colour, alpha=0.2, linewidth=0)
+        axes.plot(seconds, [float(read.mean()) for read in reads], color=colour, linewidth=1.4)
+        own = readings.target == target
+        at = [own & (readings.seconds == t) for t in times.tolist()]
+        there = [(max(float(t), first), readings.conductance[chosen]) for t, chosen in zip(times, at, strict=True)]
+        there = [(t, values) for t, values in there if len(values)]
+        axes.errorbar(
+            [t for t, _ in there],
+            [float(values.mean()) for _, values in there],
+            [float(values.std()) if len(values) > 1 else 0.0 for _, values in there],
+            fmt="o", markersize=4, capsize=2, linewidth=1.0, color=colour, label=f"{target:g} µS",
+        )  # fmt: skip
+    axes.set_xscale("log")
+    axes.set_ylim(bottom=0.0)
+    axes.set_xlabel("time since programming (s)")
+    axes.set_ylabel("conductance (µS)")
+    axes.set_title(f"{device.kind}: readings (points) and fitted device (bands)")
+    axes.grid(alpha=0.3)
+    axes.legend(title="target", frameon=False, loc="center left", bbox_to_anchor=(1.0, 0.5))
     return axes
 
 

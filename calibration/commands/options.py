@@ -12,6 +12,7 @@ from typing import Any, NoReturn, get_args
 from jsonargparse import Namespace
 
 from calibration.commands import energy as energy_command
+from calibration.commands import fit as fit_command
 from calibration.commands import study as study_commands
 from calibration.commands.configuration import BoundedParser
 from calibration.printable import printable
@@ -158,6 +159,8 @@ def make_parser() -> Parser:
         help="effective: what the tiles stand for at the bundle's age; digital: the original weights",
     )
     add("export", export, "a bundle's model, or a study's scores")
+
+    fit_command.add_fit_command(add, _subcommand)
 
     inspect = _subcommand(
         "List what becomes analog, on how many tiles, and what stays digital and why; or verify and describe a bundle."

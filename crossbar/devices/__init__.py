@@ -1,6 +1,7 @@
 """Memory devices: published statistics of programming, drift and noise, and the protocols for one's own."""
 
 from crossbar.devices.aihwkit import AihwkitDevice
+from crossbar.devices.fitting import Fit, Parameter, Readings, fit, read_readings
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.ideal import Ideal
@@ -29,16 +30,21 @@ __all__ = [
     "Decaying",
     "Device",
     "Draw",
+    "Fit",
     "GainCell",
     "Hermes",
     "Ideal",
     "Measured",
+    "Parameter",
     "PowerLawDrift",
     "ReRam",
+    "Readings",
     "RedrawDevice",
     "State",
     "Windowed",
+    "fit",
     "from_csv",
+    "read_readings",
     "span",
     "window",
 ]

@@ -11,7 +11,7 @@ import torch
 from matplotlib.figure import Figure
 
 import calibration
-from crossbar import InputError
+from crossbar import Hardware, InputError
 from crossbar.storage.files import write_whole
 from tests.calibration.command import SCRIPT, assert_one_sentence, run
 
@@ -203,6 +203,24 @@ def test_inspect(capsys, monkeypatch, folder):
     assert values["analog_parameters"] == 2 * 16 * 16
 
 
+def test_fit(capsys, tmp_path):
+    lines = [f"{target},{seconds},{target + 0.4 * (-1) ** n},{target}-{n},0" for target in (8, 40) for n in range(20)
+             for seconds in (1, 86400)]  # fmt: skip
+    readings, out, plot = tmp_path / "r.csv", tmp_path / "device.yaml", tmp_path / "device.png"
+    readings.write_text("\n".join(["target_us,seconds,conductance_us,device,read", *lines]))
+    code, text, err = run(capsys, "fit", readings, "--law", "reram", "--out", out, "--plot", plot, "--json")
+    assert (code, err) == (0, "")
+    (parameter,) = json.loads(text)["parameters"]
+    assert parameter["low"] <= parameter["value"] <= parameter["high"]
+    assert Hardware.from_yaml(out).device.noise_scale == pytest.approx(parameter["value"], rel=1e-5)
+    assert plot.read_bytes().startswith(b"\x89PNG")
+    code, text, err = run(capsys, "fit", readings, "--law", "reram")
+    assert (code, err) == (0, "")
+    assert "80 of 80 readings of 40 devices" in text
+    code, _, err = run(capsys, "fit", readings, "--law", "pcm", "--out", tmp_path / "device.txt")
+    assert (code, "end its name in .yaml, .yml" in err) == (2, True)
+
+
 def test_doctor(capsys, monkeypatch):
     monkeypatch.setenv("COLUMNS", "160")
     code, out, err = run(capsys, "doctor")
@@ -232,7 +250,7 @@ JOB += ["--windows", "--window-length", "--chips", "--device", "--out", "--plot"
 @pytest.mark.parametrize(
     ("command", "options"),
     [
-        ([], ["emulate", "calibrate", "study", "report", "inspect", "refit", "export", "doctor"]),
+        ([], ["emulate", "calibrate", "study", "report", "inspect", "refit", "export", "fit", "doctor"]),
         (["emulate"], JOB),
         (["calibrate"], [*JOB, "--recipe", "--wait", "--staircase", "--training-pairs", "--training-windows"]),
         (["inspect"], ["bundle", "--model", "--hardware", "--include", "--exclude", "--json", "--config"]),
