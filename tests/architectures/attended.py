@@ -39,8 +39,8 @@ class Found:
     """What was found of one architecture's attention.
 
     Attributes:
-        attached: largest difference from eager attention with the same pairs, as a part of the largest output; None: it
-            was refused.
+        attached: largest difference from eager attention with the same pairs, as a part of the largest output, where
+            tokens are padded at the end too; None: it was refused.
         moved: largest difference from the model without a pattern, likewise.
         sentence: with which `attach` refused, or the attached model.
         at_attach: whether it was `attach`.
@@ -180,6 +180,17 @@ def _attached(found: Found, model: Any, inputs: Any) -> None:
     with as_eager(model, PATTERN):
         expected = called(model, inputs)
     found.attached, found.moved = difference(attended, expected), difference(own, expected)
+    if "input_ids" in inputs and "attention_mask" in inspect.signature(model.forward).parameters:
+        padded = {**inputs, "attention_mask": torch.ones_like(inputs["input_ids"])}
+        padded["attention_mask"][-1, -4:] = 0
+        attended = called(twin, padded)
+        with as_eager(model, PATTERN):
+            expected = called(model, padded)
+        real = padded["attention_mask"].bool()
+        kept = [
+            (x[real], y[real]) if x.shape[:2] == real.shape else (x, y) for x, y in zip(attended, expected, strict=True)
+        ]
+        found.attached = max(found.attached, difference([x for x, _ in kept], [y for _, y in kept]))
 
 
 def _generated(model: Any) -> Any:

@@ -17,11 +17,13 @@ from transformers import (
     T5Model,
 )
 
-from attention import Dense, LocalWindow, attach, attached_pattern, detach, parse
-from crossbar import InputError, presets
+from attention import Controller, Dense, LocalWindow, attach, attached_pattern, detach, parse
+from attention.controller import platforms
+from crossbar import InputError, Ledger, presets
 from tests.architectures.attended import as_eager
 from tests.attention.hf_models import (
     HEADS,
+    LAYERS,
     MODELS,
     SPARSE,
     assert_same_where_real,
@@ -223,3 +225,47 @@ def test_an_encoder_is_gated_alone():
     expected = masked_reference(encoder, ids, mask, parse(SPARSE).to_dense(20))
     attach(encoder, SPARSE)
     assert_same_where_real(run(encoder, ids, mask), expected, mask, 1e-5)
+
+
+@pytest.mark.parametrize("build", [bart, t5])
+def test_events_of_both_parts_are_counted(build):
+    """The same by a controller's events and by counts; the encoder's 20 and 13 tokens by 7 queries each."""
+    ids, other, totals = tokens(), tokens(n=7, seed=2), []
+    for controller in (None, Controller(platforms.ideal())):
+        model = build()
+        attach(model, SPARSE, controller=controller)
+        with Ledger() as ledger:
+            run(model, ids, padding(), decoder_input_ids=other)
+        totals.append({name: counts["attended_pairs"] for name, counts in ledger.to_dict().items()})
+    assert totals[0] == totals[1]
+    assert sum(pairs == HEADS * 7 * (20 + 13) for pairs in totals[0].values()) == (2 if build is t5 else 1)
+
+
+def test_pairs_of_a_mask_are_counted():
+    model, mask = bert(), torch.ones(2, 1, 20, 20).tril()
+    mask[1, 0, 10:, :10] = 0
+    attach(model, "window(5)")
+    with Ledger() as ledger:
+        run(model, tokens(), mask.bool())
+    opened = mask.bool() & parse("window(5)").to_dense(20)
+    assert ledger.totals()["attended_pairs"] == LAYERS * HEADS * int(opened.sum())
+
+
+def test_gradients_reach_the_biases_of_scores():
+    model, ids, found = t5(), tokens(), []
+
+    def grads():
+        model.zero_grad()
+        states = model(input_ids=ids, attention_mask=padding(), decoder_input_ids=ids[:, :7]).last_hidden_state
+        (states * torch.arange(states.shape[-1])).mean().backward()
+        return {name: parameter.grad.clone() for name, parameter in model.named_parameters()}
+
+    with as_eager(model, SPARSE):
+        found.append(grads())
+    attach(model, SPARSE)
+    found.append(grads())
+    biases = [name for name in found[0] if "relative_attention_bias" in name]
+    assert len(biases) == 2
+    for name in found[0]:
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-4, atol=1e-5)
+    assert all(found[0][name].abs().max() > 1e-4 for name in biases)

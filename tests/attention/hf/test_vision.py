@@ -4,10 +4,11 @@ import copy
 
 import pytest
 import torch
-from transformers import ViTConfig, ViTForImageClassification, ViTModel
+from transformers import ViTConfig, ViTForImageClassification, ViTModel, VJEPA2Config, VJEPA2Model
 
 from attention import attach, detach, parse
 from crossbar import Ledger, age, convert, presets, program
+from tests.architectures.attended import as_eager
 from tests.attention.hf_models import generator, seeded
 
 TOKENS = 17  # a class token, and 4 x 4 patches
@@ -66,3 +67,25 @@ def test_every_layer_and_the_memory_of_a_classifier_are_analog():
     error = float((analog - digital).norm() / digital.norm())
     assert 0.01 < error < 1.0
     assert any(name.endswith(".attention") for name in ledger.by_layer)
+
+
+@pytest.mark.parametrize("alone", [True, False])
+def test_videos_and_what_predicts_them_are_attended_as_the_pattern_says(alone):
+    """V-JEPA 2, whose own eager attention takes no mask; its predictor attends context and targets in their order."""
+    sizes = {"patch_size": 4, "crop_size": 8, "frames_per_clip": 8, "tubelet_size": 2, "mlp_ratio": 2}
+    sizes |= dict.fromkeys(("hidden_size", "pred_hidden_size"), 36)
+    sizes |= dict.fromkeys(("num_attention_heads", "pred_num_attention_heads", "num_hidden_layers"), 2)
+    model = seeded(lambda: VJEPA2Model(VJEPA2Config(**sizes, pred_num_hidden_layers=2, pred_num_mask_tokens=2)))
+    videos = torch.randn(2, 8, 3, 8, 8, generator=generator(1))
+
+    @torch.no_grad()
+    def states():
+        found = model(pixel_values_videos=videos, skip_predictor=alone)
+        return found.last_hidden_state if alone else found.predictor_output.last_hidden_state
+
+    plain = states()
+    with as_eager(model, "window(6) | sinks(2)"):
+        expected = states()
+    attach(model, "window(6) | sinks(2)")
+    torch.testing.assert_close(states(), expected, rtol=0, atol=1e-4)
+    assert (plain - expected).abs().max() > 1e-2
