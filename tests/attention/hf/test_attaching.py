@@ -267,5 +267,5 @@ def test_gradients_reach_the_biases_of_scores():
     biases = [name for name in found[0] if "relative_attention_bias" in name]
     assert len(biases) == 2
     for name in found[0]:
-        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-4, atol=1e-5)
-    assert all(found[0][name].abs().max() > 1e-4 for name in biases)
+        torch.testing.assert_close(found[1][name], found[0][name], rtol=1e-3, atol=1e-4)
+    assert all(found[0][name].abs().max() > 1e-2 for name in biases)
