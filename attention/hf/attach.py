@@ -510,6 +510,11 @@ def _own_pairs(
     offset, first = n_keys - n_queries, 0
     if rule is not None:
         causal, window, first = rule.causal, rule.window, rule.first
+        if first and not attached.pattern.is_static:
+            raise InputError(
+                f"{attached.name} has a cache that dropped its first {first} keys, among which "
+                f"{str(attached.pattern)!r} would choose: use transformers' DynamicCache() without a config"
+            )
         offset = rule.query - rule.first if causal else offset
     elif parts.pairs is not None:
         causal = said is not False and not bool(parts.pairs.triu(offset + 1).any())
