@@ -184,9 +184,12 @@ def draw_points(points: Sequence[Point], done: Mapping[str, Mapping[str, float]]
     """A row of panels for each model, one for each size of tiles."""
     models = list(dict.fromkeys(point.model for point in points))
     sizes = sorted({point.tile for point in points})
+    shape = (len(models), len(sizes))
     figure, panels = plt.subplots(
-        len(models), len(sizes), figsize=(3.2 * len(sizes), 3.2 * len(models)), sharex=True, sharey="row", squeeze=False
+        *shape, figsize=(3.2 * shape[1], 3.2 * shape[0]), sharey="row", squeeze=False, layout="constrained"
     )
+    styles = {"digital": {"color": "black", "linestyle": ":"}}
+    styles |= {arm: {"color": f"C{number}", "marker": "o"} for number, arm in enumerate(ARMS)}
     for row, model in zip(panels, models, strict=True):
         for axes, tile in zip(row, sizes, strict=True):
             here = sorted(
@@ -196,13 +199,13 @@ def draw_points(points: Sequence[Point], done: Mapping[str, Mapping[str, float]]
                 axes.set_visible(False)
                 continue
             for arm in ("digital", *here[0].arms):
-                style = {"color": "black", "linestyle": ":"} if arm == "digital" else {"marker": "o"}
-                axes.plot([p.ohms for p in here], [done[_key(p)][arm] for p in here], label=arm, **style)
+                axes.plot([p.ohms for p in here], [done[_key(p)][arm] for p in here], label=arm, **styles[arm])
             axes.set(title=f"tiles of {tile} × {tile}", xlabel="Ω a segment")
             if model == "smollm2":
                 axes.set_yscale("log")
         row[0].set_ylabel({"minilm": "MiniLM: recall@1", "smollm2": "SmolLM2: perplexity"}[model])
-        next(axes for axes in row if axes.get_visible()).legend(fontsize=7)
+    shown = {label: line for axes in panels.flat for line, label in zip(*axes.get_legend_handles_labels(), strict=True)}
+    figure.legend(shown.values(), shown.keys(), loc="outside lower center", ncols=len(shown))
     figure.savefig(out, dpi=130, bbox_inches="tight")
     plt.close(figure)
 
