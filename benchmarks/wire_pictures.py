@@ -8,8 +8,9 @@
 Accuracy: MiniLM's code search and SmolLM2's perplexity on PCM, one chip at a day and an hour, uncalibrated, with the
 recipe `fast`, and with `WireAware` in it; without `--full` the last two for MiniLM on tiles of 256 lines alone.
 Circuits are solved in first order, which is fast; with `--solution exact` each solution takes half a minute of two
-cores for MiniLM and four for SmolLM2. `--results` is a file of the points that are done: what stands in it is not
-computed again, so a run can be stopped and gone on with, and the picture is drawn of all of them.
+cores for MiniLM and four for SmolLM2, and `fast`, which looks at eight instants, asks for ten. `--results` is a file of
+the points that are done: what stands in it is not computed again, so a run can be stopped and gone on with, and the
+picture is drawn of all of them.
 
 Statements: that IR drop matters (arXiv:2506.00004) and that for language models it hardly does (NORA) are both found,
 each with its own ohms, tile size and cells.
