@@ -200,9 +200,11 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     if deviations is not None and cells.variance is not None:
         variances = (cells.variance / step.square()).contiguous()
         power = x.new_empty(vectors, row_tiles)
-    width = _width(min(rows, lines)) if whole else 0
-    size, kept = (row_tiles * width, torch.int16) if whole else (lines, torch.int8)
-    codes = x.new_empty(vectors, size, dtype=kept)
+    width, stride, kind_of_codes = 0, lines, torch.int8
+    if whole:
+        width, kind_of_codes = _width(min(rows, lines)), torch.int16
+        stride = (row_tiles - 1) * width + _width(lines - (row_tiles - 1) * rows)
+    codes = x.new_empty(vectors, stride, dtype=kind_of_codes)
     full_scale = x.new_empty(vectors)
     if input_range is None and dac.range != "per_token":
         input_range = found_range(x, dac)
@@ -211,7 +213,7 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
         kernels.encode,
         vectors,
         *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
-        *(vectors, lines, rows, dac.levels, TINY, width),
+        *(vectors, lines, rows, dac.levels, TINY, width, stride),
     )
     start, key = 0, 0
     if noise is not None and deviations is not None:

@@ -92,18 +92,19 @@ def encode(words: Any) -> None:
     """Input codes of a DAC, and the range of each vector: NaN where an input is NaN or the range no number above 0.
 
     Arguments: inputs [B, I] float32, ranges [known] float32 or 0 (find the largest of each vector), known (1 or B),
-    codes [B, I] int8 or, where W > 0, [B, T_in, W] int16 with zeros behind the rows of a tile, full_scale [B] float32,
-    power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows of a tile, levels, least range, W.
+    codes [B, I] int8 or, where W > 0, [B, stride] int16, W for each row tile and the rest for the last, with zeros
+    behind the rows of each, full_scale [B] float32, power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows
+    of a tile, levels, least range, W, stride.
     """
-    given = carray(words, 14)
+    given = carray(words, 15)
     known, vectors, lines, rows = given[4], given[8], given[9], given[10]
     levels, least = _F(given[11]), _F(as_double(given[12]))
     inputs = carray(pointer(given[2]), (vectors, lines), np.float32)
     ranges = carray(pointer(given[3]), known, np.float32)
     codes = carray(pointer(given[5]), (vectors, lines), np.int8)
     full_scale = carray(pointer(given[6]), vectors, np.float32)
-    tiles, width = (lines + rows - 1) // rows, given[13]
-    wide = carray(pointer(given[5]), (vectors, tiles, width), np.int16)
+    tiles, width, stride = (lines + rows - 1) // rows, given[13], given[14]
+    wide = carray(pointer(given[5]), (vectors, stride), np.int16)
     power = carray(pointer(given[7]), (vectors, tiles), np.float32)
     infinity = np.int32(0x7F800000)
     for row in range(*share(given, vectors)):
@@ -131,9 +132,9 @@ def encode(words: Any) -> None:
                     code = np.rint(inputs[row, first + i] * factor)
                     code = levels if code > levels else code
                     code = -levels if code < -levels else code
-                    wide[row, tile, i] = np.int16(np.int32(code))
-                for i in range(count, width):
-                    wide[row, tile, i] = 0
+                    wide[row, tile * width + i] = np.int16(np.int32(code))
+                for i in range(tile * width + count, min(tile * width + width, stride)):
+                    wide[row, i] = 0
         else:
             full_scale[row] = span
             factor = levels / span
@@ -146,8 +147,8 @@ def encode(words: Any) -> None:
             for tile in range(tiles):
                 total = np.int32(0)
                 if width > 0:
-                    for i in range(width):
-                        total += np.int32(wide[row, tile, i]) * np.int32(wide[row, tile, i])
+                    for i in range(tile * width, min(tile * width + width, stride)):
+                        total += np.int32(wide[row, i]) * np.int32(wide[row, i])
                 else:
                     for i in range(tile * rows, min(tile * rows + rows, lines)):
                         total += np.int32(codes[row, i]) * np.int32(codes[row, i])

@@ -270,26 +270,26 @@ def test_codes_are_those_of_the_converter(bits, given):
     ranges = {"each": None, "one": torch.tensor([2.0]), "all": torch.rand(33) + 1}[given]
     codes, full_scale, power = torch.empty(33, 130, dtype=torch.int8), torch.empty(33), torch.empty(33, 3)
     known = 1 if ranges is None else len(ranges)
-    openmp.run(kernels.encode, 33, x, ranges, known, codes, full_scale, power, 33, 130, 64, levels, 1e-30, 0)
+    openmp.run(kernels.encode, 33, x, ranges, known, codes, full_scale, power, 33, 130, 64, levels, 1e-30, 0, 130)
     span = x.abs().amax(1).clamp(min=1e-30) if ranges is None else ranges.expand(33)
     expected = (x * (levels / span).unsqueeze(1)).round().clamp(-levels, levels)
     assert torch.equal(codes.float(), expected)
     assert torch.equal(full_scale, span)
     squares = torch.stack([part.square().sum(1) for part in (expected.double() / levels).split(64, 1)], 1)
     torch.testing.assert_close(power.double(), squares, rtol=1e-6, atol=0)
-    # tile by tile in 16 bits, with zeros behind the rows of each
-    wide, same, sums = torch.full((33, 3, 80), 7, dtype=torch.int16), torch.empty(33), torch.empty(33, 3)
-    openmp.run(kernels.encode, 33, x, ranges, known, wide, same, sums, 33, 130, 64, levels, 1e-30, 80)
-    for tile, part in enumerate(expected.split(64, 1)):
-        assert torch.equal(wide[:, tile, : part.shape[1]].float(), part)
-        assert not wide[:, tile, part.shape[1] :].any()
+    # tile by tile in 16 bits, with zeros behind the rows of each: 64, 64 and 2 in places of 80, 80 and 16
+    wide, same, sums = torch.full((33, 176), 7, dtype=torch.int16), torch.empty(33), torch.empty(33, 3)
+    openmp.run(kernels.encode, 33, x, ranges, known, wide, same, sums, 33, 130, 64, levels, 1e-30, 80, 176)
+    for found, part in zip(wide.split(80, 1), expected.split(64, 1), strict=True):
+        assert torch.equal(found[:, : part.shape[1]].float(), part)
+        assert not found[:, part.shape[1] :].any()
     assert torch.equal(same, full_scale)
     assert torch.equal(sums, power)
     lost = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
-    wide = torch.full((2, 1, 16), 7, dtype=torch.int16)
-    openmp.run(kernels.encode, 2, lost, None, 1, wide, same, None, 2, 2, 64, levels, 1e-30, 16)
+    wide = torch.full((2, 16), 7, dtype=torch.int16)
+    openmp.run(kernels.encode, 2, lost, None, 1, wide, same, None, 2, 2, 64, levels, 1e-30, 16, 16)
     assert same[:2].isnan().tolist() == [True, False]
-    assert wide[0].tolist() == [[0] * 16]
+    assert wide[0].tolist() == [0] * 16
 
 
 def test_rows_of_numbers_continue_each_other():
