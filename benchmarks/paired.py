@@ -33,11 +33,14 @@ class Cost(NamedTuple):
     memory: float
 
 
-def measure(arms: Arms, rounds: int, twice: bool = False) -> dict[str, Cost]:
+def measure(
+    arms: Arms, rounds: int, twice: bool = False, clock: Callable[[], float] = time.perf_counter
+) -> dict[str, Cost]:
     """Run every arm once in each round; the warm-up round measures memory.
 
     ``twice``: an arm of milliseconds is timed at its second call in a row, since it still meets the caches of the arm
     before it at its first, and that arm's threads, where they are another library's and spin on for a while.
+    ``clock``: such as `time.process_time`, of one thread on a machine that is busy with other work.
     """
     memory = {name: _extra_memory(arm) for name, arm in arms.items()}
     seconds: dict[str, list[float]] = {name: [] for name in arms}
@@ -45,9 +48,9 @@ def measure(arms: Arms, rounds: int, twice: bool = False) -> dict[str, Cost]:
         for name, arm in arms.items():
             if twice:
                 arm()
-            start = time.perf_counter()
+            start = clock()
             arm()
-            seconds[name].append(time.perf_counter() - start)
+            seconds[name].append(clock() - start)
     return {name: Cost(seconds[name], memory[name]) for name in arms}
 
 
