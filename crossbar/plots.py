@@ -166,7 +166,7 @@ def fitted(fit: Fit, *, cells: int = 2_000, seed: int = 0, axes: Axes | None = N
     axes = _axes(axes)
     readings, device = fit.readings, fit.device
     targets = readings.target.unique()
-    targets = targets[torch.linspace(0, len(targets) - 1, min(len(targets), 6)).round().long()]
+    targets = targets[torch.linspace(0, len(targets) - 1, min(len(targets), 6), device="cpu").round().long()]
     times = readings.seconds.unique()
     first = max(float(times[times > 0].min()) if bool((times > 0).any()) else 1.0, 1e-3)
     last = max(float(times.max()), first * 10)

@@ -138,6 +138,17 @@ def test_own_model(tmp_path):
     assert list(tmp_path.iterdir()) == []
 
 
+def test_a_device_is_found_again(tmp_path):
+    done = run_example("fit_device.py", tmp_path, timeout=300)
+    assert done.returncode == 0, done.stderr
+    assert [line.partition(":")[0] for line in done.stdout.splitlines()] == [
+        "prog_noise_scale",
+        "drift_scale",
+        "read_noise_scale",
+    ]
+    assert sorted(path.name for path in tmp_path.iterdir()) == ["device.png", "device.yaml", "readings.csv"]
+
+
 def test_the_demo_says_what_it_takes(tmp_path):
     done = run_example("demo.py", tmp_path, "--help", timeout=120)
     assert (done.returncode, done.stderr) == (0, "")
