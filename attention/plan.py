@@ -348,9 +348,9 @@ def _analog(part: Part) -> Attended:
     memory, options = part.memory, part.options
     assert isinstance(memory, Analog)
     hardware, fused = memory.hardware, None
-    (_, _, queries, size), n_keys, wide = part.q.shape, memory.shape[2], memory.values.digits.shape[3]
+    n_keys, wide = memory.shape[2], memory.values.digits.shape[3]
     if asked_for(memory.backend, part.q.device) and why_not(part.q, n_keys, hardware, options, wide) is None:
-        fused = Kernels.of(part.pattern, queries, n_keys, part.offset, hardware.tile.rows, part.q.device, size)
+        fused = Kernels.of(part.q, part.pattern, n_keys, part.offset, hardware)
     return _on_rows(part, part.schedule(hardware.tile.rows), fused)
 
 

@@ -154,18 +154,19 @@ def _attention() -> list[Kernel]:
         return Kernel(name, function, {k: v for k, v in pointers.items() if k in names}, scalars, given, warps)
 
     found = []
-    for size in (64, 128):
-        name, block = f"rows, heads of {size}", fused.block_for(4096, size)
+    for size, noisy in ((64, False), (64, True), (128, False), (128, True)):
+        name = f"rows, heads of {size}{', noise of cells' if noisy else ''}"
+        block, back = fused.block_for(4096, size, noisy), fused.back_for(noisy)
+        one = fused.block_for(1, size, noisy)
+        if not noisy:
+            found.append(kernel(f"attention on {name}, quiet", attention.attend, size, block, NOISE=False))
         found += [
-            kernel(f"attention on {name}, quiet", attention.attend, size, block, NOISE=False),
-            kernel(f"attention on {name}, noise", attention.attend, size, block, TRAINED=True),
-            kernel(f"decoding a token on {name}", attention.attend, size, fused.block_for(1, size), PLACED=True),
-            kernel(f"gradients of queries, {name}", attention.attend_queries, size, fused.BACK),
-            kernel(f"gradients of keys and values, {name}", attention.attend_keys, size, fused.BACK),
+            kernel(f"attention on {name}", attention.attend, size, block, TRAINED=True, CELLS=noisy),
+            kernel(f"decoding a token on {name}", attention.attend, size, one, PLACED=True, CELLS=noisy),
+            kernel(f"gradients of queries, {name}", attention.attend_queries, size, back, CELLS=noisy),
+            kernel(f"gradients of keys and values, {name}", attention.attend_keys, size, back, CELLS=noisy),
         ]
-    block = fused.block_for(4096, 64)
-    found.append(kernel("attention on rows, cells' noise", attention.attend, 64, block, CELLS=True))
-    found.append(kernel("gradients of chunks", attention.collect, 64, fused.BACK))
+    found.append(kernel("gradients of chunks", attention.collect, 64, fused.back_for(False)))
     return found
 
 

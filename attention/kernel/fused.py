@@ -30,9 +30,6 @@ from crossbar.random.streams import Stream
 QUERIES = 64
 """Queries of a program."""
 
-BACK = 32, 32
-"""Queries of a block and lines of a chunk, backwards: what a thread has registers for."""
-
 _HONOURED = (NOISES - {"read_noise.form:cheap"}) | {
     "tile.encoding:balanced", "tile.pairs", "tile.scale:tile", "tile.scale:layer", "verify", "device:redrawn",
     "adc:ideal", "dac.range:per_token", "adc.range:active_rows",
@@ -40,7 +37,7 @@ _HONOURED = (NOISES - {"read_noise.form:cheap"}) | {
 _LARGEST_HEAD = 256
 _WHOLE_BITS = 12  # codes up to 2,047 are exact in float16
 _CHUNK = 64  # lines of a chunk at most
-_WIDE = 64  # dimensions of heads above which blocks have half the queries, so that threads have the registers
+_WIDE = 64  # dimensions of heads above which blocks are smaller, so that threads have the registers
 _FEW = 16  # queries of a program where there are no more, as in decoding: the least that tensor cores take
 _TOGETHER = 32  # blocks of queries that a program adds up for a chunk's keys: a sink is read by all of them
 _MOST_PARTS = 31  # of a head across tiles: a bit each of a word
@@ -228,10 +225,23 @@ def placed_chunks(
         return found.on(device)
 
 
-def block_for(n_queries: int, size: int) -> tuple[int, int]:
-    """Queries of a block and lines of a chunk at most, for so many queries of heads of so many dimensions."""
-    queries, largest = (QUERIES if size <= _WIDE else QUERIES // 2), _CHUNK
-    return min(queries, _FEW) if n_queries <= _FEW else queries, largest
+def block_for(n_queries: int, size: int, noisy: bool) -> tuple[int, int]:
+    """Queries of a block and lines of a chunk at most: what threads have registers for.
+
+    Args:
+        n_queries: of a call.
+        size: dimensions of a head.
+        noisy: whether cells have noise of their own, whose sums of squares take as much room again.
+    """
+    queries, largest = (QUERIES // 2, _CHUNK // 2) if noisy else (QUERIES, _CHUNK)
+    if size > _WIDE:
+        queries //= 2
+    return _FEW if n_queries <= _FEW else queries, largest
+
+
+def back_for(noisy: bool) -> tuple[int, int]:
+    """`block_for` of the backward pass."""
+    return QUERIES // (4 if noisy else 2), _CHUNK // 2
 
 
 def warps_for(size: int) -> int:
@@ -316,11 +326,18 @@ def _attended(start: Tensor, stop: Tensor, first: Tensor, rows: int, queries: in
 
 @lru_cache(maxsize=64)
 def readers(
-    pattern: Pattern, n_queries: int, n_keys: int, offset: int, rows: int, device: torch.device
+    pattern: Pattern,
+    n_queries: int,
+    n_keys: int,
+    offset: int,
+    rows: int,
+    device: torch.device,
+    queries: int,
+    largest: int,
 ) -> tuple[Chunks, Readers]:
     """The chunks of a backward pass and who reads them; arguments as those of `chunks`; kept."""
     given = pattern, n_queries, n_keys, offset, rows
-    lists = chunks(*given, torch.device("cpu"), *BACK)
+    lists = chunks(*given, torch.device("cpu"), queries, largest)
     with torch.inference_mode(False), torch.no_grad():
         of, last = lists.entries // 2, lists.entries % 2
         order = of.argsort(stable=True)
@@ -334,7 +351,7 @@ def readers(
         runs = last.cumsum(0) - last
         sent = (gpu.sent(x.int(), device) for x in (blocks, runs, order, items, chunk_of, items_of))
         read_by = Readers(int(last.sum()), *sent)
-    return chunks(*given, device, *BACK), read_by
+    return chunks(*given, device, queries, largest), read_by
 
 
 class Kernels:
@@ -349,16 +366,12 @@ class Kernels:
         self.lists, self.back = lists, back
 
     @classmethod
-    def of(
-        cls, pattern: Pattern, n_queries: int, n_keys: int, offset: int, rows: int, device: torch.device, size: int
-    ) -> Kernels:
-        """Those of a static pattern that is the same for all heads and sequences; arguments as `chunks` takes them.
-
-        ``size``: dimensions of a head.
-        """
-        given = pattern, n_queries, n_keys, offset, rows, device
-        queries, largest = block_for(n_queries, size)
-        return cls(chunks(*given, queries, largest), partial(readers, *given))
+    def of(cls, q: Tensor, pattern: Pattern, n_keys: int, offset: int, hardware: Hardware) -> Kernels:
+        """Those of queries [B, H, N_queries, D] and a static pattern that is the same for all heads and sequences."""
+        given = pattern, q.shape[2], n_keys, offset, hardware.tile.rows, q.device
+        noisy = hardware.read_noise is not None
+        forwards, backwards = block_for(q.shape[2], q.shape[3], noisy), back_for(noisy)
+        return cls(chunks(*given, *forwards), partial(readers, *given, *backwards))
 
     def forward(
         self, q: Tensor, keys: Tensor, values: Tensor, problem: Problem, trained: bool

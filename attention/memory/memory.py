@@ -301,7 +301,7 @@ class AnalogMemory:
         kernels, narrow = None, keys.digits.dtype == torch.float32 and asked_for(None, q.device)
         wide = values.digits.shape[3]
         if narrow and why_not(q, keys.digits.shape[2], self.hardware, options, wide) is None:
-            block = block_for(q.shape[2], q.shape[3])
+            block = block_for(q.shape[2], q.shape[3], self.hardware.read_noise is not None)
             kernels = Kernels(open_chunks(pattern, q.shape[2], self.tokens, q.device, self.addresses, block))
         output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, noise, fused=kernels)
         assert lse is not None

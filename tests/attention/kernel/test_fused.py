@@ -64,7 +64,6 @@ def test_the_kernels_give_numbers_and_gradients_of_the_chunks(name, monkeypatch)
     options = Options(0.3, mask if padded else None, 0.0, 0, True)
     assert fused.why_not(q, n, hardware, options) is None
     work = make(pattern, n, n, tile=hardware.tile.rows, device=DEVICE)
-    monkeypatch.setattr(fused, "BACK", (16, 16))
     given = pattern, n, n, 0, hardware.tile.rows, DEVICE
     fused.readers.cache_clear()
     generator = torch.Generator().manual_seed(1)
@@ -73,7 +72,7 @@ def test_the_kernels_give_numbers_and_gradients_of_the_chunks(name, monkeypatch)
         torch.randn(q.shape[:3], generator=generator).to(DEVICE),
     )
     results = []
-    for kernel in (fused.Kernels(fused.chunks(*given, 16), partial(fused.readers, *given)), None):
+    for kernel in (fused.Kernels(fused.chunks(*given, 16), partial(fused.readers, *given, 16, 16)), None):
         inputs = [x.detach().requires_grad_() for x in (q, rows[0].digits, rows[1].digits)]
         keys, values = (dataclasses.replace(own, digits=digits) for own, digits in zip(rows, inputs[1:], strict=True))
         found = attend_analog(inputs[0], keys, values, work, options, hardware, ReadNoise((1,)), fused=kernel)
