@@ -4,8 +4,8 @@
 
 Models are tiny (`tests.architectures.tiny`). Asked of each: does it convert, does it equal the digital model in ideal
 cells, which part of the parameters that are no look-up and no norm becomes analog, is a training step through the tiles
-finite. What a model refuses needs its sentence; a wrong result is a failure. Another question is a field of `Row` that
-`row_of` fills, and a column of `COLUMNS`.
+finite, and what becomes of its attention (`tests.architectures.attended`). What a model refuses needs its sentence; a
+wrong result is a failure. Another question is a field of `Row` that `row_of` or `main` fills, and one of `COLUMNS`.
 """
 
 from __future__ import annotations
@@ -16,6 +16,7 @@ import json
 import signal
 import sys
 import warnings
+from collections import Counter
 from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from dataclasses import asdict, dataclass, replace
@@ -28,6 +29,7 @@ from torch import nn
 
 from crossbar import Tile, convert, presets, program
 from tests.architectures import tiny
+from tests.architectures.attended import Found, look
 
 HARDWARE = replace(presets.ideal(), tile=Tile(64, 64))
 MOST = 20_000_000  # parameters of a model that counts as small
@@ -48,6 +50,7 @@ class Row:
         sentence: with which conversion or the converted model refused; empty if it did not.
         trains: whether a training step is finite; None: it was not tried, or the model refused it.
         untrained: with which it refused.
+        attention: what became of its attention; None: it was not asked.
     """
 
     name: str
@@ -58,6 +61,11 @@ class Row:
     sentence: str = ""
     trains: bool | None = None
     untrained: str = ""
+    attention: Found | None = None
+
+    def __post_init__(self) -> None:
+        if isinstance(self.attention, dict):  # as JSON has it
+            self.attention = Found(**self.attention)
 
     @property
     def verdict(self) -> str:
@@ -164,6 +172,15 @@ def _trains(model: nn.Module, inputs: Any) -> bool:
     return bool(grads) and all(bool(torch.isfinite(grad).all()) for grad in grads)
 
 
+def attention_of(name: str, seconds: int = SECONDS) -> Found:
+    """Look at the attention of one architecture that can be built small."""
+    try:
+        with limited(2 * seconds):
+            return look(name)
+    except Exception as error:  # noqa: BLE001 - a defect, which the row tells
+        return Found(sentence=_told(error))
+
+
 def _told(error: Exception) -> str:
     return f"{type(error).__name__}: {' '.join(str(error).split())[:300]}"
 
@@ -176,12 +193,30 @@ def _trained(row: Row) -> str:
     return row.untrained or {True: "yes", False: "no", None: "not tried"}[row.trains]
 
 
+def _attached(row: Row) -> str:
+    found = row.attention
+    if found is None:
+        return "not asked"
+    return {"equal": "yes", "refused": found.sentence}.get(found.verdict, f"{found.verdict}: {found.sentence}")
+
+
+def _remembers(row: Row) -> str:
+    found = row.attention
+    if found is None or found.remembers == "none":
+        return ""
+    if found.verdict == "refused":
+        return "no"
+    return "yes" if found.remembers == "equal" else f"{found.remembers}: {found.forgot or found.memory}"
+
+
 COLUMNS: dict[str, Callable[[Row], str]] = {
     "model type": lambda row: row.name,
     "analog, of matrices": lambda row: f"{row.analog:.0%}",
     "of all": lambda row: f"{row.all:.0%}",
     "equals digital": _equals,
     "trains": _trained,
+    "attached": _attached,
+    "memory": _remembers,
 }
 
 
@@ -193,7 +228,19 @@ def summary(rows: list[Row]) -> str:
         f"transformers {transformers.__version__}: {len(seen)} of {len(rows)} model types are small models that run; "
         f"{len(equal)} of these convert and equal the digital model, "
         f"{sum(row.analog >= 0.95 for row in equal)} of them with at least 95% of their matrices analog; "
-        f"{sum(row.trains is True for row in equal)} train."
+        f"{sum(row.trains is True for row in equal)} train. {_attentions(seen)}"
+    )
+
+
+def _attentions(rows: list[Row]) -> str:
+    found = [row.attention for row in rows if row.attention is not None]
+    several = [x for x in found if x.remembers != "none" and x.verdict == "equal"]
+    verdicts = Counter(x.verdict for x in found)
+    return (
+        f"Of {len(found)} whose attention was looked at, {verdicts['equal']} are attached and equal their own eager "
+        f"attention with the same pairs, attach refuses {verdicts['refused']}, {verdicts['late']} are refused when "
+        f"they run, and {verdicts['wrong']} are wrong; {sum(x.remembers == 'equal' for x in several)} of {len(several)} "
+        "that generate and are attached give the tokens of their own cache on analog memory."
     )
 
 
@@ -217,7 +264,9 @@ Written by `python -m tests.architectures.walk --page docs/architectures.md`. Ea
 and random weights, and put on ideal cells. *Analog, of matrices*: part of the parameters that become analog, of those
 that are no look-up, norm or bias; *of all*: of all parameters. *Equals digital*: to 1e-3 of the largest output, or the
 sentence that the user gets. *Trains*: whether gradients of a step through the tiles are finite, or what the model says
-in train mode.
+in train mode. *Attached*: `attach` with `window(6) | sinks(2)` equals the model's own eager attention with these pairs
+alone, also with padding, to 1e-3 of the largest output, or the sentence of the refusal. *Memory*: on analog rows of
+ideal cells it generates the tokens, and to 1e-3 the logits, of its own cache; empty where it does not generate.
 
 {table(rows)}
 
@@ -237,12 +286,18 @@ def main() -> None:
     known = json.loads(options.out.read_text()) if options.out and options.out.exists() else []
     rows = {row["name"]: Row(**row) for row in known}
     for name in options.names or tiny.architectures():
+        changed = False
         if name not in rows:
             rows[name] = row_of(name)
             sys.stderr.write(f"{name} {rows[name].verdict} {rows[name].built or rows[name].sentence}\n")
             sys.stderr.flush()
-            if options.out:
-                options.out.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1))
+            changed = True
+        if not rows[name].built and rows[name].attention is None:
+            rows[name].attention = attention_of(name)
+            sys.stderr.write(f"{name} attention: {rows[name].attention}\n")
+            changed = True
+        if changed and options.out:
+            options.out.write_text(json.dumps([asdict(row) for row in rows.values()], indent=1))
     found = [rows[name] for name in sorted(rows)]
     sys.stdout.write(f"{summary(found)}\n\n{table(found)}\n")
     if options.page:
