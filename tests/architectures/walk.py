@@ -238,8 +238,8 @@ def _attentions(rows: list[Row]) -> str:
     verdicts = Counter(x.verdict for x in found)
     return (
         f"Of {len(found)} whose attention was looked at, {verdicts['equal']} are attached and equal their own eager "
-        f"attention with the same pairs, attach refuses {verdicts['refused']}, {verdicts['late']} are refused when "
-        f"they run, and {verdicts['wrong']} are wrong; {sum(x.remembers == 'equal' for x in several)} of {len(several)} "
+        f"attention with the same pairs, attach refuses {verdicts['refused']}, {verdicts['late']} are refused as they "
+        f"run, and {verdicts['wrong']} are wrong; {sum(x.remembers == 'equal' for x in several)} of {len(several)} "
         "that generate and are attached give the tokens of their own cache on analog memory."
     )
 
