@@ -27,7 +27,7 @@ from crossbar.backends.protocol import Read
 _MOST_WHOLE = 512  # sums of more word lines could leave 32 bits: 127 times 32,638 times 518
 _SUMS = (
     2**21
-)  # column sums worked on at once, so that they stay in cache (of 16-bit products, or their codes, a sixteenth) ...
+)  # column sums worked on at once, so that they stay in cache (of 16-bit products, or their codes, a quarter) ...
 _VECTORS = 128  # ... but as many input vectors as products are efficient with
 _SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32, torch.int16: torch.int32}
 _FORM_OF_SUMS = {torch.float32: 0, torch.int8: 1, torch.int16: 2}
@@ -214,7 +214,7 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     if noise is not None and deviations is not None:
         start, key = noise.start, noise.word_key
     columns = outputs if whole else 2 * outputs
-    most = _SUMS // 16 // max(columns, stride) if whole else _SUMS // columns
+    most = _SUMS // 4 // max(columns, stride) if whole else _SUMS // columns
     size = -(-vectors // -(-vectors // max(_VECTORS, most)))  # even pieces
     codes = x.new_empty(size, stride, dtype=kind_of_codes)
     sums = x.new_empty(size, columns, dtype=_SUMS_OF[kind])
