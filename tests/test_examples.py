@@ -1,12 +1,17 @@
 """What the repository shows runs: examples, and the commands and Python of the README."""
 
+import json
+import random
 import re
+import runpy
 import shlex
 import subprocess
 import sys
 from pathlib import Path
 
+import numpy as np
 import pytest
+import torch
 
 from calibration import cli
 from calibration.commands.options import make_parser
@@ -115,6 +120,7 @@ def test_pages_and_sections_that_the_code_names_exist():
 
 
 def run_example(name, folder, *arguments, timeout):
+    """An example in a process of its own, as a user runs it."""
     return subprocess.run(
         [sys.executable, ROOT / "examples" / name, *arguments],
         cwd=folder,
@@ -123,6 +129,27 @@ def run_example(name, folder, *arguments, timeout):
         check=False,
         timeout=timeout,
     )
+
+
+@pytest.fixture
+def run_here(monkeypatch, tmp_path, capfd):
+    """Runs an example in this process, which has imported what it needs already, and gives what it prints."""
+
+    def run(name, *arguments):
+        monkeypatch.chdir(tmp_path)
+        monkeypatch.setattr(sys, "argv", [name, *arguments])
+        capfd.readouterr()
+        drawn, drawn_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - examples may seed it
+        with torch.random.fork_rng():
+            try:
+                runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
+            except SystemExit as stop:
+                assert not stop.code
+        random.setstate(drawn)
+        np.random.set_state(drawn_numpy)  # noqa: NPY002
+        return capfd.readouterr()
+
+    return run
 
 
 def test_examples_are_short():
@@ -149,30 +176,27 @@ def test_a_device_is_found_again(tmp_path):
     assert sorted(path.name for path in tmp_path.iterdir()) == ["device.png", "device.yaml", "readings.csv"]
 
 
-def test_the_demo_says_what_it_takes(tmp_path):
-    done = run_example("demo.py", tmp_path, "--help", timeout=120)
-    assert (done.returncode, done.stderr) == (0, "")
-    assert "--full" in done.stdout
+def test_the_demo_says_what_it_takes(run_here):
+    out, err = run_here("demo.py", "--help")
+    assert err == ""
+    assert "--full" in out
 
 
-def test_associative_recall(tmp_path):
-    import json
-
+def test_associative_recall(run_here, tmp_path):
     arguments = ("--patterns", "window(32)", "topk(4)", "--minutes", "0.001")
-    done = run_example("associative_recall.py", tmp_path, *arguments, timeout=300)
-    assert done.returncode == 0, done.stderr
+    out, _ = run_here("associative_recall.py", *arguments)
     rows = json.loads((tmp_path / "demo" / "associative_recall.json").read_text())
     assert [(row["pattern"], row["covers"]) for row in rows] == [
         ("window(32)", "0% / 0%"),
         ("topk(4)", "selects"),
     ]
     for row in rows:
-        assert row["pattern"] in done.stdout
+        assert row["pattern"] in out
         assert not row["finished"]
     assert [path.name for path in (tmp_path / "demo").iterdir()] == ["associative_recall.json"]
 
 
-def test_sparse_from_scratch(tmp_path):
+def test_sparse_from_scratch(run_here):
     short = (
         "--patterns",
         "hierarchical(32, 4)",
@@ -185,26 +209,23 @@ def test_sparse_from_scratch(tmp_path):
         "--steps",
         "2",
     )
-    done = run_example("sparse_from_scratch.py", tmp_path, *short, timeout=300)
-    assert done.returncode == 0, done.stderr
+    out, _ = run_here("sparse_from_scratch.py", *short)
     for word in ("hierarchical(32, 4)", "digital", "analog", "fast", "trained, fast"):
-        assert word in done.stdout
-    assert len([part for part in done.stdout.split("│") if part.strip().endswith("%")]) == 4
+        assert word in out
+    assert len([part for part in out.split("│") if part.strip().endswith("%")]) == 4
 
 
-def test_trainer(tmp_path):
-    done = run_example("trainer.py", tmp_path, "--steps", "20", "--chips", "1", timeout=300)
-    assert done.returncode == 0, done.stderr
+@pytest.mark.filterwarnings("default")  # transformers' and accelerate's
+def test_trainer(run_here, tmp_path):
+    out, _ = run_here("trainer.py", "--steps", "20", "--chips", "1")
     for name in ("trained in digital", "trained through the tiles"):
-        (line,) = [line for line in done.stdout.splitlines() if line.startswith(f"{name}, 1 chips: ")]
+        (line,) = [line for line in out.splitlines() if line.startswith(f"{name}, 1 chips: ")]
         assert all(0.1 < float(part.split()[-1]) < 1 for part in line.partition(": ")[2].split(", "))
     assert list(tmp_path.iterdir()) == []
 
 
 @pytest.mark.slow
 def test_the_demo(tmp_path):
-    import json
-
     done = run_example("demo.py", tmp_path, timeout=1200)
     assert done.returncode == 0, done.stderr
     assert {path.name for path in (tmp_path / "demo").iterdir()} == {"demo.png", "demo.json"}

@@ -73,6 +73,7 @@ class Perplexity:
         require_length("window_length", window_length, 2, tokenizer.model_max_length)
         bodies = [] if texts is not None and calibration_texts is not None else articles()
         scored = _tokens(_cut(bodies[_EVALUATION]) if texts is None else _own("texts", texts), tokenizer)
+        self._scored = _windows(scored, "windows", windows, window_length)
         if calibration_texts is None:
             few = _cut(bodies[_CALIBRATION])
             fitted = _tokens(few, tokenizer)
@@ -81,7 +82,6 @@ class Perplexity:
                 fitted = _tokens([*few, *map(plain, bodies[_MORE])], tokenizer)
         else:
             fitted = _tokens(_own("calibration_texts", calibration_texts), tokenizer)
-        self._scored = _windows(scored, "windows", windows, window_length)
         self._calibration = _windows(fitted, "calibration_windows", calibration_windows, window_length)
         self._training = _windows(fitted, "training_windows", training_windows, window_length)
 

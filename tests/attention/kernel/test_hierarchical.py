@@ -9,10 +9,10 @@ from crossbar import presets
 from crossbar.errors import InputError
 
 
-def draw(n, n_keys=None, batch=2, heads=2, kv_heads=1, seed=0):
+def draw(n, n_keys=None, batch=2, heads=2, kv_heads=1, size=4, seed=0):
     generator = torch.Generator().manual_seed(seed)
-    q = torch.randn(batch, heads, n, 4, generator=generator, dtype=torch.float64)
-    k, v = (torch.randn(batch, kv_heads, n_keys or n, 4, generator=generator, dtype=torch.float64) for _ in range(2))
+    q = torch.randn(batch, heads, n, size, generator=generator, dtype=torch.float64)
+    k, v = (torch.randn(batch, kv_heads, n_keys or n, size, generator=generator, dtype=torch.float64) for _ in range(2))
     return q, k, v
 
 
@@ -43,7 +43,7 @@ def test_float32_is_near_the_reference():
 
 @pytest.mark.parametrize("pattern", [Hierarchical(2, 3), Hierarchical(2, 3).causal()], ids=str)
 def test_gradients(pattern):
-    inputs = [x.requires_grad_() for x in draw(13)]
+    inputs = [x.requires_grad_() for x in draw(13, size=2)]
     mask = torch.rand(2, 13, generator=torch.Generator().manual_seed(1)) < 0.7
     mask[0] = False  # a sequence that is padding altogether
     assert torch.autograd.gradcheck(lambda *x: gated_attention(*x, pattern, mask=mask), inputs)

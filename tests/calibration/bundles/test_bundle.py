@@ -154,15 +154,31 @@ def test_a_second_save_gives_the_same_files(calibrated, bundle, tmp_path):
     assert all(torch.equal(first[name], second[name]) for name in first)
 
 
+class Few:
+    """The first words of a task."""
+
+    name, primary = "few", "mean"
+
+    def __init__(self, task):
+        self.first = {split: next(iter(task.batches(split))) for split in ("calibration", "evaluation")}
+
+    def batches(self, split):
+        return [self.first[split]]
+
+    def metrics(self, model):
+        with torch.no_grad():
+            return {"mean": float(model(**self.first["evaluation"]).last_hidden_state.mean())}
+
+
 def test_minilm(minilm, tmp_path):
-    task = tasks.get("wordsim", minilm.tokenizer)
+    task = Few(tasks.get("wordsim", minilm.tokenizer))
     recipe = Recipe("drift", (DriftCompensation(),))
     result = calibrate(
         minilm, task, recipe=recipe, pattern="window(64) | sinks(4)", times=["1d"], chips=1, staircase=False
     )
     result.save(tmp_path / "bundle")
     loaded = load_bundle(tmp_path / "bundle")
-    assert task.metrics(loaded.model)["spearman"] == result.values("calibrated")[0]
+    assert task.metrics(loaded.model)["mean"] == result.values("calibrated")[0]
     own = result.deployment.experiment.analog
     batch = next(iter(task.batches("evaluation")))
     reset_reads(own)
@@ -223,7 +239,7 @@ def test_json_files_say_what_was_done(calibrated, bundle, tmp_path):
 
 def test_recalibrated_parameters_come_back(folder, tmp_path):
     """A step that changes what stays digital needs nothing here to know of it."""
-    result = calibrate(folder, "wordsim", times=["1d"], chips=1, staircase=False)
+    result = calibrate(folder, "wordsim", recipe="quick", times=["1d"], chips=1, staircase=False)
     analog = result.deployment.experiment.analog
     with torch.no_grad():
         analog.encoder.layer[0].output.LayerNorm.weight.mul_(1.25)
@@ -238,7 +254,7 @@ def test_recalibrated_parameters_come_back(folder, tmp_path):
 
 
 def test_the_digital_model_is_unchanged_by_saving(folder, tmp_path):
-    result = calibrate(folder, "wordsim", pattern=SPARSE, times=["1d"], chips=1, staircase=False)
+    result = calibrate(folder, "wordsim", recipe="quick", pattern=SPARSE, times=["1d"], chips=1, staircase=False)
     digital = result.deployment.experiment.digital
     before = copy.deepcopy(digital.state_dict())
     result.save(tmp_path / "bundle")

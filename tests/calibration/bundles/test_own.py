@@ -70,7 +70,7 @@ def test_hardware_of_other_kinds(net, task, tmp_path, hardware):
 def test_a_pattern_without_a_text(folder, tmp_path):
     layout = torch.eye(8, dtype=torch.bool)
     pattern = BlockSparse(layout, 8)
-    result = calibrate(folder, "wordsim", pattern=pattern, times=["1d"], chips=1, staircase=False)
+    result = calibrate(folder, "wordsim", recipe="quick", pattern=pattern, times=["1d"], chips=1, staircase=False)
     result.save(tmp_path / "bundle")
     with pytest.raises(InputError, match=r"its pattern cannot be made from text .*load_bundle\(path, pattern=...\)"):
         load_bundle(tmp_path / "bundle")

@@ -46,7 +46,8 @@ def test_calibrate_writes_a_bundle(capsys, monkeypatch, tmp_path, job, folder):
 
 def test_calibrate_still_writes_its_json_alone(capsys, tmp_path, job):
     path = tmp_path / "result.json"
-    assert run(capsys, "calibrate", *job, "--chips", "1", "--staircase", "false", "--out", path)[0] == 0
+    options = ["--recipe", "quick", "--chips", "1", "--staircase", "false", "--out", path]
+    assert run(capsys, "calibrate", *job, *options)[0] == 0
     assert {row["arm"] for row in json.loads(path.read_text())["table"]} == {"digital", "analog", "calibrated"}
     assert [found.name for found in tmp_path.iterdir()] == ["result.json"]
 

@@ -16,13 +16,15 @@ def job(llama_folder):
     return ["--model", str(llama_folder), *options]
 
 
-@pytest.mark.parametrize("command", ["emulate", "calibrate"])
-def test_json_is_what_the_job_returns(capsys, job, llama_folder, command):
-    code, out, err = run(capsys, command, *job, "--pattern", "window(8) | sinks(2)", "--json")
+@pytest.mark.parametrize(("command", "recipe"), [("emulate", {}), ("calibrate", {"recipe": "quick"})])
+def test_json_is_what_the_job_returns(capsys, job, llama_folder, command, recipe):
+    options = [part for name, value in recipe.items() for part in (f"--{name}", value)]
+    code, out, err = run(capsys, command, *job, *options, "--pattern", "window(8) | sinks(2)", "--json")
     assert (code, err) == (0, "")
     model = calibration.load_model(llama_folder)
     task = tasks.get("perplexity", model.tokenizer, windows=2, window_length=32)
-    found = getattr(calibration, command)(model, task, pattern="window(8) | sinks(2)", times=["1h"], chips=2)
+    options = {"pattern": "window(8) | sinks(2)", "times": ["1h"], "chips": 2, **recipe}
+    found = getattr(calibration, command)(model, task, **options)
     assert json.loads(out) == found.to_dict()
     assert found.to_dict()["interval"].endswith("of logarithms")
 

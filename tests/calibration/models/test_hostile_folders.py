@@ -5,6 +5,7 @@ import os
 import shutil
 import struct
 import time
+from itertools import islice
 
 import pytest
 import torch
@@ -348,9 +349,11 @@ def outcome(folder):
 
 
 @pytest.mark.filterwarnings("ignore")
-def test_damaged_folders_are_refused_in_one_sentence_or_give_a_finite_model(folder, whole):
+@pytest.mark.parametrize("every", [5, pytest.param(1, marks=pytest.mark.slow)])
+def test_damaged_folders_are_refused_in_one_sentence_or_give_a_finite_model(folder, whole, every):
+    """Every fifth of 500, and all."""
     found = []
-    for name, data in damaged(whole):
+    for name, data in islice(damaged(whole), 0, None, every):
         if name.endswith("index.json"):
             os.replace(folder / "model.safetensors", folder / "model-1.safetensors")
         (folder / name).write_bytes(data)
@@ -362,6 +365,6 @@ def test_damaged_folders_are_refused_in_one_sentence_or_give_a_finite_model(fold
             os.replace(folder / "model-1.safetensors", folder / "model.safetensors")
         else:
             shutil.copy(whole / name, folder / name)
-    assert len(found) == 500
+    assert len(found) == 500 // every
     assert not [said for said in found if "\n" in said or len(said) > 1000]
-    assert 50 < found.count("") < 300
+    assert 50 < found.count("") * every < 300

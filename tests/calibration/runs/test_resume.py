@@ -21,7 +21,7 @@ from calibration import DriftCompensation, InputRanges, Recipe, WeightRanges, ca
 from calibration.runs.journal import Journal
 from crossbar import InputError
 from tests.calibration.bundles.copies import names
-from tests.calibration.command import SCRIPT
+from tests.calibration.command import SCRIPT, run
 from tests.limits import files_of_at_most
 from tests.mutations import of_bytes
 
@@ -360,7 +360,7 @@ def said(err):
     return [line for line in err.splitlines() if not line.startswith("ohmformer: calibrate, after ")]
 
 
-def test_a_process_that_is_stopped_at_random_moments(folder, tmp_path):
+def test_a_process_that_is_stopped_at_random_moments(capsys, folder, tmp_path):
     place, draw = tmp_path / "place", random.Random(0)
     place.mkdir()
     recipe = tmp_path / "plain.yaml"
@@ -378,8 +378,9 @@ def test_a_process_that_is_stopped_at_random_moments(folder, tmp_path):
     assert last == "ohmformer: stopped; the same command goes on from here"
     assert not (place / "bundle").exists()
 
-    done = subprocess.run(command, capture_output=True, text=True, check=True)
-    (line,) = said(done.stderr)
+    code, _, err = run(capsys, *command[1:])  # here, from what the processes left
+    assert code == 0
+    (line,) = said(err)
     assert line.startswith("ohmformer: goes on from the ")
     assert [path.name for path in place.iterdir()] == ["bundle"]
     calibrate(folder, "wordsim", **{**OPTIONS, "times": ["1h"]}, out=tmp_path / "whole")

@@ -7,6 +7,7 @@ import torch
 
 from attention import parse
 from calibration import emulate
+from calibration.tasks import from_scratch
 from calibration.tasks.from_scratch import Lesson, SmallTransformer, curriculum, train
 from calibration.tasks.recall import BLANK, Recall
 from crossbar.errors import InputError
@@ -91,10 +92,12 @@ def test_the_model_goes_onto_analog_tiles_and_the_task_scores_it_there():
 
 
 @pytest.mark.parametrize("learned", [True, False])
-def test_routing_starts_after_steps_of_dense_attention(learned):
+def test_routing_starts_after_steps_of_dense_attention(learned, monkeypatch):
+    monkeypatch.setattr(from_scratch, "_WAIT", 9)
     text = "routing(2, 8) | window(4)"
     model = SmallTransformer(TINY.vocabulary, parse(text), width=32, learn_routing=learned)
     routers = [layer.router for layer in model.layers]
+    assert routers[0].wait == 9
     directions = [router.centroids.clone() for router in routers]
     train(model, (Lesson(TINY, 2, routers[0].wait, 2.0),))
     assert not any(bool(router.started) for router in routers)
