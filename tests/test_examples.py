@@ -139,14 +139,15 @@ def run_here(monkeypatch, tmp_path, capfd):
         monkeypatch.chdir(tmp_path)
         monkeypatch.setattr(sys, "argv", [name, *arguments])
         capfd.readouterr()
-        drawn, drawn_numpy = random.getstate(), np.random.get_state()  # noqa: NPY002 - examples may seed it
+        code, drawn, drawn_numpy = 0, random.getstate(), np.random.get_state()  # noqa: NPY002 - examples may seed it
         with torch.random.fork_rng():
             try:
                 runpy.run_path(str(ROOT / "examples" / name), run_name="__main__")
             except SystemExit as stop:
-                assert not stop.code
+                code = stop.code
         random.setstate(drawn)
         np.random.set_state(drawn_numpy)  # noqa: NPY002
+        assert code == 0
         return capfd.readouterr()
 
     return run
