@@ -158,11 +158,10 @@ def test_examples_are_short():
         assert len(path.read_text(encoding="utf-8").splitlines()) < 80, path.name
 
 
-def test_own_model(tmp_path):
-    done = run_example("own_model.py", tmp_path, timeout=300)
-    assert done.returncode == 0, done.stderr
+def test_own_model(run_here, tmp_path):
+    out, _ = run_here("own_model.py")
     for word in ("accuracy", "digital", "analog", "calibrated", "1 y"):
-        assert word in done.stdout
+        assert word in out
     assert list(tmp_path.iterdir()) == []
 
 
