@@ -50,14 +50,14 @@ def test_any_numbers_are_refused_or_computed(family):
     random.Random(0).shuffle(choices)
     for numbers in choices[:30]:
         text = f"{family}({', '.join(map(str, numbers))})"
-        start = time.perf_counter()
+        start = time.process_time()
         for pattern in (text, f"causal({text})"):
             try:
                 output = attended(parse(pattern))
             except InputError:
                 continue
             assert output.isfinite().all(), pattern
-        assert time.perf_counter() - start < 5, text
+        assert time.process_time() - start < 5, text
 
 
 @pytest.mark.parametrize(
@@ -89,10 +89,10 @@ def test_too_many_random_blocks_to_draw_are_refused():
     ],
 )
 def test_long_and_deep_texts(text, words):
-    start = time.perf_counter()
+    start = time.process_time()
     if words is None:
         assert parse(text).at(8).rows(8).indptr[-1] == 64
     else:
         with pytest.raises(InputError, match=words):
             parse(text)
-    assert time.perf_counter() - start < 5
+    assert time.process_time() - start < 5

@@ -157,10 +157,10 @@ def test_a_small_table_does_not_become_gigabytes(broken, pattern, tokens):
     """A table of 200 kB: as many rows of a dense pattern would take 5 GB."""
     edit(broken / "bundle.json", pattern=pattern)
     save_file(tables(tokens), broken / "routing.safetensors")
-    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.monotonic()
+    before, began = resource.getrusage(resource.RUSAGE_SELF).ru_maxrss, time.process_time()
     refuse(broken, f"the pattern {pattern} opens other rows")
     assert resource.getrusage(resource.RUSAGE_SELF).ru_maxrss - before < 2**20  # kB
-    assert time.monotonic() - began < 10
+    assert time.process_time() - began < 10
 
 
 def test_rows_are_compared_to_the_last(broken, bundle):

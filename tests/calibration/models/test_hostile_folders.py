@@ -170,9 +170,9 @@ def test_a_tokenizer_that_names_a_file_elsewhere_is_refused(folder):
 )
 def test_a_model_larger_than_its_weights_is_refused_before_it_is_built(folder, key, value):
     change(folder, **{key: value})
-    began = time.perf_counter()
+    began = time.process_time()
     refuse(folder)
-    assert time.perf_counter() - began < 5
+    assert time.process_time() - began < 5
 
 
 def test_a_configuration_that_makes_long_lists_is_refused_before_it_is_made(folder):
@@ -357,9 +357,9 @@ def test_damaged_folders_are_refused_in_one_sentence_or_give_a_finite_model(fold
         if name.endswith("index.json"):
             os.replace(folder / "model.safetensors", folder / "model-1.safetensors")
         (folder / name).write_bytes(data)
-        began = time.perf_counter()
+        began = time.process_time()
         found.append(outcome(folder))
-        assert time.perf_counter() - began < 10
+        assert time.process_time() - began < 10
         if name.endswith("index.json"):
             (folder / name).unlink()
             os.replace(folder / "model-1.safetensors", folder / "model.safetensors")

@@ -83,13 +83,13 @@ def test_json_is_read_as_json():
     ],
 )
 def test_other_text_is_refused_at_once(text, words):
-    start = time.perf_counter()
+    start = time.process_time()
     if words is None:
         assert load_yaml("it", text) == ["x"]
     else:
         with pytest.raises(InputError, match=words):
             load_yaml("it", text)
-    assert time.perf_counter() - start < 2
+    assert time.process_time() - start < 2
 
 
 def test_a_file_that_cannot_be_read(tmp_path):
