@@ -25,9 +25,7 @@ from crossbar.backends.converters import TINY, found_range
 from crossbar.backends.protocol import Read
 
 _MOST_WHOLE = 512  # sums of more word lines could leave 32 bits: 127 times 32,638 times 518
-_SUMS = (
-    2**21
-)  # column sums worked on at once, so that they stay in cache (of 16-bit products, or their codes, a quarter) ...
+_SUMS = 2**21  # column sums worked on at once, so that they stay in cache (of 16-bit products a sixteenth) ...
 _VECTORS = 128  # ... but as many input vectors as products are efficient with
 _SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32, torch.int16: torch.int32}
 _FORM_OF_SUMS = {torch.float32: 0, torch.int8: 1, torch.int16: 2}
@@ -206,40 +204,38 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     if whole:
         width, kind_of_codes = _width(min(rows, lines)), torch.int16
         stride = (row_tiles - 1) * width + _width(lines - (row_tiles - 1) * rows)
-    full_scale, x = x.new_empty(vectors), x.contiguous()
+    codes = x.new_empty(vectors, stride, dtype=kind_of_codes)
+    full_scale = x.new_empty(vectors)
     if input_range is None and dac.range != "per_token":
         input_range = found_range(x, dac)
     known = None if input_range is None else input_range.detach().to(x.dtype).reshape(-1)
+    openmp.run(
+        kernels.encode,
+        vectors,
+        *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
+        *(vectors, lines, rows, dac.levels, TINY, width, stride),
+    )
     start, key = 0, 0
     if noise is not None and deviations is not None:
         start, key = noise.start, noise.word_key
-    columns = outputs if whole else 2 * outputs
-    most = _SUMS // 4 // max(columns, stride) if whole else _SUMS // columns
-    size = -(-vectors // -(-vectors // max(_VECTORS, most)))  # even pieces
-    codes = x.new_empty(size, stride, dtype=kind_of_codes)
+    columns, most = (outputs, _SUMS // 16) if whole else (2 * outputs, _SUMS)
+    size = -(-vectors // -(-vectors // max(_VECTORS, most // columns)))  # even pieces
     sums = x.new_empty(size, columns, dtype=_SUMS_OF[kind])
     copy = x.new_empty(columns, min(rows, lines)) if kind == torch.float32 else None
     for first in range(0, vectors, size):
         piece = slice(first, min(first + size, vectors))
         count = piece.stop - first
-        ranges = known if known is None or len(known) == 1 else known[piece]
-        openmp.run(
-            kernels.encode,
-            count,
-            *(x[piece], ranges, 1 if ranges is None else len(ranges), codes, full_scale[piece]),
-            *(None if power is None else power[piece], count, lines, rows, dac.levels, TINY, width, stride),
-        )
         for tile in range(tiles):
             row_tile = tile % row_tiles
             line = row_tile * rows
             driven, own = min(rows, lines - line), fixed.bytes[tile // row_tiles]
             if whole:
-                _product(codes[:count], _whole_tile(own, outputs, line, driven, rows), sums[:count], row_tile * width)
+                _product(codes[piece], _whole_tile(own, outputs, line, driven, rows), sums[:count], row_tile * width)
             else:
                 parts = _of_tile(own, outputs, line, driven)
                 if copy is not None:
                     parts = copy[:, :driven].copy_(parts)
-                _product(codes[:count, line : line + rows].to(kind), parts, sums[:count])
+                _product(codes[piece, line : line + rows].to(kind), parts, sums[:count])
             openmp.run(
                 kernels.convert,
                 count,
