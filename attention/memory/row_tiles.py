@@ -10,7 +10,6 @@ from torch import Tensor
 
 from attention.kernel.token_rows import HONOURED, TokenRows
 from crossbar.backends import dispatch
-from crossbar.backends.eager import cells_of_rows
 from crossbar.backends.protocol import AgedRows, RowNumbers
 from crossbar.devices import Decaying, PowerLawDrift, RedrawDevice, State, span, window
 from crossbar.errors import InputError
@@ -141,7 +140,7 @@ class RowTiles:
         ages, scale = now - rows.at.index_select(0, index), rows.scale.index_select(2, index)
         aged = AgedRows(rows.state, index, ages, numbers, self.hardware)
         digits, variance = dispatch.age_rows(aged)
-        return TokenRows(digits, scale, variance, cells_of_rows(aged) if resistive(self.hardware) else None)
+        return TokenRows(digits, scale, variance, aged.conductances() if resistive(self.hardware) else None)
 
     def select(self, index: Tensor) -> None:
         """Keep some sequences of the batch, in this order."""

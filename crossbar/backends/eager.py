@@ -6,7 +6,6 @@ import math
 from collections.abc import Iterator
 from dataclasses import dataclass, replace
 from functools import partial
-from typing import cast
 
 import torch
 import torch.nn.functional as F
@@ -14,12 +13,11 @@ from torch import Tensor
 
 from crossbar.backends.converters import Drive, bent, bit_planes, convert, drive, found_range
 from crossbar.backends.protocol import REDRAWN, AgedRows, Columns, Product, Read, Work
-from crossbar.devices import Device, RedrawDevice, span
+from crossbar.devices import RedrawDevice, span
 from crossbar.features import CELLS, CONVERTERS, MISMATCH, NOISES, WIRES
 from crossbar.hardware import CellNoise, Converter, Hardware
 from crossbar.native.sizes import at_once
 from crossbar.random.streams import Stream
-from crossbar.tiles import ageing
 from crossbar.tiles.mapping import cell_weights
 from crossbar.tiles.readout import Readout, folded
 
@@ -99,7 +97,7 @@ class Eager:
 
     def age_rows(self, rows: AgedRows) -> tuple[Tensor, Tensor | None]:
         """`crossbar.backends.protocol.Backend.age_rows`."""
-        hardware, cells = rows.hardware, cells_of_rows(rows)
+        hardware, cells = rows.hardware, rows.conductances()
         tile, width = hardware.tile, span(hardware.device)[1]
         variance = _pair_variance(cells, hardware.read_noise, tile.pairs * width)
         return cell_weights(cells, tile, width)[0], variance
@@ -128,15 +126,6 @@ class Eager:
             whole = self.sense(columns) * columns.step
             total = total + (whole - whole.detach())  # bits of the input have no gradient: that of the whole pulse
         return total, 1.0
-
-
-def cells_of_rows(rows: AgedRows) -> Tensor:
-    """Conductances (µS) of opened rows at their ages, [K, B, H, L, D]."""
-    index = rows.slots
-    state = {name: cells.index_select(3, index) for name, cells in rows.state.items()}
-    shape = tuple(next(iter(state.values())).shape)
-    device = cast(Device, rows.hardware.device)
-    return ageing.aged(device, state, rows.seconds[:, None], lambda: rows.numbers.drawn(shape, index.device))
 
 
 def of_layer(

@@ -10,14 +10,15 @@ from __future__ import annotations
 
 from collections.abc import Callable, Set
 from dataclasses import dataclass
-from typing import NamedTuple, Protocol, runtime_checkable
+from typing import NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor
 
-from crossbar.devices import AnyDevice, State
+from crossbar.devices import AnyDevice, Device, State
 from crossbar.hardware import Hardware
 from crossbar.random.streams import Key, Stream
+from crossbar.tiles import ageing
 from crossbar.tiles.readout import Readout
 
 
@@ -142,6 +143,13 @@ class AgedRows:
     def device(self) -> AnyDevice:
         """Of the cells."""
         return self.hardware.device
+
+    def conductances(self) -> Tensor:
+        """Of the cells of opened rows at their ages (µS), ``[K, B, H, L, D]``."""
+        state = {name: cells.index_select(3, self.slots) for name, cells in self.state.items()}
+        shape = tuple(next(iter(state.values())).shape)
+        device = cast(Device, self.device)  # one that is drawn anew at each time has no rows of many ages
+        return ageing.aged(device, state, self.seconds[:, None], lambda: self.numbers.drawn(shape, self.slots.device))
 
 
 Work = Read | Columns | AgedRows
