@@ -146,7 +146,8 @@ HARDWARE = {
     "no adc, with mismatch and noise": plain(
         dac=dataclasses.replace(SERIAL, **ALL_MISMATCH), adc=None, output_noise=0.04, read_noise=CellNoise(0.8)
     ),
-    "wires": plain(wire=Wire(300.0, 200.0)),
+    "wires": plain(wire=Wire(300.0, 200.0, solution="exact")),
+    "wires in first order": plain(wire=Wire(300.0, 200.0, solution="first_order")),
     "wires of everything": plain(
         tile=Tile(5, 4, "tile", "balanced", pairs=2, slices=2, slice_bits=3),
         wire=Wire(30.0, 50.0, "both", "top", "interleaved"),
