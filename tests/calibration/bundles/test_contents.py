@@ -65,9 +65,8 @@ def edit(path, **changes):
 
 def test_the_whole_bundle(bundle):
     assert load_bundle(bundle).hardware == HARDWARE
-    assert (
-        inspect_bundle(bundle)["tiles"] == 30
-    )  # of 16 x 10 cells: 2 for 16 x 16 weights, 3 for 16 x 24, 4 for 24 x 16
+    tiles = inspect_bundle(bundle)["tiles"]  # of 16 x 10 cells: 2 for 16 x 16 weights, 3 for 16 x 24, 4 for 24 x 16
+    assert tiles == 4 * 2 + 3 + 4
 
 
 # Tiles
@@ -309,7 +308,7 @@ class Unasked:
     """A task that nothing may be asked of."""
 
 
-@pytest.mark.parametrize("size", [0, 500, 1500, 10_000, 50_000])
+@pytest.mark.parametrize("size", [0, 500, 1500, 10_000, 30_000])
 def test_a_full_disk_is_a_sentence_and_leaves_nothing(bundle, tmp_path, size):
     """At whatever file it is full: JSON, tokenizer, weights, tiles or state."""
     loaded = load_bundle(bundle)
@@ -319,8 +318,8 @@ def test_a_full_disk_is_a_sentence_and_leaves_nothing(bundle, tmp_path, size):
         ("effective", loaded.export),
         ("digital", lambda path: loaded.export(path, "digital")),
     ):
-        if size == 50_000 and name != "saved":
-            continue  # a model of 26 kB
+        if size == 30_000 and name != "saved":
+            continue  # a model of 17 kB
         with files_of_at_most(size), pytest.raises(InputError) as caught:
             write(tmp_path / name)
         reason = "cannot be written (File too large): make room and access there, or give another path"

@@ -147,7 +147,7 @@ def test_dtype_moves_leave_the_tiles(dtype):
     nn.Sequential(layer).to(dtype)
     after = dict(layer.named_buffers())
     assert all(torch.equal(after[name], buffer) for name, buffer in before.items())
-    assert {buffer.dtype for buffer in after.values()} == {torch.float32}
+    assert {buffer.dtype for name, buffer in after.items() if name != "calls"} == {torch.float32}
     assert layer.digital.weight.dtype == dtype
     y = layer(x)
     assert y.dtype == dtype
