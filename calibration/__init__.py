@@ -12,6 +12,7 @@ from calibration.runs.measurement import Measurement
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
 from calibration.steps.compensation import DriftCompensation
+from calibration.steps.digital_lines import DigitalLines
 from calibration.steps.finetune import Finetune
 from calibration.steps.lowrank import LowRankAdapter
 from calibration.steps.norm_recalibration import NormRecalibration
@@ -31,6 +32,7 @@ __all__ = [
     "AffineCorrection",
     "Bundle",
     "Calibration",
+    "DigitalLines",
     "DriftCompensation",
     "Emulation",
     "Finetune",

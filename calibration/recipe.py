@@ -13,6 +13,7 @@ from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
 from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.compensation import DriftCompensation
+from calibration.steps.digital_lines import DigitalLines
 from calibration.steps.finetune import Finetune
 from calibration.steps.lowrank import LowRankAdapter
 from calibration.steps.norm_recalibration import NormRecalibration
@@ -27,6 +28,7 @@ from crossbar.storage.plain_values import read_yaml
 
 _MOST_STEPS = 100
 _KINDS = (
+    DigitalLines,
     InputRanges,
     WeightRanges,
     WireAware,

@@ -104,7 +104,7 @@ class _Tally:
             return
         layer = self._layer
         self.vectors += len(x)
-        driven = x if layer.line_scale is None else x / layer.line_scale
+        driven = layer.driven(x)
         full = layer.full_scale(driven)
         target = layer.expected_read_out(driven) / full
         for index, adc_range in enumerate(self._ranges):

@@ -44,7 +44,7 @@ class AffineCorrection:
         before = {name: (layer.output_gain, layer.output_offset) for name, layer in layers.items()}
 
         def see(name: str, x: Tensor, y: Tensor) -> None:
-            beside = _beside(layers[name], x)
+            beside = layers[name].beside(x)
             target = digital_outputs(layers[name], x) - beside
             fits.setdefault(name, LeastSquares()).add(y - beside, target, token_weights(target))
 
@@ -82,11 +82,3 @@ def require_instants(step: str, instants: int, spacing: float) -> None:
     """Refuse impossible fields of a step that reads at several instants."""
     require_whole(f"{step} instants", instants, least=1, most=10_000)
     require_number(f"{step} spacing", spacing, above=0, most=1e9)
-
-
-def _beside(layer: AnalogLinear, x: Tensor) -> Tensor | float:
-    """What is added to the tiles' outputs for inputs ``[B, I]``: the bias, and an adapter's share."""
-    beside: Tensor | float = 0.0 if layer.bias is None else layer.bias
-    if layer.adapter_down is not None and layer.adapter_up is not None:
-        beside = x @ layer.adapter_down @ layer.adapter_up + beside
-    return beside

@@ -60,15 +60,14 @@ class InputRanges:
         """Line scales ``[I]`` (balanced) or static ranges (0-d) by layer; layers that no batch reaches are left out."""
         layers = analog_layers(model)
         balanced = self.method == "balanced"
-        sizes: dict[str, _Sizes] = {}
+        sizes: dict[str, LineSizes] = {}
         spreads: dict[str, _Spread] = {}
 
         def see(name: str, x: Tensor, y: Tensor) -> None:
             if balanced:
-                sizes.setdefault(name, _Sizes()).add(x)
+                sizes.setdefault(name, LineSizes()).add(layers[name].on_tiles(x))
             else:
-                scale = layers[name].line_scale
-                spreads.setdefault(name, _Spread()).add(x if scale is None else x / scale)
+                spreads.setdefault(name, _Spread()).add(layers[name].driven(x))
 
         with digital(model):
             observe(model, batches, layers, see)
@@ -99,7 +98,7 @@ def _floored(x: Tensor) -> Tensor:
     return x.clamp(min=float(_FLOOR * top)) if top > 0 else torch.ones_like(x)
 
 
-class _Sizes:
+class LineSizes:
     """``sqrt(max|x| · rms x)`` of each word line."""
 
     def __init__(self) -> None:

@@ -71,7 +71,7 @@ class WeightRanges:
 
         def see(name: str, x: Tensor, y: Tensor) -> None:
             layer = layers[name]
-            driven = x if layer.line_scale is None else x / layer.line_scale
+            driven = layer.driven(x)
             powers.setdefault(name, _Powers()).add(driven, layer.full_scale(driven))
             if self.compensate:
                 moments.setdefault(name, InputMoments()).add(driven, token_weights(y))

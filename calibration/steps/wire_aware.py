@@ -125,7 +125,7 @@ def _sizes(model: nn.Module, batches: Iterable[Batch], layers: dict[str, AnalogL
 
     def see(name: str, x: Tensor, y: Tensor) -> None:
         layer = layers[name]
-        driven = x if layer.line_scale is None else x / layer.line_scale
+        driven = layer.driven(x)
         power = driven.double().square().sum(0)
         sums[name] = sums[name] + power if name in sums else power
 

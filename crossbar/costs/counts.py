@@ -20,8 +20,10 @@ def book_writes(layer: str, hardware: Hardware, in_features: int, out_features: 
     book(layer, "row_writes", in_features * t_out * hardware.tile.slices)
 
 
-def book_reads(layer: str, hardware: Hardware, in_features: int, out_features: int, vectors: int) -> None:
-    """Book products with ``vectors`` inputs.
+def book_reads(
+    layer: str, hardware: Hardware, in_features: int, out_features: int, vectors: int, idle: int = 0
+) -> None:
+    """Book products with ``vectors`` inputs, of whose word lines some are never driven.
 
     Each tile drives its own word lines, with as many pulses as the input coding takes at most; each column of each tile
     is converted once, or once for each bit of a bit-serial input. Inputs are read from a buffer once, outputs written
@@ -29,14 +31,15 @@ def book_reads(layer: str, hardware: Hardware, in_features: int, out_features: i
     """
     tile, dac, adc = hardware.tile, hardware.dac, hardware.adc
     t_out, t_in = tile_grid(in_features, out_features, tile)
-    driven = vectors * in_features * t_out * tile.slices
+    lines = in_features - idle
+    driven = vectors * lines * t_out * tile.slices
     pulses, serial = _pulses(hardware)
     sensed = vectors * out_features * t_in * tile.slices * serial
     input_bytes = -(-dac.bits // 8) if dac is not None else _OUTPUT_BYTES
     book(layer, "row_activations", driven * pulses)
     book(layer, "dac_conversions", driven, dac.bits if dac else None)
     book(layer, "adc_conversions", sensed, adc.bits if adc else None)
-    book(layer, "cell_macs", vectors * in_features * out_features * tile.slices * tile.pairs * pulses)
+    book(layer, "cell_macs", vectors * lines * out_features * tile.slices * tile.pairs * pulses)
     book(layer, "tile_reads", vectors * t_out * t_in * tile.slices * serial)
     book(layer, "digital_macs", sensed)  # scale and add each converted column
     book(layer, "sram_bytes", vectors * (input_bytes * in_features + _OUTPUT_BYTES * out_features))

@@ -28,7 +28,10 @@ from crossbar.tiles.readout import Readout, read_digits
 from crossbar.tiles.tile_array import TileArray
 
 CORRECTIONS = ("output_gain", "output_offset", "adapter_down", "adapter_up")
-"""What digital logic makes of the tiles' output ``y [B, O]`` for inputs x: ``gain · y + offset + x @ down @ up``."""
+"""What digital logic makes of the tiles' output ``y [B, O]`` for inputs x: ``gain · y + offset + x @ down @ up``.
+
+`AnalogLinear.digital_lines` come on top.
+"""
 
 
 class PartOf:
@@ -73,6 +76,8 @@ class AnalogLinear(nn.Module):
         column_gain: calibrated correction of ``scales``, ``[T, O]`` with ``T = slices x T_in``; 1 until calibration.
         line_scale: calibrated digital scale of each word line, ``[I]``; None until calibration. Inputs are divided by
             it before the DAC, and weights multiplied by it before they are mapped.
+        digital_lines: word lines that digital arithmetic computes, int64 ``[n]`` in rising order: their cells hold 0
+            and are never driven, and DAC ranges do not see their inputs. None until calibration: none.
         weight_range: calibrated weight that a cell at g_max stands for, ``[T_in, O]``, in the units of mapped weights
             (after ``line_scale``); larger ones are clipped. None until calibration: each column's largest.
         weight_correction: calibrated addition to the weights that are mapped, ``[O, I]``, in the same units; None until
@@ -98,6 +103,7 @@ class AnalogLinear(nn.Module):
     digital: nn.Module | None
     column_gain: Tensor
     line_scale: Tensor | None
+    digital_lines: Tensor | None
     weight_correction: Tensor | None
     wire_correction: Tensor | None
     input_range: Tensor | None
@@ -125,7 +131,14 @@ class AnalogLinear(nn.Module):
         self._source: PartOf | None = weight if isinstance(weight, PartOf) else None
         if isinstance(weight, nn.Module):
             self._source = _only_part(weight)
-        for buffer in ("line_scale", "weight_correction", "wire_correction", "input_range", "adc_range"):
+        for buffer in (
+            "digital_lines",
+            "line_scale",
+            "weight_correction",
+            "wire_correction",
+            "input_range",
+            "adc_range",
+        ):
             self.register_buffer(buffer, None, persistent=False)
         self.register_buffer("_weight", weight.detach() if isinstance(weight, Tensor) else None, persistent=False)
         self.cells = TileArray(self._mapped_weight, hardware, name, devices)
@@ -186,11 +199,11 @@ class AnalogLinear(nn.Module):
         return self._forward(x)
 
     def _forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        inputs = vectors = self._rows(x)
+        inputs = self._rows(x)
         if self.bypass:
             return self.digital_outputs(x) if with_bias else nn.functional.linear(x, self._digital_weight())
+        vectors = self.driven(inputs)
         if self.line_scale is not None:
-            vectors = inputs / self.line_scale
             book(self.name, "digital_macs", vectors.numel())
         self._book_reads(vectors.shape[0])
         with torch.autocast(x.device.type, enabled=False):
@@ -225,17 +238,26 @@ class AnalogLinear(nn.Module):
         part = self._source.part()
         return nn.functional.linear(x, part.matrix, part.bias)
 
+    def on_tiles(self, x: Tensor) -> Tensor:
+        """Inputs ``[B, I]`` of the layer, or its weights ``[O, I]``, with 0 on ``digital_lines``."""
+        return x if self.digital_lines is None else x.index_fill(1, self.digital_lines, 0)
+
+    def driven(self, x: Tensor) -> Tensor:
+        """Inputs ``[B, I]`` of the layer as they reach the DACs: `on_tiles`, divided by ``line_scale``."""
+        x = self.on_tiles(x)
+        return x if self.line_scale is None else x / self.line_scale
+
     def read_out(self, x: Tensor, read: int = 0) -> Tensor:
         """One converted read of every tile column, before digital scales: what a chip can measure of itself.
 
         Args:
-            x: test inputs ``[B, I]``, as they reach the DACs (after ``line_scale``).
+            x: test inputs ``[B, I]``, as they reach the DACs (after ``line_scale``); ``digital_lines`` are left out.
             read: which read-out at this time; each has noise of its own, apart from that of `forward`.
 
         Returns:
             ``[T, B, O]`` in unit outputs times input units. The reads are booked in open ledgers.
         """
-        x = self._rows(x)
+        x = self.on_tiles(self._rows(x))
         self._book_reads(x.shape[0])
         noise = self.read_noise("read-out", read)
         return dispatch.read_columns(Read(x, self.readout(), self.hardware, self.input_range, noise))
@@ -342,9 +364,38 @@ class AnalogLinear(nn.Module):
         return self._digital_weight().detach().to(self.scales.dtype)
 
     def scaled_weight(self) -> Tensor:
-        """The digital weight ``[O, I]`` as word lines see it: times ``line_scale``."""
-        weight = self.target_weight()
+        """The digital weight ``[O, I]`` as word lines see it: times ``line_scale``, 0 on ``digital_lines``."""
+        weight = self.on_tiles(self.target_weight())
         return weight if self.line_scale is None else weight * self.line_scale
+
+    @torch.inference_mode(False)
+    def set_digital_lines(self, lines: Tensor | None) -> None:
+        """Compute some word lines in digital, int64 ``[n]`` in rising order, and map the others anew; None: none.
+
+        Their multiply-and-adds are booked in open ledgers. It drops ranges and corrections of weights and ranges of
+        converters, which were found with these lines; the cells must be written again.
+
+        Raises:
+            InputError: for lines that the layer has not, or that are not in rising order.
+        """
+        if lines is not None:
+            good = lines.dim() == 1 and lines.dtype == torch.int64 and bool((lines.diff() > 0).all())
+            if not good or (len(lines) and not 0 <= int(lines[0]) <= int(lines[-1]) < self.in_features):
+                raise InputError(
+                    f"{self.name} got bad digital lines: give int64 numbers from 0 to {self.in_features - 1}, each "
+                    "larger than the one before"
+                )
+            lines = lines.to(self.scales.device) if len(lines) else None
+        self.digital_lines = lines
+        self._forget_mapped()
+
+    def _forget_mapped(self) -> None:
+        """Drop what was calibrated for other mapped weights, and map anew."""
+        self.weight_correction = self.wire_correction = None
+        self.cells.set_weight_range(None)
+        self.fix_ranges()
+        self.input_range = None
+        self.map_anew()
 
     @torch.inference_mode(False)
     def set_line_scale(self, scale: Tensor | None) -> None:
@@ -359,11 +410,8 @@ class AnalogLinear(nn.Module):
             scale = scale.to(self.scales)
         weight = self.target_weight() if scale is None else self.target_weight() * scale
         mapping.column_scales(weight, self.hardware.tile, self.name)  # refuses what overflows
-        self.line_scale, self.weight_correction, self.wire_correction = scale, None, None
-        self.cells.set_weight_range(None)
-        self.fix_ranges()
-        self.input_range = None
-        self.map_anew()
+        self.line_scale = scale
+        self._forget_mapped()
 
     @torch.inference_mode(False)
     def set_weight_range(self, weight_range: Tensor | None) -> None:
@@ -615,7 +663,23 @@ class AnalogLinear(nn.Module):
             weight = weight * self.output_gain
         if self.adapter_down is not None and self.adapter_up is not None:
             weight = weight + self.adapter_down @ self.adapter_up
+        if self.digital_lines is not None:
+            weight = weight.index_add(0, self.digital_lines, self.line_weight().to(weight.dtype))
         return weight
+
+    def line_weight(self) -> Tensor:
+        """The digital weights of ``digital_lines``, ``[n, O]``, with gradient."""
+        assert self.digital_lines is not None
+        return self._digital_weight().index_select(1, self.digital_lines).t().to(self.scales.dtype)
+
+    def beside(self, x: Tensor) -> Tensor | float:
+        """What is added in digital to the tiles' outputs for inputs ``[B, I]``: bias, adapter, ``digital_lines``."""
+        beside: Tensor | float = 0.0 if self.bias is None else self.bias
+        if self.adapter_down is not None and self.adapter_up is not None:
+            beside = x @ self.adapter_down @ self.adapter_up + beside
+        if self.digital_lines is not None:
+            beside = x.index_select(1, self.digital_lines) @ self.line_weight() + beside
+        return beside
 
     def _corrected(self, y: Tensor, x: Tensor) -> Tensor:
         """Outputs ``[B, O]`` of the tiles for inputs ``[B, I]``, corrected and booked."""
@@ -628,6 +692,10 @@ class AnalogLinear(nn.Module):
         if self.adapter_down is not None and self.adapter_up is not None:
             y = torch.addmm(y, x.to(self.adapter_down.dtype) @ self.adapter_down, self.adapter_up)
             book(self.name, "digital_macs", len(x) * (self.adapter_down.numel() + self.adapter_up.numel()))
+        if self.digital_lines is not None:
+            lines = x.index_select(1, self.digital_lines).to(self.scales.dtype)
+            y = torch.addmm(y, lines, self.line_weight())
+            book(self.name, "digital_macs", lines.numel() * self.out_features)
         return y
 
     def _put(self, **corrections: Tensor | None) -> None:
@@ -673,13 +741,16 @@ class AnalogLinear(nn.Module):
 
     def _mapped_weight(self) -> Tensor:
         """What the cells are to hold, ``[O, I]``, as the calibration of word lines and weights has it."""
-        weight = self._digital_weight()
+        weight = self.on_tiles(self._digital_weight())
         if self.line_scale is not None:
             weight = weight.to(self.line_scale.dtype) * self.line_scale
         for correction in (self.weight_correction, self.wire_correction):
             if correction is not None:
                 weight = weight.to(correction.dtype) + correction
         return weight
+
+    def _on_tiles(self, weight: Tensor) -> Tensor:
+        return weight if self.digital_lines is None else weight.index_fill(1, self.digital_lines, 0)
 
     def _fresh(self) -> Readout:
         """Tiles of a chip that nobody has seen, written with the digital weights as they are now."""
@@ -694,7 +765,8 @@ class AnalogLinear(nn.Module):
         if not counting():
             return
         if self.cells.devices is None:
-            book_reads(self.name, self.hardware, self.in_features, self.out_features, vectors)
+            idle = 0 if self.digital_lines is None else len(self.digital_lines)
+            book_reads(self.name, self.hardware, self.in_features, self.out_features, vectors, idle)
         else:
             inputs = self.cells.devices.numel()
             book_masked_reads(self.name, self.hardware, self.cells.devices, vectors, inputs)

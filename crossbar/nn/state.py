@@ -26,6 +26,7 @@ _T = TypeVar("_T")
 _VERSION = 1
 _OPTIONAL = (
     "input_range",
+    "digital_lines",
     "line_scale",
     "weight_range",
     "weight_correction",
@@ -177,7 +178,9 @@ def _require_shapes(
 
 def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tensor: Tensor) -> None:
     """Refuse what the setters of `AnalogLinear` would, and numbers whose products leave float32."""
-    expected = {"fault_map": torch.uint8, **dict.fromkeys(_PLACES, torch.int64)}.get(key, layer.scales.dtype)
+    expected = {"fault_map": torch.uint8, **dict.fromkeys((*_PLACES, "digital_lines"), torch.int64)}.get(
+        key, layer.scales.dtype
+    )
     if tensor.dtype != expected:
         raise InputError(f"{where} has {key} {tensor.dtype} in {name}, the model {expected}")
     if key == "fault_map":
@@ -186,6 +189,9 @@ def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tenso
         tile = layer.hardware.tile
         size = tile.rows if key == "row_places" else tile.cols
         good, allowed = are_places(tensor, tensor.shape[0], tensor.shape[1], size), "each place of a tile once"
+    elif key == "digital_lines":
+        rising = bool((tensor.diff() > 0).all() and (tensor >= 0).all() and (tensor < layer.in_features).all())
+        good, allowed = rising and len(tensor) > 0, f"lines from 0 to {layer.in_features - 1} in rising order"
     elif key in _ABOVE_0:
         good, allowed = bool(((tensor > 0) & (tensor <= _MOST)).all()), f"finite numbers above 0 and up to {_MOST:g}"
     else:
@@ -208,6 +214,7 @@ def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[i
         "scales": layer.scales.shape,
         "column_gain": layer.column_gain.shape,
         "input_range": (),
+        "digital_lines": tuple(found[:1]),
         "line_scale": (layer.in_features,),
         "weight_range": layer.scales.shape,
         "row_places": (-(-layer.out_features // layer.hardware.tile.cols), layer.in_features),

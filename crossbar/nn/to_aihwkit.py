@@ -21,10 +21,12 @@ class AihwkitTiles(nn.Module):
     """A layer whose every tile row is an ``aihwkit.nn.AnalogLinear``; inputs ``[..., I]``, outputs ``[..., O]``.
 
     What aihwkit has no place for is digital here, as it is in `AnalogLinear`: word-line scales before the tiles, the
-    input range that all tile rows share, output correction, adapter and bias after them.
+    input range that all tile rows share, word lines that are digital, output correction, adapter and bias after them.
     """
 
     input_range: Tensor | None
+    digital_lines: Tensor | None
+    line_weight: Tensor | None
     line_scale: Tensor | None
     output_gain: Tensor | None
     output_offset: Tensor | None
@@ -51,11 +53,14 @@ class AihwkitTiles(nn.Module):
         own = {"input_range": layer.static_input_range(), "line_scale": layer.line_scale, "bias": layer.bias}
         for name, tensor in {**own, **{name: getattr(layer, name) for name in CORRECTIONS}}.items():
             self.register_buffer(name, None if tensor is None else tensor.detach().float().clone())
+        self.register_buffer("digital_lines", layer.digital_lines)
+        self.register_buffer("line_weight", None if layer.digital_lines is None else layer.line_weight().float())
 
     def forward(self, x: Tensor) -> Tensor:
         """``[..., I]`` to ``[..., O]``, in the dtype of ``x``."""
         vectors = x.reshape(-1, x.shape[-1]).float()  # aihwkit's torch tiles compute in float32
-        driven = vectors if self.line_scale is None else vectors / self.line_scale
+        driven = vectors if self.digital_lines is None else vectors.index_fill(1, self.digital_lines, 0)
+        driven = driven if self.line_scale is None else driven / self.line_scale
         unit = driven.abs().amax(1, keepdim=True) if self.per_token else self.input_range
         if unit is not None:
             driven = driven / torch.where(unit > 0, unit, 1.0)
@@ -67,6 +72,8 @@ class AihwkitTiles(nn.Module):
         y = y if self.output_offset is None else y + self.output_offset
         if self.adapter_down is not None and self.adapter_up is not None:
             y = y + vectors @ self.adapter_down @ self.adapter_up
+        if self.digital_lines is not None and self.line_weight is not None:
+            y = y + vectors[:, self.digital_lines] @ self.line_weight
         y = y if self.bias is None else y + self.bias
         return y.to(x.dtype).view(*x.shape[:-1], -1)
 
