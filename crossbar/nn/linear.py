@@ -749,9 +749,6 @@ class AnalogLinear(nn.Module):
                 weight = weight.to(correction.dtype) + correction
         return weight
 
-    def _on_tiles(self, weight: Tensor) -> Tensor:
-        return weight if self.digital_lines is None else weight.index_fill(1, self.digital_lines, 0)
-
     def _fresh(self) -> Readout:
         """Tiles of a chip that nobody has seen, written with the digital weights as they are now."""
         weight = self._mapped_weight().to(self.scales.dtype)
