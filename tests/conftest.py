@@ -11,6 +11,7 @@ ROOT = Path(__file__).parents[1]
 WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported: workers share the cores
+    os.environ.pop("COLUMNS", None)  # of xdist: what is printed is as wide as without workers
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported: waiting threads do not spin
 # Read when Triton is first imported: its kernels are then interpreted on the CPU, where backends are picked by name.

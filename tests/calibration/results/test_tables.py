@@ -7,7 +7,7 @@ import pytest
 from rich.console import Console
 from torch import nn
 
-from calibration import AdcRanges, DriftCompensation, Emulation, InputRanges, Measurement, Recipe, calibrate, emulate
+from calibration import DriftCompensation, Emulation, InputRanges, Measurement, Recipe, calibrate, emulate
 from calibration.results.tables import accuracy_table, hint
 from crossbar import convert, presets
 
@@ -82,7 +82,7 @@ def test_a_result_shows_itself_as_its_table(net, task, chips):
     html = emulated._repr_html_()
     assert html.startswith("<table")
     assert html.count("<tr") == 1 + len(emulated.rows())
-    recipe = Recipe("plain", (InputRanges(), DriftCompensation(), AdcRanges()))
+    recipe = Recipe("plain", (InputRanges(), DriftCompensation()))
     calibrated = repr(calibrate(net, task, recipe=recipe, times=["1h"], chips=chips))
     assert "what each step gains" in calibrated
     assert "after DriftCompensation" in calibrated
