@@ -38,7 +38,7 @@ def test_a_recipe_goes_to_yaml_and_back(tmp_path):
 @pytest.mark.parametrize(
     ("text", "told"),
     [
-        ("name: a\nsteps: [Fly]\n", "recipe step 'Fly' is unknown: choose one of InputRanges"),
+        ("name: a\nsteps: [Fly]\n", "recipe step 'Fly' is unknown: choose one of DigitalLines, InputRanges"),
         ("name: a\nsteps: [{step: [1]}]\n", r"recipe step \[1\] is unknown"),
         ("name: a\nsteps: [{reads: 3}]\n", "recipe step None is unknown"),
         ("name: a\nsteps: [3]\n", "recipe step 3 is unknown"),
