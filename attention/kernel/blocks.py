@@ -49,8 +49,9 @@ class Options(NamedTuple):
 
     def heads(self, index: Tensor) -> Options:
         """Those of some query heads."""
-        shared = self.bias is None or self.bias.shape[1] == 1
-        return self if shared else self._replace(bias=self.bias.index_select(1, index))  # type: ignore[union-attr]
+        if self.bias is None or self.bias.shape[1] == 1:
+            return self
+        return self._replace(bias=self.bias.index_select(1, index))
 
 
 def attend_blocks(

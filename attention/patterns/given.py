@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Callable
 from dataclasses import dataclass, replace
 from typing import ClassVar
 
@@ -72,9 +73,9 @@ class Behind(Compound):
 
     first: int = 0
 
-    def each(self, change: object) -> Pattern:
+    def each(self, change: Callable[[Pattern], Pattern]) -> Pattern:
         """The same behind the same position, with ``change`` made to the pattern."""
-        return replace(self, parts=tuple(change(part) for part in self.parts))  # type: ignore[operator]
+        return replace(self, parts=tuple(map(change, self.parts)))
 
     @property
     def cost(self) -> str:  # type: ignore[override]  # derived here, a constant in a family

@@ -51,7 +51,7 @@ class OwnForward:
         """One of its matrices, without a look at the others."""
         owner, _, expert = name.rpartition("_")
         parameter = module._parameters.get(name)
-        weight = module._parameters[owner][int(expert)] if parameter is None else parameter  # type: ignore[index]
+        weight = module.get_parameter(owner)[int(expert)] if parameter is None else parameter
         return Part(weight.t() if self.is_transposed(module) else weight)
 
     def compute(self, module: nn.Module, products: Mapping[str, Product], *inputs: Any, **options: Any) -> Any:

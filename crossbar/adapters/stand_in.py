@@ -61,7 +61,7 @@ class StandIn(Tensor):
         own = next(x for x in _flat(args, kwargs or {}) if isinstance(x, StandIn))
         raise InputError(f"{own.of!r} is in cells, and {func} would compute past them: exclude it from conversion")
 
-    def __repr__(self) -> str:  # type: ignore[override]
+    def __repr__(self) -> str:  # type: ignore[override]  # without what torch passes to itself
         return f"{type(self).__name__}({self.of!r}, shape={list(self.shape)}, dtype={self.dtype})"
 
 

@@ -78,7 +78,7 @@ def solve(
         source = np.zeros(size)
         for nodes in driven:
             source[nodes] += g_row * volts
-        nodes = linear.solve(source)  # type: ignore[attr-defined]
+        nodes = linear.solve(source)  # type: ignore[attr-defined]  # scipy's
         for _ in range(0 if curve is None else _ROUNDS):
             assert curve is not None
             u = nodes[word] - nodes[bit]
@@ -87,7 +87,7 @@ def solve(
             excess = conductance * (carried - slope * u)
             extra[word.ravel()] -= excess.ravel()
             extra[bit.ravel()] += excess.ravel()
-            after = matrix(conductance * slope).solve(extra)  # type: ignore[attr-defined]
+            after = matrix(conductance * slope).solve(extra)  # type: ignore[attr-defined]  # scipy's
             moved, nodes = np.abs(after - nodes).max(), after
             if moved <= _SMALL * max(np.abs(volts).max(), 1e-30):
                 break
