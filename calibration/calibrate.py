@@ -181,6 +181,8 @@ def _calibrated(
         measurements=tuple(climb.measurements),
         conversion=experiment.conversion,
         counts=climb.counts,
+        costs=climb.costs.of,
+        minutes={arm: seconds / 60 for arm, seconds in climb.costs.seconds.items()},
         deployment=Deployment(climb, fits),
     )
     if out is not None:

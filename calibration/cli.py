@@ -68,6 +68,7 @@ def _calibrate(options: Namespace) -> int:
     bundle = options.out is not None and Path(options.out).suffix != ".json"
     out, options.out = (options.out, None) if bundle else (None, options.out)  # what _run writes the JSON to
     request = _request(options, **{name: options[name] for name in ("recipe", "wait", "population")})
+    _require_writable(options.plot_shares, _PICTURES)
     if out is not None:
         require_place(Path(out), request)
     try:
@@ -207,10 +208,11 @@ def _request(options: Namespace, **others: Any) -> Request:
 
 def _run(title: str, options: Namespace, job: Any) -> int:
     from calibration.results import tables
+    from calibration.results.emulation import Calibration
 
     with console.progress_bar(title) as progress:
         result: Emulation = job(progress)
-    text = json.dumps(result.to_dict(), indent=2, allow_nan=False)
+    text = json.dumps({**result.to_dict(), **result.clock()}, indent=2, allow_nan=False)
     if options.json:
         print(text)
     else:
@@ -220,7 +222,10 @@ def _run(title: str, options: Namespace, job: Any) -> int:
         terminal.print(tables.counts_table(result))
         if told := tables.hint(result):
             console.terminal(soft_wrap=True).print(told)
-    _write(options.out, text, [(options.plot, result.plot)])
+    pictures = [(options.plot, result.plot)]
+    if isinstance(result, Calibration):
+        pictures.append((options.plot_shares, result.plot_shares))
+    _write(options.out, text, pictures)
     return 0
 
 

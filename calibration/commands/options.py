@@ -132,6 +132,12 @@ def make_parser() -> Parser:
         default=None,
         help="folder to write a deployment bundle to, or a .json file for the result alone",
     )
+    calibrate.add_argument(
+        "--plot-shares",
+        type=str | None,
+        default=None,
+        help="write a picture of the accuracy against the share of operations that became digital",
+    )
     add("calibrate", calibrate, "accuracy before and after calibration")
 
     study_commands.add_study_commands(add, _subcommand)

@@ -36,6 +36,10 @@ class Emulation(Results):
 
         return accuracy_over_time([self])
 
+    def clock(self) -> dict[str, Any]:
+        """What ``--json`` prints beside `to_dict` that another run of the same has otherwise: nothing."""
+        return {}
+
 
 @dataclass(frozen=True, repr=False)
 class Calibration(Emulation):
@@ -56,14 +60,28 @@ class Calibration(Emulation):
         return stairs(self)
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values: those of an `Emulation`, and the ``staircase``."""
-        return {**super().to_dict(), "staircase": [_plain_stair(stair) for stair in self.stairs()]}
+        """Plain values: those of an `Emulation`, the ``staircase`` and the ``costs``."""
+        return {
+            **super().to_dict(),
+            "staircase": [_plain_stair(stair) for stair in self.stairs()],
+            "costs": {arm: cost._asdict() for arm, cost in self.costs.items()},
+        }
+
+    def clock(self) -> dict[str, Any]:
+        """The ``minutes``, which ``--json`` prints too."""
+        return {"minutes": self.minutes}
 
     def plot(self) -> Figure:
         """The staircase, a panel for each time, with intervals."""
         from calibration.results.plots import staircase
 
         return staircase(self)
+
+    def plot_shares(self) -> Figure:
+        """Accuracy after each step against the share of operations that are digital by then, a line for each time."""
+        from calibration.results.plots import shares
+
+        return shares(self)
 
     def save(self, path: str | Path, *, chip: int | None = None, fitted: str | float | None = None) -> None:
         """Write one calibrated chip as a deployment bundle, a folder that `calibration.load_bundle` reads.

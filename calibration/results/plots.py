@@ -73,14 +73,60 @@ def staircase(result: Results) -> Figure:
             label=format_seconds(seconds),
         )
         lows += means
-    last = f"+ {result.setup['recipe']['steps'][-1]['step']}"
-    labels = [last if arm == "calibrated" else arm.replace("after ", "+ ") for arm in arms]
-    axes.set_xticks(range(len(arms)), labels, rotation=25, ha="right")
+    axes.set_xticks(range(len(arms)), _told_arms(result, arms), rotation=25, ha="right")
     vertical(axes, result.primary, min(lows, default=0.0))
     axes.set_title(_title(result))
     axes.grid(alpha=0.3, axis="y")
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
     return figure
+
+
+def shares(result: Results) -> Figure:
+    """The primary metric of each arm against the share of operations that its steps do in digital, a line a time.
+
+    Steps that cost no operation stand above each other. Means over chips; the names of arms are at the last time.
+    """
+    from matplotlib import colormaps
+    from matplotlib.figure import Figure
+    from matplotlib.ticker import PercentFormatter
+
+    found = [stair for stair in stairs(result) if stair.metric == result.primary]
+    times = list(dict.fromkeys(stair.seconds for stair in found))
+    digital = dict(zip(result.costs, itertools.accumulate(cost.share for cost in result.costs.values()), strict=True))
+    figure = Figure(figsize=(7.2, 4.8), layout="constrained")
+    axes = figure.subplots()
+    levels = {row.arm: row.mean for row in result.rows() if row.metric == result.primary and row.seconds is None}
+    for arm, level in levels.items():
+        style: dict[str, Any] = _STYLES[arm]
+        axes.axhline(level, label=arm, **style)
+    for place, seconds in enumerate(times):
+        members = [stair for stair in found if stair.seconds == seconds]
+        axes.plot(
+            [digital[stair.arm] for stair in members],
+            [stair.value.mean for stair in members],
+            color=colormaps["viridis"](0.9 * place / max(len(times) - 1, 1)),
+            marker=_MARKERS[place % len(_MARKERS)],
+            markersize=5,
+            label=format_seconds(seconds),
+        )
+    last = [stair for stair in found if stair.seconds == times[-1]]
+    for arm, stair in zip(_told_arms(result, [stair.arm for stair in last]), last, strict=True):
+        where = (digital[stair.arm], stair.value.mean)
+        axes.annotate(arm, where, (6, 0), textcoords="offset points", fontsize="x-small", va="center")
+    axes.margins(x=0.3)
+    axes.xaxis.set_major_formatter(PercentFormatter(1.0))
+    axes.set_xlabel("multiply-accumulates that steps do in digital, part of those on tiles")
+    vertical(axes, result.primary, min([*levels.values(), *(stair.value.mean for stair in found)]))
+    axes.set_title(_title(result))
+    axes.grid(alpha=0.3)
+    axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
+    return figure
+
+
+def _told_arms(result: Results, arms: Sequence[str]) -> list[str]:
+    """Arms by what their step adds."""
+    last = f"+ {result.setup['recipe']['steps'][-1]['step']}"
+    return [last if arm == "calibrated" else arm.replace("after ", "+ ") for arm in arms]
 
 
 def _title(result: Results) -> str:

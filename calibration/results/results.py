@@ -3,10 +3,11 @@
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, field
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 from calibration.metrics import CONFIDENCE, interval, metric
+from calibration.runs.costs import Cost
 from calibration.runs.measurement import Measurement
 from crossbar import ConversionReport
 
@@ -49,6 +50,9 @@ class Results:
         conversion: what became analog.
         counts: row activations and conversions by part: ``linear`` and ``attention`` of one evaluation, for comparison
             ``dense attention``, and ``calibration``, what fitting the recipe once on one chip took.
+        costs: of a calibration: what each arm of chips takes that the arm above does not.
+        minutes: that fitting the steps of each of these arms took, which is no property of the result: equal results
+            may differ in it, and `to_dict` and bundles are without it.
     """
 
     setup: dict[str, Any]
@@ -56,6 +60,8 @@ class Results:
     measurements: tuple[Measurement, ...]
     conversion: ConversionReport
     counts: dict[str, dict[str, int]]
+    costs: dict[str, Cost] = field(default_factory=dict, kw_only=True)
+    minutes: dict[str, float] = field(default_factory=dict, kw_only=True, compare=False)
 
     def rows(self) -> list[Row]:
         """Mean and 95% Student-t interval over chips, for each arm, metric and time; of logarithms for perplexity."""

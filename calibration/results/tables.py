@@ -17,8 +17,13 @@ _PARTS = ("linear", "attention", "dense attention", "calibration")
 
 
 def tables(result: Results) -> list[Table]:
-    """What was scored, and what each step of a calibration gains."""
-    return [accuracy_table(result)] + ([staircase_table(result)] if result.is_calibration else [])
+    """What was scored, and what each step of a calibration gains and costs."""
+    found = [accuracy_table(result)]
+    if result.is_calibration:
+        found.append(staircase_table(result))
+    if result.costs:
+        found.append(costs_table(result))
+    return found
 
 
 def hint(result: Results) -> str:
@@ -115,10 +120,41 @@ def staircase_table(result: Results) -> Table:
         recovered = "" if stair.recovered is None else _with_interval(stair.recovered, ".0f", 100, "%")
         when = format_seconds(stair.seconds)
         kept = _with_interval(stair.of_digital, ".1f", 100, "%")
-        last = stair.arm == "calibrated"
-        arm = f"after {result.setup['recipe']['steps'][-1]['step']}" if last else stair.arm
-        view.add_row(stair.metric, when, arm, value, gain, kept, recovered, end_section=last)
+        arm = _told_arm(result, stair.arm)
+        view.add_row(stair.metric, when, arm, value, gain, kept, recovered, end_section=stair.arm == "calibrated")
     return view
+
+
+def costs_table(result: Results) -> Table:
+    """What each step costs when the model runs, and once, when it is fitted on a chip."""
+    view = Table(
+        title="what each step costs",
+        title_justify="left",
+        caption="beyond the arm above, on the first chip; of linear: digital multiply-accumulates as a part of those "
+        "of the layers on tiles; conversions: of DACs and ADCs; cells: written",
+    )
+    names = (
+        "digital MACs a token",
+        "of linear",
+        "conversions a token",
+        "conversions to fit",
+        "cells",
+        "minutes to fit",
+    )
+    view.add_column("arm", overflow="fold")
+    for name in names:
+        view.add_column(name, justify="right")
+    for arm, cost in result.costs.items():
+        digital, conversions = (_short(round(number)) for number in (cost.digital_macs, cost.conversions))
+        fits, minutes = (_short(cost.fit_conversions), f"{result.minutes[arm]:.1f}") if arm != "analog" else ("", "")
+        own = (digital, f"{cost.share:.2%}", conversions) if arm != "analog" else ("", "", "")
+        view.add_row(_told_arm(result, arm), *own, fits, _short(cost.cells), minutes)
+    return view
+
+
+def _told_arm(result: Results, arm: str) -> str:
+    """An arm's name, the last one's after its step too."""
+    return f"after {result.setup['recipe']['steps'][-1]['step']}" if arm == "calibrated" else arm
 
 
 def conversion_table(report: ConversionReport, *, layers: bool = False, memory: bool = False) -> Table:

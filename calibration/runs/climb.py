@@ -7,6 +7,7 @@ with what is scored.
 
 from __future__ import annotations
 
+import time as clock
 from collections.abc import Callable, Iterable, Mapping, Sequence
 from contextlib import AbstractContextManager, nullcontext
 from functools import partial
@@ -17,13 +18,14 @@ from torch import Tensor, nn
 from attention import attach, renew_memory
 from calibration.progress import Progress
 from calibration.recipe import Recipe
+from calibration.runs.costs import Costs, Fitting, conversions_of
 from calibration.runs.experiment import Experiment
 from calibration.runs.journal import Counts, Evaluation, Fit, Journal
 from calibration.runs.measurement import Measurement
 from calibration.runs.overlap import require_disjoint
 from calibration.runs.populations import FIRST_SEED, Shared
 from calibration.runs.request import as_wait
-from calibration.steps.protocol import Fitted, LongStep, PopulationStep, Stage, Step, uncalibrate
+from calibration.steps.protocol import Fitted, LongStep, PopulationStep, Stage, Step, WritingStep, uncalibrate
 from calibration.tasks import Batch, Task
 from calibration.tasks.protocol import fitted_on
 from crossbar import InputError, Ledger, age, analog_layers, new_chip, program, reset_reads
@@ -116,6 +118,7 @@ class Climb:
     Attributes:
         measurements: every score.
         counts: of one evaluation by part, once a chip was scored, and of fitting once.
+        costs: of the arms of chips, once ``analog`` was scored.
 
     Raises:
         InputError: with a recipe, for a wait of 0 s, and a task whose calibration data are in its evaluation data.
@@ -138,6 +141,7 @@ class Climb:
             require_disjoint(experiment.task)
         self.measurements: list[Measurement] = []
         self.counts: Counts = {}
+        self.costs = Costs(experiment.hardware)
         self._staircase, self._watch = staircase, watch
         self._journal = Journal() if journal is None else journal
         self._progress, self._done, self._total = progress, 0, total
@@ -171,7 +175,7 @@ class Climb:
     def write(self, each: Callable[[int], object] = lambda index: None) -> None:
         """Fit and apply the steps before programming, one after another; ``each`` is told the place of each."""
         for index, step in self._steps(Stage.BEFORE_PROGRAMMING).items():
-            fitted = self._fit(self._bench, step, f"{index}")
+            fitted = self._fit(self._bench, step, f"{index}", index)
             self._bench.write(step, fitted)
             self._written.append(FittedStep(step, fitted, 0.0))
             each(index)
@@ -242,7 +246,7 @@ class Climb:
                     for earlier, fitted in shared[time].items():
                         bench.apply(steps[earlier], fitted)
                     key = f"{index} population chip {chip} at {time!r}"
-                    fits.append(self._fit(bench, step, key, count=time == times[0]))
+                    fits.append(self._fit(bench, step, key, index if time == times[0] else None))
                 assert isinstance(step, PopulationStep)
                 shared[time][index] = step.combine(fits)
         return shared
@@ -266,7 +270,7 @@ class Climb:
         programmed: list[FittedStep] = []
         for index, step in self._steps(Stage.PROGRAMMED).items():
             bench.age(0.0)
-            fitted = self._fit(bench, step, f"{index} chip {chip}", count=count)
+            fitted = self._fit(bench, step, f"{index} chip {chip}", index if count else None)
             bench.apply(step, fitted)
             programmed.append(FittedStep(step, fitted, 0.0))
             for time in times:
@@ -279,7 +283,7 @@ class Climb:
                 bench.age(time)
                 if shared is None:
                     key = f"{index} chip {chip} at {time!r}"
-                    fitted = self._fit(bench, step, key, count=count and time == times[0])
+                    fitted = self._fit(bench, step, key, index if count and time == times[0] else None)
                 else:
                     fitted = shared[time][index]
                 bench.apply(step, fitted)
@@ -290,22 +294,28 @@ class Climb:
     def _steps(self, stage: Stage) -> dict[int, Step]:
         return {} if self.recipe is None else self.recipe.steps_at(stage)
 
-    def _fit(self, bench: Bench, step: Step, key: str, *, count: bool = False) -> Fitted:
-        """What a step finds on the chip as it is now, and, with ``count``, what measuring it takes."""
+    def _fit(self, bench: Bench, step: Step, key: str, index: int | None = None) -> Fitted:
+        """What a step finds on the chip as it is now; with its place in the recipe, what that takes is counted too."""
 
         def run() -> Fit:
             bench.be_read()
             batches = data_for(step, self.experiment.task)
+            began = clock.perf_counter()
             with Ledger() as ledger:
                 if isinstance(step, LongStep):
                     state = self._journal.state(f"fit {key}")
                     tensors = step.fit_long(bench.model, batches, state, self._tell_part)
                 else:
                     tensors = step.fit(bench.model, batches)
-            return {"tensors": tensors, "counts": {"calibration": _totals(ledger)} if count else {}}
+            counts = {"calibration": totals} if index is not None and (totals := _totals(ledger)) else {}
+            return {"tensors": tensors, "counts": counts, "seconds": clock.perf_counter() - began}
 
         fit = self._journal.fit(f"fit {key}", run)
         self._add(fit["counts"])
+        if index is not None:
+            converted = conversions_of(fit["counts"].get("calibration", {}))
+            cells = step.cells(bench.model, fit["tensors"]) if isinstance(step, WritingStep) else 0
+            self.costs.fitted(index, Fitting(converted, cells, fit["seconds"]))
         return fit["tensors"]
 
     def _score_step(self, bench: Bench, index: int, chip: int, time: float) -> None:
@@ -313,10 +323,14 @@ class Climb:
         assert self.recipe is not None
         if self._staircase or index == len(self.recipe.steps) - 1:
             bench.age(time + self.wait)
-            self._score_chip(bench, self.recipe.arms[index], chip, time + self.wait, fitted=time)
+            self._score_chip(bench, self.recipe.arms[index], chip, time + self.wait, fitted=time, index=index)
 
-    def _score_chip(self, bench: Bench, arm: str, chip: int, seconds: float, fitted: float | None = None) -> None:
-        """Score a chip as it is now; the first score also counts activations and conversions.
+    def _score_chip(
+        self, bench: Bench, arm: str, chip: int, seconds: float, fitted: float | None = None, index: int = -1
+    ) -> None:
+        """Score a chip as it is now, after the steps up to a place in the recipe.
+
+        The first score of all, and the first of each arm, also count activations and conversions.
 
         Raises:
             InputError: for a score at the time of the fit, or before.
@@ -327,8 +341,11 @@ class Climb:
                 "score it later"
             )
         parts: dict[str, Callable[[str], bool]] = {}
+        linear = {layer.name for layer in self.experiment.conversion.analog}
+        is_new = self.costs.wants(arm)
+        if is_new:
+            parts["arm"] = lambda layer: layer in linear
         if "linear" not in self.counts:
-            linear = {layer.name for layer in self.experiment.conversion.analog}
             parts["linear"] = lambda layer: layer in linear
             if self.experiment.is_gated:
                 parts["attention"] = lambda layer: layer not in linear
@@ -337,7 +354,10 @@ class Climb:
             bench.be_read(chip)
             return bench.model
 
-        self._score(ready, arm, chip, seconds, fitted, parts)
+        scored = self._score(ready, arm, chip, seconds, fitted, parts)
+        if is_new:
+            layers = analog_layers(self.experiment.analog).values()
+            self.costs.scored(arm, scored["counts"]["arm"], index, layers)
 
     def _score(
         self,
@@ -347,7 +367,7 @@ class Climb:
         seconds: float | None = None,
         fitted: float | None = None,
         parts: Mapping[str, Callable[[str], bool]] | None = None,
-    ) -> None:
+    ) -> Evaluation:
         """Score what ``ready`` returns, unless the journal knows it, and count its work by parts."""
         if self._progress is not None:
             self._progress(self._done, self._total, arm if chip is None else f"{arm}, chip {chip}")
@@ -364,9 +384,10 @@ class Climb:
 
         key = arm if chip is None else f"{arm} chip {chip} at {seconds!r} fitted {fitted!r}"
         scored = self._journal.score(f"score {key}", run)
-        self._add(scored["counts"])
+        self._add({part: counts for part, counts in scored["counts"].items() if part != "arm"})
         for metric, value in scored["metrics"].items():
             self.measurements.append(Measurement(arm, metric, value, chip, seconds, fitted))
+        return scored
 
     def _tell_part(self, done: int, total: int, text: str) -> None:
         """Tell how far a long step is, as what comes next."""

@@ -32,10 +32,11 @@ class Evaluation(TypedDict):
 
 
 class Fit(TypedDict):
-    """One fitted step: its tensors, and what measuring them drove and converted where that was counted."""
+    """One fitted step: its tensors, what measuring them drove and converted, and the seconds that it took."""
 
     tensors: dict[str, Tensor]
     counts: Counts
+    seconds: float
 
 
 @dataclass(frozen=True)
@@ -92,7 +93,8 @@ class Journal:
 
         def read(path: Path) -> Fit:
             tensors, told = checked_files.read_tensors(path)
-            fit: Fit = {"tensors": tensors, "counts": json.loads(told["counts"])}
+            counts, seconds = json.loads(told["counts"]), float(told["seconds"])
+            fit: Fit = {"tensors": tensors, "counts": counts, "seconds": seconds}
             return _of(key, told["key"], fit)
 
         kept = self._kept(key, path, read)
@@ -100,7 +102,7 @@ class Journal:
             return kept
         fit = compute()
         if path is not None:
-            told = {"key": key, "counts": json.dumps(fit["counts"])}
+            told = {"key": key, "counts": json.dumps(fit["counts"]), "seconds": repr(fit["seconds"])}
             self._keep(lambda: checked_files.write_tensors(path, fit["tensors"], told))
             path.with_suffix(".state").unlink(missing_ok=True)
         return fit

@@ -63,6 +63,14 @@ class PopulationStep(Step, Protocol):
         """One set of values from those that were found on each of several chips."""
 
 
+@runtime_checkable
+class WritingStep(Step, Protocol):
+    """A step that writes cells of a programmed chip again."""
+
+    def cells(self, model: nn.Module, fitted: Fitted) -> int:
+        """How many cells `apply` would write."""
+
+
 def mean(fits: Sequence[Fitted]) -> Fitted:
     """The mean of each tensor over what was found on several chips."""
     return {name: torch.stack([fitted[name] for fitted in fits]).mean(0) for name in fits[0]}

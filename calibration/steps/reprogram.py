@@ -60,6 +60,11 @@ class ReprogramWorst:
             if name in fitted:
                 layer.reprogram(fitted[name], WriteVerify(self.tolerance, self.rounds))
 
+    def cells(self, model: nn.Module, fitted: Fitted) -> int:
+        """Those of the chosen columns."""
+        layers = analog_layers(model)
+        return sum(_cells(layers[name], chosen) for name, chosen in fitted.items())
+
     def _worst(self, name: str, layer: AnalogLinear) -> Tensor:
         inputs = read_out_inputs(layer, self.reads, (self.seed, name, "reprogramming"))
         measured, expected = layer.read_out(inputs), layer.expected_read_out(inputs)
@@ -71,3 +76,11 @@ class ReprogramWorst:
         chosen = torch.zeros(relative.numel(), dtype=torch.bool, device=relative.device)
         chosen[worst] = True
         return chosen.view_as(relative)
+
+
+def _cells(layer: AnalogLinear, chosen: Tensor) -> int:
+    """Of tile columns, bool ``[T_in, O]``; the last row tile may have fewer word lines than the others."""
+    rows = layer.hardware.tile.rows
+    lines = torch.tensor([rows] * len(chosen), device=chosen.device)
+    lines[-1] = layer.in_features - (len(chosen) - 1) * rows
+    return int((chosen.sum(1) * lines).sum()) * layer.cells.cells_a_weight

@@ -72,6 +72,12 @@ def book_masked_reads(layer: str, hardware: Hardware, devices: Tensor | None, ve
     book(layer, "digital_macs", vectors * columns)
 
 
+def macs_of(hardware: Hardware, cell_macs: int) -> float:
+    """Multiply-accumulates of weights and inputs that so many ``cell_macs`` of `book_reads` stand for."""
+    tile = hardware.tile
+    return cell_macs / (tile.slices * tile.pairs * _pulses(hardware)[0])
+
+
 def _pulses(hardware: Hardware) -> tuple[int, int]:
     """Pulses that a word line carries for an input, at most, and how often its columns are sensed."""
     dac = hardware.dac

@@ -78,12 +78,14 @@ def test_a_hardware_file_says_the_same_as_its_preset(capsys, tmp_path, job):
 
 
 def test_files_are_written(capsys, tmp_path, job):
-    out, plot = tmp_path / "result.json", tmp_path / "picture.png"
-    code, printed, _ = run(capsys, "calibrate", *job, "--recipe", "quick", "--json", "--out", out, "--plot", plot)
+    out, plot, shares = (tmp_path / name for name in ("result.json", "picture.png", "shares.png"))
+    pictures = ("--plot", plot, "--plot-shares", shares)
+    code, printed, _ = run(capsys, "calibrate", *job, "--recipe", "quick", "--json", "--out", out, *pictures)
     assert code == 0
     assert json.loads(out.read_text()) == json.loads(printed)
-    assert plot.read_bytes().startswith(b"\x89PNG\r\n\x1a\n")
-    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "picture.png"}
+    assert json.loads(printed)["minutes"].keys() == json.loads(printed)["costs"].keys()
+    assert all(path.read_bytes().startswith(b"\x89PNG\r\n\x1a\n") for path in (plot, shares))
+    assert {path.name for path in tmp_path.iterdir()} == {"result.json", "picture.png", "shares.png"}
 
 
 def test_a_run_that_fails_leaves_the_old_file(capsys, tmp_path, job, monkeypatch):
@@ -253,7 +255,10 @@ JOB += ["--windows", "--window-length", "--chips", "--device", "--out", "--plot"
     [
         ([], ["emulate", "calibrate", "study", "report", "inspect", "refit", "export", "fit", "doctor"]),
         (["emulate"], JOB),
-        (["calibrate"], [*JOB, "--recipe", "--wait", "--staircase", "--training-pairs", "--training-windows"]),
+        (
+            ["calibrate"],
+            [*JOB, "--recipe", "--plot-shares", "--wait", "--staircase", "--training-pairs", "--training-windows"],
+        ),
         (["inspect"], ["bundle", "--model", "--hardware", "--include", "--exclude", "--json", "--config"]),
         (["refit"], ["bundle", "--time", "--out", "--device", "--config"]),
         (["study"], ["study", "--store", "--engine", "--workers", "--dry-run", "--retry", "--config"]),

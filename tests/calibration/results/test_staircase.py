@@ -8,10 +8,22 @@ import statistics
 import pytest
 from rich.console import Console
 
-from calibration import DriftCompensation, Emulation, InputRanges, Measurement, Recipe, WeightRanges, calibrate, emulate
+from calibration import (
+    DigitalLines,
+    DriftCompensation,
+    Emulation,
+    InputRanges,
+    LowRankAdapter,
+    Measurement,
+    Recipe,
+    ReprogramWorst,
+    WeightRanges,
+    calibrate,
+    emulate,
+)
 from calibration.results.plots import accuracy_over_time
 from calibration.results.staircase import stairs
-from calibration.results.tables import accuracy_table, staircase_table
+from calibration.results.tables import accuracy_table, costs_table, staircase_table, tables
 from crossbar import ConversionReport, to_seconds
 
 T = 12.706204736  # Student's t, 95%, one degree of freedom
@@ -137,3 +149,75 @@ def test_quantised_has_converters_and_nothing_else(net, task):
     assert 0.9 < quantised < 1  # 8 bits
     (ideal,) = calibrate(net, task, "ideal", times=["1d"], chips=1).values("quantised")
     assert ideal == pytest.approx(1, abs=1e-5)
+
+
+COSTLY = Recipe(
+    "costly",
+    (
+        DigitalLines(0.125),
+        InputRanges(),
+        ReprogramWorst(fraction=0.25, reads=10),
+        DriftCompensation(reads=100),
+        LowRankAdapter(rank=2),
+    ),
+)
+
+
+def test_the_cost_of_each_step_by_hand(net, task):
+    """24 x 40 and 40 x 8 weights, one tile each."""
+    result = calibrate(net, task, recipe=COSTLY, times=["1h", "1d"], chips=2)
+    costs, weights = result.costs, 24 * 40 + 40 * 8
+    reads = 24 + 40 + 40 + 8 - 8  # the digital lines are not driven
+    assert list(costs) == ["analog", *(f"after {type(step).__name__}" for step in COSTLY.steps[:-1]), "calibrated"]
+    assert costs["analog"] == (0, 0, 0, 0, 2 * weights)  # pairs
+    lines = 3 * 40 + 5 * 8  # an eighth of the lines of each layer
+    assert costs["after DigitalLines"] == (lines, lines / weights, -(3 + 5), 0, 0)  # which drive no tile
+    assert costs["after InputRanges"] == (24 + 40, (24 + 40) / weights, 0, 0, 0)
+    again = 2 * (10 * 24 + 2 * 40)  # a quarter of the columns
+    assert costs["after ReprogramWorst"] == (0, 0, 0, 10 * reads, again)
+    assert costs["after DriftCompensation"] == (0, 0, 0, 100 * reads, 0)
+    adapters = 2 * (24 + 40) + 2 * (40 + 8)
+    last = costs["calibrated"]
+    assert last[:3] == (adapters, adapters / weights, 0)
+    tokens = 2 * 3 * 4 * 6  # calibration data are read twice, padding too
+    assert last.fit_conversions % (tokens // 2 * reads) == 0
+    assert last.fit_conversions > 0
+    assert result.minutes.keys() == costs.keys()
+    assert result.minutes["analog"] == 0
+    assert all(0 < result.minutes[arm] < 1 for arm in list(costs)[1:])
+
+
+def test_without_a_staircase_the_whole_recipe_has_one_cost(net, task):
+    options = {"recipe": COSTLY, "times": ["1d"], "chips": 1}
+    steps, whole = calibrate(net, task, **options), calibrate(net, task, **options, staircase=False)
+    assert list(whole.costs) == ["analog", "calibrated"]
+    together = [sum(values) for values in zip(*list(steps.costs.values())[1:], strict=True)]
+    assert whole.costs["calibrated"] == pytest.approx(together)
+
+
+def test_a_population_is_fitted_once_for_all_chips(net, task):
+    recipe = Recipe("reads", (DriftCompensation(reads=100),))
+    (own, shared) = (
+        calibrate(net, task, recipe=recipe, times=["1h", "1d"], chips=2, population=count) for count in (None, 3)
+    )
+    assert shared.costs["calibrated"].fit_conversions == 3 * own.costs["calibrated"].fit_conversions
+
+
+def test_costs_are_in_the_table_the_values_and_the_picture(net, task):
+    result = calibrate(net, task, recipe=COSTLY, times=["1h", "1d"], chips=1)
+    assert [table.title for table in tables(result)][1:] == ["what each step gains", "what each step costs"]
+    terminal = Console(file=io.StringIO(), width=200)
+    terminal.print(costs_table(result))
+    rows = [[cell.strip() for cell in line.split("│")[1:-1]] for line in terminal.file.getvalue().splitlines()]
+    found = {row[0]: row[1:] for row in rows if row}
+    assert found["analog"] == ["", "", "", "", "2,560", ""]
+    assert found["after DigitalLines"][:5] == ["160", "12.50%", "-8", "0", "0"]
+    assert found["after LowRankAdapter"][:3] == ["224", "17.50%", "0"]
+    assert json.loads(json.dumps(result.to_dict()))["costs"]["after DigitalLines"]["share"] == 0.125
+    assert "minutes" not in result.to_dict()  # two runs are equal
+    assert result.clock() == {"minutes": result.minutes}
+    (axes,) = result.plot_shares().axes
+    drawn = {line.get_label(): line.get_xdata() for line in axes.lines}
+    shares = [0, 0.125, 0.125 + 0.05, 0.125 + 0.05, 0.125 + 0.05, 0.125 + 0.05 + 0.175]
+    assert list(drawn["1 h"]) == list(drawn["1 d"]) == pytest.approx(shares)
+    assert [text.get_text() for text in axes.texts] == ["analog", *(f"+ {type(s).__name__}" for s in COSTLY.steps)]

@@ -241,7 +241,8 @@ def test_a_result_under_another_name_is_computed_again(net, task, tmp_path, whol
 @settings(max_examples=40, deadline=None, suppress_health_check=[HealthCheck.function_scoped_fixture])
 @given(seed=st.integers(0, 2**32))
 def test_any_damage_to_a_result_is_found(tmp_path, seed):
-    fit = {"tensors": {"a": torch.arange(6.0), "b": torch.ones(2, 2)}, "counts": {"calibration": {"dac": 3}}}
+    tensors = {"a": torch.arange(6.0), "b": torch.ones(2, 2)}
+    fit = {"tensors": tensors, "counts": {"calibration": {"dac": 3}}, "seconds": 0.1}
     scored = {"metrics": {"perplexity": math.inf, "other": 0.1}, "counts": {}}
     journal = Journal(tmp_path / ".progress")
     journal.fit("fit 1", lambda: fit)
@@ -251,7 +252,7 @@ def test_any_damage_to_a_result_is_found(tmp_path, seed):
         path.write_bytes(damaged)
     again = journal.fit("fit 1", lambda: fit)
     assert torch.equal(again["tensors"]["a"], fit["tensors"]["a"])
-    assert again["counts"] == fit["counts"]
+    assert (again["counts"], again["seconds"]) == (fit["counts"], 0.1)
     assert journal.score("score 1", lambda: scored) == scored
 
 
@@ -260,7 +261,7 @@ def test_results_are_on_the_disk_before_they_count(tmp_path, monkeypatch):
     done, real = [], os.fsync
     monkeypatch.setattr(os, "fsync", lambda file: done.append(os.readlink(f"/proc/self/fd/{file}")) or real(file))
     journal = Journal(tmp_path / ".progress")
-    journal.fit("fit 1", lambda: {"tensors": {"a": torch.ones(2)}, "counts": {}})
+    journal.fit("fit 1", lambda: {"tensors": {"a": torch.ones(2)}, "counts": {}, "seconds": 1.0})
     journal.score("score 1", lambda: {"metrics": {}, "counts": {}})
     assert [Path(path).name.split(".")[1] for path in done] == ["fit-1", "progress", "score-1", "progress"]
 
