@@ -23,7 +23,7 @@ from attention.kernel.flex import attend_flex, suits
 from attention.kernel.fused import Kernels, asked_for, why_not
 from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
 from attention.kernel.hierarchical_reference import hierarchical_reference
-from attention.kernel.masked import is_chosen, make_masked
+from attention.kernel.masked import make_masked
 from attention.kernel.reference import attention_reference
 from attention.kernel.schedule import Schedule, make, schedule
 from attention.kernel.stacked import make_stacked, split_shared
@@ -31,6 +31,7 @@ from attention.kernel.straight_through import straight_through
 from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
+from attention.patterns.on_device import is_chosen
 from crossbar.costs.ledger import book, counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware

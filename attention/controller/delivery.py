@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import warnings
 from collections import Counter
+from collections.abc import Callable
 from dataclasses import dataclass
 from functools import lru_cache
 
@@ -11,6 +12,7 @@ import torch
 from torch import Tensor
 
 from attention.controller.controller import SMALL_PART, Controller
+from attention.controller.counted import Totals, count_pairs
 from attention.controller.events import DROPPED, Axis, Placement
 from attention.controller.simulation import Simulation
 from attention.controller.tally import tally
@@ -20,9 +22,10 @@ from attention.patterns.base import Pattern
 from attention.patterns.family import Constant
 from attention.patterns.heads import PerHead, per_sequence
 from attention.patterns.intervals import padded, repeat
+from attention.patterns.on_device import is_chosen
 from attention.patterns.rows import CSR
 from attention.patterns.selection import Selected
-from crossbar.costs.ledger import book, counting
+from crossbar.costs.ledger import book, book_later, counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 
@@ -56,17 +59,38 @@ class Delivery:
 
     Attributes:
         scored, valued: as in `HeadDelivery`, of each sequence and head.
-        parts: the different results, and of how many heads each is.
+        parts: the different results, and of how many heads each is; none where events were counted on a GPU.
+        numbers: what `attention.controller.counted.count_pairs` counted there; None: nothing.
     """
 
     scored: Pattern
     valued: Pattern
-    parts: tuple[tuple[HeadDelivery, int], ...]
+    parts: tuple[tuple[HeadDelivery, int], ...] = ()
+    numbers: Tensor | None = None
 
     @property
     def lossy(self) -> bool:
         """Whether a value was lost whose score counts."""
         return self.valued != self.scored
+
+    def count(self, layer: str, booked: Callable[[Totals], None]) -> None:
+        """Have open ledgers book what was delivered: now, or where a GPU has the numbers, once they are read."""
+        if self.numbers is not None:
+            book_later(layer, self.numbers, lambda numbers: booked(Totals.of(numbers)))
+        elif self.parts:
+            booked(self._totals())
+
+    def _totals(self) -> Totals:
+        each = [(heads, part, part.timing) for part, heads in self.parts]
+        return Totals(
+            counts=sum((heads * part.counts for heads, part, _ in each), Counts()),
+            queries=sum(heads * part.queries for heads, part, _ in each),
+            events=sum(heads * timing.injected for heads, _, timing in each),
+            dropped=sum(heads * timing.dropped for heads, _, timing in each),
+            hops_x=sum(heads * timing.hops_x for heads, _, timing in each),
+            hops_y=sum(heads * timing.hops_y for heads, _, timing in each),
+            barriers=max(timing.barriers for _, _, timing in each),
+        )
 
     def book(
         self, layer: str, q: Tensor, v: Tensor, hardware: Hardware | None, capped: bool = False, biased: bool = False
@@ -74,31 +98,33 @@ class Delivery:
         """Book the delivered events of queries [B, H, N, D] on values [B, H_kv, N_keys, D_v] in open ledgers."""
         if not counting():
             return
-        counts, columns = Counts(), hardware.tile.cols if hardware else 256
-        for part, heads in self.parts:
-            counts += heads * part.counts.of_head(q.shape[3], columns, v.shape[3])
+        size, value_size, columns = q.shape[3], v.shape[3], hardware.tile.cols if hardware else 256
+        dac, adc = (part.bits if part else None for part in (hardware.dac, hardware.adc)) if hardware else (None,) * 2
+
+        def booked(totals: Totals) -> None:
             for name, number in (
-                ("events", part.timing.injected),
-                ("events_dropped", part.timing.dropped),
-                ("hops_x", part.timing.hops_x),
-                ("hops_y", part.timing.hops_y),
+                ("events", totals.events),
+                ("events_dropped", totals.dropped),
+                ("hops_x", totals.hops_x),
+                ("hops_y", totals.hops_y),
+                ("barriers", totals.barriers),
             ):
-                book(layer, name, heads * number)
-        book(layer, "barriers", max(part.timing.barriers for part, _ in self.parts))
-        dac, adc = ((part.bits if part else None) for part in (hardware.dac, hardware.adc)) if hardware else (None,) * 2
-        book_attention(
-            layer,
-            counts,
-            head_dim=q.shape[3],
-            value_dim=v.shape[3],
-            queries=sum(heads * part.queries for part, heads in self.parts),
-            columns=columns,
-            pairs=hardware.tile.pairs if hardware else 1,
-            dac=dac,
-            adc=adc,
-            capped=capped,
-            biased=biased,
-        )
+                book(layer, name, number)
+            book_attention(
+                layer,
+                totals.counts.of_head(size, columns, value_size),
+                head_dim=size,
+                value_dim=value_size,
+                queries=totals.queries,
+                columns=columns,
+                pairs=hardware.tile.pairs if hardware else 1,
+                dac=dac,
+                adc=adc,
+                capped=capped,
+                biased=biased,
+            )
+
+        self.count(layer, booked)
 
     def warn(self) -> None:
         """Say how many events were lost, if any."""
@@ -146,7 +172,14 @@ def deliver(
         offset: position of the first query.
         mask: bool [B, N_keys], True for a real key.
         fixed: whether the same will be asked again.
+
+    Where pairs or padding are on a GPU and the platform loses nothing, what arrives is the pattern, and what a ledger
+    counts is counted there. A platform that loses events is given a copy of the pairs, for which the host waits.
     """
+    there = is_chosen(pattern) or (mask is not None and mask.device.type != "cpu")
+    if there and controller.platform.lossless:
+        given = controller.platform, pattern, q, n_keys, offset, mask
+        return Delivery(pattern, pattern, numbers=count_pairs(*given) if counting() else None)
     ask = _deliver_head_cached if fixed else _deliver_head
     found: Counter[HeadDelivery] = Counter()
 

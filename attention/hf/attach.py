@@ -29,11 +29,12 @@ from attention.memory.description import Memory
 from attention.memory.memory import AnalogMemory
 from attention.patterns.base import Pattern
 from attention.patterns.given import behind, given
+from attention.patterns.on_device import is_chosen
 from attention.patterns.reach import causal_reach
 from attention.patterns.text import parse
 from attention.patterns.tokens import Dense
 from attention.plan import beside_sinks
-from crossbar.costs.ledger import counting
+from crossbar.costs.ledger import book_later, counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
 from crossbar.random.streams import seed
@@ -630,26 +631,34 @@ def _read(
 def _book(name: str, asked: _Asked, query: Tensor, key: Tensor, value: Tensor) -> None:
     """Book the events that the attended pairs of each sequence make; padding has no place in memory."""
     n_queries, n_keys, offset, padding = query.shape[2], key.shape[2], asked.offset, asked.padding
+    (batch, heads), sizes = query.shape[:2], (query.shape[3], value.shape[3])
+    capped, biased = asked.softcap is not None, asked.bias is not None
     pattern = asked.pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
 
     def booked(counts: Counts, queries: int) -> None:
         book_attention(
             name,
-            counts.of_head(query.shape[3], value_dim=value.shape[3]),
-            head_dim=query.shape[3],
-            value_dim=value.shape[3],
+            counts.of_head(sizes[0], value_dim=sizes[1]),
+            head_dim=sizes[0],
+            value_dim=sizes[1],
             queries=queries,
-            capped=asked.softcap is not None,
-            biased=asked.bias is not None,
+            capped=capped,
+            biased=biased,
         )
 
-    if asked.chosen or offset + n_queries != n_keys:
-        for part, heads in deliver(_PLATFORM, pattern, query, n_keys, offset, padding, asked.pattern.is_static).parts:
-            booked(heads * part.counts, heads * part.queries)
+    if asked.chosen or is_chosen(pattern) or offset + n_queries != n_keys:
+        delivery = deliver(_PLATFORM, pattern, query, n_keys, offset, padding, asked.pattern.is_static)
+        delivery.count(name, lambda totals: booked(totals.counts, totals.queries))
         return
-    lengths = [n_keys] * query.shape[0] if padding is None else padding.sum(1).tolist()
-    alike = Counter((pattern.sequence(index), length) for index, length in enumerate(lengths))
-    for (own, length), sequences in alike.items():
-        first = max(0, length - n_queries) if offset else 0
-        counts = sequences * count(own, length, first=first, head_dim=1, heads=query.shape[1])
-        booked(counts, sequences * query.shape[1] * (length - first))
+
+    def of_lengths(lengths: list[int]) -> None:
+        alike = Counter((pattern.sequence(index), length) for index, length in enumerate(lengths))
+        for (own, length), sequences in alike.items():
+            first = max(0, length - n_queries) if offset else 0
+            counts = sequences * count(own, length, first=first, head_dim=1, heads=heads)
+            booked(counts, sequences * heads * (length - first))
+
+    if padding is None:
+        of_lengths([n_keys] * batch)
+    else:
+        book_later(name, padding.sum(1), of_lengths)

@@ -1,10 +1,13 @@
 """What analog attention costs in events, counted from its schedule and booked in open ledgers.
 
-The counts are those of docs/physics.md, "Attention"; the counters those of docs/energy.md, "The ledger".
+The counts are those of docs/physics.md, "Attention"; the counters those of docs/energy.md, "The ledger". Pairs and
+padding are counted where they are; ledgers ask for the numbers when they are read.
 """
 
 from __future__ import annotations
 
+from collections.abc import Callable
+from functools import partial
 from itertools import pairwise
 
 import torch
@@ -13,7 +16,7 @@ from torch import Tensor
 from attention.counts import Counts, book_attention
 from attention.kernel.chunks import Chunk
 from attention.kernel.schedule import Schedule
-from crossbar.costs.ledger import book, counting
+from crossbar.costs.ledger import book, book_later, counting
 from crossbar.hardware import Hardware
 
 
@@ -24,11 +27,31 @@ def book_writes(layer: str, k: Tensor, v: Tensor, padding: Tensor | None, hardwa
     """
     if not counting():
         return
-    (batch, heads, n, _), sizes = k.shape, (k.shape[3], v.shape[3])
-    rows = heads * (batch * n if padding is None else int(padding.sum()))
-    book(layer, "row_writes", rows * sum(_across(size, hardware) for size in sizes))
-    if hardware.verify is None:
-        book(layer, "write_pulses", rows * sum(sizes) * hardware.tile.signs * hardware.tile.pairs)
+    heads, sizes = k.shape[1], (k.shape[3], v.shape[3])
+    across = sum(_across(size, hardware) for size in sizes)
+    pulses = sum(sizes) * hardware.tile.signs * hardware.tile.pairs if hardware.verify is None else 0
+
+    def booked(tokens: int) -> None:
+        book(layer, "row_writes", heads * tokens * across)
+        if pulses:
+            book(layer, "write_pulses", heads * tokens * pulses)
+
+    book_tokens(layer, k, padding, booked)
+
+
+def book_tokens(layer: str, x: Tensor, padding: Tensor | None, booked: Callable[[int], None]) -> None:
+    """Have open ledgers book what depends on the number of real tokens.
+
+    Args:
+        layer: whose counts they are.
+        x: [B, H, n, D], a token each of B n.
+        padding: bool [B, n], True for a real token; None: all are.
+        booked: books, given the number.
+    """
+    if padding is None:
+        booked(x.shape[0] * x.shape[2])
+    else:
+        book_later(layer, padding.sum()[None], lambda numbers: booked(*numbers))
 
 
 def real_queries(padding: Tensor | None, queries: int, keys: int, offset: int) -> Tensor | None:
@@ -56,21 +79,19 @@ def book_reads(
     capped: bool = False,
     biased: bool = False,
 ) -> None:
-    """Book both stages for queries [B, H, N_queries, D] on keys and values of N_keys tokens; see `read_counts`.
+    """Book both stages for queries [B, H, N_queries, D] on keys and values of N_keys tokens; see `count_reads`.
 
     ``normalised``: also the reciprocal that the softmax takes for each query; ``capped``, ``biased``: also what bends
     each score, and what is added to it.
     """
     if not counting():
         return
-    counts = read_counts(q, k, v, schedule, padding, hardware, asking)
     dac, adc = (part.bits if part else None for part in (hardware.dac, hardware.adc))
-    book_attention(
+    booked = partial(
+        book_attention,
         layer,
-        counts,
         head_dim=q.shape[3],
         value_dim=v.shape[3],
-        queries=askers(q, asking) if normalised else 0,
         columns=hardware.tile.cols,
         pairs=hardware.tile.pairs,
         dac=dac,
@@ -78,29 +99,37 @@ def book_reads(
         capped=capped,
         biased=biased,
     )
+    sizes = q.shape[3], v.shape[3]
+    count_reads(
+        layer, q, sizes, schedule, padding, hardware, asking,
+        lambda counts, queries: booked(counts, queries=queries if normalised else 0),
+    )  # fmt: skip
 
 
-def askers(q: Tensor, asking: Tensor | None) -> int:
-    """Queries of all heads and sequences that are no padding."""
-    return q.shape[:3].numel() if asking is None else q.shape[1] * int(asking.sum())
-
-
-def read_counts(
+def count_reads(
+    layer: str,
     q: Tensor,
-    k: Tensor,
-    v: Tensor,
+    sizes: tuple[int, int],
     schedule: Schedule,
     padding: Tensor | None,
     hardware: Hardware,
-    asking: Tensor | None = None,
-) -> Counts:
-    """Line drives and conversions of all heads, equal to `attention.controller.tally.tally` of the pairs' events.
+    asking: Tensor | None,
+    booked: Callable[[Counts, int], None],
+) -> None:
+    """Have open ledgers book line drives and conversions of all heads: those of `attention.controller.tally.tally`.
 
-    Arguments as `attention.kernel.analog.attend_analog`; ``schedule`` is cut at the tiles' bounds, ``padding`` bool
-    [B, N_keys] and ``asking`` bool [B, N_queries] are True for real tokens; None: all are.
+    Args:
+        layer: whose counts they are.
+        q: queries [B, H, N_queries, D].
+        sizes: dimensions of keys and of values.
+        schedule: the pairs, cut at the tiles' bounds.
+        padding: bool [B, N_keys], True for a real token; None: all are.
+        hardware: geometry.
+        asking: bool [B, N_queries], as ``padding``.
+        booked: books, given the counts and how many queries of all heads and sequences are real.
     """
     pairs, touched, (batch, heads) = 0, 0, q.shape[:2]
-    counted: list[Tensor] = []  # of pairs and touched tiles, on the device until all are summed
+    counted: list[Tensor] = []  # of pairs and touched tiles, where they are
     for group in schedule.groups:
         chunk = Chunk(group, 0, len(group.queries), 0, group.queries.shape[1])
         mask, own, real = chunk.mask(), chunk.pairs(), None
@@ -124,18 +153,26 @@ def read_counts(
             assert opened is not None
             opened = opened.expand(batch, -1, blocks, rows, -1)
             counted.append(torch.stack([opened.sum(), opened.any(-1).sum()]) * (heads // opened.shape[1]))
-    if counted:
-        more = torch.stack(counted).sum(0).tolist()
-        pairs, touched = pairs + more[0], touched + more[1]
-    size, across = q.shape[3], _across(q.shape[3], hardware)
-    value_size = v.shape[3]
-    return Counts(
-        score_sense_lines=across * pairs,
-        score_conversions=across * pairs,
-        query_drives=size * touched,
-        value_row_drives=_across(value_size, hardware) * pairs,
-        value_conversions=value_size * touched,
-    )
+    queries = q.shape[:3].numel()
+    across, across_values = (_across(size, hardware) for size in sizes)
+
+    def found(numbers: list[int]) -> None:
+        more, more_touched, asked = numbers
+        counts = Counts(
+            score_sense_lines=across * (pairs + more),
+            score_conversions=across * (pairs + more),
+            query_drives=sizes[0] * (touched + more_touched),
+            value_row_drives=across_values * (pairs + more),
+            value_conversions=sizes[1] * (touched + more_touched),
+        )
+        booked(counts, queries if asking is None else heads * asked)
+
+    if not counted and asking is None:
+        found([0, 0, 0])
+        return
+    more = torch.stack(counted).sum(0) if counted else torch.zeros(2, dtype=torch.int64, device=q.device)
+    asked = more[:1] if asking is None else asking.sum()[None]
+    book_later(layer, torch.cat([more, asked]), found)
 
 
 def _across(size: int, hardware: Hardware) -> int:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from torch import Tensor
 
-from attention.kernel.analog_booking import book_reads, book_writes, read_counts
+from attention.counts import Counts
+from attention.kernel.analog_booking import book_reads, book_tokens, book_writes, count_reads
 from attention.kernel.schedule import Schedule
 from crossbar.costs.digital_layers import BYTES
 from crossbar.costs.ledger import book, counting
@@ -26,9 +27,8 @@ def book_row_writes(
     if not digital:
         book_writes(layer, k, v, padding, hardware)
     elif counting():
-        batch, heads, n, size = k.shape
-        tokens = batch * n if padding is None else int(padding.sum())
-        book(layer, "sram_bytes", heads * tokens * (size + v.shape[3]) * BYTES)
+        each = k.shape[1] * (k.shape[3] + v.shape[3]) * BYTES
+        book_tokens(layer, k, padding, lambda tokens: book(layer, "sram_bytes", tokens * each))
 
 
 def book_row_reads(
@@ -58,9 +58,12 @@ def book_row_reads(
     elif counting():
         size, both = q.shape[3], q.shape[3] + v.shape[3]
         across = -(-size // hardware.tile.cols)
-        pairs = read_counts(q, k, v, schedule, padding, hardware, asking).score_conversions // across
-        tokens = k.shape[0] * k.shape[2] if padding is None else int(padding.sum())
-        book(layer, "digital_pairs", pairs)
-        book(layer, "digital_macs", pairs * (both + 1 + biased))
-        book(layer, "special_functions", pairs * (1 + capped))
-        book(layer, "sram_bytes", kv_heads * tokens * both * BYTES)
+
+        def booked(counts: Counts, _: int) -> None:
+            pairs = counts.score_conversions // across
+            book(layer, "digital_pairs", pairs)
+            book(layer, "digital_macs", pairs * (both + 1 + biased))
+            book(layer, "special_functions", pairs * (1 + capped))
+
+        count_reads(layer, q, (size, v.shape[3]), schedule, padding, hardware, asking, booked)
+        book_tokens(layer, k, padding, lambda tokens: book(layer, "sram_bytes", kv_heads * tokens * both * BYTES))

@@ -10,7 +10,7 @@ from torch import Tensor
 
 from attention.activation import Saturating
 from attention.kernel.analog import ReadNoise, attend_analog
-from attention.kernel.analog_booking import askers
+from attention.kernel.analog_booking import book_tokens
 from attention.kernel.blocks import Options, merge, shared_heads
 from attention.kernel.fused import Kernels, asked_for, block_for, why_not
 from attention.memory.address_map import AddressMap
@@ -24,7 +24,7 @@ from attention.patterns.resident import Beyond
 from attention.patterns.tokens import Sinks
 from attention.patterns.windows import LocalWindow
 from crossbar import presets
-from crossbar.costs.ledger import book, counting
+from crossbar.costs.ledger import book, book_later, counting
 from crossbar.devices import GainCell
 from crossbar.errors import InputError, require_number
 from crossbar.native import gpu
@@ -230,8 +230,9 @@ class AnalogMemory:
     def _guarded(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Tensor, Tensor]:
         """Attention on the memory, of which the protected tokens are read from where they are kept better."""
         if counting():  # one reciprocal a query, wherever its pairs are
+            name, heads = self.name, q.shape[1]
             asking = None if options.mask is None else options.mask[:, -q.shape[2] :]
-            book(self.name, "special_functions", askers(q, asking))
+            book_tokens(name, q, asking, lambda tokens: book(name, "special_functions", heads * tokens))
         pattern, lost = resident_pairs(pattern, q.shape[2], self.tokens, self._first, self.addresses)
         self._lost += lost
         if lost and counting():
@@ -355,8 +356,14 @@ class AnalogMemory:
         if isinstance(device, GainCell):
             expired = (self.now - rows.at.index_select(0, index) > device.retention).sum()
             self._expired = self._expired + expired
-            if counting() and int(expired):
-                book(self.name, "expired_row_reads", int(expired) * rows.scale.shape[0] * rows.scale.shape[1])
+            if counting():
+                name, each = self.name, rows.scale.shape[:2].numel()
+
+                def booked(numbers: list[int]) -> None:
+                    if numbers[0]:
+                        book(name, "expired_row_reads", numbers[0] * each)
+
+                book_later(name, expired[None], booked)
 
     def _require_fitting(self, k: Tensor, v: Tensor) -> None:
         if k.dim() != 4 or v.dim() != 4 or k.shape[:3] != v.shape[:3] or 0 in (*k.shape, *v.shape):

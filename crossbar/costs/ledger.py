@@ -3,19 +3,23 @@
 from __future__ import annotations
 
 from collections import defaultdict
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 from contextlib import contextmanager
 from contextvars import ContextVar, Token
 from types import TracebackType
 from typing import TYPE_CHECKING, NamedTuple
 
+import torch
+
 from crossbar.errors import InputError, require_whole
 
 if TYPE_CHECKING:
-    from torch import nn
+    from torch import Tensor, nn
     from torch.utils.hooks import RemovableHandle
 
 _active: ContextVar[tuple[Ledger, ...]] = ContextVar("active_ledgers", default=())
+
+_MOST_WAITING = 4096  # numbers on a device that a ledger keeps until it is read: bounds memory
 
 COUNTERS = (
     "row_activations", "query_drives", "column_activations", "dac_conversions", "adc_conversions", "cell_macs",
@@ -58,7 +62,8 @@ class Ledger:
 
     Counts are Python integers by layer and counter (`COUNTERS`); prices are applied to them afterwards
     (`crossbar.price`). Ledgers nest: each open one counts, in the thread that opened it. Analog layers, gated
-    attention, analog memory and the controller book by themselves.
+    attention, analog memory and the controller book by themselves. What depends on numbers that a GPU works out is
+    asked for when the ledger is read, so that no forward pass waits for it.
 
     Args:
         model: a model whose digital layers (linear layers, embeddings, norms, activation functions) are counted too,
@@ -66,12 +71,12 @@ class Ledger:
             ``uncounted``.
 
     Attributes:
-        by_layer: counts.
         uncounted: digital layers of unknown kinds, by name: the kind.
     """
 
     def __init__(self, model: nn.Module | None = None) -> None:
-        self.by_layer: defaultdict[str, defaultdict[Counter, int]] = defaultdict(lambda: defaultdict(int))
+        self._counts: defaultdict[str, defaultdict[Counter, int]] = defaultdict(lambda: defaultdict(int))
+        self._waiting: list[tuple[Tensor, Callable[[list[int]], None]]] = []
         self.uncounted: dict[str, str] = {}
         self._model = model
         self._hooks: list[RemovableHandle] = []
@@ -98,7 +103,35 @@ class Ledger:
 
     def add(self, layer: str, name: str, count: int, bits: int | None = None) -> None:
         """Add ``count`` of counter ``name`` (with a converter's ``bits``) for ``layer``."""
-        self.by_layer[layer][Counter(name, bits)] += int(count)
+        self._counts[layer][Counter(name, bits)] += int(count)
+
+    def add_later(self, layer: str, numbers: Tensor, then: Callable[[list[int]], None]) -> None:
+        """Let ``then`` book what ``numbers`` tell (`book_later`) when this ledger is read."""
+        self._counts[layer]  # layers are in the order of their work
+        self._waiting.append((numbers, then))
+        if len(self._waiting) >= _MOST_WAITING:
+            self._settle()
+
+    @property
+    def by_layer(self) -> defaultdict[str, defaultdict[Counter, int]]:
+        """Counts; where some are on a GPU still, they are waited for."""
+        self._settle()
+        return self._counts
+
+    def _settle(self) -> None:
+        """Book what waits: all numbers of a device are copied at once."""
+        waiting, self._waiting = self._waiting, []
+        where = dict.fromkeys(numbers.device for numbers, _ in waiting)
+        found = {
+            device: iter(torch.cat([numbers for numbers, _ in waiting if numbers.device == device]).tolist())
+            for device in where
+        }
+        token = _active.set((self,))
+        try:
+            for numbers, then in waiting:
+                then([next(found[numbers.device]) for _ in range(len(numbers))])
+        finally:
+            _active.reset(token)
 
     def _add_here(self, layer: str, name: str, count: int) -> None:
         """`add`, unless a thread runs the model in which this ledger is not open."""
@@ -155,3 +188,15 @@ def book(layer: str, name: str, count: int, bits: int | None = None) -> None:
     """Add ``count`` of counter ``name`` (with a converter's ``bits``) for ``layer`` to every open ledger."""
     for ledger in _active.get():
         ledger.add(layer, name, count, bits)
+
+
+def book_later(layer: str, numbers: Tensor, then: Callable[[list[int]], None]) -> None:
+    """Have every open ledger book what depends on numbers of a device, once somebody reads the ledger.
+
+    Args:
+        layer: whose counts they are.
+        numbers: int64 [n], on any device.
+        then: books, given the numbers; it should hold no tensors, which would stay in memory.
+    """
+    for ledger in _active.get():
+        ledger.add_later(layer, numbers, then)

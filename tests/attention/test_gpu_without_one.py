@@ -14,7 +14,7 @@ from attention import AnalogMemory, Controller, Memory, Router, attach, gated_at
 from attention.controller.event_arithmetic import accumulate, score
 from attention.controller.events import Placement
 from attention.hf.cache import AnalogCacheLayer
-from crossbar import CellNoise, Tile, presets
+from crossbar import CellNoise, Ledger, Tile, presets
 
 PCM = dataclasses.replace(presets.pcm(), tile=Tile(32, 8), read_noise=CellNoise(0.2, 0.02))
 GAIN_CELL = dataclasses.replace(presets.gain_cell(), tile=Tile(16, 8))
@@ -55,6 +55,19 @@ def test_selections_stay_where_the_scores_are(pattern, hardware):
     assert output.device == inputs[1].grad.device == META
 
 
+@pytest.mark.parametrize("platform", [platforms.ideal(32), platforms.loihi1()], ids=["ideal", "mesh"])
+@pytest.mark.parametrize("pattern", [*SELECTIONS, "causal(window(12) | sinks(2))"])
+def test_controllers_and_ledgers_wait_for_no_pairs(pattern, platform):
+    inputs = tensors(90, batch=2)
+    mask = torch.ones(2, 90, dtype=torch.bool, device=META)
+    hardware = PCM if platform.rows == 32 else None
+    with Ledger() as ledger:
+        gated_attention(*inputs, parse(pattern), hardware=hardware, mask=mask, controller=Controller(platform))
+        gated_attention(*inputs, parse(pattern), hardware=PCM, mask=mask)
+    with pytest.raises(NotImplementedError, match="Cannot copy out of meta tensor"):
+        ledger.totals()
+
+
 def test_hierarchical_and_delivered_events_wait_for_nothing():
     for options in (
         {"pattern": parse("causal(hierarchical(8, 2))")},
@@ -66,10 +79,11 @@ def test_hierarchical_and_delivered_events_wait_for_nothing():
 @pytest.mark.parametrize("hardware", [PCM, GAIN_CELL], ids=["pcm", "gain cell"])
 def test_a_memory_decodes_and_waits_for_nothing(hardware):
     memory = AnalogMemory(Memory(hardware, capacity=20, sinks=2, token_seconds=1e-4, key_scale="head"))
-    for n in (9, *[1] * 5, 24):  # through a ring that turns
-        q, k, v = tensors(n, batch=2)
-        memory.append(k, v)
-        assert memory.read(q, WINDOW)[0].device == META
+    with Ledger():
+        for n in (9, *[1] * 5, 24):  # through a ring that turns
+            q, k, v = tensors(n, batch=2)
+            memory.append(k, v)
+            assert memory.read(q, WINDOW)[0].device == META
     layer = AnalogCacheLayer(memory)
     layer.batch_repeat_interleave(2)
     layer.batch_select_indices(torch.tensor([3, 0], device="cpu"))

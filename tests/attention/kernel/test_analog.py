@@ -22,7 +22,7 @@ from attention import (
     gated_attention,
 )
 from attention.kernel.analog import ReadNoise, attend_analog
-from attention.kernel.analog_booking import read_counts
+from attention.kernel.analog_booking import count_reads
 from attention.kernel.analog_reference import analog_reference
 from attention.kernel.blocks import Options
 from attention.kernel.schedule import make
@@ -92,7 +92,11 @@ def test_both_stages_equal_the_slow_transcription(pattern, hardware, monkeypatch
     )  # fmt: skip
     torch.testing.assert_close(output[0], torch.from_numpy(expected), rtol=0, atol=1e-9)
     torch.testing.assert_close(lse[0], torch.from_numpy(expected_lse), rtol=0, atol=1e-9)
-    assert dataclasses.asdict(read_counts(q, k, k, work, None, hardware)) == counts
+    counted = []
+    with Ledger() as ledger:
+        count_reads("rows", q, (10, 10), work, None, hardware, None, lambda found, _: counted.append(found))
+    assert ledger.by_layer.keys() <= {"rows"}
+    assert [dataclasses.asdict(found) for found in counted] == [counts]
     tile = hardware.tile
     assert counts == dataclasses.asdict(count(pattern, N, head_dim=10, heads=4, rows=tile.rows, columns=tile.cols))
 

@@ -6,7 +6,8 @@ import pytest
 import torch
 
 from attention import gated_attention, parse
-from attention.kernel.masked import is_chosen, make_masked
+from attention.kernel.masked import make_masked
+from attention.patterns.on_device import is_chosen
 from crossbar import Ledger, Tile, presets
 from tests.attention.test_gpu_without_one import SELECTIONS
 

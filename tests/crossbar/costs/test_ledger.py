@@ -8,7 +8,8 @@ import torch
 from torch import nn
 
 from crossbar import Hardware, InputError, Ledger, Tile, convert, program
-from crossbar.costs.ledger import book, counting
+from crossbar.costs import ledger as ledgers
+from crossbar.costs.ledger import book, book_later, counting, unbooked
 
 
 def test_counts_add_up_by_layer_and_name():
@@ -125,3 +126,41 @@ def test_programming_writes_every_row_of_every_tile():
         program(model)
     # inputs times column tiles: a row of a tile is written at once
     assert ledger.to_dict() == {"0": {"row_writes": 10 * 4}, "2": {"row_writes": 7 * 2}}
+
+
+def of_two(numbers):
+    book("a", "cell_macs", 10 * numbers[0] + numbers[1])
+
+
+def test_numbers_of_a_device_are_booked_when_a_ledger_is_read():
+    asked = []
+
+    def then(numbers):
+        asked.append(numbers)
+        of_two(numbers)
+
+    with Ledger() as outer:
+        book_later("a", torch.tensor([1, 2]), then)
+        with Ledger() as inner:
+            book_later("b", torch.tensor([3, 4]), then)
+            with unbooked():
+                book_later("a", torch.tensor([5, 6]), then)
+        book("c", "cell_macs", 100)
+        assert not asked
+        assert inner.totals() == {"cell_macs": 34}
+        assert asked == [[3, 4]]
+        assert outer.to_dict() == {"a": {"cell_macs": 46}, "b": {}, "c": {"cell_macs": 100}}
+        book_later("a", torch.tensor([0, 7]), of_two)
+    assert inner.totals() == {"cell_macs": 34}
+    assert outer.totals() == {"cell_macs": 153}
+
+
+def test_a_ledger_keeps_no_more_numbers_than_fit(monkeypatch):
+    monkeypatch.setattr(ledgers, "_MOST_WAITING", 3)
+    booked = []
+    with Ledger() as ledger:
+        for index in range(7):
+            book_later("a", torch.tensor([index]), booked.extend)
+    assert booked == [0, 1, 2, 3, 4, 5]
+    assert ledger.totals() == {}
+    assert booked == [0, 1, 2, 3, 4, 5, 6]
