@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import itertools
+import math
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -84,7 +85,7 @@ def staircase(result: Results) -> Figure:
 def shares(result: Results) -> Figure:
     """The primary metric of each arm against the share of operations that its steps do in digital, a line a time.
 
-    Steps that cost no operation stand above each other. Means over chips; the names of arms are at the last time.
+    Steps that cost no operation stand above each other. Means over chips; arms are numbered at the last time.
     """
     from matplotlib import colormaps
     from matplotlib.figure import Figure
@@ -109,14 +110,21 @@ def shares(result: Results) -> Figure:
             markersize=5,
             label=format_seconds(seconds),
         )
-    last = [stair for stair in found if stair.seconds == times[-1]]
-    for arm, stair in zip(_told_arms(result, [stair.arm for stair in last]), last, strict=True):
-        where = (digital[stair.arm], stair.value.mean)
-        axes.annotate(arm, where, (6, 0), textcoords="offset points", fontsize="x-small", va="center")
-    axes.margins(x=0.3)
+    vertical(axes, result.primary, min([*levels.values(), *(stair.value.mean for stair in found)]))
+    numbers: dict[tuple[float, float], str] = {}
+    at = (math.inf, math.inf)
+    for number, stair in enumerate(stair for stair in found if stair.seconds == times[-1]):
+        axes.plot([], [], linestyle="", marker=f"${number}$", color="#000000", label=_told_arms(result, [stair.arm])[0])
+        x, y = digital[stair.arm], stair.value.mean
+        if math.isclose(x, at[0], rel_tol=0.02) and math.isclose(y, at[1], rel_tol=0.05):  # would be hidden
+            numbers[at] += f", {number}"
+        else:
+            at = (x, y)
+            numbers[at] = f"{number}"
+    for at, text in numbers.items():
+        axes.annotate(text, at, (6, 0), textcoords="offset points", fontsize="small", va="center")
     axes.xaxis.set_major_formatter(PercentFormatter(1.0))
     axes.set_xlabel("multiply-accumulates that steps do in digital, part of those on tiles")
-    vertical(axes, result.primary, min([*levels.values(), *(stair.value.mean for stair in found)]))
     axes.set_title(_title(result))
     axes.grid(alpha=0.3)
     axes.legend(frameon=False, fontsize="small", loc="center left", bbox_to_anchor=(1.0, 0.5))
