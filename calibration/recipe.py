@@ -90,8 +90,8 @@ class Recipe:
         Raises:
             InputError: for an unknown step or field, and a value that is not allowed.
 
-        >>> Recipe.from_dict({"name": "tiles", "steps": [{"step": "DriftCompensation", "per": "tile"}]}).steps
-        (DriftCompensation(per='tile', reference='ideal', reads=256, seed=0),)
+        >>> Recipe.from_dict({"name": "fewer", "steps": [{"step": "DigitalLines", "share": 0.01}]}).steps
+        (DigitalLines(share=0.01),)
         """
         if not isinstance(values, Mapping) or values.keys() != {"name", "steps"}:
             given = shown(", ".join(map(str, values)))[1:-1] if isinstance(values, Mapping) else shown(values)

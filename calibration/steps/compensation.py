@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Sequence
 from dataclasses import dataclass
 from typing import ClassVar, Literal, get_args
@@ -11,8 +12,8 @@ from torch import Tensor, nn
 
 from calibration.models.embedding import Batch
 from calibration.steps.protocol import Fitted, Stage, mean
-from crossbar import AnalogLinear, InputError, analog_layers
-from crossbar.errors import MOST_SEED, require_whole
+from crossbar import AnalogLinear, InputError, analog_layers, format_seconds
+from crossbar.errors import MOST_SEED, require_number, require_whole
 from crossbar.random.streams import Key, uniform
 
 MOST_READS = 100_000
@@ -31,12 +32,19 @@ class DriftCompensation:
     are needed: a chip in the field can do it. (Global drift compensation is the case of one gain for a whole layer:
     Joshi et al., Nat. Commun. 11, 2473, 2020.) The reads are booked in open ledgers.
 
+    With ``predict`` a chip is read out at two early times alone, and never again: from the later one on, gains grow by
+    the power law of time that phase-change cells drift by, ``gain(t) = gain(t_2) (t / t_2)^ν``. The exponent is one of
+    a layer, from the sum of its columns: of a single column, 1/f noise moves the difference of two read-outs by more
+    than exponents differ between columns (docs/calibration.md).
+
     Attributes:
         per: one gain for each column of each row tile, or for each tile.
         reference: ``ideal``, what the targets would give, from digital arithmetic; or ``programmed``, what the chip
             itself gave right after programming, which leaves programming errors alone.
         reads: test inputs.
         seed: of the test inputs.
+        predict: gains at the chip's age are calculated from read-outs at two times.
+        first_read, second_read: these times, s since programming, above 0.
     """
 
     stage: ClassVar[Stage] = Stage.IN_USE
@@ -44,6 +52,9 @@ class DriftCompensation:
     reference: Reference = "ideal"
     reads: int = 256
     seed: int = 0
+    predict: bool = False
+    first_read: float = 3600.0
+    second_read: float = 86400.0
 
     def __post_init__(self) -> None:
         for name, choices in (("per", get_args(Per)), ("reference", get_args(Reference))):
@@ -52,17 +63,48 @@ class DriftCompensation:
                 raise InputError(f"DriftCompensation {name} = {value!r} is not allowed: choose {', '.join(choices)}")
         require_whole("DriftCompensation reads", self.reads, least=1, most=MOST_READS)
         require_whole("DriftCompensation seed", self.seed, least=0, most=MOST_SEED)
+        if not isinstance(self.predict, bool):
+            raise InputError(f"DriftCompensation predict = {self.predict!r} is not allowed: give true or false")
+        for name in ("first_read", "second_read"):
+            require_number(f"DriftCompensation {name}", getattr(self, name), above=0, most=1e12)
+        if self.first_read >= self.second_read:
+            raise InputError(
+                f"DriftCompensation first_read = {self.first_read:g} s is not before second_read = "
+                f"{self.second_read:g} s: give an earlier time"
+            )
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
-        """Gains ``[T_in, O]`` by layer for a programmed model at its present age; ``batches`` are not needed."""
-        gains = {}
+        """Gains ``[T, O]`` by layer for a programmed model at its present age; ``batches`` are not needed.
+
+        To predict, gains are those at the second read-out, and ``<layer>.exponent``, 0-d, says how they grow. An
+        emulated chip goes back to the times of the read-outs, and they are booked.
+
+        Raises:
+            InputError: for a chip that is younger than the read-outs it is to be predicted from.
+        """
+        gains: Fitted = {}
         for name, layer in analog_layers(model).items():
             inputs = read_out_inputs(layer, self.reads, (self.seed, name, "drift compensation"))
             # Test inputs make larger sums than data do, for which the ADC's range may have been chosen.
-            present = layer.adc_range
+            present, now = layer.adc_range, layer.seconds
+            if self.predict and now < self.second_read:
+                raise InputError(
+                    f"DriftCompensation predicts from a read-out at {format_seconds(self.second_read)}, and the chip "
+                    f"is {format_seconds(now)} old: give later times, or an earlier second_read"
+                )
             layer.set_adc_range(None)
-            gains[name] = self._gain(layer, layer.read_out(inputs), self._reference(layer, inputs))
+            reference = self._reference(layer, inputs)
+            if self.predict:
+                layer.age(self.first_read)
+                first = layer.read_out(inputs)
+                layer.age(self.second_read)
+                second = layer.read_out(inputs)
+                layer.age(now)
+                gains[name] = self._gain(layer, second, reference)
+                gains[f"{name}.exponent"] = self._exponent(first, second, reference)
+            else:
+                gains[name] = self._gain(layer, layer.read_out(inputs), reference)
             layer.set_adc_range(present)
         return gains
 
@@ -71,10 +113,14 @@ class DriftCompensation:
         return mean(fits)
 
     def apply(self, model: nn.Module, fitted: Fitted) -> None:
-        """Set the digital gains."""
-        layers = analog_layers(model)
-        for name, gain in fitted.items():
-            layers[name].column_gain = gain
+        """Set the digital gains; predicted ones are those of each layer's present age."""
+        for name, layer in analog_layers(model).items():
+            if name not in fitted:
+                continue
+            gain, exponent = fitted[name], fitted.get(f"{name}.exponent")
+            if exponent is not None:
+                gain = gain * ((layer.seconds / self.second_read) ** exponent).to(gain)
+            layer.column_gain = gain
 
     def _reference(self, layer: AnalogLinear, inputs: Tensor) -> Tensor:
         if self.reference == "ideal":
@@ -85,6 +131,16 @@ class DriftCompensation:
         programmed = layer.read_out(inputs)
         layer.age(now)
         return programmed
+
+    def _exponent(self, first: Tensor, second: Tensor, reference: Tensor) -> Tensor:
+        """``ν`` of a layer, float64, from its columns ``[T, reads, O]`` at both times; 0 where they deliver nothing.
+
+        What is compared are the least squares ``measured = strength · reference``, which noise does not draw to 0.
+        """
+        strengths = [(columns.double() * reference.double()).sum() for columns in (first, second)]
+        if min(strengths) <= 0:
+            return reference.new_zeros((), dtype=torch.float64)
+        return (strengths[0] / strengths[1]).log() / math.log(self.second_read / self.first_read)
 
     def _gain(self, layer: AnalogLinear, measured: Tensor, reference: Tensor) -> Tensor:
         return column_gain(measured, reference, layer.hardware.tile.cols if self.per == "tile" else None)

@@ -82,5 +82,5 @@ def test_the_command_follows_a_recipe_file(capsys, tmp_path, job):
     path.write_text("name: tiles\nsteps:\n  - step: DriftCompensation\n    per: tile\n    reads: 16\n")
     code, out, _ = run(capsys, "calibrate", *job, "--json", "--recipe", path)
     assert code == 0
-    steps = [{"step": "DriftCompensation", "per": "tile", "reference": "ideal", "reads": 16, "seed": 0}]
+    steps = [{**recipe.step_to_dict(DriftCompensation()), "per": "tile", "reads": 16}]
     assert json.loads(out)["recipe"] == {"name": "tiles", "steps": steps}

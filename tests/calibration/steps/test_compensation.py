@@ -3,6 +3,7 @@
 from dataclasses import dataclass
 from typing import ClassVar
 
+import numpy as np
 import pytest
 import torch
 from torch import nn
@@ -217,6 +218,87 @@ def test_test_inputs_fill_a_static_dac():
     assert inputs.abs().max() > 9.9
 
 
+# Prediction
+
+YEAR = 365 * 86400.0
+
+
+def test_gains_of_a_power_law_are_predicted_to_any_age():
+    """One fit for all later ages: 1 + t in the place of t is 1e-5 off."""
+    model = chip(Fading(), seconds=86400.0)
+    step = DriftCompensation(predict=True)
+    found = step.fit(model, [])
+    assert float(found["0.exponent"]) == pytest.approx(0.1, rel=1e-3)
+    for seconds in (86400.0, 30 * 86400.0, YEAR):
+        age(model, seconds)
+        step.apply(model, found)
+        gain = analog_layers(model)["0"].column_gain
+        torch.testing.assert_close(gain, torch.full((3, 20), (1 + seconds) ** 0.1), rtol=1e-4, atol=0)
+
+
+def test_the_exponent_is_that_of_the_reference():
+    """A line through logarithms of the layer's strength, fitted in float64."""
+    model = chip(devices.PCM(), seconds=YEAR, dac=Converter(range="per_token"), adc=Converter(), output_noise=0.04)
+    layer = analog_layers(model)["0"]
+    found = DriftCompensation(predict=True, first_read=7200.0, second_read=3 * 86400.0, reads=64).fit(model, [])
+    inputs = read_out_inputs(layer, 64, (0, "0", "drift compensation"))
+    reference = layer.expected_read_out(inputs).double().numpy().ravel()
+    times, logs = [7200.0, 3 * 86400.0], []
+    for seconds in times:
+        layer.age(seconds)
+        measured = layer.read_out(inputs).double().numpy().ravel()
+        logs.append(np.log(np.linalg.lstsq(reference[:, None], measured, rcond=None)[0][0]))
+    slope, _ = np.polyfit(np.log(times), logs, 1)
+    assert float(found["0.exponent"]) == pytest.approx(-slope, rel=1e-9)
+
+
+def test_a_year_old_pcm_layer_is_nearly_as_good_as_with_a_read_out():
+    """Of the squared error that compensation by a read-out at 1 y takes away, at least 95%."""
+    model, x = nn.Sequential(linear(300, 100)), torch.randn(64, 300, generator=torch.Generator().manual_seed(1))
+    expected = model(x)
+    convert(model, presets.pcm())
+    left = {"none": 0.0, "measured": 0.0, "predicted": 0.0}
+    for seed in range(3):
+        for arm, step in (
+            ("none", None),
+            ("measured", DriftCompensation()),
+            ("predicted", DriftCompensation(predict=True)),
+        ):
+            program(model, seed)
+            age(model, YEAR)
+            if step is not None:
+                step.apply(model, step.fit(model, []))
+            age(model, YEAR + 3600)
+            reset_reads(model)
+            left[arm] += float((model(x) - expected).square().sum())
+    assert left["none"] - left["predicted"] > 0.95 * (left["none"] - left["measured"])
+
+
+def test_only_the_two_read_outs_are_booked():
+    model = chip(devices.PCM(), seconds=YEAR, adc=Converter(), output_noise=0.04)
+    with Ledger() as ledger:
+        fitted(model, reads=10, predict=True)
+    assert ledger.totals()["adc_conversions"] == 2 * 10 * 20 * 3
+    assert analog_layers(model)["0"].seconds == YEAR
+
+
+def test_what_lies_ahead_cannot_be_read_out():
+    with pytest.raises(InputError, match="from a read-out at 1 d, and the chip is 1 h old: give later times"):
+        fitted(chip(Fading(), seconds=3600.0), predict=True)
+
+
+def test_a_layer_that_delivers_nothing_is_left_alone():
+    model = chip(Fading(), seconds=86400.0)
+    with torch.no_grad():
+        analog_layers(model)["0"].digital.weight.zero_()
+    analog_layers(model)["0"].map_anew()
+    program(model)
+    age(model, YEAR)
+    found = DriftCompensation(predict=True).fit(model, [])
+    assert float(found["0.exponent"]) == 0
+    assert (found["0"] == 1).all()
+
+
 def test_programming_again_forgets_the_gains():
     model, step = chip(Fading()), DriftCompensation()
     step.apply(model, step.fit(model, []))
@@ -229,6 +311,9 @@ def test_programming_again_forgets_the_gains():
     [
         ({"per": "layer"}, "DriftCompensation per = 'layer' is not allowed: choose tile, column"),
         ({"reference": "digital"}, "DriftCompensation reference = 'digital' is not allowed"),
+        ({"first_read": 1e5}, "first_read = 100000 s is not before second_read = 86400 s: give an earlier time"),
+        ({"first_read": 0}, "DriftCompensation first_read = 0 is not allowed"),
+        ({"predict": 1}, "DriftCompensation predict = 1 is not allowed: give true or false"),
         ({"reads": 0}, "DriftCompensation reads = 0 is not allowed: give a whole number from 1 to 100000"),
     ],
 )

@@ -2,14 +2,14 @@
 `test_memory_jobs.py`.)"""
 
 import copy
-from dataclasses import replace
+from dataclasses import dataclass, replace
 
 import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from calibration import Finetune, WireAware, recipe
+from calibration import DriftCompensation, Finetune, WireAware, recipe
 from calibration.models.sharing import shared_copy
 from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.protection import TokenProtection
@@ -17,7 +17,16 @@ from calibration.steps.protocol import PopulationStep, Stage, uncalibrate
 from crossbar import Ledger, Tile, Wire, age, convert, load_state, new_chip, presets, program, reset_reads, save_state
 
 DAY = 86400.0
-KINDS = [kind for kind in recipe._STEPS.values() if kind is not TokenProtection]
+
+
+@dataclass(frozen=True)
+class PredictedDrift(DriftCompensation):
+    """The same step with other defaults."""
+
+    predict: bool = True
+
+
+KINDS = [*(kind for kind in recipe._STEPS.values() if kind is not TokenProtection), PredictedDrift]
 IN_USE = [kind for kind in KINDS if kind().stage is Stage.IN_USE]
 each = pytest.mark.parametrize("kind", KINDS, ids=lambda kind: kind.__name__)
 each_for_all = pytest.mark.parametrize(
@@ -130,6 +139,8 @@ def test_nothing_is_written_into_weights_that_a_digital_twin_shares(kind, batche
     twin = shared_copy(digital)
     convert(twin, presets.pcm())
     program(twin, 0)
+    if kind is PredictedDrift:
+        age(twin, DAY)
     options = {"train": "weights", "chip": "any", "steps": 3, "rate": 0.1} if kind is Finetune else {}
     step = kind(**options)
     step.apply(twin, step.fit(twin, batches))
@@ -193,8 +204,8 @@ def test_an_hour_later_the_error_is_smaller(kind, batches):
     target = plain_outputs(digital, fresh)
     for seed in range(40 if kind.__name__ == "NormRecalibration" else 4):  # which gains 0.3%: 4 chips do not show it
         model = chip(kind, seed)
-        if kind.__name__ not in ("DriftCompensation", "BatchNormStatistics"):
-            drift = recipe._STEPS["DriftCompensation"]()
+        if not issubclass(kind, DriftCompensation | BatchNormStatistics):
+            drift = DriftCompensation()
             drift.apply(model, drift.fit(model, []))
         fitted = kind().fit(model, batches[:4])
         age(model, DAY + 3600)
