@@ -91,7 +91,12 @@ def test_kernels_round_to_codes_of_an_adc_in_one_function():
     )
     assert set(users) == {("crossbar/backends/cpu/integers.py", "sense")}
     rounding = places(lambda node: called(node, "rint", "round"), {"crossbar/backends/cpu/kernels.py"})
-    assert {function for _, function in rounding} == {"_halved", "fix", "encode", "convert"}  # powers, cells, DAC, ADC
+    assert {function for _, function in rounding} == {
+        "_halved",
+        "fix",
+        "_driven",
+        "_deliver",
+    }  # powers, cells, DAC, ADC
 
 
 def test_kernels_of_gpus_round_to_codes_of_an_adc_in_one_function():

@@ -11,7 +11,7 @@ import torch.nn.functional as F
 from torch import Tensor, nn
 
 from crossbar.adapters.linear import WEIGHT
-from crossbar.adapters.protocol import Part, Product
+from crossbar.adapters.protocol import Part, Product, multiplied
 
 _KINDS: tuple[Any, ...] = (nn.Conv1d, nn.Conv2d, nn.Conv3d)
 _EDGE = 256  # rows and columns that a block-diagonal matrix of groups has at most
@@ -73,28 +73,35 @@ class Convolution:
         dims = len(conv.kernel_size)
         if x.dim() == dims + 1:
             return self.compute(module, products, x.unsqueeze(0)).squeeze(0)
-        vectors = patches(conv, x)
         if len(products) == 1:
-            y = next(iter(products.values()))(vectors)
+            y = multiplied(next(iter(products.values())), _cut(conv, x), dims + 1)
         else:
             sizes = [part.shape[1] for part in self.parts(module).values()]
-            split = vectors.split(sizes, -1)
+            split = patches(conv, x).split(sizes, -1)
             y = torch.cat([product(part) for product, part in zip(products.values(), split, strict=True)], -1)
         return y.movedim(-1, 1)
 
 
 def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The patches ``[N, ..., C K]`` of inputs ``[N, C, ...]``, in the order of output places and of word lines."""
+    return _cut(conv, x).flatten(-1 - len(conv.kernel_size))
+
+
+def _cut(conv: nn.Conv2d, x: Tensor) -> Tensor:
+    """The same as views ``[N, ..., taps, C]`` of the padded inputs, or with groups ``[N, ..., C, taps]``."""
     taps = len(conv.kernel_size)
     padding = cast(Any, conv)._reversed_padding_repeated_twice
-    if any(padding):
-        x = F.pad(x, padding, "constant" if conv.padding_mode == "zeros" else conv.padding_mode)
-    first = _taps_first(conv)
-    x = x.movedim(1, -1).contiguous() if first else x
+    zeros, first = conv.padding_mode == "zeros", conv.groups == 1
+    if any(padding) and not zeros:
+        x = F.pad(x, padding, conv.padding_mode)
+    x = x.movedim(1, -1) if first else x
+    if any(padding) and zeros:
+        x = F.pad(x, (0, 0, *padding) if first else padding)  # into the order that is wanted, in one pass
+    x = x.contiguous() if first else x
     for place in range(taps):
         size, step, stride = conv.kernel_size[place], conv.dilation[place], conv.stride[place]
         x = x.unfold((1 if first else 2) + place, step * (size - 1) + 1, stride)[..., ::step]
-    return (x.movedim(1 + taps, -1) if first else x.movedim(1, 1 + taps)).flatten(1 + taps)
+    return x.movedim(1 + taps, -1) if first else x.movedim(1, 1 + taps)
 
 
 def _taps_first(conv: nn.Conv2d) -> bool:

@@ -3,13 +3,26 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Mapping
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, NamedTuple, Protocol, cast, runtime_checkable
 
 import torch
 from torch import Tensor, nn
 
 Product = Callable[[Tensor], Tensor]
 """Vectors ``[..., I]`` to ``[..., O]``: a matrix times each of them, plus its bias, on tiles or in digital."""
+
+
+def multiplied(product: Product, x: Tensor, taken: int) -> Tensor:
+    """A product with vectors that are the last ``taken`` dimensions of ``x``, such as patches, which overlap in memory.
+
+    Tiles get them as they are, and cut them where they are read; others, and whoever looks at inputs by hooks, get a
+    copy ``[..., I]``.
+    """
+    hooked = getattr(product, "_forward_hooks", None) or getattr(product, "_forward_pre_hooks", None)
+    if hooked or not getattr(product, "cuts_inputs", False):
+        return product(x.flatten(-taken))
+    y: Tensor = cast(Any, product)(x, taken)
+    return y
 
 
 class Part(NamedTuple):

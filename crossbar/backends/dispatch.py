@@ -135,13 +135,13 @@ def outcome(work: Work, device: torch.device, dtype: torch.dtype, gradient: bool
 def multiply(read: Read, impl: str | None = None) -> Tensor:
     """`Backend.multiply` of the backend for it."""
     backend = choose(read, impl)
-    return backend.multiply(_widened(read, backend))
+    return backend.multiply(_as_taken(read, backend))
 
 
 def read_columns(read: Read, impl: str | None = None) -> Tensor:
     """`Backend.read_columns` of the backend for it."""
     backend = choose(read, impl)
-    return backend.read_columns(_widened(read, backend))
+    return backend.read_columns(_as_taken(read, backend))
 
 
 def sense(columns: Columns, impl: str | None = None) -> Tensor:
@@ -168,11 +168,13 @@ def _refusal(backend: Backend, work: Work, device: torch.device, dtype: torch.dt
     return backend.refuses(work, device, dtype, gradient)
 
 
-def _widened(read: Read, backend: Backend) -> Read:
-    """A read with inputs in the dtype of the cells, unless they have 16 bits and the backend loads such numbers."""
-    if read.x.dtype not in _NARROW or getattr(backend, "narrow_inputs", False):
-        return read
-    return read._replace(x=read.x.to(read.cells.scales.dtype))
+def _as_taken(read: Read, backend: Backend) -> Read:
+    """A read with vectors ``[B, I]`` in the dtype of the cells, unless the backend cuts or widens them itself."""
+    if read.taken > 1 and not getattr(backend, "cuts_inputs", False):
+        read = read._replace(x=read.x.flatten(-read.taken).flatten(0, -2), taken=1)
+    if read.x.dtype in _NARROW and not getattr(backend, "narrow_inputs", False):
+        read = read._replace(x=read.x.to(read.cells.scales.dtype))
+    return read
 
 
 def _tensors(work: Work) -> tuple[torch.device, torch.dtype, bool]:

@@ -38,7 +38,7 @@ class Eager:
 
     def multiply(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.multiply`."""
-        x, cells, hardware, input_range, noise = read
+        x, cells, hardware, input_range, noise, _ = read
         if _digital(cells, hardware, noise):
             # Nothing happens between a column and the digital sum: the row tiles are one product.
             driven = _drive(x, hardware, input_range, noise)
@@ -61,7 +61,7 @@ class Eager:
 
     def read_columns(self, read: Read) -> Tensor:
         """`crossbar.backends.protocol.Backend.read_columns`."""
-        x, cells, hardware, input_range, noise = read
+        x, cells, hardware, input_range, noise, _ = read
         # Sums in float64: what their order changes is far below a step of any converter.
         offset, variance, ranges = map(_double, (cells.offset, cells.variance, cells.adc_range))
         wide = replace(cells, digits=cells.weight.double(), offset=offset, variance=variance, adc_range=ranges)

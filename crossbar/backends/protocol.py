@@ -35,6 +35,9 @@ class Read(NamedTuple):
             are ``noise.columns(T, B, O)``, those from input vector b on ``first=b`` of it. With bit-serial inputs bit
             p, from the least significant on, takes those of the B vectors that follow: ``first=p * B``. The pulses of
             ``rate`` inputs are the binomial numbers of the key with ``"pulses"`` behind.
+        taken: how many of the last dimensions of ``x`` are word lines, the others being B: of patches, which overlap in
+            memory. A backend gets more than one if it has an attribute ``cuts_inputs`` that is true, or else a copy
+            ``[B, I]``.
     """
 
     x: Tensor
@@ -42,6 +45,7 @@ class Read(NamedTuple):
     hardware: Hardware
     input_range: Tensor | None = None
     noise: Stream | None = None
+    taken: int = 1
 
 
 class Product(NamedTuple):

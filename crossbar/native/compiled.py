@@ -48,73 +48,76 @@ def fma(context: Any, one: Any, other: Any, added: Any) -> Any:
 
 
 WIDTH = 16
-"""Numbers of 16 bits that `sums_of_products` takes at once."""
+"""Columns whose sums `sums_of_products` makes at once."""
 
 
-def sums_of_products(rows: int, columns: int) -> Any:
-    """A function ``(one, bytes, other, steps, sums, stride)``: products of a few vectors of int16, in int32.
+def sums_of_products(rows: int) -> Any:
+    """A function ``(codes, apart, cells, pairs, sums, stride)``: products of int16 for `WIDTH` columns, in int32.
 
-    At ``one`` there are ``rows`` vectors, so many bytes apart, and at ``other`` ``columns``, one after another, each of
-    ``steps`` times `WIDTH` numbers; the sum of products of vectors r and c goes to place ``r stride + c`` of ``sums``.
-    Sums of neighbours are added first, which processors do in one instruction (x86: ``pmaddwd``), where numba's own
-    loops take three.
+    At ``codes`` there are ``rows`` vectors of twice so many ``pairs`` numbers, ``apart`` bytes from one to the next. At
+    ``cells`` two numbers of each column stand together, ``[pairs, WIDTH, 2]``: the pair of codes that they meet is the
+    same for all columns, and their two products are added first, which processors do in one instruction (x86:
+    ``pmaddwd``). Sums go to ``sums``, ``stride`` bytes from vector to vector.
     """
 
     @intrinsic  # type: ignore[untyped-decorator]  # numba's own
-    def function(context: Any, one: Any, bytes: Any, other: Any, steps: Any, sums: Any, stride: Any) -> Any:
+    def function(context: Any, codes: Any, apart: Any, cells: Any, pairs: Any, sums: Any, stride: Any) -> Any:
         def generate(target: Any, builder: Any, _: Any, given: Any) -> Any:
-            address, narrow, wide = ir.IntType(64), ir.VectorType(ir.IntType(16), WIDTH), ir.IntType(32)
-            half = ir.VectorType(wide, WIDTH // 2)
-            zero, first = ir.Constant(half, [0] * (WIDTH // 2)), ir.Constant(address, 0)
-            name = f"llvm.vector.reduce.add.v{WIDTH // 2}i32"
-            total = builder.module.globals.get(name) or ir.Function(builder.module, ir.FunctionType(wide, [half]), name)
+            address, wide = ir.IntType(64), ir.IntType(32)
+            narrow, half = ir.VectorType(ir.IntType(16), WIDTH), ir.VectorType(wide, WIDTH // 2)
+            codes_at, apart, cells_at, pairs, sums_at, stride = given
 
-            def place(start: Any, step: Any, number: int) -> Any:
-                return builder.add(start, builder.mul(step, ir.Constant(address, number)))
+            def number(value: int) -> Any:
+                return ir.Constant(address, value)
 
-            def loaded(start: Any, apart: Any, number: int) -> Any:
-                found = builder.load(builder.inttoptr(place(start, apart, number), narrow.as_pointer()))
-                found.align = 2
+            def at(start: Any, *offsets: Any) -> Any:
+                for offset in offsets:
+                    start = builder.add(start, offset)
+                return start
+
+            def loaded(place: Any, kind: Any, align: int) -> Any:
+                found = builder.load(builder.inttoptr(place, kind.as_pointer()))
+                found.align = align
                 return found
+
+            def shuffled(vector: Any, places: list[int]) -> Any:
+                mask = ir.Constant(ir.VectorType(wide, len(places)), places)
+                return builder.shuffle_vector(vector, ir.Constant(vector.type, ir.Undefined), mask)
+
+            def everywhere(pair: Any) -> Any:
+                one = builder.insert_element(ir.Constant(half, ir.Undefined), pair, ir.Constant(wide, 0))
+                return builder.bitcast(shuffled(one, [0] * (WIDTH // 2)), narrow)
 
             def neighbours(x: Any, y: Any) -> Any:
                 products = builder.mul(*(builder.sext(v, ir.VectorType(wide, WIDTH)) for v in (x, y)))
-                undefined = ir.Constant(products.type, ir.Undefined)
-                return builder.add(
-                    *(
-                        builder.shuffle_vector(products, undefined, ir.Constant(half, list(range(odd, WIDTH, 2))))
-                        for odd in (0, 1)
-                    )
-                )
+                return builder.add(*(shuffled(products, list(range(odd, WIDTH, 2))) for odd in (0, 1)))
 
-            left_at, apart, right_at, steps, sums, stride = given
-            size = builder.mul(steps, ir.Constant(address, 2 * WIDTH))
             before, loop, after = builder.block, builder.append_basic_block(), builder.append_basic_block()
             builder.branch(loop)
             builder.position_at_end(loop)
             step = builder.phi(address)
-            step.add_incoming(first, before)
-            found = [[builder.phi(half) for _ in range(columns)] for _ in range(rows)]
-            offset = builder.mul(step, ir.Constant(address, 2 * WIDTH))
-            left = [loaded(builder.add(left_at, offset), apart, r) for r in range(rows)]
-            right = [loaded(builder.add(right_at, offset), size, c) for c in range(columns)]
-            grown = [
-                [builder.add(found[r][c], neighbours(left[r], right[c])) for c in range(columns)] for r in range(rows)
-            ]
-            following = builder.add(step, ir.Constant(address, 1))
+            step.add_incoming(number(0), before)
+            found = [[builder.phi(half) for _ in range(2)] for _ in range(rows)]
+            place = at(cells_at, builder.mul(step, number(4 * WIDTH)))
+            columns = [loaded(at(place, number(2 * WIDTH * part)), narrow, 2) for part in range(2)]
+            grown = []
+            for row in range(rows):
+                place = at(codes_at, builder.mul(apart, number(row)), builder.mul(step, number(4)))
+                pair = everywhere(loaded(place, wide, 2))
+                grown.append([builder.add(found[row][part], neighbours(pair, columns[part])) for part in range(2)])
+            following = builder.add(step, number(1))
             step.add_incoming(following, loop)
-            for r in range(rows):
-                for c in range(columns):
-                    found[r][c].add_incoming(zero, before)
-                    found[r][c].add_incoming(grown[r][c], loop)
-            builder.cbranch(builder.icmp_signed("<", following, steps), loop, after)
+            for row in range(rows):
+                for part in range(2):
+                    found[row][part].add_incoming(ir.Constant(half, [0] * (WIDTH // 2)), before)
+                    found[row][part].add_incoming(grown[row][part], loop)
+            builder.cbranch(builder.icmp_signed("<", following, pairs), loop, after)
             builder.position_at_end(after)
-            for r in range(rows):
-                for c in range(columns):
-                    at = builder.add(
-                        place(sums, builder.mul(stride, ir.Constant(address, 4)), r), ir.Constant(address, 4 * c)
-                    )
-                    builder.store(builder.call(total, [grown[r][c]]), builder.inttoptr(at, wide.as_pointer()))
+            for row in range(rows):
+                for part in range(2):
+                    place = at(sums_at, builder.mul(stride, number(row)), number(2 * WIDTH * part))
+                    stored = builder.store(grown[row][part], builder.inttoptr(place, half.as_pointer()))
+                    stored.align = 4
             return target.get_dummy_value()
 
         return types.void(*[types.int64] * 6), generate

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
@@ -115,6 +116,9 @@ class AnalogLinear(nn.Module):
     number: Tensor
     calls: Tensor
 
+    cuts_inputs = True
+    """Its ``forward`` takes ``taken`` (`crossbar.adapters.protocol.multiplied`)."""
+
     books_itself = True
     """It counts what it does in open ledgers (`crossbar.costs.digital_layers`)."""
 
@@ -181,37 +185,44 @@ class AnalogLinear(nn.Module):
         """
         return cls(weight, hardware, name, devices)
 
-    def forward(self, x: Tensor) -> Tensor:
+    def forward(self, x: Tensor, taken: int = 1) -> Tensor:
         """``[..., I]`` to ``[..., O]``, in the dtype of ``x``; computed in float32, or float64 for float64 weights.
 
         In graphs of `torch.compile` and `torch.export` it is one operation (`crossbar.nn.operator`).
+
+        Args:
+            x: the inputs.
+            taken: how many of the last dimensions of ``x`` are together the I inputs: patches that overlap in memory
+                are then not copied where compiled kernels can cut them.
 
         Raises:
             InputError: for inputs of another size or kind, and when gradient checkpointing reads the layer again
                 without its noise (`crossbar.replayed_reads`).
         """
         if torch.compiler.is_compiling():
-            return operator.call(self, x)
-        return self._forward(x)
+            return operator.call(self, x.flatten(-taken))
+        return self._forward(x, taken=taken)
 
     def read(self, x: Tensor) -> Tensor:
         """`forward` of a graph that runs, which is not being made."""
         return self._forward(x)
 
-    def _forward(self, x: Tensor, with_bias: bool = True) -> Tensor:
-        inputs = self._rows(x)
+    def _forward(self, x: Tensor, with_bias: bool = True, taken: int = 1) -> Tensor:
+        if taken > 1 and not self._drives_alone(x):
+            x, taken = x.flatten(-taken), 1
+        inputs = self._rows(x) if taken == 1 else x
         if self.bypass:
             return self.digital_outputs(x) if with_bias else nn.functional.linear(x, self._digital_weight())
         vectors = self.driven(inputs)
         if self.line_scale is not None:
             book(self.name, "digital_macs", vectors.numel())
-        self._book_reads(vectors.shape[0])
+        self._book_reads(math.prod(vectors.shape[:-taken]))
         with torch.autocast(x.device.type, enabled=False):
             noise = self.read_noise("read", self.reads)
             if (noise is not None or self.training) and not self.replaying:
                 self._require_first_read()
             cells = self._fresh() if self.training else self.readout()
-            y = dispatch.multiply(Read(vectors, cells, self.hardware, self.input_range, noise))
+            y = dispatch.multiply(Read(vectors, cells, self.hardware, self.input_range, noise, taken))
             y = self._corrected(y, inputs)
         self.reads += 1
         bias = self.bias if with_bias else None
@@ -221,7 +232,12 @@ class AnalogLinear(nn.Module):
             y = (y + bias).to(x.dtype)
         else:  # in one pass, whatever the dtypes
             y = torch.add(y, bias, out=y if y.dtype == x.dtype else torch.empty_like(y, dtype=x.dtype))
-        return y.view(*x.shape[:-1], self.out_features)
+        return y.view(*x.shape[:-taken], self.out_features)
+
+    def _drives_alone(self, x: Tensor) -> bool:
+        """Whether inputs reach the DACs as they are, and nothing else."""
+        digital = (self.line_scale, self.digital_lines, self.adapter_down)
+        return not self.bypass and x.dtype == self.scales.dtype and all(own is None for own in digital)
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters that outputs depend on, those of the digital layer among them, in an order of their own."""

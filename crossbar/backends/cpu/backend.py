@@ -21,6 +21,7 @@ class Cpu:
 
     name: str = "cpu"
     honours: frozenset[str] = CELLS | CONVERTERS | MISMATCH | NOISES | WIRES  # rows have no converters: see integers
+    cuts_inputs: bool = True
 
     def refuses(self, work: Work, device: torch.device, dtype: torch.dtype, gradient: bool) -> str | None:
         """What is not on the CPU, not in float32, has gradients, or is no product of whole numbers."""

@@ -13,6 +13,7 @@ converters left out here.
 
 from __future__ import annotations
 
+import math
 from functools import cache, partial
 from time import perf_counter
 from typing import NamedTuple
@@ -25,10 +26,10 @@ from crossbar.backends.converters import TINY, found_range
 from crossbar.backends.protocol import Read
 
 _MOST_WHOLE = 512  # sums of more word lines could leave 32 bits: 127 times 32,638 times 518
-_SUMS = 2**21  # column sums worked on at once, so that they stay in cache (of 16-bit products a sixteenth) ...
+_SUMS = 2**21  # column sums worked on at once, so that they stay in cache ...
 _VECTORS = 128  # ... but as many input vectors as products are efficient with
 _SUMS_OF = {torch.int8: torch.int32, torch.float32: torch.float32, torch.int16: torch.int32}
-_FORM_OF_SUMS = {torch.float32: 0, torch.int8: 1, torch.int16: 2}
+_FORM_OF_SUMS = {torch.float32: 0, torch.int8: 1}
 """How sums are handed to `crossbar.backends.cpu.kernels.convert`."""
 
 CURVES = {"cell", "cell.iv:linear", "cell.iv:sinh", "cell.iv:table"}  # pulses of one height meet one conductance
@@ -41,7 +42,8 @@ class FixedPoint(NamedTuple):
 
     Attributes:
         bytes: ``[S, 2 O I]`` int8, row tile after row tile: all high bytes ``[O, R]`` of a tile, then all low ones; or
-            int16, row tile after row tile ``[O, W]``, R word lines and zeros up to a multiple of 16.
+            int16, row tile after row tile ``[O / 16, W / 2, 16, 2]``: two word lines of 16 columns after one another,
+            and zeros where there are no more of them.
         steps: what 1 stands for, ``[T, O]``, unit outputs.
     """
 
@@ -68,7 +70,8 @@ def _kind() -> torch.dtype:
     for kind in (torch.int8, torch.float32, torch.int16):
         # of whole cells there are half as many columns
         parts, wanted = (cells[::2], exact[:, ::2]) if kind == torch.int16 else (cells, exact)
-        given = codes.to(kind).contiguous(), parts.to(kind).contiguous()
+        parts = _in_pairs(parts.short()) if kind == torch.int16 else parts.to(kind).contiguous()
+        given = codes.to(kind).contiguous(), parts
         sums = torch.empty(wanted.shape, dtype=_SUMS_OF[kind], device="cpu")
         try:
             _product(*given, sums)
@@ -95,8 +98,8 @@ def fixed_point(weight: Tensor, rows: int, whole: bool = False) -> FixedPoint:
     slices, lines, outputs = weight.shape
     weight, steps = weight.contiguous(), []
     if whole:
-        width = sum(_width(min(rows, lines - line)) for line in range(0, lines, rows))
-        cells = weight.new_zeros(slices, outputs * width, dtype=torch.int16)
+        pairs = sum(-(-min(rows, lines - line) // 2) for line in range(0, lines, rows))
+        cells = weight.new_zeros(slices, _columns(outputs) * 2 * pairs, dtype=torch.int16)
     else:
         cells = weight.new_empty(slices, 2 * outputs * lines, dtype=torch.int8)
     for digits, parts in zip(weight, cells, strict=True):
@@ -108,24 +111,22 @@ def fixed_point(weight: Tensor, rows: int, whole: bool = False) -> FixedPoint:
                 own = _of_tile(parts, outputs, line, len(tile))
             openmp.run(
                 kernels.fix, outputs // kernels.COLUMNS, *(tile, own, step, len(tile), outputs, bounds.LARGEST, TINY),
-                own.shape[1] if whole else 0,
+                2 * own.shape[1] if whole else 0,
             )  # fmt: skip
             steps.append(step)
     return FixedPoint(cells, torch.stack(steps))
 
 
-def _product(codes: Tensor, cells: Tensor, out: Tensor, place: int = 0) -> None:
+def _product(codes: Tensor, cells: Tensor, out: Tensor) -> None:
     """Codes ``[B, R]`` times cells ``[2 O, R]`` transposed, of int8 in int32 or of float32 in float32.
 
-    Or of int16 in int32: the W codes that start at a place, times whole cells ``[O, W]``.
+    Or of int16 in int32: codes ``[B, W]`` times whole cells as `FixedPoint` has them, O being a multiple of 16.
     """
     if codes.dtype == torch.int16:
         from crossbar.backends.cpu import kernels
         from crossbar.native import openmp  # numba takes half a second to load
 
-        openmp.run(
-            kernels.product, len(codes) // 2, codes, cells, out, *out.shape, cells.shape[1], codes.shape[1], place
-        )
+        openmp.run(kernels.product, len(codes), codes, cells, out, *out.shape, codes.shape[1])
     elif out.dtype == torch.float32:
         torch.mm(codes, cells.t(), out=out)
     elif codes.shape[1] == 1:  # torch 2.10 leaves ``out`` as it is then
@@ -140,41 +141,46 @@ def _of_tile(parts: Tensor, outputs: int, line: int, lines: int) -> Tensor:
 
 
 def _whole_tile(cells: Tensor, outputs: int, line: int, lines: int, rows: int) -> Tensor:
-    """A tile's whole cells, ``[O, W]``, that start at a word line, behind tiles of ``rows`` ones."""
-    width = _width(lines)
-    return cells[line // rows * outputs * _width(rows) :][: outputs * width].view(outputs, width)
+    """A tile's whole cells, ``[O / 16, W / 2, 16, 2]``, that start at a word line, behind tiles of ``rows`` ones."""
+    columns, before = _columns(outputs), line // rows * (rows + rows % 2)
+    return cells[columns * before :][: columns * (lines + lines % 2)].view(columns // 16, -1, 16, 2)
 
 
-def _width(lines: int) -> int:
-    """Word lines of a tile with zeros behind."""
-    return -(-lines // 16) * 16
+def _in_pairs(cells: Tensor) -> Tensor:
+    """Cells ``[O, W]`` as products of 16 bits take them, ``[O / 16, W / 2, 16, 2]``."""
+    return cells.view(len(cells) // 16, 16, -1, 2).transpose(1, 2).contiguous()
+
+
+def _columns(outputs: int) -> int:
+    """Columns with zeros behind, up to a multiple of 16."""
+    return -(-outputs // 16) * 16
 
 
 def multiply(read: Read) -> Tensor:
     """`crossbar.backends.protocol.Backend.multiply`."""
     scales = read.cells.scales.detach()
-    out = read.x.new_empty(len(read.x), scales.shape[1])
-    sense(read, scales, [out] * len(scales))
+    out = read.x.new_empty(_vectors(read), scales.shape[1])
+    sense(read, scales, out)
     return out
 
 
 def read_columns(read: Read) -> Tensor:
     """`crossbar.backends.protocol.Backend.read_columns`: the same bits with any number of threads."""
     tiles, outputs = read.cells.scales.shape
-    columns = read.x.new_zeros(tiles, len(read.x), outputs)
-    sense(read, torch.ones_like(read.cells.scales), list(columns))
+    columns = read.x.new_zeros(tiles, _vectors(read), outputs)
+    sense(read, torch.ones_like(read.cells.scales), columns)
     return columns
 
 
-def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
-    """Add what the ADCs of each tile deliver, times ``scales [T, O]``, to its own one of ``outs``, each ``[B, O]``.
+def sense(read: Read, scales: Tensor, out: Tensor) -> None:
+    """Add up what the ADCs of the tiles deliver, times ``scales [T, O]``, in ``[B, O]``, or apart in ``[T, B, O]``.
 
-    The first tile's is set to 0 before.
+    The latter is given as zeros.
     """
     from crossbar.backends.cpu import kernels
     from crossbar.native import openmp  # numba takes half a second to load
 
-    x, cells, hardware, input_range, noise = read
+    x, cells, hardware, input_range, noise, _ = read
     dac, adc, rows = hardware.dac, hardware.adc, hardware.tile.rows
     assert dac is not None
     assert adc is not None
@@ -185,43 +191,44 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
     whole = kind == torch.int16
     form = "fixed point, whole" if whole else "fixed point"
     fixed: FixedPoint = cells.forms(form, partial(fixed_point, rows=rows, whole=whole))
-    (vectors, lines), (tiles, outputs) = x.shape, cells.scales.shape
-    row_tiles = -(-lines // rows)
+    vectors, (tiles, outputs) = _vectors(read), cells.scales.shape
     if not vectors:
         return
+    lines = x.numel() // vectors
+    row_tiles = -(-lines // rows)
     span = adc.full_scale if cells.adc_range is None else cells.adc_range.detach()
     step = torch.as_tensor(span / adc.levels, dtype=x.dtype, device=x.device)  # unit outputs a code stands for
     factors = fixed.steps / (step * dac.levels)
-    scales = scales * step
+    scales = (scales * step).contiguous()
     offsets = None if cells.offset is None else (cells.offset / step).contiguous()
-    deviations = variances = power = None
+    deviations = variances = None
     if noise is not None and (hardware.output_noise > 0 or cells.variance is not None):
         deviations = torch.full_like(factors, hardware.output_noise) / step
     if deviations is not None and cells.variance is not None:
         variances = (cells.variance / step.square()).contiguous()
-        power = x.new_empty(vectors, row_tiles)
-    width, stride, kind_of_codes = 0, lines, torch.int8
-    if whole:
-        width, kind_of_codes = _width(min(rows, lines)), torch.int16
-        stride = (row_tiles - 1) * width + _width(lines - (row_tiles - 1) * rows)
-    codes = x.new_empty(vectors, stride, dtype=kind_of_codes)
-    full_scale = x.new_empty(vectors)
     if input_range is None and dac.range != "per_token":
         input_range = found_range(x, dac)
     known = None if input_range is None else input_range.detach().to(x.dtype).reshape(-1)
-    openmp.run(
-        kernels.encode,
-        vectors,
-        *(x.contiguous(), known, 1 if known is None else len(known), codes, full_scale, power),
-        *(vectors, lines, rows, dac.levels, TINY, width, stride),
-    )
     start, key = 0, 0
     if noise is not None and deviations is not None:
         start, key = noise.start, noise.word_key
-    columns, most = (outputs, _SUMS // 16) if whole else (2 * outputs, _SUMS)
-    size = -(-vectors // -(-vectors // max(_VECTORS, most // columns)))  # even pieces
-    sums = x.new_empty(size, columns, dtype=_SUMS_OF[kind])
-    copy = x.new_empty(columns, min(rows, lines)) if kind == torch.float32 else None
+    places, runs, run = _runs(x, read.taken)
+    inputs = (x.data_ptr(), places, runs, len(runs), run, known, 1 if known is None else len(known))
+    apart = 0 if out.dim() == 2 else out.stride(0)
+    if whole:
+        openmp.run(
+            kernels.read,
+            vectors,
+            *(*inputs, fixed.bytes, fixed.bytes.shape[1], factors, offsets, deviations, variances, scales, out, apart),
+            *(vectors, lines, outputs, rows, row_tiles, tiles, dac.levels, adc.levels, TINY, start, key),
+        )
+        return
+    codes, full_scale = x.new_empty(vectors, lines, dtype=torch.int8), x.new_empty(vectors)
+    power = None if variances is None else x.new_empty(vectors, row_tiles)
+    openmp.run(kernels.encode, vectors, *inputs, codes, full_scale, power, vectors, lines, rows, dac.levels, TINY)
+    size = -(-vectors // -(-vectors // max(_VECTORS, _SUMS // (2 * outputs))))  # even pieces
+    sums = x.new_empty(size, 2 * outputs, dtype=_SUMS_OF[kind])
+    copy = x.new_empty(2 * outputs, min(rows, lines)) if kind == torch.float32 else None
     for first in range(0, vectors, size):
         piece = slice(first, min(first + size, vectors))
         count = piece.stop - first
@@ -229,18 +236,44 @@ def sense(read: Read, scales: Tensor, outs: list[Tensor]) -> None:
             row_tile = tile % row_tiles
             line = row_tile * rows
             driven, own = min(rows, lines - line), fixed.bytes[tile // row_tiles]
-            if whole:
-                _product(codes[piece], _whole_tile(own, outputs, line, driven, rows), sums[:count], row_tile * width)
-            else:
-                parts = _of_tile(own, outputs, line, driven)
-                if copy is not None:
-                    parts = copy[:, :driven].copy_(parts)
-                _product(codes[piece, line : line + rows].to(kind), parts, sums[:count])
+            parts = _of_tile(own, outputs, line, driven)
+            if copy is not None:
+                parts = copy[:, :driven].copy_(parts)
+            _product(codes[piece, line : line + rows].to(kind), parts, sums[:count])
             openmp.run(
                 kernels.convert,
                 count,
                 *(sums, _FORM_OF_SUMS[kind], factors[tile], None if offsets is None else offsets[tile]),
                 *(None if deviations is None else deviations[tile], None if variances is None else variances[tile]),
-                *(None if power is None else power[piece], scales[tile], full_scale[piece], outs[tile][piece]),
-                *(count, outputs, row_tiles, row_tile, adc.levels, tiles, tile, first, start, key),
+                *(None if power is None else power[piece], scales[tile], full_scale[piece]),
+                *((out[tile] if apart else out)[piece], count, outputs, row_tiles, row_tile, adc.levels, tiles, tile),
+                *(first, start, key),
             )
+
+
+def _vectors(read: Read) -> int:
+    """B of a read, whose inputs may be cut from others."""
+    return math.prod(read.x.shape[: -read.taken])
+
+
+def _runs(x: Tensor, taken: int) -> tuple[Tensor | None, Tensor, int]:
+    """Where vectors are in memory, beyond the first number of ``x``, whose last dimensions are their word lines.
+
+    The place of each vector (None: one after another), those of its runs of neighbours beyond it, and their length.
+    """
+    sizes, steps, run = list(x.shape[-taken:]), list(x.stride()[-taken:]), 1
+    while sizes and (steps[-1] == run or sizes[-1] == 1):
+        run *= sizes.pop()
+        steps.pop()
+    runs = _offsets(sizes, steps)
+    if x.is_contiguous():
+        return None, runs, run
+    return _offsets(list(x.shape[:-taken]), list(x.stride()[:-taken])), runs, run
+
+
+def _offsets(sizes: list[int], steps: list[int]) -> Tensor:
+    """Places of all numbers of a tensor of these sizes and strides, in their order, int64."""
+    places = torch.zeros(1, dtype=torch.int64, device="cpu")
+    for size, step in zip(sizes, steps, strict=True):
+        places = (places.unsqueeze(1) + torch.arange(size, device="cpu") * step).flatten()
+    return places

@@ -28,10 +28,11 @@ from crossbar.random.kernels import pair
 
 COLUMNS = 64
 """Columns of a tile that are worked on together."""
-_NEAR = 32  # of them whose cells stay in the first cache while all vectors meet them
+_CODES = 2**15  # codes, or column sums, of the vectors that are read together: they stay in the second cache
+_VECTORS = 64  # vectors that are read together, at most
+_ANY = 2**40  # numbers behind an address: as many as there are
 
-_two_by_four, _two_by_one = sums_of_products(2, 4), sums_of_products(2, 1)
-_one_by_four, _one_by_one = sums_of_products(1, 4), sums_of_products(1, 1)
+_four, _one = sums_of_products(4), sums_of_products(1)
 
 _F, _U = np.float32, np.uint32
 
@@ -55,15 +56,16 @@ def _halved(times: Any) -> Any:
 def fix(words: Any) -> None:
     """Digits of a tile as integers of two bytes, within ± ``largest`` of each column, and what 1 of them stands for.
 
-    Arguments: digits [R, O] float32, integers [O, W] int16 where W > 0, else bytes [2, O, R] int8 (high parts, then
-    low), steps [O] float32, R, O, largest, least step, W.
+    Arguments: digits [R, O] float32, integers [O / 16, W / 2, 16, 2] int16 where W > 0 (two word lines of 16 columns
+    after one another), else bytes [2, O, R] int8 (high parts, then low), steps [O] float32, R, O, largest, least step,
+    W.
     """
     given = carray(words, 10)
     rows, outputs, largest, least = given[5], given[6], _F(given[7]), _F(as_double(given[8]))
     digits = carray(pointer(given[2]), (rows, outputs), np.float32)
     parts = carray(pointer(given[3]), (2, outputs, rows), np.int8)
     width = given[9]
-    wholes = carray(pointer(given[3]), (outputs, width), np.int16)
+    wholes = carray(pointer(given[3]), ((outputs + WIDTH - 1) // WIDTH, width // 2, WIDTH, 2), np.int16)
     steps = carray(pointer(given[4]), outputs, np.float32)
     for block in range(*share(given, (outputs + COLUMNS - 1) // COLUMNS)):
         first, last = block * COLUMNS, min(block * COLUMNS + COLUMNS, outputs)
@@ -79,7 +81,7 @@ def fix(words: Any) -> None:
             for column in range(first, last):
                 whole = np.int32(np.rint(digits[row, column] * span[column - first]))
                 if width > 0:
-                    wholes[column, row] = np.int16(whole)
+                    wholes[column // WIDTH, row // 2, column % WIDTH, row % 2] = np.int16(whole)
                     continue
                 high = np.int32(np.int32(whole + np.int32(128)) >> np.int32(8))
                 parts[0, column, row] = np.int8(high)
@@ -87,116 +89,156 @@ def fix(words: Any) -> None:
     done(given)
 
 
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _gathered(inputs: Any, place: int, runs: Any, length: int, vector: Any) -> None:
+    """A vector made of runs of neighbours, ``runs`` beyond a place each."""
+    for run in range(len(runs)):
+        here, own = inputs[place + runs[run] :], vector[run * length :]
+        for i in range(length):
+            own[i] = here[i]
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _range(vector: Any, known: bool, span: Any, least: Any) -> Any:
+    """The range of a vector, or its largest input; NaN where an input is, or where it is no number above 0."""
+    largest = np.int32(0)  # as bits, which sort as magnitudes do, and NaN behind infinity
+    for i in range(len(vector)):
+        largest = max(largest, np.int32(_U(as_bits(vector[i]) & _U(0x7FFFFFFF))))
+    infinity = np.int32(0x7F800000)
+    if known:
+        lost = bool(largest > infinity or not np.isfinite(span) or span <= 0)
+    else:
+        span = _F(max(as_float(_U(largest)), least))
+        lost = bool(largest >= infinity)
+    return _F(np.nan) if lost else span
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _driven(vector: Any, span: Any, levels: Any, codes: Any) -> Any:
+    """Writes the DAC's codes of a tile's inputs, zeros for a range of NaN; gives the sum of their squares."""
+    total = np.int32(0)
+    if np.isnan(span):
+        codes[:] = 0
+        return total
+    factor = levels / span
+    for i in range(len(codes)):
+        code = np.rint(vector[i] * factor)
+        code = levels if code > levels else code
+        code = -levels if code < -levels else code
+        whole = np.int32(code)
+        codes[i] = whole
+        total = np.int32(total + np.int32(whole * whole))
+    return total
+
+
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def encode(words: Any) -> None:
     """Input codes of a DAC, and the range of each vector: NaN where an input is NaN or the range no number above 0.
 
-    Arguments: inputs [B, I] float32, ranges [known] float32 or 0 (find the largest of each vector), known (1 or B),
-    codes [B, I] int8 or, where W > 0, [B, stride] int16, W for each row tile and the rest for the last, with zeros
-    behind the rows of each, full_scale [B] float32, power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows
-    of a tile, levels, least range, W, stride.
+    Arguments: inputs float32, place of each vector [B] int64 or 0 (one after another), its runs beyond it [R] int64, R,
+    numbers of a run (I / R), ranges [known] float32 or 0 (find the largest of each vector), known (1 or B), codes [B,
+    I] int8, full_scale [B] float32, power [B, T_in] float32 or 0 (sums of squared drives), B, I, rows of a tile,
+    levels, least range.
     """
-    given = carray(words, 15)
-    known, vectors, lines, rows = given[4], given[8], given[9], given[10]
-    levels, least = _F(given[11]), _F(as_double(given[12]))
-    inputs = carray(pointer(given[2]), (vectors, lines), np.float32)
-    ranges = carray(pointer(given[3]), known, np.float32)
-    codes = carray(pointer(given[5]), (vectors, lines), np.int8)
-    full_scale = carray(pointer(given[6]), vectors, np.float32)
-    tiles, width, stride = (lines + rows - 1) // rows, given[13], given[14]
-    wide = carray(pointer(given[5]), (vectors, stride), np.int16)
-    power = carray(pointer(given[7]), (vectors, tiles), np.float32)
-    infinity = np.int32(0x7F800000)
+    given = carray(words, 17)
+    known, vectors, lines, rows = given[8], given[12], given[13], given[14]
+    levels, least = _F(given[15]), _F(as_double(given[16]))
+    inputs = carray(pointer(given[2]), _ANY, np.float32)
+    places = carray(pointer(given[3]), vectors, np.int64)
+    runs = carray(pointer(given[4]), given[5], np.int64)
+    ranges = carray(pointer(given[7]), known, np.float32)
+    codes = carray(pointer(given[9]), (vectors, lines), np.int8)
+    full_scale = carray(pointer(given[10]), vectors, np.float32)
+    tiles = (lines + rows - 1) // rows
+    power = carray(pointer(given[11]), (vectors, tiles), np.float32)
+    vector = np.empty(lines, np.float32)
     for row in range(*share(given, vectors)):
-        largest = np.int32(0)  # as bits, which sort as magnitudes do, and NaN behind infinity
-        for i in range(lines):
-            largest = max(largest, np.int32(_U(as_bits(inputs[row, i]) & _U(0x7FFFFFFF))))
-        if given[3] == 0:
-            span = _F(max(as_float(_U(largest)), least))
-            lost = bool(largest >= infinity)
-        else:
-            span = ranges[row % known]
-            lost = bool(largest > infinity or not np.isfinite(span) or span <= 0)
-        if lost:
-            full_scale[row] = _F(np.nan)
-            if width > 0:
-                wide[row] = 0
-            else:
-                codes[row] = 0
-        elif width > 0:
-            full_scale[row] = span
-            factor = levels / span
-            for tile in range(tiles):
-                first, count = tile * rows, min(rows, lines - tile * rows)
-                for i in range(count):
-                    code = np.rint(inputs[row, first + i] * factor)
-                    code = levels if code > levels else code
-                    code = -levels if code < -levels else code
-                    wide[row, tile * width + i] = np.int16(np.int32(code))
-                for i in range(tile * width + count, min(tile * width + width, stride)):
-                    wide[row, i] = 0
-        else:
-            full_scale[row] = span
-            factor = levels / span
-            for i in range(lines):
-                code = np.rint(inputs[row, i] * factor)
-                code = levels if code > levels else code
-                code = -levels if code < -levels else code
-                codes[row, i] = np.int8(np.int32(code))
-        if given[7] != 0:
-            for tile in range(tiles):
-                total = np.int32(0)
-                if width > 0:
-                    for i in range(tile * width, min(tile * width + width, stride)):
-                        total += np.int32(wide[row, i]) * np.int32(wide[row, i])
-                else:
-                    for i in range(tile * rows, min(tile * rows + rows, lines)):
-                        total += np.int32(codes[row, i]) * np.int32(codes[row, i])
+        _gathered(inputs, row * lines if given[3] == 0 else places[row], runs, given[6], vector)
+        span = _range(vector, given[7] != 0, ranges[row % known] if given[7] != 0 else _F(0), least)
+        full_scale[row] = span
+        for tile in range(tiles):
+            part = slice(tile * rows, min(tile * rows + rows, lines))
+            total = _driven(vector[part], span, levels, codes[row, part])
+            if given[11] != 0:
                 power[row, tile] = _F(total) / (levels * levels)
     done(given)
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _multiplied(codes: int, stride: int, vectors: int, cells: int, width: int, sums: int, outputs: int) -> None:
+    """Column sums, exact: codes times cells, as `product` has them; all but the numbers are addresses and bytes."""
+    for panel in range((outputs + WIDTH - 1) // WIDTH):
+        columns, place, row = cells + panel * 2 * WIDTH * width, sums + 4 * WIDTH * panel, 0
+        apart = (outputs + WIDTH - 1) // WIDTH * WIDTH * 4
+        while row + 4 <= vectors:
+            _four(codes + row * stride, stride, columns, width // 2, place + row * apart, apart)
+            row += 4
+        while row < vectors:
+            _one(codes + row * stride, stride, columns, width // 2, place + row * apart, apart)
+            row += 1
 
 
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def product(words: Any) -> None:
     """Column sums of a tile, exact: codes times cells.
 
-    Arguments: codes [B, stride] int16, of which W from a place on are driven, cells [O, W] int16, sums [B, O] int32, B,
-    O, W (a multiple of `WIDTH`), the stride, the place.
+    Arguments: codes [B, W] int16, cells [O / 16, W / 2, 16, 2] int16, sums [B, O] int32 with places for the next
+    multiple of 16 of columns, B, O, W.
     """
-    given = carray(words, 10)
+    given = carray(words, 8)
     vectors, outputs, width = given[5], given[6], given[7]
-    steps, size, stride = width // WIDTH, 2 * width, 2 * given[8]
-    first, last = share(given, (vectors + 1) // 2)
-    first, last = 2 * first, min(2 * last, vectors)
-    for near in range(0, outputs, _NEAR):
-        end = min(near + _NEAR, outputs)
-        for row in range(first, last, 2):
-            codes, sums = given[2] + 2 * given[9] + row * stride, given[4] + 4 * row * outputs
-            pair_of = row + 1 < last
-            column = near
-            while column + 4 <= end:
-                if pair_of:
-                    _two_by_four(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
-                else:
-                    _one_by_four(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
-                column += 4
-            while column < end:
-                if pair_of:
-                    _two_by_one(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
-                else:
-                    _one_by_one(codes, stride, given[3] + column * size, steps, sums + 4 * column, outputs)
-                column += 1
+    first, last = share(given, vectors)
+    apart = (outputs + WIDTH - 1) // WIDTH * WIDTH * 4
+    _multiplied(
+        given[2] + first * 2 * width, 2 * width, last - first, given[3], width, given[4] + first * apart, outputs
+    )
     done(given)
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _disturb(
+    added: Any, noisy: bool, at: Any, key: Any, deviation: Any, varied: bool, variance: Any, power: Any,
+    shifted: bool, offset: Any,
+) -> None:  # fmt: skip
+    """What is added to the sums of a tile's columns, in ADC steps: noise from a word of its stream on, and offset."""
+    outputs = len(added)
+    half = (outputs + 1) // 2
+    upper, lower = added[:half], added[half:]
+    if noisy:
+        for i in range(outputs - half):
+            upper[i], lower[i] = pair(at, i, key)
+        for i in range(outputs - half, half):
+            upper[i] = pair(at, i, key)[0]
+        if varied:
+            for i in range(outputs):
+                added[i] *= np.sqrt(fma(deviation[i], deviation[i], power * variance[i]))
+        else:
+            for i in range(outputs):
+                added[i] *= deviation[i]
+    elif shifted:
+        added[:] = 0
+    if shifted:
+        for i in range(outputs):
+            added[i] += offset[i]
+
+
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _deliver(sums: Any, factor: Any, added: Any, levels: Any, scale: Any, unit: Any, total: Any) -> None:
+    """Convert the sums of a tile's columns, and add them to what is there."""
+    for i in range(len(total)):
+        code = np.rint(fma(sums[i], factor[i], added[i]))
+        code = levels if code > levels else code
+        code = -levels if code < -levels else code
+        total[i] = fma(code, scale[i] * unit, total[i])
 
 
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def convert(words: Any) -> None:
     """What the ADCs of a tile deliver of integer column sums, noise added before, scaled and added to what is there.
 
-    Arguments: sums [B, 2 O] (high parts, then low) of float32 (0) or int32 (1), or [B, O] int32 (2), which of these,
-    factor [O] (ADC steps that 1 of the sums is), offset [O] (ADC steps) or 0, deviation [O] (of output noise, ADC
-    steps) or 0, variance [O] (of the cells under full power, ADC steps squared) or 0, power [B, T_in] or 0, scale [O],
-    full_scale [B], out
+    Arguments: sums [B, 2 O] (high parts, then low) of float32 (0) or int32 (1), which of these, factor [O] (ADC steps
+    that 1 of the sums is), offset [O] (ADC steps) or 0, deviation [O] (of output noise, ADC steps) or 0, variance [O]
+    (of the cells under full power, ADC steps squared) or 0, power [B, T_in] or 0, scale [O], full_scale [B], out
     [B, O], B, O, T_in, this tile of T_in, levels, T (tiles of a row of noise), this tile of T, first row, start and key
     of the noise.
 
@@ -210,7 +252,6 @@ def convert(words: Any) -> None:
     start, key = _U(given[20]), _U(given[21])
     integers = carray(pointer(given[2]), (vectors, 2, outputs), np.int32)
     floats = carray(pointer(given[2]), (vectors, 2, outputs), np.float32)
-    wholes = carray(pointer(given[2]), (vectors, outputs), np.int32)
     factor = carray(pointer(given[4]), outputs, np.float32)
     offset = carray(pointer(given[5]), outputs, np.float32)
     deviation = carray(pointer(given[6]), outputs, np.float32)
@@ -219,45 +260,89 @@ def convert(words: Any) -> None:
     scale = carray(pointer(given[9]), outputs, np.float32)
     full_scale = carray(pointer(given[10]), vectors, np.float32)
     out = carray(pointer(given[11]), (vectors, outputs), np.float32)
-    half = (outputs + 1) // 2
     added, sums = np.zeros(outputs, np.float32), np.empty(outputs, np.float32)
-    upper, lower = added[:half], added[half:]
     for row in range(*share(given, vectors)):
-        if given[6] != 0:
-            at = _U(start + _U(((first_row + row) * tiles + tile) * 2 * half))
-            for i in range(outputs - half):
-                upper[i], lower[i] = pair(at, i, key)
-            for i in range(outputs - half, half):
-                upper[i] = pair(at, i, key)[0]
-            if given[7] == 0:
-                for i in range(outputs):
-                    added[i] *= deviation[i]
-            else:
-                driven = power[row, row_tile]
-                for i in range(outputs):
-                    added[i] *= np.sqrt(fma(deviation[i], deviation[i], driven * variance[i]))
-        elif given[5] != 0:
-            added[:] = 0
-        if given[5] != 0:
-            for i in range(outputs):
-                added[i] += offset[i]
-        total, unit = out[row], full_scale[row]
-        if tile == 0:
-            total[:] = 0
-        if given[3] == 2:
-            for i in range(outputs):
-                sums[i] = _F(wholes[row, i])  # rounded once, as below
-        elif given[3] == 1:
+        at = _U(start + _U(((first_row + row) * tiles + tile) * 2 * ((outputs + 1) // 2)))
+        driven = power[row, row_tile] if given[7] != 0 else _F(0)
+        _disturb(added, given[6] != 0, at, key, deviation, given[7] != 0, variance, driven, given[5] != 0, offset)
+        if given[3] == 1:
             for i in range(outputs):
                 sums[i] = fma(_F(integers[row, 0, i]), _F(256.0), _F(integers[row, 1, i]))
         else:
             for i in range(outputs):
                 sums[i] = fma(floats[row, 0, i], _F(256.0), floats[row, 1, i])
-        for i in range(outputs):
-            code = np.rint(fma(sums[i], factor[i], added[i]))
-            code = levels if code > levels else code
-            code = -levels if code < -levels else code
-            total[i] = fma(code, scale[i] * unit, total[i])
+        if tile == 0:
+            out[row] = 0
+        _deliver(sums, factor, added, levels, scale, full_scale[row], out[row])
+    done(given)
+
+
+@cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
+def read(words: Any) -> None:
+    """All of a read with whole cells: `encode`, `product` and `convert`, a few vectors at a time, which stay in cache.
+
+    Arguments: inputs, places, runs, R, numbers of a run, ranges, known as `encode` has them, cells [S, .] int16, row
+    tile after row tile as `product` has them, numbers of a slice of them, factor, offset or 0, deviation or 0, variance
+    or 0, scale [T, O] each, out [B, O] or [T, B, O], numbers of out from tile to tile (0: all are added up), B, I, O,
+    rows of a tile, T_in, T, the levels of DAC and ADC, least range, start and key of the noise.
+    """
+    given = carray(words, 30)
+    known, length, slice_size, apart = given[8], given[6], given[10], given[17]
+    vectors, lines, outputs, rows, row_tiles, tiles = given[18], given[19], given[20], given[21], given[22], given[23]
+    drive_levels, levels, least = _F(given[24]), _F(given[25]), _F(as_double(given[26]))
+    start, key = _U(given[27]), _U(given[28])
+    inputs = carray(pointer(given[2]), _ANY, np.float32)
+    places = carray(pointer(given[3]), vectors, np.int64)
+    runs = carray(pointer(given[4]), given[5], np.int64)
+    ranges = carray(pointer(given[7]), known, np.float32)
+    factor = carray(pointer(given[11]), (tiles, outputs), np.float32)
+    offset = carray(pointer(given[12]), (tiles, outputs), np.float32)
+    deviation = carray(pointer(given[13]), (tiles, outputs), np.float32)
+    variance = carray(pointer(given[14]), (tiles, outputs), np.float32)
+    scale = carray(pointer(given[15]), (tiles, outputs), np.float32)
+    out = carray(pointer(given[16]), (_ANY // outputs, outputs), np.float32)
+    wide = (outputs + WIDTH - 1) // WIDTH * WIDTH
+    width, rest = min(rows, lines), lines - (row_tiles - 1) * rows
+    width += width % 2
+    stride = (row_tiles - 1) * width + rest + rest % 2
+    most = max(min(_CODES // max(stride, wide), _VECTORS) // 4 * 4, 4)
+    vector, full_scale = np.empty(lines, np.float32), np.empty(most, np.float32)
+    codes, power = np.zeros((most, stride), np.int16), np.empty((most, row_tiles), np.float32)
+    sums, floats, added = np.empty((most, wide), np.int32), np.empty(outputs, np.float32), np.zeros(outputs, np.float32)
+    first, last = share(given, vectors)
+    while first < last:
+        count = min(most, last - first)
+        for b in range(count):
+            row = first + b
+            _gathered(inputs, row * lines if given[3] == 0 else places[row], runs, length, vector)
+            span = _range(vector, given[7] != 0, ranges[row % known] if given[7] != 0 else _F(0), least)
+            full_scale[b] = span
+            for tile in range(row_tiles):
+                driven = min(rows, lines - tile * rows)
+                own = codes[b, tile * width :][:driven]
+                total = _driven(vector[tile * rows :], span, drive_levels, own)
+                power[b, tile] = _F(total) / (drive_levels * drive_levels)
+        for tile in range(tiles):
+            row_tile = tile % row_tiles
+            cells = given[9] + 2 * (tile // row_tiles * slice_size + row_tile * width * wide)
+            used = width if row_tile + 1 < row_tiles else rest + rest % 2
+            _multiplied(
+                codes.ctypes.data + 2 * row_tile * width, 2 * stride, count, cells, used, sums.ctypes.data, outputs
+            )
+            for b in range(count):
+                row = first + b
+                at = _U(start + _U((row * tiles + tile) * 2 * ((outputs + 1) // 2)))
+                _disturb(
+                    added, given[13] != 0, at, key, deviation[tile], given[14] != 0, variance[tile], power[b, row_tile],
+                    given[12] != 0, offset[tile],
+                )  # fmt: skip
+                for i in range(outputs):
+                    floats[i] = _F(sums[b, i])
+                place = (tile * apart) // outputs + row
+                if tile == 0:
+                    out[place] = 0
+                _deliver(floats, factor[tile], added, levels, scale[tile], full_scale[b], out[place])
+        first += count
     done(given)
 
 

@@ -178,7 +178,7 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, insid
     """
     from crossbar.backends.triton import triton_kernels as kernels
 
-    x, cells, hardware, input_range, noise = read
+    x, cells, hardware, input_range, noise, _ = read
     dac, adc, rows = hardware.dac, hardware.adc, hardware.tile.rows
     assert dac is not None
     assert adc is not None

@@ -118,12 +118,13 @@ def test_whole_cells_are_their_bytes(shape, rows):
         for line in range(0, shape[0], rows):
             count = min(rows, shape[0] - line)
             both = integers._of_tile(parts, shape[1], line, count).int()
-            found = integers._whole_tile(cells, shape[1], line, count, rows)
-            assert torch.equal(found[:, :count].int(), 256 * both[: shape[1]] + both[shape[1] :])
+            found = integers._whole_tile(cells, shape[1], line, count, rows).transpose(1, 2).flatten(2).flatten(0, 1)
+            assert torch.equal(found[: shape[1], :count].int(), 256 * both[: shape[1]] + both[shape[1] :])
+            assert not found[shape[1] :].any()
             assert not found[:, count:].any()
 
 
-@pytest.mark.parametrize("shape", [(1, 16, 1), (2, 16, 4), (3, 48, 5), (5, 512, 7), (17, 32, 66), (130, 256, 100)])
+@pytest.mark.parametrize("shape", [(1, 2, 16), (2, 16, 16), (3, 46, 32), (5, 512, 16), (17, 32, 80), (130, 256, 112)])
 @pytest.mark.parametrize("threads", [1, 2])
 def test_products_of_16_bits_are_exact(shape, threads, monkeypatch):
     monkeypatch.setattr(torch, "get_num_threads", lambda: threads)
@@ -133,7 +134,7 @@ def test_products_of_16_bits_are_exact(shape, threads, monkeypatch):
     cells = torch.randint(-32_638, 32_639, (outputs, width), generator=generator).to(torch.int16)
     for given in ((codes, cells), (torch.full_like(codes, -127), torch.full_like(cells, 32_638))):
         found = torch.full((vectors, outputs), 7, dtype=torch.int32)
-        integers._product(*given, found)
+        integers._product(given[0], integers._in_pairs(given[1]), found)
         assert torch.equal(found.double(), given[0].double() @ given[1].double().t())
 
 
@@ -270,26 +271,68 @@ def test_codes_are_those_of_the_converter(bits, given):
     ranges = {"each": None, "one": torch.tensor([2.0]), "all": torch.rand(33) + 1}[given]
     codes, full_scale, power = torch.empty(33, 130, dtype=torch.int8), torch.empty(33), torch.empty(33, 3)
     known = 1 if ranges is None else len(ranges)
-    openmp.run(kernels.encode, 33, x, ranges, known, codes, full_scale, power, 33, 130, 64, levels, 1e-30, 0, 130)
+    one_after_another = (None, torch.zeros(1, dtype=torch.int64), 1, 130)
+    openmp.run(
+        kernels.encode, 33, x, *one_after_another, ranges, known, codes, full_scale, power, 33, 130, 64, levels, 1e-30
+    )
     span = x.abs().amax(1).clamp(min=1e-30) if ranges is None else ranges.expand(33)
     expected = (x * (levels / span).unsqueeze(1)).round().clamp(-levels, levels)
     assert torch.equal(codes.float(), expected)
     assert torch.equal(full_scale, span)
     squares = torch.stack([part.square().sum(1) for part in (expected.double() / levels).split(64, 1)], 1)
     torch.testing.assert_close(power.double(), squares, rtol=1e-6, atol=0)
-    # tile by tile in 16 bits, with zeros behind the rows of each: 64, 64 and 2 in places of 80, 80 and 16
-    wide, same, sums = torch.full((33, 176), 7, dtype=torch.int16), torch.empty(33), torch.empty(33, 3)
-    openmp.run(kernels.encode, 33, x, ranges, known, wide, same, sums, 33, 130, 64, levels, 1e-30, 80, 176)
-    for found, part in zip(wide.split(80, 1), expected.split(64, 1), strict=True):
-        assert torch.equal(found[:, : part.shape[1]].float(), part)
-        assert not found[:, part.shape[1] :].any()
-    assert torch.equal(same, full_scale)
-    assert torch.equal(sums, power)
     lost = torch.tensor([[1.0, float("nan")], [1.0, 2.0]])
-    wide = torch.full((2, 16), 7, dtype=torch.int16)
-    openmp.run(kernels.encode, 2, lost, None, 1, wide, same, None, 2, 2, 64, levels, 1e-30, 16, 16)
-    assert same[:2].isnan().tolist() == [True, False]
-    assert wide[0].tolist() == [0] * 16
+    one_after_another = (None, torch.zeros(1, dtype=torch.int64), 1, 2)
+    openmp.run(kernels.encode, 2, lost, *one_after_another, None, 1, codes, full_scale, None, 2, 2, 64, levels, 1e-30)
+    assert full_scale[:2].isnan().tolist() == [True, False]
+    assert codes.flatten()[:4].tolist() == [0, 0, round(levels / 2), levels]  # Python rounds to even too
+
+
+@pytest.mark.parametrize("kind", [torch.int8, torch.float32, torch.int16])
+@pytest.mark.parametrize(
+    "cut",
+    [
+        lambda x: x.unfold(1, 3, 2).unfold(2, 4, 1).permute(0, 1, 2, 4, 5, 3),  # patches, channels last
+        lambda x: x.unfold(1, 3, 2).unfold(2, 4, 1),  # channels first
+        lambda x: x.unfold(1, 5, 2)[..., ::2].unfold(2, 4, 1).permute(0, 1, 2, 4, 5, 3),  # taps apart
+        lambda x: x[:1, :1].expand(3, 4, 9, 12),
+    ],
+)
+def test_vectors_are_cut_where_they_are_read(kind, cut, monkeypatch):
+    monkeypatch.setattr(integers, "_kind", lambda: kind)
+    given = cut(inputs(3 * 9 * 9, 12).view(3, 9, 9, 12))
+    taken = 3 if given.dim() == 6 else 2
+    lines = math.prod(given.shape[-taken:])
+    layer = programmed(SERVED["per token"], lines)
+    whole = layer(given.flatten(-taken))
+    layer.reset_reads()
+    found = layer(given, taken)
+    assert torch.equal(found, whole)
+    assert found.shape == (*given.shape[:-taken], 71)
+    read = Read(given, layer.readout(), layer.hardware, None, layer.read_noise("read", 0), taken)
+    assert dispatch.choose(read).name == "cpu"
+    columns = read._replace(x=given.flatten(-taken).flatten(0, -2), taken=1)
+    assert torch.equal(dispatch.read_columns(read), dispatch.read_columns(columns))
+    assert torch.equal(dispatch.multiply(read, "eager"), dispatch.multiply(columns, "eager"))
+
+
+def test_corrections_and_gradients_see_vectors():
+    x = inputs(2 * 8 * 8, 5).view(2, 8, 8, 5)
+    given = x.unfold(1, 3, 1).unfold(2, 3, 1)
+    layer = programmed(NOISY, 45)
+    layer.set_line_scale(torch.linspace(0.5, 2, 45))
+    layer.program(3)
+    layer.set_adapter(torch.full((45, 1), 0.1), torch.full((1, 71), 0.2))
+    whole = layer(given.flatten(-3))
+    layer.reset_reads()
+    assert torch.equal(layer(given, 3), whole)
+    layer.reset_reads()
+    x.requires_grad_()
+    found = layer(x.unfold(1, 3, 1).unfold(2, 3, 1), 3)
+    (gradient,) = torch.autograd.grad(found.sum(), x)
+    assert gradient.shape == x.shape
+    assert gradient.isfinite().all()
+    assert gradient.abs().sum() > 0
 
 
 def test_rows_of_numbers_continue_each_other():
