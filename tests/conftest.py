@@ -31,9 +31,15 @@ def registries(monkeypatch):
 
 
 def pytest_configure(config):
-    """Compiled kernels are in numba's cache before workers meet them: the first compiles, the others wait and load."""
+    """Compiled kernels are in numba's cache before workers meet them: each module is compiled by one, others load it.
+
+    Every other worker begins with the last module, so that two compile at once.
+    """
     if WORKER:
-        with FileLock(config.cache.mkdir("kernels") / "lock"):
-            for path in sorted(ROOT.glob("crossbar/**/*kernels.py")):
-                if path.name != "triton_kernels.py":
-                    importlib.import_module(".".join(path.relative_to(ROOT).with_suffix("").parts))
+        files = [path for path in sorted(ROOT.glob("crossbar/**/*kernels.py")) if path.name != "triton_kernels.py"]
+        if int(os.environ["PYTEST_XDIST_WORKER"].removeprefix("gw")) % 2:
+            files.reverse()
+        for path in files:
+            name = ".".join(path.relative_to(ROOT).with_suffix("").parts)
+            with FileLock(config.cache.mkdir("kernels") / name):
+                importlib.import_module(name)

@@ -253,12 +253,12 @@ def test_refusals(net, task, options, message):
 
 
 def test_minilm_loses_and_regains(minilm):
-    task = tasks.get("wordsim", minilm.tokenizer)
-    plain = task.metrics(minilm.model)["spearman"]
+    task = tasks.get("code-search", minilm.tokenizer, pairs=60, calibration_pairs=8)
+    plain = task.metrics(minilm.model)["recall@1"]
     result = calibrate(minilm, task, times=["1d"], chips=1, staircase=False)
     assert result.values("digital") == [plain]
-    assert result.values("analog")[0] < 0.94 * plain  # 0.916 when this was written
-    assert result.values("calibrated")[0] > 0.95 * plain  # 0.987
+    assert result.values("analog")[0] < 0.75 * plain  # 0.64 when this was written
+    assert result.values("calibrated")[0] > 0.92 * plain  # 0.98
 
 
 def test_one_scale_for_a_whole_layer_collapses(minilm):
