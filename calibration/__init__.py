@@ -11,6 +11,7 @@ from calibration.results.emulation import Calibration, Emulation
 from calibration.runs.measurement import Measurement
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
+from calibration.steps.average_reads import AverageReads
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
 from calibration.steps.finetune import Finetune
@@ -30,6 +31,7 @@ from calibration.threads import strict_products
 __all__ = [
     "AdcRanges",
     "AffineCorrection",
+    "AverageReads",
     "Bundle",
     "Calibration",
     "DigitalLines",

@@ -11,6 +11,7 @@ from typing import Any, Literal, Union, get_args, get_origin, get_type_hints
 
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
+from calibration.steps.average_reads import AverageReads
 from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
@@ -34,6 +35,7 @@ _KINDS = (
     WireAware,
     TokenProtection,
     ReprogramWorst,
+    AverageReads,
     DriftCompensation,
     AdcRanges,
     AffineCorrection,

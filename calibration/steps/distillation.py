@@ -31,7 +31,7 @@ def distance(output: object, teacher: object, mask: Tensor | None = None) -> Ten
         output, teacher = output.last_hidden_state, teacher.last_hidden_state
     if not isinstance(output, Tensor) or not isinstance(teacher, Tensor):
         raise InputError(
-            f"Finetune cannot compare outputs of type {type(output).__name__}: give a model that returns logits, "
+            f"outputs of type {type(output).__name__} cannot be compared: give a model that returns logits, "
             "last_hidden_state or a tensor"
         )
     found, wanted = _rows(output, mask), _rows(teacher, mask)

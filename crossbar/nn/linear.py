@@ -19,7 +19,7 @@ from crossbar.backends.protocol import Read
 from crossbar.costs.counts import book_masked_reads, book_reads, book_writes
 from crossbar.costs.ledger import book, counting
 from crossbar.devices import State
-from crossbar.errors import InputError
+from crossbar.errors import InputError, require_whole
 from crossbar.hardware import Hardware, WriteVerify
 from crossbar.nn import operator
 from crossbar.nn.per_thread import PerThread
@@ -33,6 +33,10 @@ CORRECTIONS = ("output_gain", "output_offset", "adapter_down", "adapter_up")
 
 `AnalogLinear.digital_lines` come on top.
 """
+
+
+MOST_AVERAGED = 1000
+"""Reads that an output can be the mean of: the noise that is left is 3% of one read's."""
 
 
 class PartOf:
@@ -89,6 +93,8 @@ class AnalogLinear(nn.Module):
         adc_range: calibrated or learned ADC range, 0-d or ``[T, O]``, unit outputs; None until calibration.
         output_gain, output_offset: digital correction of what the tiles deliver, each ``[O]``, the offset in units of
             the output; None until calibration.
+        averaged_reads: how often tiles are read for each output, the mean of which it is, int64, 0-d; None until
+            calibration: once.
         adapter_down, adapter_up: digital low-rank adapter beside the tiles, ``[I, r]`` and ``[r, O]``: the output has
             ``x @ down @ up`` in it; None until calibration. As parameters they can be trained.
         fault_map: codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``; None: no faults. Programming leaves it as it
@@ -150,6 +156,7 @@ class AnalogLinear(nn.Module):
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=self.scales.device), persistent=False)
         self.number = operator.entered(self)
         self._reads, self._bypass, self._replaying = PerThread(0), PerThread(False), PerThread(False)
+        self._averaged = 1  # a plain number, which a GPU is not asked for
         self.drop_corrections()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -216,15 +223,18 @@ class AnalogLinear(nn.Module):
         vectors = self.driven(inputs)
         if self.line_scale is not None:
             book(self.name, "digital_macs", vectors.numel())
-        self._book_reads(math.prod(vectors.shape[:-taken]))
+        self._book_reads(math.prod(vectors.shape[:-taken]) * self._averaged)
         with torch.autocast(x.device.type, enabled=False):
             noise = self.read_noise("read", self.reads)
             if (noise is not None or self.training) and not self.replaying:
                 self._require_first_read()
             cells = self._fresh() if self.training else self.readout()
-            y = dispatch.multiply(Read(vectors, cells, self.hardware, self.input_range, noise, taken))
-            y = self._corrected(y, inputs)
-        self.reads += 1
+            read = Read(vectors, cells, self.hardware, self.input_range, noise, taken)
+            y = dispatch.multiply(read)
+            for again in range(1, self._averaged):
+                y = y + dispatch.multiply(read._replace(noise=self.read_noise("read", self.reads + again)))
+            y = self._corrected(y if self._averaged == 1 else y / self._averaged, inputs)
+        self.reads += self._averaged
         bias = self.bias if with_bias else None
         if bias is None:
             y = y.to(x.dtype)
@@ -324,8 +334,9 @@ class AnalogLinear(nn.Module):
         self.reset_reads()
 
     def reset_gains(self) -> None:
-        """Make the calibrated gains 1 again, and drop output correction and adapter."""
+        """Make the calibrated gains 1 again, read once, and drop output correction and adapter."""
         self.column_gain = self._unit_gain()
+        self.averaged_reads = None
         self.drop_corrections()
 
     def age(self, seconds: float) -> None:
@@ -619,6 +630,17 @@ class AnalogLinear(nn.Module):
     def reset_reads(self) -> None:
         """Start the read-noise stream again, for every thread."""
         self._reads = PerThread(0)
+
+    @property
+    def averaged_reads(self) -> Tensor | None:
+        """How often tiles are read for each output, int64, 0-d, on the CPU; None: once."""
+        return None if self._averaged == 1 else torch.tensor(self._averaged, device="cpu")
+
+    @averaged_reads.setter
+    def averaged_reads(self, count: Tensor | None) -> None:
+        reads = 1 if count is None else int(count)
+        require_whole(f"averaged reads of {self.name}", reads, least=1, most=MOST_AVERAGED)
+        self._averaged = reads
 
     @property
     def bypass(self) -> bool:

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from crossbar.devices import State
 from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.nn.chip import analog_layers
-from crossbar.nn.linear import CORRECTIONS, AnalogLinear
+from crossbar.nn.linear import CORRECTIONS, MOST_AVERAGED, AnalogLinear
 from crossbar.storage.files import write_whole
 from crossbar.storage.plain_values import load_json
 from crossbar.storage.tensor_files import opened, shapes, write
@@ -32,6 +32,7 @@ _OPTIONAL = (
     "weight_correction",
     "wire_correction",
     "adc_range",
+    "averaged_reads",
     "fault_map",
     "row_places",
     "column_places",
@@ -39,6 +40,7 @@ _OPTIONAL = (
 )
 _OF_CELLS = ("weight_range", "fault_map", "row_places", "column_places")
 _PLACES = ("row_places", "column_places")
+_WHOLE = ("digital_lines", "averaged_reads")
 _ABOVE_0 = ("scales", "input_range", "line_scale", "weight_range", "adc_range")
 _MOST = 1e18
 _LONGEST = 300  # characters of a reason, which may quote the file
@@ -178,7 +180,7 @@ def _require_shapes(
 
 def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tensor: Tensor) -> None:
     """Refuse what the setters of `AnalogLinear` would, and numbers whose products leave float32."""
-    expected = {"fault_map": torch.uint8, **dict.fromkeys((*_PLACES, "digital_lines"), torch.int64)}.get(
+    expected = {"fault_map": torch.uint8, **dict.fromkeys((*_PLACES, *_WHOLE), torch.int64)}.get(
         key, layer.scales.dtype
     )
     if tensor.dtype != expected:
@@ -192,6 +194,8 @@ def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tenso
     elif key == "digital_lines":
         rising = bool((tensor.diff() > 0).all() and (tensor >= 0).all() and (tensor < layer.in_features).all())
         good, allowed = rising and len(tensor) > 0, f"lines from 0 to {layer.in_features - 1} in rising order"
+    elif key == "averaged_reads":
+        good, allowed = 1 <= int(tensor) <= MOST_AVERAGED, f"whole numbers from 1 to {MOST_AVERAGED}"
     elif key in _ABOVE_0:
         good, allowed = bool(((tensor > 0) & (tensor <= _MOST)).all()), f"finite numbers above 0 and up to {_MOST:g}"
     else:
@@ -222,6 +226,7 @@ def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[i
         "weight_correction": (layer.out_features, layer.in_features),
         "wire_correction": (layer.out_features, layer.in_features),
         "adc_range": layer.column_gain.shape if found else (),
+        "averaged_reads": (),
         "output_gain": (layer.out_features,),
         "output_offset": (layer.out_features,),
         "adapter_down": (layer.in_features, rank),

@@ -143,6 +143,7 @@ def _missed(layer: AnalogLinear) -> list[str]:
         "ADC range active_rows (its full scale used)": adc is not None and adc.range == "active_rows",
         "output noise of columns with ADC ranges of their own (it grows with the range)": own_ranges,
         "column offsets of converter mismatch": cells.offset is not None,
+        "several reads for each output (one used)": layer.averaged_reads is not None,
         "white read noise of cells": cells.variance is not None,
         "the offset encoding's sum of inputs (taken off before the conversion)": cells.bias_scales is not None,
     }

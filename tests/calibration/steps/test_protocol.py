@@ -109,7 +109,7 @@ def everything(model):
         for key, tensor in (*module._buffers.items(), *module._parameters.items()):
             if not key.startswith("_"):  # others are made of these
                 found[name, key] = None if tensor is None else tensor.clone()
-        for key in ("seed", "seconds", "reads", "training", "bypass"):
+        for key in ("seed", "seconds", "reads", "training", "bypass", "_averaged"):
             found[name, key] = vars(module).get(key)
     return found
 
