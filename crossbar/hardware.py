@@ -11,7 +11,7 @@ from pathlib import Path
 from typing import Any, Literal, get_args
 
 from crossbar.circuit.currents import MOST_OHMS, Drive, Layout, Sense
-from crossbar.devices import PCM, AnyDevice, Ideal, RedrawDevice
+from crossbar.devices import PCM, AnyDevice, Ideal, PowerLaw, RedrawDevice
 from crossbar.devices.aihwkit import AihwkitDevice
 from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
@@ -34,8 +34,8 @@ Coding = Literal["pwm", "bit_serial", "rate", "amplitude"]
 Encoding = Literal["differential", "balanced", "offset"]
 ScaleGranularity = Literal["tile_column", "tile", "layer"]
 
-_DEVICES: dict[str, type[Ideal | PCM | Hermes | ReRam | CmoReRam | GainCell | Measured]] = {
-    device.kind: device for device in (Ideal, PCM, Hermes, ReRam, CmoReRam, GainCell, Measured)
+_DEVICES: dict[str, type[Ideal | PCM | PowerLaw | Hermes | ReRam | CmoReRam | GainCell | Measured]] = {
+    device.kind: device for device in (Ideal, PCM, PowerLaw, Hermes, ReRam, CmoReRam, GainCell, Measured)
 }
 
 

@@ -22,7 +22,7 @@ def add_fit_command(add: Callable[[str, Any, str], None], subcommand: Callable[[
     parser.add_argument(
         "readings", type=str, help="CSV with a line a reading: target_us, seconds, conductance_us, device, read"
     )
-    parser.add_argument("--law", type=str, required=True, help="pcm, hermes, reram or measured")
+    parser.add_argument("--law", type=str, required=True, help="pcm, hermes, power_law, reram or measured")
     parser.add_argument("--g-max", type=float | None, default=None, help="µS of the largest weight (largest target)")
     parser.add_argument("--t-0", type=float | None, default=None, help="s from programming to the first read")
     parser.add_argument("--out", type=str | None, default=None, help="write hardware with the device as YAML")

@@ -6,7 +6,7 @@ from crossbar.devices.gain_cell import GainCell
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.ideal import Ideal
 from crossbar.devices.measured import Measured, from_csv
-from crossbar.devices.power_law import PCM, PowerLawDrift
+from crossbar.devices.power_law import PCM, PowerLaw, PowerLawDrift
 from crossbar.devices.protocol import (
     AgesApart,
     AnyDevice,
@@ -36,6 +36,7 @@ __all__ = [
     "Ideal",
     "Measured",
     "Parameter",
+    "PowerLaw",
     "PowerLawDrift",
     "ReRam",
     "Readings",

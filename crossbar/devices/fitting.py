@@ -9,6 +9,8 @@ a device of this package, so that the result is a description like any other:
   (adaptive quadrature; Pinheiro and Bates, J. Comput. Graph. Stat. 4, 12, 1995). Intervals are from Fisher's
   information. Readings of one device at one time are averaged, and devices with targets below a twentieth of g_max left
   out, of which programming clamps many at 0 µS.
+- ``power_law``: the coefficients of `crossbar.devices.PowerLaw`, by the same likelihood: for devices with these laws
+  whose numbers are others at each conductance than PCM's.
 - ``reram``: ``noise_scale``, by maximum likelihood of each reading, 0 µS standing for all that is clamped there.
 - ``measured``: a table (`crossbar.devices.Measured`), by moments: of the first reading, and of the slope of the
   logarithm over ``ln(1 + t / t_0)``, what fluctuation adds to its variance taken off.
@@ -24,7 +26,7 @@ import math
 from collections.abc import Callable
 from dataclasses import dataclass
 from pathlib import Path
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -32,13 +34,13 @@ from torch import Tensor
 
 from crossbar.devices.hermes import Hermes
 from crossbar.devices.measured import Measured
-from crossbar.devices.power_law import PCM
+from crossbar.devices.power_law import PCM, PowerLaw, PowerLawDrift
 from crossbar.devices.protocol import Device
 from crossbar.devices.reram import ReRam
 from crossbar.errors import InputError, require_number, shown
 from crossbar.storage.plain_values import read_text
 
-LAWS = ("pcm", "hermes", "reram", "measured")
+LAWS = ("pcm", "hermes", "power_law", "reram", "measured")
 """What can be fitted."""
 COLUMNS = ("target_us", "seconds", "conductance_us", "device", "read")
 """Of a file of readings."""
@@ -167,8 +169,8 @@ def fit(readings: Readings | str | Path, law: str, g_max: float | None = None, t
         readings: tensors, or the path of a CSV file (`read_readings`).
         law: one of `LAWS`.
         g_max: conductance of the largest weight, µS; the largest target unless given. Not for ``measured``.
-        t_0: time of the first read after programming, s, from which ``pcm``, ``hermes`` and ``measured`` count drift;
-            the device's own unless given.
+        t_0: time of the first read after programming, s, from which ``pcm``, ``hermes``, ``power_law`` and ``measured``
+            count drift; the device's own unless given.
 
     Raises:
         InputError: for an unknown law, a file that is no table of readings, and readings that do not tell the
@@ -191,22 +193,15 @@ def fit(readings: Readings | str | Path, law: str, g_max: float | None = None, t
         return _measured(readings, Measured.t_0 if t_0 is None else t_0)
     if law == "reram":
         return _reram(readings, most)
+    if law == "power_law":
+        return _coefficients(readings, most, PowerLaw.t_0 if t_0 is None else t_0)
     kind = PCM if law == "pcm" else Hermes
-    return _power_law(readings, kind, most, kind.t_0 if t_0 is None else t_0)
+    return _scales(readings, kind, most, kind.t_0 if t_0 is None else t_0)
 
 
-def _power_law(readings: Readings, kind: type[PCM] | type[Hermes], g_max: float, t_0: float) -> Fit:
+def _scales(readings: Readings, kind: type[PCM] | type[Hermes], g_max: float, t_0: float) -> Fit:
     device = kind(g_max=g_max, t_0=t_0)
-    data, used = _by_device(readings, readings.target >= _LOWEST * g_max)
-    devices = len(data.target)
-    if devices < _FEWEST:
-        raise InputError(
-            f"there are {devices} devices with targets of {_LOWEST * g_max:g} µS and more: give {_FEWEST} or more"
-        )
-    if int(data.there.sum(1).max()) < 2:
-        raise InputError(
-            "every device was read at one time alone: give readings at two times or more, such as 1m and 1d"
-        )
+    data, used = _drifting(readings, g_max)
     from scipy.optimize import minimize
 
     def loss(logs: np.ndarray) -> float:
@@ -217,10 +212,7 @@ def _power_law(readings: Readings, kind: type[PCM] | type[Hermes], g_max: float,
     found = minimize(loss, np.zeros(3), method="Nelder-Mead", options=options)
     deviations = _deviations(loss, found.x)
     if not found.success or deviations is None or np.abs(found.x).max() > 5:
-        raise InputError(
-            f"the readings of {devices} devices do not tell programming error, drift and fluctuation apart: give more "
-            "devices, and more times for each"
-        )
+        raise _untold(len(data.target))
     values = np.exp(found.x)
     parameters = tuple(
         Parameter(name, float(value), float(value * np.exp(-_NORMAL * d)), float(value * np.exp(_NORMAL * d)))
@@ -234,6 +226,78 @@ def _power_law(readings: Readings, kind: type[PCM] | type[Hermes], g_max: float,
         read_noise_scale=_rounded(values[2]),
     )
     return Fit(fitted, parameters, readings, used)
+
+
+def _drifting(readings: Readings, g_max: float) -> tuple[_ByDevice, int]:
+    """The readings that a power law is fitted to, by device, and how many they are."""
+    data, used = _by_device(readings, readings.target >= _LOWEST * g_max)
+    devices = len(data.target)
+    if devices < _FEWEST:
+        raise InputError(
+            f"there are {devices} devices with targets of {_LOWEST * g_max:g} µS and more: give {_FEWEST} or more"
+        )
+    if int(data.there.sum(1).max()) < 2:
+        raise InputError(
+            "every device was read at one time alone: give readings at two times or more, such as 1m and 1d"
+        )
+    return data, used
+
+
+def _untold(devices: int) -> InputError:
+    return InputError(
+        f"the readings of {devices} devices do not tell programming error, drift and fluctuation apart: give more "
+        "devices, and more times for each"
+    )
+
+
+def _coefficients(readings: Readings, g_max: float, t_0: float) -> Fit:
+    """`PowerLaw`'s own, from where moments of the readings say that they are."""
+    data, used = _drifting(readings, g_max)
+    slopes, variances = _slopes(data, t_0)
+    seen = np.isfinite(slopes)
+    mean = float(np.clip(np.median(slopes[seen]), 1e-3, 0.5))
+    spread = math.sqrt(max(float(slopes[seen].var() - variances[seen].mean()), (0.05 * mean) ** 2))
+    first = (data.conductance[:, 0] * (data.seconds[:, 0] / t_0 + 1) ** mean - data.target).numpy()
+    error = max(float(np.sqrt(np.mean(first**2))), 1e-4 * g_max)
+    # Numbers near 1 are searched: programming and slope as parts of these, deviations by their logarithms.
+    units = {
+        "programming_constant": error,
+        "programming_linear": error,
+        "programming_quadratic": error,
+        "exponent_mean": mean,
+        "exponent_spread": spread,
+        "read_noise": 0.01,
+        "read_power": 1.0,
+    }
+    logarithmic = np.array([name in ("exponent_mean", "exponent_spread", "read_noise") for name in units])
+    sizes = np.array([*units.values()])
+
+    def values_at(point: np.ndarray) -> np.ndarray:
+        values: np.ndarray = sizes * np.where(logarithmic, np.exp(np.clip(point, -9.0, 6.0)), point)
+        return values
+
+    def device_at(point: np.ndarray) -> PowerLaw:
+        fields: dict[str, Any] = dict(zip(units, values_at(point).tolist(), strict=True))
+        capped = {name: min(fields[name], 1.0) for name in ("exponent_mean", "exponent_spread", "read_noise")}
+        return PowerLaw(g_max=g_max, t_0=t_0, **{**fields, **capped})
+
+    def loss(point: np.ndarray) -> float:
+        return -_likelihood(device_at(point), data, 1.0, 1.0, 1.0)
+
+    from scipy.optimize import minimize
+
+    start = np.array([1.0, 0.0, 0.0, 0.0, 0.0, 0.0, 0.3])
+    bounds = [(-20.0, 20.0)] * 3 + [(-5.0, 5.0)] * 3 + [(-4.0, 4.0)]
+    found = minimize(loss, start, method="L-BFGS-B", bounds=bounds, options={"eps": 1e-4, "ftol": 1e-10})
+    deviations = _deviations(loss, found.x)
+    if not np.isfinite(found.fun) or deviations is None:
+        raise _untold(len(data.target))
+    parameters = tuple(
+        Parameter(name, *(float(values_at(found.x + side * _NORMAL * deviations)[place]) for side in (0, -1, 1)))
+        for place, name in enumerate(units)
+    )
+    fields: dict[str, Any] = {each.name: _rounded(each.value) for each in parameters}
+    return Fit(PowerLaw(g_max=g_max, t_0=t_0, **fields), parameters, readings, used)
 
 
 class _ByDevice(NamedTuple):
@@ -265,7 +329,7 @@ def _by_device(readings: Readings, wanted: Tensor) -> tuple[_ByDevice, int]:
     return _ByDevice(target, *map(torch.from_numpy, (seconds, conductance, there))), int(wanted.sum())
 
 
-def _likelihood(device: PCM | Hermes, data: _ByDevice, programming: float, drift: float, fluctuation: float) -> float:
+def _likelihood(device: PowerLawDrift, data: _ByDevice, programming: float, drift: float, fluctuation: float) -> float:
     """Logarithm of the likelihood of readings at scales of the three effects."""
     decades = (data.seconds / device.t_0).log1p()
     growth = device.band(data.seconds) * fluctuation

@@ -132,3 +132,58 @@ class PCM(PowerLawDrift):
         """A power of g, at most 0.2."""
         # below 0.0082 it is 0.2
         return functions.exp(functions.log(g.clamp(min=1e-3)).mul_(-0.65)).mul_(0.0088).clamp_(max=0.2)
+
+
+@dataclass(frozen=True)
+class PowerLaw(PowerLawDrift):
+    """Cells with the laws of `PowerLawDrift` and coefficients of one's own, such as `crossbar.devices.fit` finds.
+
+    ``σ_prog = c_0 + c_1 g + c_2 g²``, ``μ`` and ``σ`` the same at all conductances, ``Q = min(q g^-p, 1)`` down to
+    ``g = 0.001``. The defaults are those of `PCM` at g_max.
+
+    Attributes:
+        programming_constant, programming_linear, programming_quadratic: ``c_0``, ``c_1``, ``c_2``, µS, from -1e5 to
+            1e5; the sum is 0 where it would be below.
+        exponent_mean: ``μ``, 0 to 1.
+        exponent_spread: ``σ``, 0 to 1.
+        read_noise: ``q``, 0 to 1.
+        read_power: ``p``, -5 to 5.
+    """
+
+    kind: ClassVar[str] = "power_law"
+    programming_constant: float = 0.26348
+    programming_linear: float = 1.9650
+    programming_quadratic: float = -1.1731
+    exponent_mean: float = 0.049
+    exponent_spread: float = 0.008
+    read_noise: float = 0.0088
+    read_power: float = 0.65
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        for name in ("constant", "linear", "quadratic"):
+            value = getattr(self, f"programming_{name}")
+            require_number(f"device field programming_{name}", value, least=-1e5, most=1e5)
+        for name in ("exponent_mean", "exponent_spread", "read_noise"):
+            require_number(f"device field {name}", getattr(self, name), most=1)
+        require_number("device field read_power", self.read_power, least=-5, most=5)
+
+    def programming_deviation(self, g: Tensor) -> Tensor:
+        """Quadratic in g."""
+        return (
+            (g * self.programming_quadratic)
+            .add_(self.programming_linear)
+            .mul_(g)
+            .add_(self.programming_constant)
+            .clamp_(min=0.0)
+        )
+
+    def exponent_moments(self, g: Tensor) -> tuple[Tensor, Tensor]:
+        """The same at each g."""
+        return torch.full_like(g, self.exponent_mean), torch.full_like(g, self.exponent_spread)
+
+    def read_amplitude(self, g: Tensor) -> Tensor:
+        """A power of g, at most 1."""
+        return (
+            functions.exp(functions.log(g.clamp(min=1e-3)).mul_(-self.read_power)).mul_(self.read_noise).clamp_(max=1)
+        )

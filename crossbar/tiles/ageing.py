@@ -24,6 +24,7 @@ from crossbar.devices import (
     Hermes,
     Ideal,
     Measured,
+    PowerLaw,
     PowerLawDrift,
     RedrawDevice,
     ReRam,
@@ -40,7 +41,7 @@ from crossbar.tiles import laws, mapping
 
 _LINES = 2**18  # cells of whole word lines worked on at once
 _PIECE = 2**16  # cells worked on at once, so that a device's intermediate tensors stay in the processor's cache
-_MADE_AGAIN = (CmoReRam, GainCell, Hermes, Ideal, Measured, PCM, ReRam)
+_MADE_AGAIN = (CmoReRam, GainCell, Hermes, Ideal, Measured, PCM, PowerLaw, ReRam)
 _FURTHEST = 10  # deviations: no normal number is drawn that far out
 _MOST = 1e6  # g_max
 

@@ -207,7 +207,9 @@ def test_refuses_what_is_not_a_part(options, message):
         Hardware(**options)
 
 
-@pytest.mark.parametrize("kind", [devices.Ideal, devices.PCM, Hermes, ReRam, CmoReRam, GainCell], ids=lambda k: k.kind)
+@pytest.mark.parametrize(
+    "kind", [devices.Ideal, devices.PCM, devices.PowerLaw, Hermes, ReRam, CmoReRam, GainCell], ids=lambda k: k.kind
+)
 @pytest.mark.parametrize("g_max", [0.0, -25.0, math.nan, math.inf, "25", True, None])
 def test_every_device_refuses_a_g_max_that_is_not_above_0(kind, g_max):
     with pytest.raises(InputError, match=r"device field.* g_max = .* (is|are) not allowed"):

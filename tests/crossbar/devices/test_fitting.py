@@ -51,6 +51,30 @@ def test_known_parameters_are_within_the_intervals_of_2000_readings(device, law)
         assert getattr(found.device, name) == pytest.approx(value, rel=1e-5)
 
 
+def test_coefficients_are_found_again(tmp_path):
+    """Of 60 devices read at five times; each is within its interval."""
+    fields = {"programming_constant": 0.4, "programming_linear": 1.0, "programming_quadratic": -0.6}
+    device = devices.PowerLaw(exponent_mean=0.06, exponent_spread=0.015, read_noise=0.006, read_power=0.4, **fields)
+    readings = simulated(device, spread(25.0, 60), times=(1.0, 120.0, 1e3, 9e4, 6e5))
+    found = devices.fit(readings, "power_law", g_max=25.0)
+    assert [each.name for each in found.parameters] == [
+        *fields,
+        "exponent_mean",
+        "exponent_spread",
+        "read_noise",
+        "read_power",
+    ]
+    for name, value, low, high in found.parameters:
+        assert low < value < high
+        assert low <= getattr(device, name) <= high, name
+        assert getattr(found.device, name) == pytest.approx(value, rel=1e-5)
+    middle = torch.tensor([0.5])  # of the scale, where the three coefficients of programming tell most together
+    expected = float(device.programming_deviation(middle))
+    assert float(found.device.programming_deviation(middle)) == pytest.approx(expected, rel=0.2)
+    Hardware(device=found.device).to_yaml(tmp_path / "device.yaml")
+    assert Hardware.from_yaml(tmp_path / "device.yaml").device == found.device
+
+
 def test_a_table_is_found_again():
     table = {"target_us": (0.0, 8.0, 20.0), "mean_us": (0.4, 8.5, 19.0), "std_us": (0.1, 0.5, 0.7)}
     drift = {"drift_mean": (0.05, 0.05, 0.07), "drift_std": (0.01, 0.01, 0.02)}
@@ -124,7 +148,7 @@ def test_mistakes_are_refused_in_a_sentence(tmp_path, text, message):
 
 def test_what_readings_cannot_tell_is_refused():
     pcm = devices.PCM()
-    with pytest.raises(InputError, match="law 'nor' is unknown: choose one of pcm, hermes, reram, measured"):
+    with pytest.raises(InputError, match="law 'nor' is unknown: choose one of pcm, hermes, power_law, reram, measured"):
         devices.fit(simulated(pcm, spread(25.0, 50)), "nor")
     with pytest.raises(InputError, match="every device was read at one time alone"):
         devices.fit(simulated(pcm, spread(25.0, 50), times=(60.0,)), "pcm")
