@@ -2,7 +2,7 @@
 
 from crossbar.adapters.convolution import Convolution
 from crossbar.adapters.own_forward import OwnForward
-from crossbar.adapters.protocol import LayerAdapter, Part, Product
+from crossbar.adapters.protocol import LayerAdapter, Part, Product, Shaped
 from crossbar.adapters.registry import (
     adapter_of,
     digital_parts,
@@ -20,6 +20,7 @@ __all__ = [
     "OwnForward",
     "Part",
     "Product",
+    "Shaped",
     "adapter_of",
     "digital_parts",
     "digital_products",

@@ -81,6 +81,17 @@ class Convolution:
             y = torch.cat([product(part) for product, part in zip(products.values(), split, strict=True)], -1)
         return y.movedim(-1, 1)
 
+    def shapes(self, module: nn.Module, x: Tensor) -> list[int]:
+        """See `crossbar.adapters.Shaped`; ``⌊(n + padding - d (k - 1) - 1) / stride⌋ + 1`` places, dilated by d."""
+        conv = cast(nn.Conv2d, module)
+        dims, padding = len(conv.kernel_size), cast(Any, conv)._reversed_padding_repeated_twice  # of the last one first
+        found = [*x.shape[: x.dim() - dims - 1], conv.out_channels]
+        for place in range(dims):
+            size = x.shape[place - dims] + padding[2 * (dims - 1 - place)] + padding[2 * (dims - 1 - place) + 1]
+            taken = conv.dilation[place] * (conv.kernel_size[place] - 1) + 1
+            found.append((size - taken) // conv.stride[place] + 1)
+        return found
+
 
 def patches(conv: nn.Conv2d, x: Tensor) -> Tensor:
     """The patches ``[N, ..., C K]`` of inputs ``[N, C, ...]``, in the order of output places and of word lines."""

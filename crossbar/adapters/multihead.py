@@ -77,6 +77,30 @@ class MultiheadAttention:
         y = products[OUT](values)
         return y if own.batch_first else y.transpose(0, 1), weights
 
+    def shapes(
+        self,
+        module: nn.Module,
+        query: Tensor,
+        key: Tensor,
+        value: Tensor,
+        key_padding_mask: Tensor | None = None,
+        need_weights: bool = True,
+        attn_mask: Tensor | None = None,
+        average_attn_weights: bool = True,
+        is_causal: bool = False,
+    ) -> tuple[list[int], list[int] | None] | None:
+        """See `crossbar.adapters.Shaped`; None where attention weights are dropped out."""
+        own = cast(nn.MultiheadAttention, module)
+        if own.training and own.dropout:
+            return None
+        outputs = [*query.shape[:-1], own.embed_dim]
+        if not need_weights:
+            return outputs, None
+        place = -2 if query.dim() == 2 or own.batch_first else 0
+        length, seen = query.shape[place], key.shape[place] + (own.bias_k is not None) + own.add_zero_attn
+        batch = [] if query.dim() == 2 else [query.shape[0 if own.batch_first else 1]]
+        return outputs, [*batch, *([] if average_attn_weights else [own.num_heads]), length, seen]
+
 
 def attend(
     q: Tensor,

@@ -127,6 +127,10 @@ class Experts(OwnForward):
         chosen: Callable[..., Any] = forward.__wrapped__ if decorated else forward
         return chosen
 
+    def shapes(self, module: nn.Module, hidden: Tensor, *inputs: Any, **options: Any) -> list[int] | None:
+        """See `crossbar.adapters.Shaped`: that of the hidden states; None where experts are given lists (JetMoE)."""
+        return [*hidden.shape] if all(isinstance(x, Tensor) for x in inputs) else None
+
 
 _TRANSPOSED = ("Llama4TextExperts",)
 """Classes of experts whose weights are ``[E, I, O]``, and which do not say so."""

@@ -102,3 +102,16 @@ class LayerAdapter(Protocol):
         It cuts inputs into vectors and puts outputs back together. With products in digital it equals ``forward``.
         """
         ...
+
+
+@runtime_checkable
+class Shaped(LayerAdapter, Protocol):
+    """An adapter whose layers do not break the graphs of torch's compiler."""
+
+    def shapes(self, module: nn.Module, *inputs: Any, **options: Any) -> Any:
+        """The shapes of what ``forward`` gives, all in the dtype of the first input.
+
+        A list of sizes for each tensor, in tuples as ``forward`` gives them, with None where it gives None. None alone:
+        a graph is to break here, because inputs are no tensors, or ``forward`` draws random numbers of its own.
+        """
+        ...

@@ -19,7 +19,7 @@ class Recurrent:
     """``nn.LSTM`` and ``nn.GRU``: matrices of inputs and of states on tiles, cells in digital.
 
     Inputs of all times meet their matrix at once; the state meets its own at each time, for the sequences that are as
-    long.
+    long. Graphs of torch's compiler break here: it refuses to look at recurrent layers.
     """
 
     name = "an nn.LSTM or nn.GRU"

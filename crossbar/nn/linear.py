@@ -6,7 +6,7 @@ import math
 from collections.abc import Callable
 from dataclasses import replace
 from functools import partial
-from typing import Any, Self
+from typing import Any, Self, cast
 
 import torch
 from torch import Tensor, nn
@@ -207,12 +207,16 @@ class AnalogLinear(nn.Module):
                 without its noise (`crossbar.replayed_reads`).
         """
         if torch.compiler.is_compiling():
-            return operator.call(self, x.flatten(-taken))
+            return cast(Tensor, operator.call(self, [*x.shape[:-taken], self.out_features], x.flatten(-taken)))
         return self._forward(x, taken=taken)
 
     def read(self, x: Tensor) -> Tensor:
         """`forward` of a graph that runs, which is not being made."""
         return self._forward(x)
+
+    def matrices(self) -> list[AnalogLinear]:
+        """What is read of the layer."""
+        return [self]
 
     def _forward(self, x: Tensor, with_bias: bool = True, taken: int = 1) -> Tensor:
         if taken > 1 and not self._drives_alone(x):

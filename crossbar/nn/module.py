@@ -8,9 +8,10 @@ from typing import Any, cast
 import torch
 from torch import Tensor, nn
 
-from crossbar.adapters import LayerAdapter, Product
+from crossbar.adapters import LayerAdapter, Product, Shaped
 from crossbar.adapters.stand_in import stand_in
 from crossbar.hardware import Hardware
+from crossbar.nn import operator
 from crossbar.nn.linear import AnalogLinear, PartOf
 
 TILES = "tiles"
@@ -27,10 +28,13 @@ class AnalogModule(nn.Module):
         digital: the layer that was converted, which `crossbar.restore` puts back.
         adapter: of its kind.
         tiles: its matrices by name; the name of one is ``<name>.tiles.<part>``.
+        number, calls: by which compiled graphs know it, and how often they called it (`crossbar.nn.operator`), 0-d.
     """
 
     digital: nn.Module
     tiles: nn.ModuleDict
+    number: Tensor
+    calls: Tensor
 
     books_itself = True
     """Its parts count what they do in open ledgers (`crossbar.costs.digital_layers`)."""
@@ -45,12 +49,38 @@ class AnalogModule(nn.Module):
                 for part, own in hardware.items()
             }
         )
+        where = self.matrices()[0].scales.device
+        self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=where), persistent=False)
+        self.number = operator.entered(self)
+
+    def __setstate__(self, state: dict[str, Any]) -> None:
+        super().__setstate__(state)  # type: ignore[no-untyped-call]  # torch's own
+        self.number = operator.entered(self)
 
     def forward(self, *inputs: Any, **options: Any) -> Any:
-        """What the digital layer's ``forward`` takes and gives."""
-        if torch.compiler.is_compiling():
+        """What the digital layer's ``forward`` takes and gives.
+
+        In graphs of `torch.compile` and `torch.export` it is one operation (`crossbar.nn.operator`), where the adapter
+        knows the shapes of what it gives; elsewhere a graph breaks here.
+        """
+        if not torch.compiler.is_compiling():
+            return self._forward(*inputs, **options)
+        shapes = self.adapter.shapes(self.digital, *inputs, **options) if isinstance(self.adapter, Shaped) else None
+        if shapes is None:
             return torch.compiler.disable(self._forward)(*inputs, **options)
+        return operator.call(self, shapes, *inputs, **options)
+
+    def read(self, *inputs: Any, **options: Any) -> Any:
+        """`forward` of a graph that runs, which is not being made."""
         return self._forward(*inputs, **options)
+
+    def matrices(self) -> list[AnalogLinear]:
+        """What is read of the layer."""
+        return [cast(AnalogLinear, part) for part in self.tiles.values()]
+
+    def trained(self) -> list[nn.Parameter]:
+        """The parameters that outputs depend on."""
+        return [*self.parameters()]
 
     def _forward(self, *inputs: Any, **options: Any) -> Any:
         parts = self.tiles.values()

@@ -1,16 +1,17 @@
-"""An analog layer as an operator of torch, so that compiled and exported graphs hold it whole.
+"""Analog layers as operators of torch, so that compiled and exported graphs hold them whole.
 
 `torch.compile` and `torch.export` follow tensors, and a layer's noise, counts and cells are none: inside of a graph it
-is one operation, ``ohmformer::analog_linear``, that calls the layer as it is when the graph runs. Its gradient is the
+is one operation, ``ohmformer::analog_layer``, that calls the layer as it is when the graph runs. Its gradient is the
 layer's own. What it needs is kept of a layer's last call; for a call before that, the layer is read again, with the
 noise that it had.
 """
 
 from __future__ import annotations
 
+import ast
 import itertools
 import threading
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
 from typing import Any, Protocol
 from weakref import WeakKeyDictionary, WeakValueDictionary
@@ -22,36 +23,35 @@ from crossbar.costs.ledger import unbooked
 from crossbar.errors import InputError
 
 
-class Layer(Protocol):
-    """What graphs call: `crossbar.nn.linear.AnalogLinear`."""
+class Matrix(Protocol):
+    """What is read of a layer: `crossbar.nn.linear.AnalogLinear`."""
 
-    number: Tensor
-    calls: Tensor
     reads: int
     replaying: bool
 
-    @property
-    def name(self) -> str:
-        """Of the layer, for messages."""
-        ...
 
-    @property
-    def out_features(self) -> int:
-        """O."""
+class Layer(Protocol):
+    """What graphs call: `crossbar.nn.linear.AnalogLinear` and `crossbar.nn.module.AnalogModule`."""
+
+    number: Tensor
+    calls: Tensor
+
+    def matrices(self) -> Sequence[Matrix]:
+        """What is read of it, in an order of its own."""
         ...
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters that outputs depend on."""
         ...
 
-    def read(self, x: Tensor) -> Tensor:
-        """Outputs ``[..., O]`` for inputs ``[..., I]``, computed now."""
+    def read(self, *inputs: Any, **options: Any) -> Any:
+        """What its ``forward`` gives, computed now."""
         ...
 
 
 _numbers, _calls = itertools.count(), itertools.count()
 _layers: WeakValueDictionary[int, Layer] = WeakValueDictionary()
-_last: WeakKeyDictionary[Layer, tuple[int, Tensor, Tensor]] = WeakKeyDictionary()
+_last: WeakKeyDictionary[Layer, tuple[int, list[Tensor], list[Tensor]]] = WeakKeyDictionary()
 _adding = threading.Lock()
 
 
@@ -66,98 +66,200 @@ def entered(layer: Layer) -> Tensor:
     return torch.tensor(number, device="cpu")
 
 
-def call(layer: Layer, x: Tensor) -> Tensor:
-    """What a layer computes, as one operation of the graph that is being made."""
-    layer.calls.add_(1)  # so that two calls with the same inputs are two reads
-    recorded = torch.is_grad_enabled()
-    trained = [parameter for parameter in layer.trained() if parameter.requires_grad and recorded]
-    of_inputs = x.requires_grad and recorded
-    outputs: Tensor = _multiply(x, trained, layer.number, layer.calls, layer.out_features, of_inputs)[0]
-    return outputs
-
-
-@torch.library.custom_op("ohmformer::analog_linear", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
-def _multiply(
-    x: Tensor, trained: list[Tensor], number: Tensor, calls: Tensor, outputs: int, of_inputs: bool
-) -> tuple[Tensor, Tensor]:
-    """Outputs ``[..., O]`` in the dtype of ``x``, and int64 [2]: the index of the read, and a number of this call.
+def call(layer: Layer, shapes: Any, *inputs: Any, **options: Any) -> Any:
+    """What a layer computes, as one operation of the graph that is being made.
 
     Args:
-        x: ``[..., I]``.
+        layer: called.
+        shapes: of what it gives: a list of sizes for each tensor, in tuples as ``forward`` gives them.
+        inputs, options: tensors in the dtype of the outputs first; other tensors, None, strings and plain numbers.
+    """
+    layer.calls.add_(1)  # so that two calls with the same inputs are two reads
+    given: list[Tensor] = []
+    text, flat = _written((inputs, options), given), _flat(shapes)
+    recorded = torch.is_grad_enabled()
+    trained = [parameter for parameter in layer.trained() if parameter.requires_grad and recorded]
+    found = _compute(
+        given, trained, layer.number, layer.calls, text, len(layer.matrices()),
+        [size for shape in flat for size in shape], [len(shape) for shape in flat],
+        [x.requires_grad and recorded for x in given],
+    )  # fmt: skip
+    return _placed(shapes, iter(found))
+
+
+def _written(value: Any, tensors: list[Tensor]) -> str:
+    """Arguments as a Python literal in which ``{i}`` is tensor i, and the tensors."""
+    if isinstance(value, Tensor):
+        tensors.append(value)
+        return f"{{{len(tensors) - 1}}}"
+    if isinstance(value, dict):
+        return "{" + ", ".join(f"{name!r}: {_written(own, tensors)}" for name, own in value.items()) + "}"
+    if isinstance(value, tuple):
+        return "(" + "".join(f"{_written(own, tensors)}, " for own in value) + ")"
+    return repr(value)
+
+
+def _read(value: Any, tensors: Sequence[Tensor]) -> Any:
+    """`_written` backwards, of what the literal stands for."""
+    if isinstance(value, set):
+        return tensors[next(iter(value))]
+    if isinstance(value, dict):
+        return {name: _read(own, tensors) for name, own in value.items()}
+    return tuple(_read(own, tensors) for own in value) if isinstance(value, tuple) else value
+
+
+def _flat(outputs: Any) -> list[Any]:
+    """What tuples hold but None, in order."""
+    if isinstance(outputs, tuple):
+        return [each for own in outputs for each in _flat(own)]
+    return [] if outputs is None else [outputs]
+
+
+def _placed(shapes: Any, found: Iterator[Tensor]) -> Any:
+    """Tensors in the places of their shapes."""
+    if isinstance(shapes, tuple):
+        return tuple(_placed(own, found) for own in shapes)
+    return None if shapes is None else next(found)
+
+
+@torch.library.custom_op("ohmformer::analog_layer", mutates_args=(), tags=(torch.Tag.nondeterministic_seeded,))
+def _compute(
+    given: list[Tensor],
+    trained: list[Tensor],
+    number: Tensor,
+    calls: Tensor,
+    text: str,
+    matrices: int,
+    sizes: list[int],
+    dims: list[int],
+    asked: list[bool],
+) -> list[Tensor]:
+    """Outputs in the dtype of the first input, and int64 [1 + matrices]: a number of this call, and read indices.
+
+    Args:
+        given: tensors among the arguments.
         trained: the parameters that are asked for a gradient.
         number: `entered` of the layer.
         calls: how often a graph called it: not looked at.
-        outputs: O.
-        of_inputs: whether ``x`` is asked for a gradient.
+        text: the arguments, as `_written` has them.
+        matrices: how many are read.
+        sizes, dims: of all outputs, one after another, and how many of them each has.
+        asked: which of ``given`` are asked for a gradient.
     """
     layer, which = _layer(number), next(_calls)
-    read = torch.tensor([layer.reads, which], device="cpu")
-    if not of_inputs and not trained:
-        return layer.read(x), read
-    with _recorded():
-        own = x.detach().requires_grad_(of_inputs)
-        y = layer.read(own)
-    _last[layer] = which, own, y
-    return y.detach(), read
+    call = torch.tensor([which, *(matrix.reads for matrix in layer.matrices())], device="cpu")
+    if not any(asked) and not trained:
+        found = _outputs(layer, text, given)
+    else:
+        with _recorded():
+            own = _own(given, asked)
+            found = _outputs(layer, text, own)
+        _last[layer] = which, own, found
+    assert [size for y in found for size in y.shape] == sizes, f"{text}: {[list(y.shape) for y in found]}, not {sizes}"
+    return [*(y.detach() for y in found), call]
 
 
-@_multiply.register_fake
+@_compute.register_fake
 def _(
-    x: Tensor, trained: list[Tensor], number: Tensor, calls: Tensor, outputs: int, of_inputs: bool
-) -> tuple[Tensor, Tensor]:
-    return x.new_empty((*x.shape[:-1], outputs)), torch.empty(2, dtype=torch.int64, device="cpu")
-
-
-@torch.library.custom_op("ohmformer::analog_linear_backward", mutates_args=())
-def _backward(
-    grad: Tensor, x: Tensor, trained: list[Tensor], number: Tensor, read: Tensor, of_inputs: bool
+    given: list[Tensor],
+    trained: list[Tensor],
+    number: Tensor,
+    calls: Tensor,
+    text: str,
+    matrices: int,
+    sizes: list[int],
+    dims: list[int],
+    asked: list[bool],
 ) -> list[Tensor]:
-    """Gradients of inputs (if ``of_inputs``) and of parameters, of the call that gave ``read``."""
-    layer, (index, which) = _layer(number), read.tolist()
+    remaining = iter(sizes)
+    outputs = [given[0].new_empty([next(remaining) for _ in range(count)]) for count in dims]
+    return [*outputs, torch.empty(1 + matrices, dtype=torch.int64, device="cpu")]
+
+
+def _outputs(layer: Layer, text: str, given: list[Tensor]) -> list[Tensor]:
+    """What a layer gives, as its shapes say: contiguous, in the dtype of the first input."""
+    inputs, options = _read(ast.literal_eval(text), given)
+    return [y.to(given[0].dtype).contiguous() for y in _flat(layer.read(*inputs, **options))]
+
+
+def _own(given: list[Tensor], asked: list[bool]) -> list[Tensor]:
+    return [x.detach().requires_grad_(wanted) for x, wanted in zip(given, asked, strict=True)]
+
+
+@torch.library.custom_op("ohmformer::analog_layer_backward", mutates_args=())
+def _backward(
+    grads: list[Tensor],
+    given: list[Tensor],
+    trained: list[Tensor],
+    number: Tensor,
+    call: Tensor,
+    text: str,
+    asked: list[bool],
+) -> list[Tensor]:
+    """Gradients of the inputs that are asked for one, and of parameters, of the call that gave ``call``."""
+    layer, (which, *reads) = _layer(number), call.tolist()
     wanted = [parameter for parameter in layer.trained() if parameter.requires_grad]
     if len(wanted) != len(trained):
         raise InputError(
-            f"{layer.name} has {len(wanted)} parameters to train and was called with {len(trained)}: do not freeze or "
-            "add parameters between a forward pass and its backward pass"
+            f"an analog layer has {len(wanted)} parameters to train and was called with {len(trained)}: do not freeze "
+            "or add parameters between a forward pass and its backward pass"
         )
     last = _last.pop(layer, None)
     with _recorded():
-        own, y = last[1:] if last is not None and last[0] == which else _again(layer, x, index, of_inputs)
-        inputs = [*([own] if of_inputs else []), *wanted]
-        return [found.clone() for found in torch.autograd.grad(y, inputs, grad, materialize_grads=True)]
+        own, found = last[1:] if last is not None and last[0] == which else _again(layer, text, given, reads, asked)
+        inputs = [*(x for x, of in zip(own, asked, strict=True) if of), *wanted]
+        return [grad.clone() for grad in torch.autograd.grad(found, inputs, grads, materialize_grads=True)]
 
 
-def _again(layer: Layer, x: Tensor, index: int, of_inputs: bool) -> tuple[Tensor, Tensor]:
+def _again(
+    layer: Layer, text: str, given: list[Tensor], reads: list[int], asked: list[bool]
+) -> tuple[list[Tensor], list[Tensor]]:
     """Inputs, and outputs that are recorded, of a read that was not the layer's last one."""
-    before = layer.reads, layer.replaying
-    layer.reads, layer.replaying = index, True
+    matrices = layer.matrices()
+    before = [(matrix.reads, matrix.replaying) for matrix in matrices]
+    for matrix, index in zip(matrices, reads, strict=True):
+        matrix.reads, matrix.replaying = index, True
     try:
         with unbooked():
-            own = x.detach().requires_grad_(of_inputs)
-            return own, layer.read(own)
+            own = _own(given, asked)
+            return own, _outputs(layer, text, own)
     finally:
-        layer.reads, layer.replaying = before
+        for matrix, was in zip(matrices, before, strict=True):
+            matrix.reads, matrix.replaying = was
 
 
 @_backward.register_fake
-def _(grad: Tensor, x: Tensor, trained: list[Tensor], number: Tensor, read: Tensor, of_inputs: bool) -> list[Tensor]:
-    return [torch.empty_like(own) for own in ([x, *trained] if of_inputs else trained)]
+def _(
+    grads: list[Tensor],
+    given: list[Tensor],
+    trained: list[Tensor],
+    number: Tensor,
+    call: Tensor,
+    text: str,
+    asked: list[bool],
+) -> list[Tensor]:
+    return [torch.empty_like(own) for own in [*(x for x, of in zip(given, asked, strict=True) if of), *trained]]
 
 
-def _keep(ctx: Any, inputs: tuple[Any, ...], output: tuple[Tensor, Tensor]) -> None:
-    x, trained, number, _, _, of_inputs = inputs
-    ctx.save_for_backward(x, number, output[1], *trained)
-    ctx.of_inputs = of_inputs
+def _keep(ctx: Any, inputs: tuple[Any, ...], output: list[Tensor]) -> None:
+    given, trained, number, _, ctx.text, _, _, _, ctx.asked = inputs
+    *outputs, call = output
+    ctx.inputs, ctx.shapes = len(given), [y.shape for y in outputs]
+    ctx.save_for_backward(number, call, *given, *trained)
 
 
-def _differentiate(ctx: Any, grad: Tensor, _: Tensor) -> tuple[Any, ...]:
-    x, number, read, *trained = ctx.saved_tensors
-    found = _backward(grad, x, trained, number, read, ctx.of_inputs)
-    of_x = found.pop(0) if ctx.of_inputs else None
-    return of_x, found, None, None, None, None
+def _differentiate(ctx: Any, grads: list[Tensor | None]) -> tuple[Any, ...]:
+    number, call, *rest = ctx.saved_tensors
+    given, trained = rest[: ctx.inputs], rest[ctx.inputs :]
+    each = [
+        given[0].new_zeros(shape) if grad is None else grad for grad, shape in zip(grads[:-1], ctx.shapes, strict=True)
+    ]
+    found = iter(_backward(each, given, trained, number, call, ctx.text, ctx.asked))
+    of_given = [next(found) if of else None for of in ctx.asked]
+    return of_given, list(found), *[None] * 7
 
 
-_multiply.register_autograd(_differentiate, setup_context=_keep)
+_compute.register_autograd(_differentiate, setup_context=_keep)
 
 
 def _layer(number: Tensor) -> Layer:

@@ -38,6 +38,7 @@ from crossbar.adapters import (
     Convolution,
     OwnForward,
     Part,
+    Shaped,
     adapter_of,
     digital_parts,
     digital_products,
@@ -46,6 +47,7 @@ from crossbar.adapters import (
     registry,
 )
 from crossbar.adapters.linear import Linear
+from crossbar.adapters.own_forward import Experts
 from tests.crossbar.conftest import QUIET, inputs, inputs64
 
 CHIP = Hardware(tile=Tile(4, 3), adc=Converter(full_scale=4.0))
@@ -265,6 +267,55 @@ def test_outputs_are_in_the_dtype_of_a_model_that_was_cast(kind):
     x = inputs(*kind.shapes[0]).to(torch.bfloat16)
     assert analog(x).dtype == torch.bfloat16
     assert {layer.scales.dtype for layer in analog_layers(analog).values()} == {torch.float32}
+
+
+def test_shapes_are_those_that_forward_gives(kind):
+    model, seen = model_of(kind), []
+    adapter = adapter_of(model.layer)
+    if not isinstance(adapter, Shaped):
+        return
+
+    def look(module, args, options, outputs):
+        seen.append((adapter.shapes(module, *args, **options), outputs))
+
+    model.layer.register_forward_hook(look, with_kwargs=True)
+    for shape in kind.shapes:
+        model(inputs64(*shape))
+    assert [shapes for shapes, _ in seen] == [shapes_of(outputs) for _, outputs in seen]
+
+
+def shapes_of(outputs):
+    if isinstance(outputs, tuple):
+        return tuple(map(shapes_of, outputs))
+    return None if outputs is None else [*outputs.shape]
+
+
+X = torch.zeros(3, 4, 10)
+CONV = torch.zeros(2, 4, 9, 8)
+LAYERS = {
+    "same padding": (lambda: nn.Conv2d(4, 6, (3, 2), padding="same", dilation=2), (CONV,)),
+    "reflected": (lambda: nn.Conv2d(4, 6, 3, padding=(2, 1), stride=(1, 3), padding_mode="reflect"), (CONV,)),
+    "three dimensions": (lambda: nn.Conv3d(2, 3, (1, 2, 3)), (torch.zeros(1, 2, 3, 4, 5),)),
+    "attention weights": (lambda: nn.MultiheadAttention(10, 2), (X, X[:2], X[:2])),
+    "weights of heads": (
+        lambda: nn.MultiheadAttention(10, 2, batch_first=True, add_bias_kv=True, add_zero_attn=True),
+        (X, X[:, :2], X[:, :2], None, True, None, False),
+    ),
+    "weights of a sequence": (lambda: nn.MultiheadAttention(10, 2, add_zero_attn=True), (X[0], X[1], X[1])),
+}
+
+
+@pytest.mark.parametrize(("make", "given"), LAYERS.values(), ids=LAYERS)
+def test_shapes_with_options_are_those_that_forward_gives(make, given):
+    layer = make()
+    assert adapter_of(layer).shapes(layer, *given) == shapes_of(layer(*given))
+
+
+def test_graphs_break_at_what_has_no_shapes():
+    attention = nn.MultiheadAttention(10, 2, dropout=0.5)
+    assert adapter_of(attention).shapes(attention, X, X, X) is None
+    assert adapter_of(attention).shapes(attention.eval(), X, X, X)[0] == [3, 4, 10]
+    assert Experts().shapes(nn.Module(), X, [1, 2]) is None
 
 
 def test_gradients_reach_the_digital_parameters_in_training(kind):
