@@ -208,7 +208,9 @@ def _backward(
     with _recorded():
         own, found = last[1:] if last is not None and last[0] == which else _again(layer, text, given, reads, asked)
         inputs = [*(x for x, of in zip(own, asked, strict=True) if of), *wanted]
-        return [grad.clone() for grad in torch.autograd.grad(found, inputs, grads, materialize_grads=True)]
+        gradients = torch.autograd.grad(found, inputs, grads, materialize_grads=True)
+    # In the strides that compiled graphs were promised.
+    return [torch.empty_like(x).copy_(grad) for x, grad in zip(inputs, gradients, strict=True)]
 
 
 def _again(

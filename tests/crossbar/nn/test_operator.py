@@ -149,6 +149,17 @@ def test_layers_of_several_products_are_one_operation(make, shape):
     assert torch._dynamo.utils.counters["graph_break"] == {}
 
 
+def test_gradients_have_the_strides_that_graphs_are_promised():
+    model = model_of().train()
+    layer, x = model[0], inputs(20, 6).t()
+    given = [x], [*layer.trained()], layer.number
+    call = torch.ops.ohmformer.analog_layer(*given, layer.calls, "(({0}, ), {})", 1, [6, 12], [2], [True])
+    found = torch.ops.ohmformer.analog_layer_backward([call[0]], *given, call[1], "(({0}, ), {})", [True])
+    assert [grad.stride() for grad in found] == [each.stride() for each in (x, *layer.trained())]
+    assert [x.stride(), layer.digital.weight.stride()] == [(1, 6), (20, 1)]
+    assert all(grad.abs().max() > 0 for grad in found)
+
+
 def test_a_graph_breaks_where_attention_weights_are_dropped_out():
     torch.manual_seed(0)
     model = Around(nn.MultiheadAttention(8, 2, dropout=0.5, batch_first=True), attended)
