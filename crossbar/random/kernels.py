@@ -22,6 +22,9 @@ _F, _U = np.float32, np.uint32
 _LOG = (-0.23862109, 0.37361503, -0.40983519, 0.49816578, -0.66629348, 1.0000229, -2.00000193)
 _SQRT_HALF_BITS = 0x3F3504F3
 
+_VECTOR = 8
+"""Pairs that processors make at once, or a multiple of it."""
+
 ROW = 1024
 """Normal numbers of a tensor that are made together, with words of their own."""
 
@@ -152,12 +155,25 @@ def _fill_pairs(ones: Any, others: Any, word: Any, start: Any, key: Any) -> None
         ones[i], others[i] = normals(random_word(start, at, key), random_word(start, at + 1, key))
 
 
+@njit(inline="always")  # type: ignore[untyped-decorator]  # numba's own
+def _put(numbers: Any, place: int, given: Any) -> None:
+    """Overwrite the numbers from a place on; place -1: nowhere."""
+    if place >= 0:
+        own = numbers[place : place + len(given)]
+        for i in range(len(given)):
+            own[i] = given[i]
+
+
 @cfunc(SIGNATURE, cache=True, error_model="numpy")  # type: ignore[untyped-decorator]  # numba's own
 def fill_scattered(words: Any) -> None:
     """Standard normal numbers ``[Q G, R, L]`` of places in many streams of a key: `Stream.scattered`.
 
     Arguments: numbers, Q, G, R, L, number [Q, R], row [G, R], shift [G, L], element [G, L] (int64 all four), width,
     start, key.
+
+    The rows of a g have their numbers in the same elements. So what pairs these take is found once for all of them, and
+    pairs whose numbers stand side by side are put there together. Pairs are made in whole vectors: those behind the
+    last one go nowhere.
     """
     given = carray(words, 14)
     groups, blocks, rows, count, width = given[3], given[4], given[5], given[6], given[11]
@@ -170,12 +186,13 @@ def fill_scattered(words: Any) -> None:
     half = (width + 1) // 2
     at = np.full(width, -1, np.int64)  # where a run of numbers of one row has each element of the row
     # Pairs that are made: their word, and where their numbers go (-1: nowhere).
-    word, first, second = np.empty(count, np.uint32), np.empty(count, np.int64), np.empty(count, np.int64)
-    ones, others = np.empty(count, np.float32), np.empty(count, np.float32)
-    pairs, known = 0, -1
+    most = count + _VECTOR
+    word, first, second = np.zeros(most, np.uint32), np.empty(count, np.int64), np.empty(count, np.int64)
+    ones, others = np.empty(most, np.float32), np.empty(most, np.float32)
+    begins = np.zeros(count + 1, np.int64)  # of pairs whose numbers stand side by side; behind the last, their end
+    pairs, runs, known = 0, 0, -1
     for line in range(*share(given, groups * blocks * rows)):
-        p, r = line // rows, line % rows
-        g = p % blocks
+        g, q, r = line // (groups * rows), line // rows % groups, line % rows
         if g != known:
             known, pairs, begin = g, 0, 0
             while begin < count:
@@ -197,15 +214,26 @@ def fill_scattered(words: Any) -> None:
                 for place in range(begin, end):
                     at[element[g, place]] = -1
                 begin = end
-        own = number[p // blocks, r]
+            runs = 0
+            for i in range(pairs):
+                beside = i > 0
+                for places in (first, second):
+                    if beside and places[i] != (places[i - 1] + 1 if places[i - 1] >= 0 else -1):
+                        beside = False
+                if not beside:
+                    begins[runs] = i
+                    runs += 1
+            begins[runs] = pairs
+        own = number[q, r]
         origin = _U(random_word(start, 2 * own, key) + _U(row[g, r] * 2 * half))
         own_key = random_word(start, 2 * own + 1, key)
-        _fill_pairs(ones[:pairs], others[:pairs], word[:pairs], origin, own_key)
-        for i in range(pairs):
-            if first[i] >= 0:
-                numbers[p, r, first[i]] = ones[i]
-            if second[i] >= 0:
-                numbers[p, r, second[i]] = others[i]
+        made = (pairs + _VECTOR - 1) // _VECTOR * _VECTOR
+        _fill_pairs(ones[:made], others[:made], word[:made], origin, own_key)
+        line_numbers = numbers[q * blocks + g, r]
+        for run in range(runs):
+            low, end = begins[run], begins[run + 1]
+            _put(line_numbers, first[low], ones[low:end])
+            _put(line_numbers, second[low], others[low:end])
     done(given)
 
 
