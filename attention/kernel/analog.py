@@ -524,7 +524,7 @@ def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, circuit: _Circ
     if dac is None:
         codes = _times(drives, total.reciprocal())
     elif dac.range == "per_token":
-        largest = _largest(drives)
+        largest = drives.detach().amax(-1, keepdim=True).clamp_(min=_TINY)  # no weight and no scale is negative
         codes, unit, full_scale = convert(_times(drives, dac.levels / largest), dac), 1 / dac.levels, largest / total
     else:
         codes = convert(_times(drives, dac.levels / (dac.full_scale * total)), dac)

@@ -190,7 +190,7 @@ def fill_scattered(words: Any) -> None:
     word, first, second = np.zeros(most, np.uint32), np.empty(count, np.int64), np.empty(count, np.int64)
     ones, others = np.empty(most, np.float32), np.empty(most, np.float32)
     begins = np.zeros(count + 1, np.int64)  # of pairs whose numbers stand side by side; behind the last, their end
-    pairs, runs, known = 0, 0, -1
+    pairs, runs, known, whole = 0, 0, -1, False
     for line in range(*share(given, groups * blocks * rows)):
         g, q, r = line // (groups * rows), line // rows % groups, line % rows
         if g != known:
@@ -224,12 +224,16 @@ def fill_scattered(words: Any) -> None:
                     begins[runs] = i
                     runs += 1
             begins[runs] = pairs
+            whole = runs == 1 and count == width and first[0] == 0 and second[0] == half
         own = number[q, r]
         origin = _U(random_word(start, 2 * own, key) + _U(row[g, r] * 2 * half))
         own_key = random_word(start, 2 * own + 1, key)
+        line_numbers = numbers[q * blocks + g, r]
+        if whole:
+            _fill_row(line_numbers, _U(origin + word[0]), own_key)
+            continue
         made = (pairs + _VECTOR - 1) // _VECTOR * _VECTOR
         _fill_pairs(ones[:made], others[:made], word[:made], origin, own_key)
-        line_numbers = numbers[q * blocks + g, r]
         for run in range(runs):
             low, end = begins[run], begins[run + 1]
             _put(line_numbers, first[low], ones[low:end])
