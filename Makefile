@@ -5,7 +5,9 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 BIN := .venv/bin
 WORKERS ?= auto
 SOURCES := crossbar attention calibration tests examples benchmarks
-GPU_TESTS := $(addprefix tests/crossbar/,backends/test_triton.py random/test_triton_kernels.py tiles/test_triton_kernels.py)
+GPU_TESTS := $(addprefix tests/,test_on_gpu.py crossbar/backends/test_triton.py crossbar/native/test_triton_kernels.py \
+	crossbar/random/test_triton_kernels.py crossbar/tiles/test_triton_kernels.py attention/kernel/test_fused.py \
+	attention/memory/test_memory_rows.py)
 
 .PHONY: demo evaluate recall test test-slow test-studies test-circuit lint format benchmark clean
 
@@ -37,7 +39,8 @@ test-circuit: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps badcrossbar==1.1.0 pathvalidate==3.3.1 sigfig==1.4.0
 	$(BIN)/python -m pytest -m circuit tests/crossbar/circuit
 
-# Kernels compiled for the GPU that is there, against the CPU's bits, and timed; says what it skips where there is none.
+# Kernels compiled for the GPU that is there, against the CPU's bits, whole models that wait for nothing, and times; says what
+# it skips where there is none.
 test-gpu: .venv/installed
 	TRITON_INTERPRET=0 $(BIN)/python -m pytest -rs -m 'slow or not slow' $(GPU_TESTS)
 	$(BIN)/python benchmarks/gpu_kernels.py

@@ -26,7 +26,8 @@ from torch import nn
 from torch.nn import functional as F
 
 from attention import gated_attention, parse
-from crossbar import AnalogLinear, age, convert, presets, program, reset_reads
+from attention.kernel import fused
+from crossbar import AnalogLinear, age, analog_layers, convert, presets, program, reset_reads, using_backend
 from crossbar.backends import dispatch
 from crossbar.backends.protocol import Read
 from crossbar.native import gpu
@@ -34,8 +35,8 @@ from crossbar.random.streams import Stream
 from crossbar.tiles.readout import Readout
 
 INT8, BF16, ISSUED, BYTES = 1979e12, 989e12, 33.5e12, 3.35e12  # a second; NVIDIA H100 SXM data sheet, dense
-SLOTS = 46  # instructions of a conversion with a normal number, and 13 of one without
-QUIET_SLOTS = 13
+SLOTS = 54  # instructions of a conversion with a normal number, and 18.4 of one without: `gpu_kernels.py`, over 32
+QUIET_SLOTS = 18.4
 PATTERN = parse("causal(window(256) | sinks(4))")
 
 
@@ -83,6 +84,15 @@ def product_milliseconds(vectors: int, inputs: int, outputs: int, noisy: bool, r
     return 1e3 * max(tensor, others, moved)
 
 
+def rows_milliseconds(tokens: int, heads: int, size: int, rows: int = 256) -> float:
+    """Roofline of `PATTERN` on rows: scores are converted twice, and tensor cores take cells as two numbers each."""
+    queries, lines = fused.block_for(tokens, size, noisy=False)
+    lists = fused.chunks(PATTERN, tokens, tokens, 0, rows, torch.device("cpu"), queries, lines)
+    pairs = heads * len(lists.entries) * queries * lists.size
+    sensed = heads * int((lists.entries % 2).sum()) * queries * size  # values, once a tile
+    return 1e3 * max(3 * 2 * 2 * pairs * size / BF16, (2 * pairs + sensed) * SLOTS / ISSUED)
+
+
 def layer_of(setting: Setting, inputs: int, outputs: int, noise: float) -> tuple[AnalogLinear, nn.Linear]:
     """An analog layer of PCM, an hour old, in bfloat16, and its digital one."""
     torch.manual_seed(0)
@@ -116,6 +126,19 @@ def products(setting: Setting) -> Iterator[Line]:
             partial(layer, x), partial(digital, x), "nn.Linear bf16", partial(of_cpu, layer, x), bar, goal,
             product_milliseconds(vectors, size, size, noise > 0),
         )  # fmt: skip
+    layer, _ = layer_of(setting, size, size, 0.04)
+    x = torch.randn(size, size, device=setting.device).bfloat16()
+
+    def by_torch() -> torch.Tensor:
+        with using_backend("eager"):
+            found: torch.Tensor = layer(x)
+        return found
+
+    yield Line(
+        f"{size} vectors, {size} -> {size}, output noise, over torch's operations, as fast as aihwkit-lightning's",
+        partial(layer, x), by_torch, "eager", partial(of_cpu, layer, x), 1 / 8, 1 / 14,
+        product_milliseconds(size, size, size, noisy=True),
+    )  # fmt: skip
 
 
 def llama(setting: Setting, hidden: int, inner: int, layers: int) -> nn.Module:
@@ -161,6 +184,10 @@ def models(setting: Setting) -> Iterator[Line]:
     yield Line(
         f"{count / 1e6:.0f} million parameters, forward of 4 x {tokens.shape[1]} tokens",
         lambda: analog(tokens), lambda: model(tokens), "digital bf16", lambda: repeats(analog, tokens[:, :64]), 5, 3,
+        sum(
+            product_milliseconds(tokens.numel(), layer.in_features, layer.out_features, noisy=True)
+            for layer in analog_layers(analog).values()
+        ),
     )  # fmt: skip
 
 
@@ -238,7 +265,8 @@ def attending(setting: Setting) -> Iterator[Line]:
     name = f"{PATTERN}, {n} tokens"
     yield Line(f"{name}, digital", digital, flex, "FlexAttention", sparse, 1.2, 1.0)
     yield Line(f"{name}, digital, and backward", trained(digital), trained(flex), "FlexAttention", sparse, 1.2, 1.0)
-    yield Line(f"{name}, analog", analog, flash, "dense flash", rows, 1 / 1.5, 1 / 5)
+    least = rows_milliseconds(n, 16, 64)
+    yield Line(f"{name}, analog", analog, flash, "dense flash", rows, 1 / 1.5, 1 / 5, least)
     yield Line(f"{name}, analog, and backward", trained(analog), trained(flash), "dense flash", rows, 1 / 1.5, 1 / 5)
 
 

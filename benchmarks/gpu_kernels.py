@@ -1,9 +1,10 @@
 """What the kernels of GPUs take of a card, without one: each is compiled for compute capability 9.0.
 
 For each kernel, as it is launched for large products, for few input vectors and so on: registers of a thread, bytes
-that do not fit them and go to memory instead (spills), shared memory of a block, warps, and how many blocks of it a
-multiprocessor of an H100 (65,536 registers, 227 KiB) holds at once. Compiled by the ptxas that comes with Triton. Fails
-where a kernel has float32 operations that are not rounded to nearest, as the CPU's are.
+that do not fit them and go to memory instead (spills), shared memory of a block, warps, how many blocks of it a
+multiprocessor of an H100 (65,536 registers, 227 KiB) holds at once, and instructions of the longest loop, which is that
+of a tile in products: each instruction takes 32 threads one of the four issue slots of a cycle. Compiled by the ptxas
+that comes with Triton. Fails where a kernel has float32 operations that are not rounded to nearest, as the CPU's are.
 """
 
 import argparse
@@ -44,12 +45,13 @@ class Kernel(NamedTuple):
 
 
 class Usage(NamedTuple):
-    """What a kernel takes: registers of a thread, bytes of spills, bytes of shared memory of a block, warps."""
+    """Registers of a thread, bytes of spills, bytes of a block's shared memory, its warps, and `longest_loop`."""
 
     registers: int
     spills: int
     shared: int
     warps: int
+    loop: int
 
     @property
     def blocks(self) -> int:
@@ -60,7 +62,6 @@ class Usage(NamedTuple):
 
 def kernels() -> list[Kernel]:
     """Every kernel, in the forms that matter."""
-    from crossbar.backends.triton import products
     from crossbar.backends.triton import triton_kernels as tiles
     from crossbar.random import triton_kernels as random
     from crossbar.tiles import triton_kernels as cells
@@ -99,30 +100,49 @@ def kernels() -> list[Kernel]:
             {"variance": None, "EXPONENT": True, "AMPLITUDE": True, "VARIANCE": False, "BL": 16, "BLOCK": 64},
         ),
     ]  # fmt: skip
-    product = {"codes": "i8", "cells": "i8", "constants": "fp32", "power": "fp32", "full_scale": "fp32", "out": "fp32"}
-    kinds = {"quiet": {}, "noise": {"NOISE": True}, "cells' noise": {"NOISE": True, "CELLS": True}}
-    kinds["noise, offsets, ranges of columns"] = {"NOISE": True, "OFFSET": True, "EVEN": False}
-    plain = {"SHIFT": True, "NOISE": False, "EVEN": True, "OFFSET": False, "CELLS": False, "COLUMNS": False}
-    for vectors, text in ((4096, "many vectors"), (32, "32 vectors"), (1, "one vector")):
-        blocks = products.blocks_for(vectors)
-        sizes = {"BB": blocks.vectors, "BO": blocks.columns, "GROUP": blocks.group, "STAGES": blocks.stages}
-        for kind, own in kinds.items():
-            constants = {
-                "PADDED": 256,
-                "BK": 256,
-                "inside": None,
-                "INSIDE": False,
-                "LEFT": False,
-                **plain,
-                **sizes,
-                **own,
-            }
-            name = f"product, {text}, {kind}"
-            found.append(Kernel(name, tiles.multiply, product, ("levels",), constants, blocks.warps))
-    constants = {"PADDED": 256, "BK": 256, "INSIDE": True, "LEFT": False, **plain, **sizes, "NOISE": True}
-    trained = {**product, "inside": "i8"}
-    found.append(Kernel("product, one vector, training", tiles.multiply, trained, ("levels",), constants, blocks.warps))
+    found += _products()
     found += _attention()
+    return found
+
+
+def _products() -> list[Kernel]:
+    """Products of tiles with many vectors, with some and with one."""
+    from crossbar.backends.triton import products
+    from crossbar.backends.triton import triton_kernels as tiles
+
+    pointers = {
+        "codes": "i8", "cells": "i8", "constants": "fp32", "power": "fp32", "full_scale": "fp32", "out": "fp32",
+        "inside": "i8",
+    }  # fmt: skip
+    plain = {
+        "PADDED": 256, "BK": 256, "inside": None, "INSIDE": False, "LEFT": False, "SHIFT": True, "NOISE": True,
+        "EVEN": True, "OFFSET": False, "CELLS": False, "COLUMNS": False,
+    }  # fmt: skip
+    forms: dict[str, dict[str, Any]] = {
+        "quiet": {"NOISE": False},
+        "noise": {},
+        "cells' noise": {"CELLS": True},
+        "noise, offsets, ranges of columns": {"OFFSET": True, "EVEN": False},
+        "training": {"INSIDE": True},
+        "training of ranges": {"INSIDE": True, "LEFT": True, "EVEN": False},
+    }
+    of_many: dict[str, dict[str, Any]] = {
+        **forms,
+        "training, cells' noise": {"INSIDE": True, "CELLS": True},
+        "columns one by one": {"COLUMNS": True},
+        "tiles of 1,024 rows": {"PADDED": 1024, "SHIFT": False},
+    }
+    found = []
+    for vectors, text, each in ((4096, "many vectors", of_many), (32, "32 vectors", forms), (1, "one vector", forms)):
+        for name, own in each.items():
+            blocks = products.blocks_for(vectors, bool(own.get("CELLS")))
+            sizes = {"BB": blocks.vectors, "BO": blocks.columns, "GROUP": blocks.group, "STAGES": blocks.stages}
+            constants, types = {**plain, **sizes, **own}, {**pointers, "inside": "fp16" if "LEFT" in own else "i8"}
+            if "INSIDE" in own:
+                del constants["inside"]
+            found.append(
+                Kernel(f"product, {text}, {name}", tiles.multiply, types, ("levels",), constants, blocks.warps)
+            )
     return found
 
 
@@ -166,7 +186,23 @@ def _attention() -> list[Kernel]:
             kernel(f"gradients of queries, {name}", attention.attend_queries, size, back, CELLS=noisy),
             kernel(f"gradients of keys and values, {name}", attention.attend_keys, size, back, CELLS=noisy),
         ]
-    found.append(kernel("gradients of chunks", attention.collect, 64, fused.back_for(False)))
+    back = fused.back_for(False)
+    odd = {"SPAN": True, "STATIC": True, "PADDING": True}
+    found += [
+        kernel(
+            "attention on rows, static ranges, padding", attention.attend, 64, fused.block_for(4096, 64, False), **odd
+        ),
+        kernel("gradients of queries, static ranges, padding", attention.attend_queries, 64, back, **odd),
+        kernel("gradients of keys and values, the same", attention.attend_keys, 64, back, **odd),
+        *(
+            own._replace(pointers={**own.pointers, "q": "fp32", "grad_output": "fp32"})
+            for own in (
+                kernel("gradients of queries, float32", attention.attend_queries, 64, back, PRECISION="tf32x3"),
+                kernel("gradients of keys and values, float32", attention.attend_keys, 64, back, PRECISION="tf32x3"),
+            )
+        ),
+        kernel("gradients of chunks", attention.collect, 64, back),
+    ]
     return found
 
 
@@ -195,28 +231,44 @@ def usage(kernel: Kernel) -> Usage:
     with tempfile.TemporaryDirectory() as folder:
         path = Path(folder) / "kernel.ptx"
         path.write_text(compiled.asm["ptx"])
-        ptxas = Path(nvidia.__file__).parent / "bin" / "ptxas"
-        given = [ptxas, "--verbose", "--fmad=false", "--gpu-name=sm_90a", path, "-o", path.with_suffix(".cubin")]
+        tools, cubin = Path(nvidia.__file__).parent / "bin", path.with_suffix(".cubin")
+        given = [tools / "ptxas", "--verbose", "--fmad=false", "--gpu-name=sm_90a", path, "-o", cubin]
         said = subprocess.run(given, capture_output=True, text=True, check=True).stderr
+        code = subprocess.run([tools / "nvdisasm", "-c", cubin], capture_output=True, text=True, check=True).stdout
     other = set(re.findall(r"\b(?:div|sqrt|fma|mul|add|sub)\.(?!rn\.)[a-z0-9.]+f32", compiled.asm["ptx"]))
     assert not other, f"{kernel.name} has operations that are not rounded to nearest: {other}"
     registers = re.search(r"Used (\d+) registers", said)
     spilled = re.search(r"(\d+) bytes spill stores", said)
     assert registers is not None
     assert spilled is not None
-    return Usage(int(registers[1]), int(spilled[1]), compiled.metadata.shared, compiled.metadata.num_warps)
+    metadata = compiled.metadata
+    return Usage(int(registers[1]), int(spilled[1]), metadata.shared, metadata.num_warps, longest_loop(code))
+
+
+def longest_loop(code: str) -> int:
+    """Instructions of the longest loop of machine code, from a label to the last branch back to it."""
+    labels, longest, count = dict[str, int](), 0, 0
+    for line in code.splitlines():
+        if label := re.match(r"(\.L_x_\d+):", line):
+            labels[label[1]] = count
+        elif re.match(r"\s+/\*[0-9a-f]+\*/", line):
+            count += 1
+            back = re.search(r"BRA.*`\((\.L_x_\d+)\)", line)
+            if back is not None and back[1] in labels:
+                longest = max(longest, count - labels[back[1]])
+    return longest
 
 
 def main() -> None:
     argparse.ArgumentParser(description=__doc__, formatter_class=argparse.RawDescriptionHelpFormatter).parse_args()
     view = Table(title="Kernels compiled for sm_90", title_justify="left")
-    for name in ("kernel", "registers", "spills", "shared", "warps", "blocks at once"):
+    for name in ("kernel", "registers", "spills", "shared", "warps", "blocks at once", "longest loop"):
         view.add_column(name, justify="left" if name == "kernel" else "right")
     for kernel in kernels():
         found = usage(kernel)
         sizes = f"{found.spills} B", f"{found.shared / 1024:.1f} KiB"
-        view.add_row(kernel.name, str(found.registers), *sizes, str(found.warps), str(found.blocks))
-    Console(width=120).print(view)
+        view.add_row(kernel.name, str(found.registers), *sizes, *map(str, (found.warps, found.blocks, found.loop)))
+    Console(width=140).print(view)
 
 
 if __name__ == "__main__":

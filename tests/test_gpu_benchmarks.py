@@ -50,10 +50,32 @@ def test_a_ratio_is_printed_only_where_the_check_passed(benchmark):
 
 
 @pytest.mark.parametrize(
-    ("vectors", "noisy", "expected"), [(4096, True, 0.369), (4096, False, 0.139), (1, True, 0.010)]
+    ("vectors", "noisy", "expected"), [(4096, True, 0.433), (4096, False, 0.148), (1, True, 0.010)]
 )
 def test_rooflines_of_an_h100(benchmark, vectors, noisy, expected):
     assert benchmark.product_milliseconds(vectors, 4096, 4096, noisy) == pytest.approx(expected, abs=1e-3)
+
+
+def test_a_loop_is_what_a_branch_back_encloses(monkeypatch):
+    monkeypatch.syspath_prepend(str(FOLDER))
+    monkeypatch.setenv("TRITON_INTERPRET", "1")  # which the script sets for itself
+    found = importlib.import_module("gpu_kernels").longest_loop(CODE)
+    assert found == 4
+
+
+CODE = """
+.text.multiply:
+        /*0000*/                   MOV R1, c[0x0][0x28] ;
+.L_x_1:
+        /*0010*/                   IADD3 R2, R2, 0x1, RZ ;
+.L_x_2:
+        /*0020*/                   FFMA R3, R4, R5, R3 ;
+        /*0030*/              @!P0 BRA `(.L_x_2) ;
+        /*0040*/               @P1 BRA `(.L_x_3) ;
+        /*0050*/              @!P2 BRA `(.L_x_2) ;
+.L_x_3:
+        /*0060*/                   EXIT ;
+"""
 
 
 @pytest.mark.slow
@@ -64,10 +86,10 @@ def test_every_kernel_compiles_for_an_h100_and_products_stay_in_registers():
     found = {
         name.strip(): int(spills) for name, spills in re.findall(r"│ ([a-zA-Z0-9 ,'/]+?) +│[ 0-9]+│ +([0-9]+) B", said)
     }
-    assert len(found) >= 17
+    assert len(found) >= 40
     assert {
         found[f"product, {vectors}, {kind}"]
         for vectors in ("many vectors", "one vector")
         for kind in ("quiet", "noise")
     } == {0}
-    assert max(found.values()) <= 512
+    assert max(found.values()) <= 100

@@ -60,6 +60,31 @@ def _sums_of_squares(codes, variance):
 
 
 @triton.jit
+def _own_noise(
+    x_rows, asked, full_scale, dac_levels, variance, token, there, size, part, columns,
+    BM: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr, PARTS: tl.constexpr,
+):  # fmt: skip
+    """``codes² @ variance`` of keys [BM, BN], a few dimensions after others.
+
+    Queries are coded again for each few of them: squares of all codes, in the two parts that the tensor cores take of a
+    float32 number, would stay in registers that a thread does not have.
+    """
+    PIECE: tl.constexpr = DP if DP < 32 else 32
+    power = tl.zeros((BM, BN), tl.float32)
+    factor = tl.div_rn(dac_levels, full_scale)[:, None]
+    for first in tl.range(0, DP, PIECE, num_stages=1):
+        dim = first + tl.arange(0, PIECE)
+        within = dim < size
+        x = tl.load(x_rows[:, None] + dim[None, :], mask=asked[:, None] & within[None, :], other=0.0).to(tl.float32)
+        codes = _converted(x * factor, dac_levels)
+        if PARTS > 1:
+            codes = tl.where((dim // columns == part)[None, :], codes, 0.0)
+        at = variance + token[None, :] * size + dim[:, None]
+        power += _sums_of_squares(codes, tl.load(at, mask=there[None, :] & within[:, None], other=0.0))
+    return power
+
+
+@triton.jit
 def _steps(sums, normals, power, alpha, beta, noise, step, unit, NOISE: tl.constexpr, CELLS: tl.constexpr):
     """Sums times ``alpha`` with their noise, in the ADC's steps; ``power`` is the cells' own, in codes squared."""
     if CELLS:
@@ -105,8 +130,8 @@ def _values(value_high, value_low, token, there, column, within, size):
 
 @triton.jit
 def _scores(
-    n, entry, number, codes, span_of_codes, key_high, key_low, key_scale, key_variance, tokens, masks, real,
-    row, start, key, n_keys, tiles, rows, size, alpha, beta, noise, step, unit, levels, columns,
+    n, entry, number, x_rows, asked, codes, span_of_codes, key_high, key_low, key_scale, key_variance, tokens, masks,
+    real, row, start, key, n_keys, tiles, rows, size, alpha, beta, noise, step, unit, dac_levels, levels, columns,
     BM: tl.constexpr, BN: tl.constexpr, DP: tl.constexpr, CHUNKS: tl.constexpr, PARTS: tl.constexpr,
     NOISE: tl.constexpr, CELLS: tl.constexpr, ADC: tl.constexpr, SPAN: tl.constexpr, PADDING: tl.constexpr,
     PLACED: tl.constexpr,
@@ -149,7 +174,10 @@ def _scores(
             place = row * (tiles * PARTS).to(tl.uint32) + (tile * PARTS + part).to(tl.uint32)
             normals = _normals(place, first, start, key, half, BN, BN // 2)
         if CELLS:
-            power = _sums_of_squares(own, tl.load(key_variance + at, mask=known, other=0.0))
+            power = _own_noise(
+                x_rows, asked, span_of_codes, dac_levels, key_variance, token, there, size, part, columns,
+                BM, BN, DP, PARTS,
+            )  # fmt: skip
         y = _steps(_product(own, high, lower), normals, power, alpha, beta, noise, step, unit, NOISE, CELLS)
         found, within = _delivered(y, step, levels, span[:, None], ADC, SPAN)
         total += found
@@ -198,8 +226,8 @@ def attend(
     key_scale += shared * n_keys
     value_scale += shared * n_keys
     real += batch.to(tl.int64) * n_keys
-    place = batch.to(tl.int64) * sq_b + own_head.to(tl.int64) * sq_h + query.to(tl.int64)[:, None] * sq_n + dim[None, :]
-    x = tl.load(q + place, mask=asked[:, None] & (dim < size)[None, :], other=0.0).to(tl.float32)
+    x_rows = q + (batch.to(tl.int64) * sq_b + own_head.to(tl.int64) * sq_h + query.to(tl.int64) * sq_n)
+    x = tl.load(x_rows[:, None] + dim[None, :], mask=asked[:, None] & (dim < size)[None, :], other=0.0).to(tl.float32)
     codes, full_scale, _unclipped = _driven(x, dac_levels, dac_range, BM, STATIC)
     number = tl.load(streams + head)
     score_start, score_key = _stream(number, score_start, score_key)
@@ -213,9 +241,10 @@ def attend(
     for n in range(begin, end):
         entry = tl.load(entries + n)
         scores, attended, _insides, token, there, _high, _lower, _scale = _scores(
-            n, entry // 2, tl.load(numbers + n), codes, full_scale, key_high, key_low, key_scale, key_variance, tokens,
-            masks, real, row, score_start, score_key, n_keys, tiles, rows, size, alpha, beta, noise, step, unit,
-            adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN, PADDING, PLACED,
+            n, entry // 2, tl.load(numbers + n), x_rows, asked, codes, full_scale, key_high, key_low, key_scale,
+            key_variance, tokens, masks, real, row, score_start, score_key, n_keys, tiles, rows, size, alpha, beta,
+            noise, step, unit, dac_levels, adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN,
+            PADDING, PLACED,
         )  # fmt: skip
         scores = tl.where(attended, scores * full_scale[:, None], float("-inf"))
         higher = tl.maximum(most, tl.max(scores, 1))
@@ -251,9 +280,10 @@ def attend(
     for n in range(begin, end):
         entry = tl.load(entries + n)
         scores, attended, _insides, token, there, _high, _lower, _scale = _scores(
-            n, entry // 2, tl.load(numbers + n), codes, full_scale, key_high, key_low, key_scale, key_variance, tokens,
-            masks, real, row, score_start, score_key, n_keys, tiles, rows, size, alpha, beta, noise, step, unit,
-            adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN, PADDING, PLACED,
+            n, entry // 2, tl.load(numbers + n), x_rows, asked, codes, full_scale, key_high, key_low, key_scale,
+            key_variance, tokens, masks, real, row, score_start, score_key, n_keys, tiles, rows, size, alpha, beta,
+            noise, step, unit, dac_levels, adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN,
+            PADDING, PLACED,
         )  # fmt: skip
         scores = tl.where(attended, scores * full_scale[:, None], float("-inf"))
         drives = tl.exp2(scores - most[:, None]) * tl.load(value_scale + token, mask=there, other=0.0)[None, :]
@@ -331,8 +361,8 @@ def attend_queries(
     key_scale += shared * n_keys
     value_scale += shared * n_keys
     real += batch.to(tl.int64) * n_keys
-    place = batch.to(tl.int64) * sq_b + own_head.to(tl.int64) * sq_h + query.to(tl.int64)[:, None] * sq_n + dim[None, :]
-    x = tl.load(q + place, mask=asked[:, None] & (dim < size)[None, :], other=0.0).to(tl.float32)
+    x_rows = q + (batch.to(tl.int64) * sq_b + own_head.to(tl.int64) * sq_h + query.to(tl.int64) * sq_n)
+    x = tl.load(x_rows[:, None] + dim[None, :], mask=asked[:, None] & (dim < size)[None, :], other=0.0).to(tl.float32)
     codes, full_scale, unclipped = _driven(x, dac_levels, dac_range, BM, STATIC)
     number = tl.load(streams + head)
     score_start, score_key = _stream(number, score_start, score_key)
@@ -367,9 +397,10 @@ def attend_queries(
         for n in range(begin, end):
             entry = tl.load(entries + n)
             scores, attended, _insides, token, there, _high, _lower, _scale = _scores(
-                n, entry // 2, tl.load(numbers + n), codes, full_scale, key_high, key_low, key_scale, key_variance,
-                entries, masks, real, row, score_start, score_key, n_keys, tiles, rows, size, alpha, beta, noise, step,
-                unit, adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN, PADDING, False,
+                n, entry // 2, tl.load(numbers + n), x_rows, asked, codes, full_scale, key_high, key_low, key_scale,
+                key_variance, entries, masks, real, row, score_start, score_key, n_keys, tiles, rows, size, alpha, beta,
+                noise, step, unit, dac_levels, adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN,
+                PADDING, False,
             )  # fmt: skip
             scores = tl.where(attended, scores * full_scale[:, None], float("-inf"))
             drives = tl.exp2(scores - most[:, None]) * tl.load(value_scale + token, mask=there, other=0.0)[None, :]
@@ -398,10 +429,10 @@ def attend_queries(
                     tl.store(into + tl.arange(0, DP // 8)[None, :], tl.sum(bits, 2).to(tl.uint8))
                 for m in range(first, n + 1):
                     scores, attended, insides, token, there, key_one, key_other, scale = _scores(
-                        m, tl.load(entries + m) // 2, tl.load(numbers + m), codes, full_scale, key_high, key_low,
-                        key_scale, key_variance, entries, masks, real, row, score_start, score_key, n_keys, tiles,
-                        rows, size, alpha, beta, noise, step, unit, adc_levels, columns,
-                        BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN, PADDING, False,
+                        m, tl.load(entries + m) // 2, tl.load(numbers + m), x_rows, asked, codes, full_scale, key_high,
+                        key_low, key_scale, key_variance, entries, masks, real, row, score_start, score_key, n_keys,
+                        tiles, rows, size, alpha, beta, noise, step, unit, dac_levels, adc_levels, columns, BM, BN, DP,
+                        CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN, PADDING, False,
                     )  # fmt: skip
                     scores = tl.where(attended, scores * full_scale[:, None], float("-inf"))
                     weights = tl.div_rn(tl.exp2(scores - most[:, None]), total[:, None])
@@ -477,8 +508,9 @@ def attend_keys(
         n = tl.load(order + i)
         query = tl.load(blocks + n) * BM + tl.arange(0, BM)
         asked = query < n_queries
-        place = batch.to(tl.int64) * sq_b + own_head.to(tl.int64) * sq_h + query.to(tl.int64)[:, None] * sq_n
-        x = tl.load(q + place + dim[None, :], mask=asked[:, None] & (dim < size)[None, :], other=0.0).to(tl.float32)
+        x_rows = q + (batch.to(tl.int64) * sq_b + own_head.to(tl.int64) * sq_h + query.to(tl.int64) * sq_n)
+        x = tl.load(x_rows[:, None] + dim[None, :], mask=asked[:, None] & (dim < size)[None, :], other=0.0)
+        x = x.to(tl.float32)
         codes, full_scale, _unclipped = _driven(x, dac_levels, dac_range, BM, STATIC)
         own = head.to(tl.int64) * n_queries + query
         most = tl.load(state + own, mask=asked, other=0.0)
@@ -496,9 +528,10 @@ def attend_keys(
         passed = (tl.load(bits).to(tl.int32) >> (dim % 8)[None, :]) & 1
         through = tl.where(passed != 0, grad, 0.0)
         scores, attended, insides, token, there, _high, _lower, scale = _scores(
-            n, chunk, tl.load(numbers + n), codes, full_scale, key_high, key_low, key_scale, key_variance, entries,
-            masks, real, query.to(tl.uint32), score_start, score_key, n_keys, tiles, rows, size, alpha, beta, noise,
-            step, unit, adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS, ADC, SPAN, PADDING, False,
+            n, chunk, tl.load(numbers + n), x_rows, asked, codes, full_scale, key_high, key_low, key_scale,
+            key_variance, entries, masks, real, query.to(tl.uint32), score_start, score_key, n_keys, tiles, rows, size,
+            alpha, beta, noise, step, unit, dac_levels, adc_levels, columns, BM, BN, DP, CHUNKS, PARTS, NOISE, CELLS,
+            ADC, SPAN, PADDING, False,
         )  # fmt: skip
         scores = tl.where(attended, scores * full_scale[:, None], float("-inf"))
         weights = tl.exp2(scores - most[:, None])

@@ -210,7 +210,7 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, insid
         **gpu.OPTIONS,
     )  # fmt: skip
     start, key = (noise.start, noise.word_key) if noise is not None else (0, 0)
-    blocks = blocks or (_SMALL if gpu.interpreted() else blocks_for(vectors))
+    blocks = blocks or (_SMALL if gpu.interpreted() else blocks_for(vectors, of_cells))
     grid = -(-vectors // blocks.vectors) * -(-outputs // blocks.columns)
     kernels.multiply[(grid,)](
         codes, fixed.cells, constants, power, full_scale, out, inside, vectors, outputs, tiles, row_tiles,
@@ -243,13 +243,16 @@ def _padded(rows: int) -> int:
     return power if power <= 256 else -(-rows // 256) * 256
 
 
-def blocks_for(vectors: int) -> Blocks:
-    """Blocks for a product: large ones where there are many vectors, and for few as many programs as columns allow."""
+def blocks_for(vectors: int, of_cells: bool = False) -> Blocks:
+    """Blocks for a product: large ones where there are many vectors, and for few as many programs as columns allow.
+
+    ``of_cells``: cells have noise of their own, whose deviations take registers: a thread has half the conversions.
+    """
     if vectors <= 16:
         return Blocks(16, 32, 1, 4, 4)
     if vectors <= 64:
-        return Blocks(64, 64, 1, 4, 2)
-    return Blocks(128, 64, 8, 8, 2)
+        return Blocks(64, 64, 1, 8 if of_cells else 4, 2)
+    return Blocks(64, 64, 8, 8, 2) if of_cells else Blocks(128, 64, 8, 8, 2)
 
 
 _SMALL = Blocks(32, 64, 1, 4, 1)  # what the interpreter takes the least time for

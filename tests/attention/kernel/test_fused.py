@@ -37,6 +37,9 @@ CASES = {
     "cells that are noisy": (
         WINDOW, dataclasses.replace(PCM, tile=Tile(16, 4), read_noise=CellNoise(0.3, 0.02)), 18, 5, False
     ),
+    "cells that are noisy, wide heads": (
+        WINDOW, dataclasses.replace(PCM, tile=Tile(8, 30), read_noise=CellNoise(0.3, 0.02)), 6, 37, False
+    ),
 }  # fmt: skip
 kernels = pytest.mark.skipif(gpu.why_not() is not None, reason=f"no kernels here: {gpu.why_not()}")
 

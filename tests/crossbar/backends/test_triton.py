@@ -154,8 +154,9 @@ def test_what_is_refused():
     assert reason(dac=Converter(12)) == "input codes of more than 8 bits"
     assert reason(tile=Tile(1025)) == "tiles of more than 1024 word lines"
     assert reason(dac=Converter(coding="bit_serial")) == "hardware with dac.coding:bit_serial"
-    layer = programmed(dataclasses.replace(work.hardware, read_noise=CellNoise(0.5, 0.1)), 8, 3)
-    assert dispatch.refusals(read(layer, inputs(2, 8)))["triton"] == "read noise of each cell by its own conductance"
+    layer = programmed(dataclasses.replace(work.hardware, read_noise=CellNoise(0.5, 0.1)), 8, 3).to(DEVICE)
+    found = dispatch.refusals(read(layer, inputs(2, 8).to(DEVICE)))
+    assert found["triton"] == "read noise of each cell by its own conductance"
 
 
 def test_without_triton_it_refuses_and_others_compute(monkeypatch):
