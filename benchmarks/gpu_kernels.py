@@ -135,10 +135,12 @@ def _products() -> list[Kernel]:
     found = []
     for vectors, text, each in ((4096, "many vectors", of_many), (32, "32 vectors", forms), (1, "one vector", forms)):
         for name, own in each.items():
-            blocks = products.blocks_for(vectors, bool(own.get("CELLS")))
+            constants = {**plain, **own}
+            blocks = products.blocks_for(vectors, constants["PADDED"], constants["CELLS"] or constants["INSIDE"])
             sizes = {"BB": blocks.vectors, "BO": blocks.columns, "GROUP": blocks.group, "STAGES": blocks.stages}
-            constants, types = {**plain, **sizes, **own}, {**pointers, "inside": "fp16" if "LEFT" in own else "i8"}
-            if "INSIDE" in own:
+            types = {**pointers, "inside": "fp16" if constants["LEFT"] else "i8"}
+            constants |= sizes
+            if constants["INSIDE"]:
                 del constants["inside"]
             found.append(
                 Kernel(f"product, {text}, {name}", tiles.multiply, types, ("levels",), constants, blocks.warps)

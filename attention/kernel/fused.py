@@ -233,10 +233,10 @@ def block_for(n_queries: int, size: int, noisy: bool) -> tuple[int, int]:
         size: dimensions of a head.
         noisy: whether cells have noise of their own, whose sums of squares take as much room again.
     """
-    queries, largest = (QUERIES // 2, _CHUNK // 2) if noisy else (QUERIES, _CHUNK)
-    if size > _WIDE:
-        queries //= 2
-    return _FEW if n_queries <= _FEW else queries, largest
+    if noisy:
+        return _FEW, _CHUNK // 2
+    queries = QUERIES // 2 if size > _WIDE else QUERIES
+    return _FEW if n_queries <= _FEW else queries, _CHUNK
 
 
 def back_for(noisy: bool) -> tuple[int, int]:

@@ -47,6 +47,15 @@ def why_not() -> str | None:
     return None if major >= 8 else f"a GPU of compute capability {major}.{minor}, below 8.0"
 
 
+@cache
+def shared_memory(device: torch.device) -> int:
+    """Bytes of shared memory that a program on a GPU may have."""
+    from triton.runtime import driver
+
+    index = torch.cuda.current_device() if device.index is None else device.index
+    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
+
+
 def serves(device: torch.device) -> bool:
     """Whether kernels run by themselves on tensors of a device; interpreted ones only where they are asked for."""
     return device.type == "cuda" and why_not() is None and not interpreted()

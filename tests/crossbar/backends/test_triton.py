@@ -1,6 +1,7 @@
 """The backend of GPUs gives the CPU's bits: its kernels interpreted, or compiled where the tensors are on a GPU."""
 
 import dataclasses
+import itertools
 import math
 
 import numpy as np
@@ -100,6 +101,17 @@ def test_no_bit_depends_on_the_sizes_of_blocks(blocks):
     layer, x = layer.to(DEVICE), x.to(DEVICE)
     whole = products.multiply(read(layer, x))
     same(products.multiply(read(layer, x), products.Blocks(*blocks)), whole.cpu())
+
+
+def test_blocks_are_what_registers_and_shared_memory_hold():
+    for padded, more, room in itertools.product((32, 256, 512, 1024), (False, True), (99 << 10, 227 << 10)):
+        for vectors in (1, 40, 4096):
+            blocks = products.blocks_for(vectors, padded, more, room)
+            assert blocks.vectors * blocks.columns <= 32 * 32 * blocks.warps * (1 if not more else 0.5) or vectors <= 16
+            loaded = min(padded, 256) * (blocks.vectors + 2 * blocks.columns)  # codes and both bytes of cells
+            buffers = blocks.stages if blocks.stages < 4 else 3
+            assert loaded * buffers <= (room if blocks.stages > 1 else 64 << 10)
+            assert blocks.stages == 1 or padded <= 256
 
 
 @torch.no_grad()
