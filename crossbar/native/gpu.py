@@ -49,11 +49,10 @@ def why_not() -> str | None:
 
 @cache
 def shared_memory(device: torch.device) -> int:
-    """Bytes of shared memory that a program on a GPU may have."""
+    """Bytes of shared memory that a program may have on a tensor's GPU."""
     from triton.runtime import driver
 
-    index = torch.cuda.current_device() if device.index is None else device.index
-    return int(driver.active.utils.get_device_properties(index)["max_shared_mem"])
+    return int(driver.active.utils.get_device_properties(device.index)["max_shared_mem"])
 
 
 def serves(device: torch.device) -> bool:
