@@ -21,7 +21,7 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterator
-from dataclasses import replace
+from dataclasses import dataclass, replace
 from functools import lru_cache, partial
 from itertools import groupby, pairwise
 from typing import Any, NamedTuple, Protocol
@@ -82,7 +82,8 @@ def attend_analog(
     return output, lse if options.return_lse else None
 
 
-class Places(NamedTuple):
+@dataclass(frozen=True, eq=False)
+class Places:
     """Where keys and values are: token n in row ``line[n]`` of tile ``tile[n]`` of its head.
 
     Attributes:
@@ -123,6 +124,12 @@ class ReadNoise(NamedTuple):
         """Where ``keys`` tokens are, in tiles of so many rows."""
         if self.places is not None:
             return self.places
+        return _in_order(keys, rows, device)
+
+
+@lru_cache(maxsize=8)
+def _in_order(keys: int, rows: int, device: torch.device) -> Places:
+    with torch.inference_mode(False):
         token = torch.arange(keys, device=device)
         return Places(token // rows, token % rows, -(-keys // rows))
 
@@ -497,23 +504,41 @@ def _normals_of_scores(circuit: _Circuit, part: _AnalogTensors, number: int, par
     """Noise [P, R, L] of the scores' part ``number`` of so many."""
     noise, chunk = circuit.noise, part.chunk
     assert noise is not None
-    places, keys, heads = noise.places, chunk.keys, noise.streams.shape[2]
-    row = chunk.queries.repeat(1, heads) * (places.tiles * parts) + number
+    places = _of_scores(noise.places, chunk, noise.streams.shape[2], number, parts)
     streams = noise.streams.flatten(0, 1).repeat_interleave(chunk.high - chunk.low, 1)
-    shift, line = places.tile[keys] * parts, places.line[keys]
-    return noise.scores.scattered(streams, row, shift, line, circuit.hardware.tile.rows)
+    return noise.scores.scattered(streams, *places, circuit.hardware.tile.rows)
 
 
 def _normals_of_values(circuit: _Circuit, part: _AnalogTensors, first: int, keys: int, tiles: int) -> Tensor:
     """Noise [P tiles, R, D] of ``tiles`` neighbouring tiles of so many keys, of which ``first`` is the first one."""
-    noise, chunk = circuit.noise, part.chunk
+    noise, chunk, size = circuit.noise, part.chunk, part.values.shape[2]
     assert noise is not None
-    heads, size = noise.streams.shape[2], part.values.shape[2]
-    row = (chunk.queries.repeat(1, heads) * noise.places.tiles).repeat_interleave(tiles, 0)
+    places = _of_values(noise.places, chunk, noise.streams.shape[2], first, keys, tiles, size)
     streams = noise.streams.flatten(0, 1).repeat_interleave(chunk.high - chunk.low, 1)
-    tile = noise.places.tile[chunk.keys[:, first : first + keys * tiles : keys]].reshape(-1, 1)
-    element = torch.arange(size, device=tile.device).expand(len(tile), -1)
-    return noise.values.scattered(streams, row, tile.expand(-1, size), element, size)
+    return noise.values.scattered(streams, *places, size)
+
+
+# Layers of a model read with one schedule and the same places, and a token at a time these would take long to find.
+
+
+@lru_cache(maxsize=128)
+def _of_scores(places: Places, chunk: Chunk, heads: int, number: int, parts: int) -> tuple[Tensor, Tensor, Tensor]:
+    """Row, shift and element of `Stream.scattered`."""
+    with torch.inference_mode(False):
+        row = chunk.queries.repeat(1, heads) * (places.tiles * parts) + number
+        return row, places.tile[chunk.keys] * parts, places.line[chunk.keys]
+
+
+@lru_cache(maxsize=128)
+def _of_values(
+    places: Places, chunk: Chunk, heads: int, first: int, keys: int, tiles: int, size: int
+) -> tuple[Tensor, Tensor, Tensor]:
+    """The same for ``tiles`` neighbouring tiles of so many keys, of which ``first`` is the first one."""
+    with torch.inference_mode(False):
+        tile = places.tile[chunk.keys[:, first : first + keys * tiles : keys]]
+        row = (chunk.queries.repeat(1, heads) * places.tiles).repeat_interleave(tiles, 0)
+        shift = tile.reshape(-1, 1).repeat(1, size)
+        return row, shift, torch.arange(size, device=tile.device).repeat(len(shift), 1)
 
 
 def _values(part: _AnalogTensors, weights: Tensor, total: Tensor, circuit: _Circuit) -> Tensor:

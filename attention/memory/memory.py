@@ -16,7 +16,7 @@ from attention.kernel.fused import Kernels, asked_for, block_for, why_not
 from attention.memory.address_map import AddressMap
 from attention.memory.booking import book_row_reads, book_row_writes
 from attention.memory.description import Memory
-from attention.memory.open_rows import OpenRows, open_chunks, open_rows, resident_pairs
+from attention.memory.open_rows import OpenRows, open_chunks, open_rows, resident_pairs, taken_rows
 from attention.memory.report import MemoryReport
 from attention.memory.row_tiles import ProgrammedRows, RowTiles
 from attention.patterns.base import Pattern
@@ -116,15 +116,11 @@ class AnalogMemory:
         first, at = self.tokens, self._times(n, k.device)
         fresh = [tiles.write(x, first, at) for tiles, x in ((self.keys, k), (self.values, v))]
         self._displaced = self._kept_back(first, end, fresh, k.device) if n > 1 and end > addresses.capacity else None
-        # Which rows are kept is worked out on the host, which so need not wait for the device.
-        host = torch.arange(first, end, device="cpu")
-        keeps = (host < addresses.sinks) | (host >= end - addresses.ring)
-        slots = addresses.slot(host[keeps])
-        needed, chosen = int(slots.max()) + 1, None if bool(keeps.all()) else gpu.sent(keeps.nonzero()[:, 0], k.device)
-        slots = gpu.sent(slots, k.device)
+        taken = taken_rows(first, end, k.device, addresses)
         for tiles, rows in zip((self.keys, self.values), fresh, strict=True):
-            tiles.store(slots, rows if chosen is None else rows.take(chosen), needed, addresses.capacity)
-        self.writes.index_add_(0, addresses.slot(host), torch.ones(n, dtype=torch.int64, device="cpu"))
+            kept = rows if taken.chosen is None else rows.take(taken.chosen)
+            tiles.store(taken.slots, kept, taken.needed, addresses.capacity)
+        self.writes.index_add_(0, taken.written, taken.once)
         self.tokens = end
         self.now = float(at[-1]) if self.memory.clock is not None else self.now + n * self.memory.token_seconds
         book_row_writes(self.name, k, v, padding, self.hardware, self.digital)

@@ -1,4 +1,4 @@
-"""Which rows a read opens: the same for all layers of a model, so found once a token."""
+"""Which rows a write takes and a read opens: the same for all layers of a model, so found once a token."""
 
 from __future__ import annotations
 
@@ -46,6 +46,37 @@ class OpenRows:
     def numbers(self, key: Key) -> RowNumbers:
         """The random numbers of these rows."""
         return RowNumbers(key, self.tiles, self.tile, self.line, self.lines)
+
+
+@dataclass(frozen=True, eq=False)
+class TakenRows:
+    """The rows that new tokens are written into.
+
+    Attributes:
+        chosen: which of the tokens still have theirs when all are written, int64; None: all.
+        slots: `AddressMap.slot` of each of these, int64.
+        needed: rows that there must be.
+        written: `AddressMap.slot` of each new token, int64, on the host.
+        once: 1 for each of these, int64, on the host.
+    """
+
+    chosen: Tensor | None
+    slots: Tensor
+    needed: int
+    written: Tensor
+    once: Tensor
+
+
+@lru_cache(maxsize=64)
+def taken_rows(first: int, end: int, device: torch.device, addresses: AddressMap) -> TakenRows:
+    """What tokens ``first`` to ``end`` (excluded) take; found on the host, which so need not wait for the device."""
+    with torch.inference_mode(False):
+        position = torch.arange(first, end, device="cpu")
+        kept = (position < addresses.sinks) | (position >= end - addresses.ring)
+        written = addresses.slot(position)
+        slots = written[kept]
+        chosen = None if bool(kept.all()) else gpu.sent(kept.nonzero()[:, 0], device)
+        return TakenRows(chosen, gpu.sent(slots, device), int(slots.max()) + 1, written, torch.ones_like(written))
 
 
 @lru_cache(maxsize=64)

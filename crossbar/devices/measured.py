@@ -86,11 +86,11 @@ class Measured:
 
     def program(self, target: Tensor, draw: Draw) -> State:
         """Programmed conductances (µS) and, with drift, exponents (1)."""
-        mean, std = self._at(target, self.mean_us), self._at(target, self.std_us)
+        drifts = self.drift_mean is not None and self.drift_std is not None
+        mean, std, *drift = self._at(target, *_REQUIRED[1:], *(_DRIFT if drifts else ()))
         state = {"programmed": mean.addcmul_(std, draw("programming")).clamp_(min=0.0)}
-        if self.drift_mean is not None and self.drift_std is not None:
-            exponent = self._at(target, self.drift_mean)
-            state["exponent"] = exponent.addcmul_(self._at(target, self.drift_std), draw("drift"))
+        if drift:
+            state["exponent"] = drift[0].addcmul_(drift[1], draw("drift"))
         return state
 
     def drifted(self, state: State, seconds: float | Tensor) -> Tensor:
@@ -103,12 +103,17 @@ class Measured:
     def fluctuation(self, state: State, drifted: Tensor, seconds: float | Tensor) -> None:
         """None: the table has none."""
 
-    def _at(self, target: Tensor, column: tuple[float, ...]) -> Tensor:
-        """A column of the table at targets (µS), linear between rows."""
-        points, values = target.new_tensor(self.target_us), target.new_tensor(column)
-        row = torch.bucketize(target, points[1:-1])
-        share = (target - points[row]) / (points[row + 1] - points[row])
-        return torch.lerp(values[row], values[row + 1], share)
+    def _at(self, target: Tensor, *columns: str) -> list[Tensor]:
+        """Columns of the table at targets (µS), linear between rows."""
+        points = target.new_tensor(self.target_us)
+        row = torch.bucketize(target, points[1:-1]).flatten()
+
+        def of_rows(values: Tensor) -> Tensor:
+            return values.index_select(0, row).view(target.shape)  # less than half the time of values[row]
+
+        share = (target - of_rows(points)) / of_rows(points.diff())
+        given = (target.new_tensor(getattr(self, column)) for column in columns)
+        return [torch.lerp(of_rows(values), of_rows(values[1:]), share) for values in given]
 
 
 def from_csv(path: str | Path, t_0: float = 20.0) -> Measured:
