@@ -21,5 +21,5 @@ def test_the_distance_is_the_divergence_and_the_relative_error():
     torch.testing.assert_close(distance(Output(a), Output(b)), wanted.mean())
     torch.testing.assert_close(distance(Output(a), Output(b), mask), wanted[mask.bool()].mean())
     torch.testing.assert_close(distance(a, b), (a - b).square().mean() / b.square().mean())
-    with pytest.raises(InputError, match="cannot compare outputs of type tuple"):
+    with pytest.raises(InputError, match="outputs of type tuple cannot be compared"):
         distance((a,), (b,))
