@@ -1,5 +1,6 @@
 """The command run in this process, and what every refusal of it looks like."""
 
+import json
 import sys
 from pathlib import Path
 
@@ -28,3 +29,10 @@ def assert_one_sentence(code, out, err, *words):
     assert "Traceback" not in err
     for word in words:
         assert word in err
+
+
+def timeless(out):
+    """What ``--json`` printed, without the minutes that fitting took, which no two runs share."""
+    printed = json.loads(out)
+    printed.pop("minutes", None)
+    return printed
