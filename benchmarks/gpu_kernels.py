@@ -136,7 +136,7 @@ def _products() -> list[Kernel]:
     for vectors, text, each in ((4096, "many vectors", of_many), (32, "32 vectors", forms), (1, "one vector", forms)):
         for name, own in each.items():
             constants = {**plain, **own}
-            blocks = products.blocks_for(vectors, constants["PADDED"], constants["CELLS"] or constants["INSIDE"])
+            blocks = products.blocks_for(vectors, constants["PADDED"], constants["CELLS"] + constants["INSIDE"])
             sizes = {"BB": blocks.vectors, "BO": blocks.columns, "GROUP": blocks.group, "STAGES": blocks.stages}
             types = {**pointers, "inside": "fp16" if constants["LEFT"] else "i8"}
             constants |= sizes

@@ -22,7 +22,7 @@ from crossbar.native import gpu
 
 _MOST_SHIFTED = 512  # word lines whose sums fit 32 bits, both bytes together
 _VECTORS = 32  # that the interpreter makes codes of at once, since it takes as long for one
-_ROOM = 140 * 1024  # bytes that blocks take where tiles are loaded ahead; cards for graphics have 99 KiB
+_ROOM = 150 * 1024  # bytes that blocks take where tiles are loaded ahead; cards for graphics have 99 KiB
 _BLOCK = 1024  # inputs of a vector, and columns' constants, that a program works on at once
 
 
@@ -214,7 +214,7 @@ def _sensed(read: Read, out: Tensor, columns: bool, blocks: Blocks | None, insid
     blocks = blocks or (
         _SMALL
         if gpu.interpreted()
-        else blocks_for(vectors, padded, of_cells or inside is not None, gpu.shared_memory(x.device))
+        else blocks_for(vectors, padded, of_cells + (inside is not None), gpu.shared_memory(x.device))
     )
     grid = -(-vectors // blocks.vectors) * -(-outputs // blocks.columns)
     kernels.multiply[(grid,)](
@@ -248,23 +248,23 @@ def _padded(rows: int) -> int:
     return power if power <= 256 else -(-rows // 256) * 256
 
 
-def blocks_for(vectors: int, padded: int = 256, more: bool = False, room: int = _ROOM) -> Blocks:
+def blocks_for(vectors: int, padded: int = 256, kept: int = 0, room: int = _ROOM) -> Blocks:
     """Blocks for a product: large ones where there are many vectors, and for few as many programs as columns allow.
 
     Args:
         vectors: of the product.
         padded: word lines of a tile with those that fill blocks.
-        more: whether threads keep more than sums: deviations of cells' noise, or which conversions gradients go
-            through. They then have half the conversions.
+        kept: what threads keep beside sums: 1 for deviations of cells' noise, and 1 for which conversions gradients go
+            through. They then have half the conversions, and half of these for both.
         room: bytes of shared memory that a program may have. Tiles are loaded ahead where there is enough of it.
     """
     ahead = padded <= 256 and room >= _ROOM
     if vectors <= 16:
         return Blocks(16, 32, 1, 4, 4 if ahead else 1)
-    stages = 2 if ahead else 1
-    if vectors <= 64:
-        return Blocks(64, 64, 1, 8 if more else 4, stages)
-    return Blocks(64, 64, 8, 8, stages) if more else Blocks(128, 64, 8, 8, stages)
+    stages, group = 2 if ahead else 1, 1 if vectors <= 64 else 8
+    if kept:
+        return Blocks(64 if kept == 1 else 32, 64, group, 8, stages)
+    return Blocks(64, 64, group, 4, stages) if vectors <= 64 else Blocks(128, 64, group, 8, stages)
 
 
 _SMALL = Blocks(32, 64, 1, 4, 1)  # what the interpreter takes the least time for

@@ -104,10 +104,11 @@ def test_no_bit_depends_on_the_sizes_of_blocks(blocks):
 
 
 def test_blocks_are_what_registers_and_shared_memory_hold():
-    for padded, more, room in itertools.product((32, 256, 512, 1024), (False, True), (99 << 10, 227 << 10)):
+    for padded, kept, room in itertools.product((32, 256, 512, 1024), (0, 1, 2), (99 << 10, 227 << 10)):
         for vectors in (1, 40, 4096):
-            blocks = products.blocks_for(vectors, padded, more, room)
-            assert blocks.vectors * blocks.columns <= 32 * 32 * blocks.warps * (1 if not more else 0.5) or vectors <= 16
+            blocks = products.blocks_for(vectors, padded, kept, room)
+            conversions = blocks.vectors * blocks.columns // (32 * blocks.warps)  # of a thread
+            assert conversions <= 32 >> kept or vectors <= 16
             loaded = min(padded, 256) * (blocks.vectors + 2 * blocks.columns)  # codes and both bytes of cells
             buffers = blocks.stages if blocks.stages < 4 else 3
             assert loaded * buffers <= (room if blocks.stages > 1 else 64 << 10)
