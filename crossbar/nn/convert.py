@@ -6,7 +6,7 @@ import warnings
 from collections.abc import Iterator, Mapping, Sequence, Set
 from dataclasses import dataclass
 from fnmatch import fnmatchcase
-from typing import Any
+from typing import Any, cast
 
 import torch
 from torch import nn
@@ -227,7 +227,7 @@ def convert(
         warnings.warn(doubt, stacklevel=2)
     _replace(model, {id(layer.digital): layer for layer in analog.values()})
     _call_layers(model, False)
-    _refuse_saving(model)
+    _refuse_methods(model)
     first = next(model.parameters(), None)
     device = "cpu" if first is None else first.device.type
     return ConversionReport(tuple(reports), device, served(hardware, device))
@@ -292,7 +292,8 @@ def restore(model: nn.Module) -> None:
     _replace(model, {id(layer): layer.digital for layer in layers if layer.digital is not None})
     _call_layers(model, True)
     for module in model.modules():
-        vars(module).pop(_SAVE, None)
+        for method in (_SAVE, _RESIZE):
+            vars(module).pop(method, None)
 
 
 def _patterns(patterns: str | Sequence[str] | None) -> tuple[str, ...] | None:
@@ -380,13 +381,39 @@ def _replace(model: nn.Module, replacements: dict[int, nn.Module]) -> None:
 
 _SAVE = "save_pretrained"
 """The method by which models of transformers write themselves."""
+_RESIZE = "resize_token_embeddings"
+"""The method by which they get rows for other tokens, in the look-up and in the head."""
 
 
-def _refuse_saving(model: nn.Module) -> None:
-    """Let no converted model of transformers be written: its names are not those that ``from_pretrained`` looks for."""
+def _refuse_methods(model: nn.Module) -> None:
+    """Let no converted model of transformers be written: its names are not those that ``from_pretrained`` looks for.
+
+    Nor let it change the rows of a head that is in cells, by itself or through the look-up that it is tied to.
+    """
+    layers = [module for module in model.modules() if isinstance(module, AnalogLinear)]
+    held = {id(layer.source.part().root) for layer in layers if layer.source is not None}
     for module in model.modules():
-        if callable(getattr(type(module), _SAVE, None)) and any(isinstance(m, AnalogLinear) for m in module.modules()):
+        kind = type(module)
+        if callable(getattr(kind, _SAVE, None)) and any(isinstance(m, AnalogLinear) for m in module.modules()):
             vars(module)[_SAVE] = _refused_saving
+        if callable(getattr(kind, _RESIZE, None)) and _has_head_in_cells(cast(Any, module), held):
+            vars(module)[_RESIZE] = _refused_resizing
+
+
+def _has_head_in_cells(model: Any, held: set[int]) -> bool:
+    """Whether a model of transformers has an analog head, or a look-up whose weight is among those that tiles hold."""
+    try:
+        head, look_up = model.get_output_embeddings(), model.get_input_embeddings()
+    except (NotImplementedError, AttributeError):  # such as a vision model
+        return False
+    return isinstance(head, AnalogLinear | AnalogModule) or id(getattr(look_up, "weight", None)) in held
+
+
+def _refused_resizing(*_: Any, **__: Any) -> None:
+    raise InputError(
+        "the head of this model is in cells, where other tokens have no columns: call crossbar.restore(model), resize "
+        "the digital model, then convert and program it again"
+    )
 
 
 def _refused_saving(*_: Any, **__: Any) -> None:

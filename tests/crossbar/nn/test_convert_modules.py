@@ -5,7 +5,7 @@ import copy
 import pytest
 import torch
 from torch import nn
-from transformers import BertConfig, BertModel
+from transformers import BertConfig, BertModel, GPT2Config, GPT2LMHeadModel
 
 from crossbar import InputError, Ledger, convert, presets, program, restore
 from tests.crossbar.conftest import inputs, reasons, seeded
@@ -94,3 +94,24 @@ def test_a_converted_model_of_transformers_is_not_saved_for_from_pretrained(tmp_
     model.save_pretrained(tmp_path)
     loaded = BertModel.from_pretrained(tmp_path)
     assert all(torch.equal(value, loaded.state_dict()[name]) for name, value in expected.items())
+
+
+@pytest.mark.parametrize("tied", [False, True])
+@pytest.mark.parametrize("tied_heads", [False, True])
+def test_tokens_are_added_where_the_head_is_digital_and_refused_where_it_is_in_cells(tied, tied_heads):
+    config = GPT2Config(vocab_size=20, n_embd=8, n_layer=1, n_head=2, n_positions=8, tie_word_embeddings=tied)
+    model = seeded(lambda: GPT2LMHeadModel(config)).eval()
+    convert(model, presets.ideal(), tied_heads=tied_heads)
+    weight = model.transformer.wte.weight.clone()
+    if not tied or tied_heads:
+        both = (model, model.transformer) if tied else (model,)  # by its look-up the head would change with it
+        for one in both:
+            with pytest.raises(InputError, match=r"^the head of this model is in cells, where other tokens have no co"):
+                one.resize_token_embeddings(24)
+        assert torch.equal(model.transformer.wte.weight, weight)
+        restore(model)
+    model.resize_token_embeddings(24, mean_resizing=False)
+    if not tied or tied_heads:
+        convert(model, presets.ideal(), tied_heads=tied_heads)
+    assert model(torch.tensor([[1, 22]])).logits.shape == (1, 2, 24)
+    assert torch.equal(model.transformer.wte.weight[:20], weight)
