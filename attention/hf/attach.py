@@ -284,11 +284,8 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_
             "no memory"
         )
     modules = dict(model.named_modules())
-    found = {
-        vars(modules[name])["layer_idx"]: (name, own_window(modules[name]))
-        for name in sites_of.own
-        if vars(modules[name]).get("layer_idx") is not None and vars(modules[name]).get("is_causal")
-    }
+    causal = {name: _place_in_cache(name, modules[name]) for name in sites_of.own if _is_causal(modules[name])}
+    found = {place: (name, own_window(modules[name])) for name, place in causal.items() if place is not None}
     title, config = type(model).__name__, cast(Any, model).config
     if found and config.is_encoder_decoder:
         raise InputError(
@@ -324,6 +321,22 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_
     for name, description in store.memories().items():
         AnalogMemory(description, name)  # refuses what it cannot hold before anything runs
     return store
+
+
+def _is_causal(module: nn.Module) -> bool:
+    return bool(vars(module).get("is_causal"))
+
+
+def _place_in_cache(name: str, module: nn.Module) -> int | None:
+    """The index of a layer in its model's cache; None: it has none.
+
+    Blocks whose weights several layers share (Zamba) hold -1 and are told their layer when they are called: the last
+    number on the way to them.
+    """
+    index: int | None = vars(module).get("layer_idx")
+    if index is None or index >= 0:
+        return index
+    return int(next(part for part in reversed(name.split(".")) if part.isdecimal()))
 
 
 def _rows(title: str, pattern: Pattern, sinks: int, positions: int | None) -> tuple[int, int]:

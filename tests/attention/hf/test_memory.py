@@ -5,7 +5,15 @@ import copy
 import pytest
 import torch
 from torch.utils.checkpoint import checkpoint
-from transformers import DynamicCache, GPT2Config, GPT2LMHeadModel, LlamaConfig, LlamaForCausalLM
+from transformers import (
+    DynamicCache,
+    GPT2Config,
+    GPT2LMHeadModel,
+    LlamaConfig,
+    LlamaForCausalLM,
+    Zamba2Config,
+    Zamba2ForCausalLM,
+)
 
 from attention import Memory, Protected, attach, detach, gated_attention, memory_cache, parse, renew_memory
 from attention.hf.attach import attached_pattern, memory_of
@@ -236,3 +244,29 @@ def test_patterns_that_choose_by_digital_keys_are_refused_before_anything_runs(b
 def test_keys_at_hand_can_be_chosen_from():
     q = torch.zeros(1, 2, 4, 4)
     gated_attention(q, q, q, parse("topk(2)"), hardware=IDEAL)  # where keys are at hand
+
+
+@pytest.mark.parametrize("blocks", [1, 2])
+def test_blocks_that_share_their_weights_have_a_memory_each(blocks):
+    """Zamba 2: attention modules hold layer index -1, and are told in which layer they are when they are called."""
+    kinds = ["linear_attention", "hybrid"] * 2
+    config = Zamba2Config(
+        vocab_size=40, hidden_size=16, num_hidden_layers=4, layers_block_type=kinds, mamba_d_state=8, mamba_d_conv=2,
+        n_mamba_heads=4, intermediate_size=24, num_attention_heads=2, num_mem_blocks=blocks, chunk_size=8,
+        max_position_embeddings=64, use_mem_rope=True, pad_token_id=0, eos_token_id=None,
+    )  # fmt: skip
+    model = seeded(lambda: Zamba2ForCausalLM(config)).eval()
+    ids = torch.randint(1, 40, (2, 6), generator=torch.Generator().manual_seed(3))
+
+    def steps(cache):
+        with torch.no_grad():
+            return torch.cat([model(ids[:, place : place + 1], cache=cache).logits for place in range(6)], 1)
+
+    own = steps(DynamicCache(config=config))
+    attach(model, "dense", presets.ideal())
+    cache = memory_cache(model)
+    torch.testing.assert_close(steps(cache), own, rtol=0, atol=1e-5)
+    held = {f"model.layers.{layer}.shared_transformer.self_attn": 6 for layer in (1, 3)}
+    assert {name: report.tokens for name, report in cache.report().items()} == held
+    attach(model, "dense", presets.pcm())
+    assert (steps(memory_cache(model)) - own).abs().max() > 1e-4
