@@ -697,8 +697,9 @@ class AnalogLinear(nn.Module):
             rank = down.shape[-1] if down.dim() else 0
             self._require("adapter down", down, (self.in_features, rank))
             self._require("adapter up", up, (rank, self.out_features))
-        # As a file has them: products of other strides may round otherwise.
-        down, up = (x if x is None or isinstance(x, nn.Parameter) else x.contiguous() for x in (down, up))
+        # In one order, column after column, wherever they come from: products of other strides may round otherwise.
+        if down is not None and up is not None and not isinstance(down, nn.Parameter):
+            down, up = down.t().contiguous().t(), up.contiguous()
         self._put(adapter_down=down, adapter_up=up)
 
     def corrected_weight(self, weight: Tensor) -> Tensor:
