@@ -697,9 +697,6 @@ class AnalogLinear(nn.Module):
             rank = down.shape[-1] if down.dim() else 0
             self._require("adapter down", down, (self.in_features, rank))
             self._require("adapter up", up, (rank, self.out_features))
-        # In one order, column after column, wherever they come from: products of other strides may round otherwise.
-        if down is not None and up is not None and not isinstance(down, nn.Parameter):
-            down, up = down.t().contiguous().t(), up.contiguous()
         self._put(adapter_down=down, adapter_up=up)
 
     def corrected_weight(self, weight: Tensor) -> Tensor:

@@ -120,7 +120,6 @@ def load_state(model: nn.Module, path: str | Path) -> None:
         layer.cells.scales, layer.column_gain = own["scales"], own["column_gain"]
         for key in _OPTIONAL:
             setattr(layer.cells if key in _OF_CELLS else layer, key, own.get(key))
-        layer.set_adapter(own.get("adapter_down"), own.get("adapter_up"))  # in the order that it keeps them in
         layer.set_state(_cells(own), saved[name]["seed"], saved[name]["seconds"])
         layer.cells.drop_state()
 
