@@ -142,7 +142,8 @@ class _Moments:
         kept = _shrinkage(values[chosen], inputs, outputs, self._noise(whitened, power))
         chosen, kept = chosen[kept > 0], kept[kept > 0]
         left = vectors[:, chosen] if inputs <= outputs else whitened @ vectors[:, chosen] / values[chosen].sqrt()
-        down = torch.linalg.solve_triangular(root.t(), left, upper=True)
+        # In the order of files: products with columns laid one after another round otherwise.
+        down = torch.linalg.solve_triangular(root.t(), left, upper=True).contiguous()
         return down, kept.unsqueeze(1) * (left.t() @ whitened)
 
     def _noise(self, whitened: Tensor, power: Tensor) -> Tensor:

@@ -11,7 +11,6 @@ from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralE
 from calibration import Finetune, WireAware, recipe
 from calibration.steps.average_reads import AverageReads
 from calibration.steps.batch_norms import BatchNormStatistics
-from calibration.steps.lowrank import LowRankAdapter
 from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Stage, uncalibrate
 from crossbar import (
@@ -107,12 +106,7 @@ def test_a_convolution_and_experts_are_calibrated(kind, tmp_path):
     new_chip(loaded)
     save_state(model, tmp_path / "state")
     load_state(loaded, tmp_path / "state")
-    if kind is not LowRankAdapter:
-        assert torch.equal(outputs(loaded), found)
-    for name, layer in analog_layers(loaded).items() if kind is LowRankAdapter else ():
-        # A file keeps numbers, not strides, by which products round: the same adapter, maybe other last bits.
-        assert torch.equal(layer.adapter_down, fitted[f"{name}.adapter_down"])
-        assert torch.equal(layer.adapter_up, fitted[f"{name}.adapter_up"])
+    assert torch.equal(outputs(loaded), found)
     if step.stage is Stage.IN_USE:
         uncalibrate(model)
         assert torch.equal(outputs(model), before)
