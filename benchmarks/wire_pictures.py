@@ -6,7 +6,7 @@
     python benchmarks/wire_pictures.py statements                # IR drop matters; it hardly matters
 
 Accuracy: MiniLM's code search and SmolLM2's perplexity on PCM, one chip at a day and an hour, uncalibrated, with the
-recipe `fast`, and with `WireAware` in it; without `--full` the last two on the larger tiles alone.
+recipe `fast`, and with `WireAware` in it; without `--full` the last two on some of the tiles alone.
 Circuits are solved in first order, which is fast; with `--solution exact` each solution takes half a minute of two
 cores for MiniLM and four for SmolLM2, and `fast`, which looks at eight instants, asks for ten. `--results` is a file of
 the points that are done: what stands in it is not computed again, so a run can be stopped and gone on with, and the
@@ -117,11 +117,10 @@ class Point(NamedTuple):
 
 
 POINTS = (
-    *(Point("minilm", 256, ohms, ARMS) for ohms in (0.0, 1.0, 5.0)),
+    *(Point("minilm", tile, ohms, ARMS) for tile in (256, 512) for ohms in (0.0, 1.0, 5.0)),
     *(Point("minilm", tile, ohms, ARMS[:1]) for tile in (64, 128) for ohms in (0.0, 1.0, 5.0)),
-    *(Point("smollm2", 64, ohms, ARMS[:1]) for ohms in (0.0, 1.0, 5.0)),
-    *(Point("smollm2", 256, ohms, ARMS) for ohms in (1.0, 0.0, 5.0)),
-    *(Point("minilm", 512, ohms, ARMS) for ohms in (1.0, 5.0, 0.0)),
+    *(Point("smollm2", 256, ohms, ARMS) for ohms in (0.0, 1.0, 5.0)),
+    *(Point("smollm2", tile, ohms, ARMS[:1]) for tile in (64, 128, 512) for ohms in (0.0, 1.0, 5.0)),
 )
 """What docs/wires.md has, in the order in which it is computed."""
 
