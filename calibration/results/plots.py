@@ -103,7 +103,7 @@ def shares(result: Results) -> Figure:
     for place, seconds in enumerate(times):
         members = [stair for stair in found if stair.seconds == seconds]
         axes.plot(
-            [digital[stair.arm] for stair in members],
+            [digital.get(stair.arm, 0.0) for stair in members],
             [stair.value.mean for stair in members],
             color=colormaps["viridis"](0.9 * place / max(len(times) - 1, 1)),
             marker=_MARKERS[place % len(_MARKERS)],
@@ -115,7 +115,7 @@ def shares(result: Results) -> Figure:
     at = (math.inf, math.inf)
     for number, stair in enumerate(stair for stair in found if stair.seconds == times[-1]):
         axes.plot([], [], linestyle="", marker=f"${number}$", color="#000000", label=_told_arms(result, [stair.arm])[0])
-        x, y = digital[stair.arm], stair.value.mean
+        x, y = digital.get(stair.arm, 0.0), stair.value.mean
         if math.isclose(x, at[0], rel_tol=0.02) and math.isclose(y, at[1], rel_tol=0.05):  # would be hidden
             numbers[at] += f", {number}"
         else:

@@ -72,7 +72,7 @@ class Costs:
         self._fittings.append((place, fitting))
 
     def scored(self, arm: str, counts: Mapping[str, int], place: int, layers: Iterable[AnalogLinear]) -> None:
-        """An arm was scored, after the steps up to a place (-1: none).
+        """An arm was scored, after the steps up to a place (-1: none); it has no cost if no layer on tiles was driven.
 
         Args:
             arm: its name.
@@ -80,6 +80,8 @@ class Costs:
             place: of the last step before it.
             layers: on tiles.
         """
+        if not counts.get("cell_macs"):
+            return
         own = [fitting for at, fitting in self._fittings if at <= place]
         self._fittings = [(at, fitting) for at, fitting in self._fittings if at > place]
         sizes = [(layer.in_features * layer.out_features, layer.cells.cells_a_weight) for layer in layers]

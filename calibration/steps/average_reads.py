@@ -49,7 +49,7 @@ class AverageReads:
     def __post_init__(self) -> None:
         require_whole("AverageReads reads", self.reads, least=2, most=MOST_AVERAGED)
         require_number("AverageReads share", self.share, above=0, most=1)
-        require_whole("AverageReads batches", self.batches, least=1)
+        require_whole("AverageReads batches", self.batches, least=1, most=10**6)
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:

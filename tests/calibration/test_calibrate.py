@@ -185,6 +185,7 @@ def test_setup_says_what_was_done(net, task):
     assert result.setup["calibration_batches"] == 3
     assert result.setup["chips"] == 1
     fields = {"per": "column", "reference": "ideal", "reads": 32, "seed": 0}
+    fields |= {"predict": False, "first_read": 3600.0, "second_read": 86400.0}
     assert result.setup["recipe"] == {"name": "mine", "steps": [{"step": "DriftCompensation", **fields}]}
 
 

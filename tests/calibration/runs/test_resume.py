@@ -372,7 +372,8 @@ def test_a_process_that_is_stopped_at_random_moments(capsys, folder, tmp_path):
     assert (code, err) == (-signal.SIGKILL, [])
     assert not (place / "bundle").exists()
 
-    code, err = stopped(command, place, 5, draw.uniform(0, 0.3), signal.SIGINT)
+    kept = len(results(place))  # a busy machine may have come further before it was stopped
+    code, err = stopped(command, place, kept + 1, draw.uniform(0, 0.3), signal.SIGINT)
     first, last = err
     assert code == 130
     assert first.startswith("ohmformer: goes on from the ")
