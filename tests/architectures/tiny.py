@@ -159,7 +159,7 @@ def inputs_of(model: Any) -> dict[str, Tensor]:
         inputs = {"input_ids": ids}
         if getattr(config, "is_encoder_decoder", False):
             inputs["decoder_input_ids"] = ids[:, :6]
-        if hasattr(model, "logit_scale"):  # two encoders side by side
+        if hasattr(model, "logit_scale") and hasattr(config, "vision_config"):  # two encoders side by side
             inputs["pixel_values"] = torch.rand(BATCH, 3, *_picture(config.vision_config), generator=generator)
         return inputs
     if main == "pixel_values":
