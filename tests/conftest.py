@@ -2,6 +2,7 @@
 
 import importlib
 import os
+import signal
 from pathlib import Path
 
 import pytest
@@ -12,6 +13,9 @@ WORKER = "PYTEST_XDIST_WORKER" in os.environ
 if WORKER:
     os.environ.setdefault("OMP_NUM_THREADS", "1")  # read when torch is first imported: workers share the cores
     os.environ.pop("COLUMNS", None)  # of xdist: what is printed is as wide as without workers
+
+# A shell has its background jobs ignore Ctrl-C, and so would the processes that tests start and interrupt.
+signal.signal(signal.SIGINT, signal.default_int_handler)
 
 os.environ.setdefault("OMP_WAIT_POLICY", "PASSIVE")  # read when torch is first imported: waiting threads do not spin
 # Read when Triton is first imported: its kernels are then interpreted on the CPU, where backends are picked by name.
