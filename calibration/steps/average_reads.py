@@ -89,14 +89,15 @@ def _sensitivity(
                 with Ledger() as ledger:
                     expected = model(**inputs)
                 for name, layer in layers.items():
-                    own = {counter.name: count for counter, count in ledger.by_layer.get(layer.name, {}).items()}
-                    if own.get("adc_conversions", 0) == 0:
+                    counted = ledger.by_layer[layer.name].items()
+                    own = sum(count for counter, count in counted if counter.name == "adc_conversions")
+                    if own == 0:
                         continue
                     reset_reads(model)
                     layer.reads = _OTHER
                     apart = float(distance(model(**inputs), expected, inputs.get("attention_mask")))
                     moved[name] = moved.get(name, 0.0) + apart
-                    conversions[name] = conversions.get(name, 0) + own["adc_conversions"]
+                    conversions[name] = conversions.get(name, 0) + own
     finally:
         for layer, count in counts.items():
             layer.averaged_reads = count
