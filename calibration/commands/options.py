@@ -151,7 +151,7 @@ def make_parser() -> Parser:
 
     energy = _subcommand("Price what a model takes on analog hardware under attention patterns, beside its accuracy.")
     _add_model_options(energy)
-    energy.set_defaults({"model": "smollm2"})
+    energy.set_defaults({"model": "smollm2", "tied_heads": True})
     energy_command.add_options(energy)
     _add_device(energy)
     add("energy", energy, "where the picojoules go")

@@ -167,6 +167,9 @@ def _notes(study: EnergyStudy, k: int) -> str:
     rows = ", ".join(f"{arm.rows:,} ({arm.pattern})" for arm in study.arms if arm.rows is not None)
     if rows:
         notes.append(f"endurance: a row is written again after so many tokens: {rows}; no row is refreshed between")
+    for head, look_up in study.setup["tied_heads"].items():
+        notes.append(f"{head} is on tiles with the weights of {look_up}: --tied-heads=false leaves it in digital")
+    notes += [f"{name} is looked up in DRAM, a row a token" for name in study.setup["look_ups"]]
     if study.uncounted:
         notes.append("not counted: " + ", ".join(sorted(set(study.uncounted.values()))))
     return "\n".join(notes)

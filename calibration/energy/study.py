@@ -43,7 +43,7 @@ def energy(
     device: str | None = None,
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
-    tied_heads: bool = False,
+    tied_heads: bool = True,
     progress: Progress | None = None,
 ) -> EnergyStudy:
     """Score a model under each pattern on one analog chip, and price everything that is counted meanwhile.
@@ -66,7 +66,9 @@ def energy(
         seed: of the chip.
         device: where it is computed, as in `emulate`.
         include, exclude: layers to convert, as for `crossbar.convert`.
-        tied_heads: put an output head that is tied to embeddings on tiles too, as for `crossbar.convert`.
+        tied_heads: put an output head that is tied to embeddings on tiles too, as for `crossbar.convert`: its copy of
+            the weights is programmed there, and embeddings are looked up in DRAM, a row a token. False: it stays
+            digital and streams its weights from DRAM.
         progress: called before each scoring.
 
     Raises:
@@ -169,6 +171,8 @@ def run_energy(
         "age": time,
         "wait": request.wait,
         "book": book.name,
+        "tied_heads": {layer.name: layer.tied for layer in experiment.conversion.analog if layer.tied},
+        "look_ups": [name for name, module in analog.named_modules() if isinstance(module, nn.Embedding)],
         "analog_parameters": experiment.conversion.analog_parameters,
         "parameters": experiment.conversion.parameters,
     }

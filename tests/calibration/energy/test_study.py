@@ -100,9 +100,16 @@ def test_of_experts_those_that_tokens_are_routed_to_are_counted():
     assert sum(row["digital_macs"] for row in digital.values()) == 2 * N * LAYERS * 2 * expert
 
 
-def test_a_tied_head_is_on_tiles_when_asked_for(study):
-    found = energy(language_model(), Words(), "ideal", PATTERNS, recipe=None, tied_heads=True)
-    for before, after in zip(study.arms, found.arms, strict=True):
+def test_a_tied_head_is_on_tiles_unless_it_is_left_in_digital(study):
+    digital = energy(language_model(), Words(), "ideal", PATTERNS, recipe=None, tied_heads=False)
+    found = study
+    assert found.setup["tied_heads"] == {"lm_head": "model.embed_tokens"}
+    assert found.setup["look_ups"] == ["model.embed_tokens"]
+    assert digital.setup["tied_heads"] == {}
+    note = "lm_head is on tiles with the weights of model.embed_tokens"
+    assert note in str(tables(found)[0].caption)
+    assert note not in str(tables(digital)[0].caption)
+    for before, after in zip(digital.arms, found.arms, strict=True):
         for plain, tiles in zip(before.work, after.work, strict=True):
             assert (tiles.macs, tiles.numbers) == (plain.macs, plain.numbers)
             head, digital = tiles.ledger.to_dict()["lm_head"], plain.ledger.to_dict()["lm_head"]
@@ -110,7 +117,11 @@ def test_a_tied_head_is_on_tiles_when_asked_for(study):
             assert "dram_bytes" in digital
             assert "dram_bytes" not in head
             assert found.part_of("lm_head", tiles) == "linear"
-            assert tiles.ledger.to_dict()["model.embed_tokens"] == plain.ledger.to_dict()["model.embed_tokens"]
+            looked_up = tiles.ledger.to_dict()["model.embed_tokens"]
+            assert looked_up == plain.ledger.to_dict()["model.embed_tokens"]
+            assert looked_up["dram_bytes"] == 2 * tiles.tokens * HEADS * HEAD_DIM  # 16 bits a number, a row a token
+            read = [line for line in found.report(after, tiles).lines if line.layer == "model.embed_tokens"]
+            assert {line.component: line.pj for line in read}["DRAM"] == pytest.approx(243.75 * looked_up["dram_bytes"])
 
 
 def test_every_picojoule_has_a_part(study):
