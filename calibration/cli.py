@@ -85,11 +85,17 @@ def _calibrate(options: Namespace) -> int:
 
 
 def _energy(options: Namespace) -> int:
+    from calibration.energy import chip_plots
     from calibration.energy import plots as energy_plots
     from calibration.energy import results as energy_results
 
     _require_writable(options.out)
-    pictures = ((options.plot, energy_plots.breakdown), (options.pareto, energy_plots.pareto))
+    pictures = (
+        (options.plot, energy_plots.breakdown),
+        (options.pareto, energy_plots.pareto),
+        (options.floor, chip_plots.floor),
+        (options.gantt, chip_plots.gantt),
+    )
     for path, _ in pictures:
         _require_writable(path, _PICTURES)
     study = energy_command.study_of(options)

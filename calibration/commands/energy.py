@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 from jsonargparse import ArgumentParser, Namespace
 
 from calibration.energy.study import PATTERNS
+from crossbar.costs.chips import DEFAULT as CHIP
 
 if TYPE_CHECKING:
     from calibration.energy.results import EnergyStudy
@@ -32,6 +33,17 @@ def add_options(parser: ArgumentParser) -> None:
         default=None,
         help="price books, joined by +, or a YAML file (default isaac + horowitz and the memory's writes)",
     )
+    parser.add_argument(
+        "--chip", type=str, default=CHIP, help=f"book of times and areas, or a YAML file (default {CHIP})"
+    )
+    parser.add_argument("--placer", type=str, default="row_major", help="where tiles stand: row_major or balanced")
+    parser.add_argument("--batch", type=int, default=1, help="sequences that decode side by side (default 1)")
+    parser.add_argument(
+        "--machine",
+        type=str | None,
+        default=None,
+        help="time attention by events on ideal, truenorth, loihi1 or loihi2",
+    )
     parser.add_argument("--recipe", type=str | None, default="fast", help="calibration of the chip; null for none")
     parser.add_argument("--age", type=str, default="1h", help="age of the chip when it is calibrated")
     parser.add_argument("--wait", type=str, default="1h", help="between calibrating and scoring (default 1h)")
@@ -39,14 +51,17 @@ def add_options(parser: ArgumentParser) -> None:
     parser.add_argument("--out", type=str | None, default=None, help="write the JSON to this file")
     parser.add_argument("--plot", type=str | None, default=None, help="write a picture of where the energy goes")
     parser.add_argument("--pareto", type=str | None, default=None, help="write a picture of accuracy against energy")
+    parser.add_argument("--floor", type=str | None, default=None, help="write a picture of the floor plan")
+    parser.add_argument("--gantt", type=str | None, default=None, help="write a picture of one token's way")
 
 
 def study_of(options: Namespace) -> EnergyStudy:
     """Price what the options ask for; what costs nothing to check comes before what takes seconds to load."""
     from calibration.console import progress_bar
-    from calibration.energy.study import default_book, resolved, run_energy
+    from calibration.energy.study import Target, default_book, resolved, run_energy
     from crossbar import PriceBook
 
+    target = Target.of(options.chip, options.placer, options.batch, options.machine)
     chosen = {
         name: options[name] for name in ("seed", "device", "recipe", "age", "wait", "include", "exclude", "tied_heads")
     }
@@ -63,7 +78,7 @@ def study_of(options: Namespace) -> EnergyStudy:
     )
     book = PriceBook.get(default_book(request.memory) if options.book is None else options.book)
     with progress_bar("energy") as progress:
-        return run_energy(request, patterns, book, progress)
+        return run_energy(request, patterns, book, target, progress)
 
 
 def memory_options(options: Namespace) -> dict[str, Any]:

@@ -5,8 +5,12 @@ from __future__ import annotations
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
-from crossbar import Baseline, EnergyReport, Ledger, PriceBook, digital_baselines, price
+from crossbar import Baseline, EnergyReport, Hardware, Ledger, PriceBook, digital_baselines, price
+from crossbar.costs.area import AreaReport, area
+from crossbar.costs.chips import Chip
+from crossbar.costs.floorplan import FloorPlan
 from crossbar.costs.ledger import PAIRS
+from crossbar.costs.schedule import ChipTime, Rate
 
 if TYPE_CHECKING:
     from rich.table import Table
@@ -27,6 +31,8 @@ class Work:
         macs: multiply-adds of matrices and attended pairs, wherever they are computed; of experts those that tokens
             were routed to.
         numbers: weights, keys and values that a digital machine would read for them.
+        time: of one token on the chips, an average where there are several.
+        batch: sequences that decode side by side.
     """
 
     phase: str
@@ -34,6 +40,17 @@ class Work:
     ledger: Ledger
     macs: int
     numbers: int
+    time: ChipTime
+    batch: int = 1
+
+    def rates(self) -> dict[str, Rate]:
+        """What each schedule of the phase gives."""
+        return self.time.rates(self.tokens, self.batch)
+
+    @property
+    def seconds(self) -> float:
+        """Of all tokens, by the faster schedule."""
+        return min(rate.ns for rate in self.rates().values()) * 1e-9 * self.tokens
 
     def baselines(self) -> list[Baseline]:
         """The same work on digital machines, at the same batch and context."""
@@ -45,13 +62,14 @@ class Arm:
     """One pattern: its accuracy in digital and on one analog chip, and its work.
 
     ``rows``: token rows of each head in analog memory, after as many tokens each is written again; None: no such
-    memory, or one that is written anew with each call.
+    memory, or one that is written anew with each call. ``plan``: where its layers, keys and values stand.
     """
 
     pattern: str
     digital: float
     analog: float
     work: tuple[Work, ...]
+    plan: FloorPlan
     rows: int | None = None
 
 
@@ -64,6 +82,7 @@ class EnergyStudy:
         metric: what ``digital`` and ``analog`` of an arm are.
         arms: a pattern each.
         book: prices.
+        hardware: of the tiles.
         linear: names of the analog layers.
         uncounted: digital layers whose work is not counted, by name: their kind.
     """
@@ -72,6 +91,7 @@ class EnergyStudy:
     metric: str
     arms: tuple[Arm, ...]
     book: PriceBook
+    hardware: Hardware
     linear: frozenset[str]
     uncounted: dict[str, str] = field(default_factory=dict)
 
@@ -82,7 +102,16 @@ class EnergyStudy:
 
     def report(self, arm: Arm, work: Work) -> EnergyReport:
         """The priced counts of one phase."""
-        return price(work.ledger, self.book, tokens=work.tokens)
+        return price(work.ledger, self.book, seconds=work.seconds, tokens=work.tokens)
+
+    @property
+    def chip(self) -> Chip:
+        """What the model stands on."""
+        return self.arms[0].plan.chip
+
+    def area(self, arm: Arm) -> AreaReport:
+        """Of the chips that the model takes, whole."""
+        return area(self.chip, self.hardware, chips=arm.plan.chips)
 
     def part_of(self, layer: str, work: Work) -> str:
         """``linear``, ``attention`` or ``digital``: what kind of work a layer is."""
@@ -99,7 +128,7 @@ class EnergyStudy:
         return found
 
     def to_dict(self) -> dict[str, Any]:
-        """Plain values; energies in pJ."""
+        """Plain values; energies in pJ, times in ns, areas in mm²."""
         rows = []
         for arm in self.arms:
             for work in arm.work:
@@ -116,12 +145,17 @@ class EnergyStudy:
                         "memory_rows": arm.rows,
                         **values,
                         "pj_per_token_by_part": parts,
+                        "time": work.time.to_dict(work.tokens, work.batch),
+                        "area": self.area(arm).to_dict(),
+                        "chips": arm.plan.chips,
+                        "utilisation": arm.plan.utilisation,
                         "counts": work.ledger.totals(),
                         "macs": work.macs,
                         "baselines": [row._asdict() for row in work.baselines()],
                     }
                 )
-        return {"setup": self.setup, "rows": rows, "uncounted": self.uncounted}
+        plans = {arm.pattern: arm.plan.to_dict() for arm in self.arms}
+        return {"setup": self.setup, "rows": rows, "floor_plans": plans, "uncounted": self.uncounted}
 
 
 def tables(study: EnergyStudy) -> list[Table]:
@@ -131,7 +165,8 @@ def tables(study: EnergyStudy) -> list[Table]:
     views = []
     for k, phase in enumerate(work.phase for work in study.arms[0].work):
         tokens = study.arms[0].work[k].tokens
-        title = f"{study.setup['model']}, {phase}{f' of {tokens:,} tokens' if tokens > 1 else ' step'}: µJ a token"
+        title = f"{study.setup['model']}, {phase}{f' of {tokens:,} tokens' if tokens > 1 else ' step'}: "
+        title += f"energy (µJ a token), time and area on chips {study.chip.name}"
         view = Table(title=title, title_justify="left", caption=_notes(study, k), caption_justify="left")
         view.add_column("part")
         view.add_column("component")
@@ -150,11 +185,32 @@ def tables(study: EnergyStudy) -> list[Table]:
         for rows in zip(*baselines, strict=True):
             view.add_row(rows[0].machine, f"{rows[0].bound} bound", *(_uj(row.pj / tokens) for row in rows))
         view.add_section()
+        _add_time_and_area(view, study, k)
+        view.add_section()
         view.add_row(f"digital {study.metric}", "", *(f"{arm.digital:.2f}" for arm in study.arms))
         chip = f"chip {study.setup['chip']}"
         view.add_row(f"analog {study.metric}", chip, *(f"{arm.analog:.2f}" for arm in study.arms))
         views.append(view)
     return views
+
+
+def _add_time_and_area(view: Table, study: EnergyStudy, k: int) -> None:
+    works = [arm.work[k] for arm in study.arms]
+    view.add_row("time", "a token's way, µs", *(f"{work.time.latency / 1000:.4g}" for work in works))
+    waits = [work.time.waited() for work in works]
+    for name in waits[0]:
+        view.add_row("", f"of it {name}, µs", *(f"{wait[name] / 1000:.3g}" if wait[name] else "" for wait in waits))
+    for name in works[0].rates():
+        rates = [work.rates()[name] for work in works]
+        schedule = name.replace("_", " ") + (f", batch {works[0].batch}" if name == "decode" else "")
+        view.add_row(schedule, "µs a token", *(f"{rate.ns / 1000:.4g}" for rate in rates))
+        view.add_row("", "tokens a second", *(f"{rate.tokens_per_second:,.0f}" for rate in rates))
+        view.add_row("", "limited by", *(rate.limit for rate in rates))
+    view.add_section()
+    plans = [arm.plan for arm in study.arms]
+    view.add_row("area", "mm²", *(f"{study.area(arm).mm2:,.0f}" for arm in study.arms))
+    view.add_row("", "chips", *(f"{plan.chips}" for plan in plans))
+    view.add_row("", "tiles in use", *(f"{plan.tiles:,} ({plan.utilisation:.0%})" for plan in plans))
 
 
 def _notes(study: EnergyStudy, k: int) -> str:
@@ -164,6 +220,13 @@ def _notes(study: EnergyStudy, k: int) -> str:
     if report.unpriced:
         missing = ", ".join(f"{name} ({n:,})" for name, n in report.unpriced.items())
         notes.append(f"without a price, in no sum: {missing}")
+    notes += study.chip.notes
+    work, size = study.arms[0].work[k], study.area(study.arms[0])
+    if work.time.missing:
+        notes.append(f"without a time, taken as 0: {', '.join(work.time.missing)}")
+    if size.missing:
+        missing = ", ".join(f"{name} ({n:,})" for name, n in size.missing.items())
+        notes.append(f"without an area, in no sum: {missing}")
     rows = ", ".join(f"{arm.rows:,} ({arm.pattern})" for arm in study.arms if arm.rows is not None)
     if rows:
         notes.append(f"endurance: a row is written again after so many tokens: {rows}; no row is refreshed between")

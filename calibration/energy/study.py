@@ -5,13 +5,15 @@ from __future__ import annotations
 import inspect
 from collections.abc import Mapping, Sequence
 from dataclasses import replace
-from typing import Any, cast
+from typing import Any, NamedTuple, cast
 
 import torch
 from torch import Tensor, nn
 
 from attention import Memory, Pattern, attach
+from attention.controller.platforms import Platform
 from attention.hf.attach import memory_of
+from calibration.energy.layout import event_time, flow_of, layout, machine_of, time_of
 from calibration.energy.products import Products
 from calibration.energy.results import DECODE, PREFILL, Arm, EnergyStudy, Work
 from calibration.models.outputs import device_of, is_generative
@@ -22,10 +24,44 @@ from calibration.runs.request import MemoryLike, ModelLike, PatternLike, RecipeL
 from calibration.steps.observe import digital
 from calibration.tasks import Task
 from crossbar import InputError, Ledger, PriceBook, analog_layers, bypassed
+from crossbar.costs.chips import DEFAULT as DEFAULT_CHIP
+from crossbar.costs.chips import Chip
+from crossbar.costs.floorplan import PLACERS, Edge, FloorPlan, Placer
 from crossbar.costs.prices import DEFAULT
+from crossbar.costs.schedule import ChipTime
+from crossbar.errors import require_whole
 from crossbar.presets import HardwareLike
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
+
+
+class Target(NamedTuple):
+    """What a model is placed on.
+
+    Attributes:
+        chip: its parts.
+        placer: which core each tile is in.
+        batch: sequences that decode side by side.
+        machine: whose events give attention's time; None: reads of the chip's tiles do.
+    """
+
+    chip: Chip
+    placer: str | Placer = "row_major"
+    batch: int = 1
+    machine: Platform | None = None
+
+    @classmethod
+    def of(cls, chip: str | Chip, placer: str | Placer, batch: int, machine: str | None) -> Target:
+        """Checked.
+
+        Raises:
+            InputError: for unknown names and a batch below 1.
+        """
+        if isinstance(placer, str) and placer not in PLACERS:
+            raise InputError(f"placer {placer!r} is unknown: choose one of {', '.join(PLACERS)}, or give a function")
+        require_whole("batch", batch, least=1)
+        found = Chip.get(chip) if isinstance(chip, str) else chip
+        return cls(found, placer, batch, None if machine is None else machine_of(machine))
 
 
 def energy(
@@ -44,9 +80,13 @@ def energy(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     tied_heads: bool = True,
+    chip: str | Chip = DEFAULT_CHIP,
+    placer: str | Placer = "row_major",
+    batch: int = 1,
+    machine: str | None = None,
     progress: Progress | None = None,
 ) -> EnergyStudy:
-    """Score a model under each pattern on one analog chip, and price everything that is counted meanwhile.
+    """Score a model under each pattern on one analog chip, and price and time everything that is counted meanwhile.
 
     Linear layers are on tiles. Keys and values are counted as rows of analog tiles of 256 x 256 and computed in
     digital, unless ``memory`` has them: then they are written and read there, and their writes are counted too. Norms,
@@ -69,12 +109,18 @@ def energy(
         tied_heads: put an output head that is tied to embeddings on tiles too, as for `crossbar.convert`: its copy of
             the weights is programmed there, and embeddings are looked up in DRAM, a row a token. False: it stays
             digital and streams its weights from DRAM.
+        chip: parts, their times and areas: a packaged book, a YAML file, or a `crossbar.costs.chips.Chip`.
+        placer: where tiles stand: ``row_major``, ``balanced``, or a function of blocks and chip
+            (`crossbar.costs.floorplan.Placer`).
+        batch: sequences that decode side by side.
+        machine: ``ideal``, ``truenorth``, ``loihi1`` or ``loihi2``, whose events then give the time of attention.
         progress: called before each scoring.
 
     Raises:
         InputError: for unknown names, what `crossbar.convert` and `attention.attach` refuse, and, with a recipe, a wait
             of 0 s and a task whose calibration data are in its evaluation data.
     """
+    target = Target.of(chip, placer, batch, machine)
     request, chosen = resolved(
         model,
         task,
@@ -91,7 +137,8 @@ def energy(
         tied_heads=tied_heads,
     )
     prices = default_book(request.memory) if book is None else book
-    return run_energy(request, chosen, PriceBook.get(prices) if isinstance(prices, str) else prices, progress)
+    book = PriceBook.get(prices) if isinstance(prices, str) else prices
+    return run_energy(request, chosen, book, target, progress)
 
 
 def resolved(
@@ -128,7 +175,11 @@ def resolved(
 
 
 def run_energy(
-    request: Request, patterns: Sequence[Pattern], book: PriceBook, progress: Progress | None = None
+    request: Request,
+    patterns: Sequence[Pattern],
+    book: PriceBook,
+    target: Target,
+    progress: Progress | None = None,
 ) -> EnergyStudy:
     """`energy` of what is resolved already."""
     experiment = Experiment.prepare(request, progress)
@@ -142,6 +193,7 @@ def run_energy(
         memory = replace(memory, protected=calibrated.protected)  # a step may have chosen it
     arms: list[Arm] = []
     uncounted: dict[str, str] = {}
+    edges: list[Edge] | None = None
     for k, pattern in enumerate(patterns):
         for place, name in enumerate(("digital", "analog", "decoding")):
             if progress is not None:
@@ -157,10 +209,15 @@ def run_energy(
                 with Ledger(analog) as ledger, Products(analog) as products:
                     scored = climb.evaluate(chip)[task.primary]
                 uncounted |= ledger.uncounted
-                work = [_prefill(analog, task, ledger, products)]
+                edges = flow_of(analog, ledger, next(iter(task.batches("evaluation")))) if edges is None else edges
+                longest = max(batch["input_ids"].shape[1] for batch in task.batches("evaluation"))
+                context = longest + is_generative(analog)
+                plan = layout(analog, ledger, edges, context, target.chip, target.placer)
+                on = _On(analog, pattern, plan, target)
+                work = [_prefill(on, task, ledger, products, longest)]
             elif is_generative(analog):
-                work.append(_decode(analog, _first_sequence(task)))
-        arms.append(Arm(str(pattern), reference, scored, tuple(work), rows))
+                work.append(_decode(on, _first_sequence(task)))
+        arms.append(Arm(str(pattern), reference, scored, tuple(work), plan, rows))
     setup = {
         "model": experiment.setup["model"],
         "task": task.name,
@@ -171,12 +228,17 @@ def run_energy(
         "age": time,
         "wait": request.wait,
         "book": book.name,
+        "on": target.chip.name,
+        "placer": target.placer if isinstance(target.placer, str) else getattr(target.placer, "__name__", "own"),
+        "batch": target.batch,
+        "machine": None if target.machine is None else target.machine.name,
         "tied_heads": {layer.name: layer.tied for layer in experiment.conversion.analog if layer.tied},
         "look_ups": [name for name, module in analog.named_modules() if isinstance(module, nn.Embedding)],
         "analog_parameters": experiment.conversion.analog_parameters,
         "parameters": experiment.conversion.parameters,
     }
-    return EnergyStudy(setup, task.primary, tuple(arms), book, frozenset(analog_layers(analog)), uncounted)
+    linear = frozenset(analog_layers(analog))
+    return EnergyStudy(setup, task.primary, tuple(arms), book, request.hardware, linear, uncounted)
 
 
 def default_book(memory: Memory | None) -> str:
@@ -187,16 +249,33 @@ def default_book(memory: Memory | None) -> str:
     return DEFAULT.replace("nvsim_reram", "nvsim_pcm") if kind in ("pcm", "hermes") else DEFAULT
 
 
-def _prefill(model: nn.Module, task: Task, ledger: Ledger, products: Products) -> Work:
+class _On(NamedTuple):
+    """An attached model, where it stands, and what that is."""
+
+    model: nn.Module
+    pattern: Pattern
+    plan: FloorPlan
+    target: Target
+
+    def time(self, ledger: Ledger, tokens: int, first: int, queries: int) -> ChipTime:
+        """Of one token of a phase whose queries begin at a position."""
+        machine = self.target.machine
+        events = None if machine is None else event_time(machine, self.pattern, first, queries)
+        return time_of(self.model, ledger, tokens, self.plan, events)
+
+
+def _prefill(on: _On, task: Task, ledger: Ledger, products: Products, longest: int) -> Work:
     sizes = [batch["input_ids"].shape for batch in task.batches("evaluation")]
     tokens = sum(size.numel() for size in sizes)
-    macs = products.macs + 2 * _head_dim(model) * ledger.pairs
-    return Work(PREFILL, tokens, ledger, macs, products.weights + _kv_numbers(model) * tokens)
+    macs = products.macs + 2 * _head_dim(on.model) * ledger.pairs
+    numbers = products.weights + _kv_numbers(on.model) * tokens
+    return Work(PREFILL, tokens, ledger, macs, numbers, on.time(ledger, tokens, 0, longest))
 
 
 @torch.inference_mode()
-def _decode(model: nn.Module, ids: Tensor) -> Work:
+def _decode(on: _On, ids: Tensor) -> Work:
     """One token after ``ids`` [1, N]; what is before it comes from the digital layers, on which no count depends."""
+    model = on.model
     known = inspect.signature(model.forward).parameters
     keyword = "cache" if "cache" in known else "past_key_values"  # transformers renamed it in 5.24
     ids = ids.to(device_of(model))
@@ -208,7 +287,8 @@ def _decode(model: nn.Module, ids: Tensor) -> Work:
     pairs = ledger.pairs
     heads = _config(model).num_attention_heads * _config(model).num_hidden_layers
     macs = products.macs + 2 * _head_dim(model) * pairs
-    return Work(DECODE, 1, ledger, macs, products.weights + _kv_numbers(model) * pairs // heads)
+    numbers = products.weights + _kv_numbers(model) * pairs // heads
+    return Work(DECODE, 1, ledger, macs, numbers, on.time(ledger, 1, ids.shape[1], 1), on.target.batch)
 
 
 def _first_sequence(task: Task) -> Tensor:

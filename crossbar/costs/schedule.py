@@ -167,17 +167,18 @@ class ChipTime:
     def _busiest(self) -> str:
         return max(self.busy, key=lambda name: self.busy[name], default="")
 
+    def rates(self, tokens: int, batch: int = 1) -> dict[str, Rate]:
+        """By schedule: of a prefill of ``tokens``, or, for one token, of a ``batch`` that decodes."""
+        if tokens == 1:
+            return {"decode": self.decode(batch)}
+        return {"layer_by_layer": self.layer_by_layer(tokens), "pipelined": self.pipelined(tokens)}
+
     def to_dict(self, tokens: int, batch: int = 1) -> dict[str, Any]:
-        """Plain values, nanoseconds; rates of ``tokens`` in prefill, or of a ``batch`` in decode for one token."""
-        rates = (
-            {"decode": self.decode(batch)}
-            if tokens == 1
-            else {"layer_by_layer": self.layer_by_layer(tokens), "pipelined": self.pipelined(tokens)}
-        )
+        """Plain values, nanoseconds, with the `rates`."""
         return {
             "latency_ns": self.latency,
             "waits_ns": self.waited(),
-            "schedules": {name: rate._asdict() for name, rate in rates.items()},
+            "schedules": {name: rate._asdict() for name, rate in self.rates(tokens, batch).items()},
             "batch": batch,
             "without_time": list(self.missing),
             "path": [{"layer": stage.name, "start_ns": stage.start, "end_ns": stage.end} for stage in self.path],

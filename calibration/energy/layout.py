@@ -1,0 +1,126 @@
+"""A model on chips: where its layers stand, and how long they take for a token under a pattern."""
+
+from __future__ import annotations
+
+from collections.abc import Mapping
+from typing import Any, cast
+
+from torch import Tensor, nn
+
+from attention import Controller, Pattern, Placement, platforms
+from attention.controller.platforms import Platform
+from attention.hf.attach import memory_of
+from calibration.energy.dataflow import dataflow
+from calibration.models.outputs import device_of
+from crossbar import AnalogLinear, Hardware, InputError, Ledger, analog_layers, bypassed
+from crossbar.costs.chips import Chip
+from crossbar.costs.digital_layers import BYTES
+from crossbar.costs.floorplan import Block, Edge, FloorPlan, Placer, floor_plan
+from crossbar.costs.ledger import PAIRS
+from crossbar.costs.schedule import ChipTime, chip_time
+from crossbar.tiles.mapping import tile_grid
+
+MACHINES = ("ideal", "truenorth", "loihi1", "loihi2")
+"""Machines whose events can give the time of attention."""
+
+_FEW = 4  # tokens that show what feeds what
+
+
+def layout(
+    model: nn.Module, ledger: Ledger, edges: list[Edge], context: int, chip: Chip, placer: str | Placer
+) -> FloorPlan:
+    """Place the layers that a ledger counted; keys and values have tiles for ``context`` tokens of each head.
+
+    Args:
+        model: attached, on tiles.
+        ledger: of a call.
+        edges: between layers, as `flow_of` finds them.
+        context: tokens that are kept.
+        chip: what a core holds.
+        placer: as of `crossbar.costs.floorplan.floor_plan`.
+    """
+    tiles = analog_layers(model)
+    blocks = []
+    for name, counts in ledger.by_layer.items():
+        if name in tiles:
+            blocks.append(_block(name, tiles[name]))
+        elif any(counter.name == "attended_pairs" for counter in counts):
+            blocks.append(_rows(name, model, context))
+        else:
+            blocks.append(Block(name, 0))
+    known = {block.name for block in blocks}
+    return floor_plan(blocks, [e for e in edges if {e.source, e.target} <= known], chip, placer)
+
+
+def flow_of(model: nn.Module, ledger: Ledger, batch: Mapping[str, Any]) -> list[Edge]:
+    """What the counted layers of an attached model make for one another, from a call with a few tokens in digital."""
+    tiles = analog_layers(model)
+    attention = [name for name, counts in ledger.by_layer.items() if any(c.name in PAIRS for c in counts)]
+    modules = dict(model.named_modules())
+    layers = {name: tiles.get(name, modules.get(name)) for name in ledger.by_layer if name not in attention}
+    length = batch["input_ids"].shape[1]
+    device = device_of(model)
+    few = {
+        name: value[:1, :_FEW].to(device)
+        for name, value in batch.items()
+        if isinstance(value, Tensor) and value.dim() == 2 and value.shape[1] == length
+    }
+    found = {name: layer for name, layer in layers.items() if layer is not None}
+    with bypassed(model):
+        return dataflow(model, found, attention, few)
+
+
+def time_of(model: nn.Module, ledger: Ledger, tokens: int, plan: FloorPlan, events: float | None = None) -> ChipTime:
+    """Time of a token by what a ledger counted; attention takes ``events`` nanoseconds, or reads of its tiles."""
+    hardware = {name: layer.hardware for name, layer in analog_layers(model).items()}
+    attends = [name for name, counts in ledger.by_layer.items() if any(c.name == "attended_pairs" for c in counts)]
+    hardware |= dict.fromkeys(attends, rows_hardware(model))
+    return chip_time(ledger, tokens, plan, hardware, None if events is None else dict.fromkeys(attends, events))
+
+
+def machine_of(name: str) -> Platform:
+    """A machine whose events give attention's time.
+
+    Raises:
+        InputError: for an unknown name.
+    """
+    if name not in MACHINES:
+        raise InputError(f"machine {name!r} is unknown: choose one of {', '.join(MACHINES)}")
+    return cast(Platform, getattr(platforms, name)())
+
+
+def event_time(machine: Platform, pattern: Pattern, first: int, tokens: int) -> float:
+    """Nanoseconds a query that the events of one head take, heads side by side.
+
+    Args:
+        machine: where they go.
+        pattern: who attends to whom.
+        first: position of the first query.
+        tokens: queries from there on.
+    """
+    controller, csr = Controller(machine), pattern.causal().rows(tokens, offset=first)
+    placement = Placement.sequential(first + tokens, machine.rows)
+    return controller.simulate(controller.parts(csr, placement)).seconds * 1e9 / tokens
+
+
+def rows_hardware(model: nn.Module) -> Hardware:
+    """Of the tiles of keys and values; where no memory has them, they count as 256 x 256 with converters of 8 bits."""
+    memory = memory_of(model)
+    return Hardware() if memory is None else memory.hardware
+
+
+def _block(name: str, layer: AnalogLinear) -> Block:
+    tile = layer.hardware.tile
+    across, along = tile_grid(layer.in_features, layer.out_features, tile)
+    return Block(name, across * along * tile.slices, across, BYTES * layer.out_features)
+
+
+def _rows(name: str, model: nn.Module, context: int) -> Block:
+    config: Any = cast(Any, model).config
+    heads = getattr(config, "num_key_value_heads", None) or config.num_attention_heads
+    size = getattr(config, "head_dim", None) or config.hidden_size // config.num_attention_heads
+    memory, tile = memory_of(model), rows_hardware(model).tile
+    rows = context if memory is None or memory.capacity is None else min(memory.capacity, context)
+    one = -(-rows // tile.rows) * -(-size // tile.cols)
+    tiles = 2 * heads * one
+    return Block(name, tiles, tiles, BYTES * config.num_attention_heads * size)
