@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections import Counter, defaultdict
 from typing import TYPE_CHECKING
 
 from calibration.energy.results import EnergyStudy
@@ -20,55 +21,52 @@ _COLOURS = {
     "DRAM": "#009E73",
     "network": "#CC79A7",
 }
+_KINDS = {"layers": "#0072B2", "keys and values": "#E69F00", "output head": "#CC79A7"}
 _MOST_ROWS = 40
 
 
 def floor(study: EnergyStudy) -> Figure:
-    """The floor plan of the first pattern: tiles in use of each core, what it holds, and bytes from core to core."""
+    """The floor plan of the first pattern: what the tiles of each core hold, and which edges move most."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     plan = study.arms[0].plan
-    chip = plan.chip
-    wide, high = plan.chips * chip.width, chip.height
-    figure = Figure(figsize=(min(max(4.0, 0.5 * wide), 18.0), 2.6 + min(0.5 * high, 6.0)), layout="constrained")
-    upper, lower = figure.subplots(2, 1, height_ratios=(3, 1.4))
-    parts = {"attention": [0] * (wide * high), "head": [0] * (wide * high), "layers": [0] * (wide * high)}
+    wide, high = plan.chips * plan.chip.width, plan.chip.height
+    drawn = 10.5 * high / wide
+    figure = Figure(figsize=(11.0, min(max(drawn, 1.2), 7.0) + 3.0), layout="constrained")
+    upper, lower = figure.subplots(2, 1, height_ratios=(min(max(drawn, 1.2), 7.0), 2.2))
+    held: dict[int, Counter[str]] = defaultdict(Counter)
     for block, cores in zip(plan.blocks, plan.cores, strict=True):
-        if not block.tiles:
-            continue
-        kind = "layers" if block.name in study.linear else "attention"
-        kind = "head" if block.name in study.setup["tied_heads"] else kind
-        for core in cores:
-            parts[kind][core] += 1
-    image = [[[1.0, 1.0, 1.0] for _ in range(wide)] for _ in range(high)]
-    shades = {"layers": (0.0, 0.45, 0.70), "attention": (0.90, 0.62, 0.0), "head": (0.80, 0.47, 0.65)}
-    for core in range(plan.chips * chip.cores):
-        x, y = plan.at(core)
-        for channel in range(3):
-            image[y][x][channel] -= sum(
-                parts[kind][core] / chip.tiles * (1 - shade[channel]) for kind, shade in shades.items()
-            )
-    upper.imshow(image, aspect="equal", vmin=0, vmax=1)
+        for core in cores if block.tiles else ():
+            held[core][_kind(study, block.name)] += 1
+    for core in range(plan.chips * plan.chip.cores):
+        (x, y), left = plan.at(core), 0.0
+        for kind, colour in _KINDS.items():
+            part = 0.9 * held[core][kind] / plan.chip.tiles
+            upper.barh([y], [part], 0.9, left=[x - 0.45 + left], color=colour)
+            left += part
+        upper.barh([y], [0.9], 0.9, left=[x - 0.45], fill=False, edgecolor="#bbbbbb", linewidth=0.4)
     for border in range(1, plan.chips):
-        upper.axvline(border * chip.width - 0.5, color="black", linewidth=1.5)
-    upper.set_xticks(
-        [(k + 0.5) * chip.width - 0.5 for k in range(plan.chips)], [f"chip {k}" for k in range(plan.chips)], fontsize=8
-    )
+        upper.axvline(border * plan.chip.width - 0.5, color="black", linewidth=1.2)
+    upper.set_xlim(-0.5, wide - 0.5)
+    upper.set_ylim(high - 0.5, -0.5)
+    upper.set_aspect("equal")
+    middles = [(k + 0.5) * plan.chip.width - 0.5 for k in range(plan.chips)]
+    upper.set_xticks(middles, [f"chip {k}" for k in range(plan.chips)], fontsize=8)
     upper.set_yticks([])
-    for kind, shade in shades.items():
-        upper.plot(
-            [], [], "s", color=shade, label={"attention": "keys and values", "head": "output head"}.get(kind, kind)
-        )
-    upper.legend(fontsize=7, loc="upper center", bbox_to_anchor=(0.5, -0.08), ncols=3)
-    upper.set_title(
-        drawable(
-            f"{study.setup['model']}, {study.arms[0].pattern}: {plan.tiles:,} tiles on {plan.chips} chips "
-            f"{chip.name}, {plan.utilisation:.0%} in use, {study.setup['placer']}"
-        ),
-        fontsize=9,
-    )
+    handles = [Patch(color=colour, label=kind) for kind, colour in _KINDS.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=4, fontsize=8)
+    what = f"{study.setup['model']}, {study.arms[0].pattern}: {plan.tiles:,} tiles on {plan.chips} chips of "
+    what += f"{plan.chip.name}, {plan.utilisation:.0%} in use, {study.setup['placer']}; a square is a core of "
+    upper.set_title(drawable(f"{what}{plan.chip.tiles} tiles"), fontsize=9)
     _traffic(lower, study)
     return figure
+
+
+def _kind(study: EnergyStudy, name: str) -> str:
+    if name in study.setup["tied_heads"]:
+        return "output head"
+    return "layers" if name in study.linear else "keys and values"
 
 
 def _traffic(axes: Axes, study: EnergyStudy) -> None:
@@ -89,8 +87,9 @@ def _traffic(axes: Axes, study: EnergyStudy) -> None:
 
 
 def gantt(study: EnergyStudy) -> Figure:
-    """One token's way, in the last phase: the layers of its critical path, and where it waits; a panel a pattern."""
+    """One token's way, in the last phase: the layers of its critical path, and where it waits; a row a pattern."""
     from matplotlib.figure import Figure
+    from matplotlib.patches import Patch
 
     figure = Figure(figsize=(11.0, 1.5 + 3.2 * len(study.arms)), layout="constrained")
     panels = figure.subplots(len(study.arms), 2, squeeze=False, width_ratios=(4, 1.3))
@@ -118,9 +117,8 @@ def gantt(study: EnergyStudy) -> Figure:
         sums.invert_yaxis()
         sums.tick_params(labelsize=7)
         sums.set_xlabel("µs a token waits", fontsize=8)
-    for name, colour in _COLOURS.items():
-        panels[0, 0].barh([], [], color=colour, label=name)
-    figure.legend(*panels[0, 0].get_legend_handles_labels(), loc="outside upper center", ncols=6, fontsize=8)
+    handles = [Patch(color=colour, label=name) for name, colour in _COLOURS.items()]
+    figure.legend(handles=handles, loc="outside upper center", ncols=6, fontsize=8)
     figure.supxlabel(drawable(f"{study.setup['model']} on {study.chip.name}: {study.chip.title}"), fontsize=7)
     return figure
 

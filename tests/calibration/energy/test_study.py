@@ -258,7 +258,7 @@ def test_the_command_writes_what_it_is_asked_for(capsys, tmp_path, monkeypatch):
 
     found = energy(language_model(), Words(), "ideal", ["dense"], recipe=None)
     monkeypatch.setattr(command, "study_of", lambda options: found)  # loading a model is tested elsewhere
-    paths = {name: tmp_path / f"{name}.png" for name in ("plot", "pareto")}
+    paths = {name: tmp_path / f"{name}.png" for name in ("plot", "pareto", "floor", "gantt")}
     options = [f"--{name}={path}" for name, path in paths.items()]
     code, out, _ = run(capsys, "energy", *options, f"--out={tmp_path / 'energy.json'}")
     assert code == 0
