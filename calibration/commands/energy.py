@@ -34,7 +34,7 @@ def add_options(parser: ArgumentParser) -> None:
         help="price books, joined by +, or a YAML file (default isaac + horowitz and the memory's writes)",
     )
     parser.add_argument(
-        "--chip", type=str, default=CHIP, help=f"book of times and areas, or a YAML file (default {CHIP})"
+        "--chip-book", type=str, default=CHIP, help=f"book of times and areas, or a YAML file (default {CHIP})"
     )
     parser.add_argument("--placer", type=str, default="row_major", help="where tiles stand: row_major or balanced")
     parser.add_argument("--batch", type=int, default=1, help="sequences that decode side by side (default 1)")
@@ -61,7 +61,7 @@ def study_of(options: Namespace) -> EnergyStudy:
     from calibration.energy.study import Target, default_book, resolved, run_energy
     from crossbar import PriceBook
 
-    target = Target.of(options.chip, options.placer, options.batch, options.machine)
+    target = Target.of(options.chip_book, options.placer, options.batch, options.machine)
     chosen = {
         name: options[name] for name in ("seed", "device", "recipe", "age", "wait", "include", "exclude", "tied_heads")
     }

@@ -145,7 +145,7 @@ def test_pictures_show_the_plan_and_the_way(study):
 @pytest.mark.parametrize(
     ("options", "words"),
     [
-        (["--chip=gold"], ["'gold'", "mesh"]),
+        (["--chip-book=gold"], ["'gold'", "mesh"]),
         (["--placer=random"], ["'random'", "balanced"]),
         (["--batch=0"], ["batch = 0"]),
         (["--machine=loihi3"], ["'loihi3'", "loihi2"]),
