@@ -58,7 +58,8 @@ def add_options(parser: ArgumentParser) -> None:
 def study_of(options: Namespace) -> EnergyStudy:
     """Price what the options ask for; what costs nothing to check comes before what takes seconds to load."""
     from calibration.console import progress_bar
-    from calibration.energy.study import Target, default_book, resolved, run_energy
+    from calibration.energy.study import default_book, resolved, run_energy
+    from calibration.placement.layout import Target
     from crossbar import PriceBook
 
     target = Target.of(options.chip_book, options.placer, options.batch, options.machine)

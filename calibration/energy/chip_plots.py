@@ -28,7 +28,7 @@ _MOST_ROWS = 40
 def floor(study: EnergyStudy) -> Figure:
     """The floor plan of the first pattern: what the tiles of each core hold, and which edges move most."""
     from matplotlib.figure import Figure
-    from matplotlib.patches import Patch
+    from matplotlib.patches import Patch, Rectangle
 
     plan = study.arms[0].plan
     wide, high = plan.chips * plan.chip.width, plan.chip.height
@@ -40,12 +40,14 @@ def floor(study: EnergyStudy) -> Figure:
         for core in cores if block.tiles else ():
             held[core][_kind(study, block.name)] += 1
     for core in range(plan.chips * plan.chip.cores):
-        (x, y), left = plan.at(core), 0.0
+        x, y = plan.at(core)
+        left = x - 0.45
         for kind, colour in _KINDS.items():
             part = 0.9 * held[core][kind] / plan.chip.tiles
-            upper.barh([y], [part], 0.9, left=[x - 0.45 + left], color=colour)
+            if part:
+                upper.add_patch(Rectangle((left, y - 0.45), part, 0.9, facecolor=colour))
             left += part
-        upper.barh([y], [0.9], 0.9, left=[x - 0.45], fill=False, edgecolor="#bbbbbb", linewidth=0.4)
+        upper.add_patch(Rectangle((x - 0.45, y - 0.45), 0.9, 0.9, fill=False, edgecolor="#bbbbbb", linewidth=0.4))
     for border in range(1, plan.chips):
         upper.axvline(border * plan.chip.width - 0.5, color="black", linewidth=1.2)
     upper.set_xlim(-0.5, wide - 0.5)

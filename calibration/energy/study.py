@@ -11,12 +11,11 @@ import torch
 from torch import Tensor, nn
 
 from attention import Memory, Pattern, attach
-from attention.controller.platforms import Platform
 from attention.hf.attach import memory_of
-from calibration.energy.layout import event_time, flow_of, layout, machine_of, time_of
 from calibration.energy.products import Products
 from calibration.energy.results import DECODE, PREFILL, Arm, EnergyStudy, Work
 from calibration.models.outputs import device_of, is_generative
+from calibration.placement.layout import Target, event_time, flow_of, layout, time_of
 from calibration.progress import Progress
 from calibration.runs.climb import Climb
 from calibration.runs.experiment import Experiment
@@ -26,42 +25,12 @@ from calibration.tasks import Task
 from crossbar import InputError, Ledger, PriceBook, analog_layers, bypassed
 from crossbar.costs.chips import DEFAULT as DEFAULT_CHIP
 from crossbar.costs.chips import Chip
-from crossbar.costs.floorplan import PLACERS, Edge, FloorPlan, Placer
+from crossbar.costs.floorplan import Edge, FloorPlan, Placer
 from crossbar.costs.prices import DEFAULT
 from crossbar.costs.schedule import ChipTime
-from crossbar.errors import require_whole
 from crossbar.presets import HardwareLike
 
 PATTERNS = ("dense", "window(256) | sinks(4)", "window(64) | strided(64) | sinks(4)")
-
-
-class Target(NamedTuple):
-    """What a model is placed on.
-
-    Attributes:
-        chip: its parts.
-        placer: which core each tile is in.
-        batch: sequences that decode side by side.
-        machine: whose events give attention's time; None: reads of the chip's tiles do.
-    """
-
-    chip: Chip
-    placer: str | Placer = "row_major"
-    batch: int = 1
-    machine: Platform | None = None
-
-    @classmethod
-    def of(cls, chip: str | Chip, placer: str | Placer, batch: int, machine: str | None) -> Target:
-        """Checked.
-
-        Raises:
-            InputError: for unknown names and a batch below 1.
-        """
-        if isinstance(placer, str) and placer not in PLACERS:
-            raise InputError(f"placer {placer!r} is unknown: choose one of {', '.join(PLACERS)}, or give a function")
-        require_whole("batch", batch, least=1)
-        found = Chip.get(chip) if isinstance(chip, str) else chip
-        return cls(found, placer, batch, None if machine is None else machine_of(machine))
 
 
 def energy(
@@ -231,7 +200,7 @@ def run_energy(
         "on": target.chip.name,
         "placer": target.placer if isinstance(target.placer, str) else getattr(target.placer, "__name__", "own"),
         "batch": target.batch,
-        "machine": None if target.machine is None else target.machine.name,
+        "machine": target.machine,
         "tied_heads": {layer.name: layer.tied for layer in experiment.conversion.analog if layer.tied},
         "look_ups": [name for name, module in analog.named_modules() if isinstance(module, nn.Embedding)],
         "analog_parameters": experiment.conversion.analog_parameters,
@@ -264,9 +233,15 @@ class _On(NamedTuple):
         return time_of(self.model, ledger, tokens, self.plan, events)
 
 
+def _book_traffic(ledger: Ledger, plan: FloorPlan, tokens: int) -> None:
+    """What moves between cores, which no layer books."""
+    ledger.add("(network)", "hop_bytes", round(tokens * sum(moved.byte_hops for moved in plan.traffic)))
+
+
 def _prefill(on: _On, task: Task, ledger: Ledger, products: Products, longest: int) -> Work:
     sizes = [batch["input_ids"].shape for batch in task.batches("evaluation")]
     tokens = sum(size.numel() for size in sizes)
+    _book_traffic(ledger, on.plan, tokens)
     macs = products.macs + 2 * _head_dim(on.model) * ledger.pairs
     numbers = products.weights + _kv_numbers(on.model) * tokens
     return Work(PREFILL, tokens, ledger, macs, numbers, on.time(ledger, tokens, 0, longest))
@@ -284,6 +259,7 @@ def _decode(on: _On, ids: Tensor) -> Work:
     cache = {keyword: past[keyword if keyword in past else "past_key_values"]}
     with Ledger(model) as ledger, Products(model) as products:
         model(input_ids=past.logits[:, -1:].argmax(-1), use_cache=True, **cache)
+    _book_traffic(ledger, on.plan, 1)
     pairs = ledger.pairs
     heads = _config(model).num_attention_heads * _config(model).num_hidden_layers
     macs = products.macs + 2 * _head_dim(model) * pairs

@@ -19,6 +19,7 @@ from attention import Memory, Pattern, parse
 from calibration import models, tasks
 from calibration import recipe as recipes
 from calibration.models import Loaded
+from calibration.placement.layout import Target
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.runs import chips as which
@@ -87,6 +88,7 @@ class Request:
         include, exclude: shell patterns of layers, as for `crossbar.convert`.
         tied_heads: whether output heads tied to embeddings become analog, as for `crossbar.convert`.
         options: of the task's class, where the task is a name.
+        target: what the model is placed on; None: nothing is timed.
     """
 
     model: ModelLike
@@ -104,6 +106,7 @@ class Request:
     exclude: tuple[str, ...] | None = None
     tied_heads: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
+    target: Target | None = None
 
     @classmethod
     def of(
@@ -126,6 +129,7 @@ class Request:
         exclude: str | Sequence[str] | None = None,
         tied_heads: bool = False,
         options: Mapping[str, Any] | None = None,
+        target: Target | None = None,
         folder: Path = _HERE,
         elsewhere: bool = False,
     ) -> Request:
@@ -148,6 +152,7 @@ class Request:
             include, exclude: shell patterns of layers, one or several.
             tied_heads: make output heads that are tied to embeddings analog too.
             options: of the task's class.
+            target: what the model is placed on.
             folder: where relative paths of files in a study start from.
             elsewhere: whether others compute, so that a device need not be on this machine.
 
@@ -185,6 +190,7 @@ class Request:
             exclude=_layers("exclude", exclude),
             tied_heads=tied_heads,
             options=dict(options or {}),
+            target=target,
         )
 
     @property

@@ -30,6 +30,7 @@ _LONGEST = {"title": 200, "grid axis": 80}  # letters
 _COLUMNS = {
     "setting", "setup", "digital_setup", "steps", "before", "after", "fields", "counts", "digital_counts", "time",
     "seconds", "seed", "arm", "metric", "value", "mean", "low", "high", "n", "std", "needed", "digital", "energy",
+    "token_ns", "mm2",
     "density", "best", "good", "good_first", "good_second", "level", "x",
 }  # fmt: skip
 """Columns of tables beside the axes."""

@@ -7,11 +7,12 @@ from collections.abc import Mapping
 from pathlib import Path
 from typing import Any
 
+from calibration.placement.layout import Target
 from calibration.runs.request import Request, as_hardware, as_memory, named
 from crossbar import InputError
 from crossbar.errors import shown
 
-SECTIONS = ("model", "task", "hardware", "pattern", "memory", "recipe", "wait", "time", "seed", "device")
+SECTIONS = ("model", "task", "hardware", "pattern", "memory", "recipe", "chip", "wait", "time", "seed", "device")
 DEFAULTS: dict[str, Any] = {
     "model": "minilm",
     "task": "wordsim",
@@ -19,13 +20,14 @@ DEFAULTS: dict[str, Any] = {
     "pattern": None,
     "memory": None,
     "recipe": None,
+    "chip": None,
     "wait": "1h",
     "time": "1d",
     "seed": 0,
     "device": "cpu",
 }
 _DEVICES = ("cpu", "cuda")  # engines number the GPUs of their workers
-_NAMED = {"model": "name", "task": "name", "pattern": "text", "memory": "hardware", "recipe": "name"}
+_NAMED = {"model": "name", "task": "name", "pattern": "text", "memory": "hardware", "recipe": "name", "chip": "name"}
 
 
 def put(values: dict[str, Any], field: str, value: Any, folder: Path = Path()) -> None:
@@ -37,7 +39,7 @@ def put(values: dict[str, Any], field: str, value: Any, folder: Path = Path()) -
     head, *rest = field.split(".")
     if head not in SECTIONS or not all(rest) or (rest and head in ("wait", "time", "seed", "device")):
         raise InputError(
-            f"field {shown(field)} does not exist: give {', '.join(SECTIONS)}, or a part of the first six, such as "
+            f"field {shown(field)} does not exist: give {', '.join(SECTIONS)}, or a part of the first seven, such as "
             "'hardware.adc.bits', 'task.pairs', 'memory.token_seconds' or 'recipe.DriftCompensation.reads'"
         )
     if not rest:
@@ -92,6 +94,13 @@ def resolve(values: Mapping[str, Any], folder: Path = Path()) -> Request:
         raise InputError(
             f"model has no field {shown(next(iter(model)))}: allowed are name, include, exclude, tied_heads"
         )
+    target = None
+    if values["chip"] is not None:
+        on = named("chip", "name", values["chip"])
+        for key in on:
+            if key not in ("name", "placer", "machine"):
+                raise InputError(f"chip has no field {shown(key)}: allowed are name, placer, machine")
+        target = Target.of(on.pop("name"), **on, folder=folder)
     if values["device"] not in _DEVICES:
         raise InputError(f"device {shown(values['device'])} is not known: choose {' or '.join(_DEVICES)}")
     return Request.of(
@@ -109,6 +118,7 @@ def resolve(values: Mapping[str, Any], folder: Path = Path()) -> Request:
         exclude=exclude,
         tied_heads=tied_heads,
         options=task,
+        target=target,
         folder=folder,
         elsewhere=True,
     )

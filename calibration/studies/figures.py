@@ -284,30 +284,36 @@ def sensitivity(study: StoredStudy) -> Drawn:
 
 
 def pareto(study: StoredStudy) -> Drawn:
-    """Accuracy against energy, by density, with the settings that no other beats."""
+    """Accuracy against energy, and on chips also against time and area, with the settings that no other beats."""
     frame = tradeoffs.pareto(study)
-    figure, panel = _figure(4.0)
+    costs = {"energy": "energy of one evaluation, µJ", "token_ns": "a token, ns", "mm2": "chips, mm²"}
+    columns = [name for name in costs if name in frame]
+    figure, panels = _panels(4.0, len(columns))
     step = max(1, len(frame) // _MOST_POINTS)
     shown = frame[frame["best"] | (np.arange(len(frame)) % step == 0)]
     shares = shown["density"].map(lambda share: f"{share:.0%} of pairs" if share == share else "attention not counted")
-    for k, share in enumerate(sorted(shares.unique())):
-        colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
-        for arm, part in shown[shares == share].groupby("arm"):
-            face = "none" if arm == "analog" else colour
-            style: dict[str, Any] = {"s": 22, "marker": marker, "facecolors": face, "edgecolors": colour}
-            panel.scatter(part["energy"], part["mean"], label=f"{share}, {arm}", linewidths=0.9, **style)
-    ring: dict[str, Any] = {"s": 80, "facecolors": "none", "edgecolors": "#000000", "linewidths": 0.8}
-    panel.scatter(shown["energy"][shown["best"]], shown["mean"][shown["best"]], label="not dominated", **ring)
-    panel.set_xlabel("energy of one evaluation, µJ")
-    _vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
-    panel.grid(alpha=0.3)
-    panel.legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
+    for panel, column in zip(panels, columns, strict=True):
+        for k, share in enumerate(sorted(shares.unique())):
+            colour, marker = _COLOURS[k % len(_COLOURS)], _MARKERS[k % len(_MARKERS)]
+            for arm, part in shown[shares == share].groupby("arm"):
+                face = "none" if arm == "analog" else colour
+                style: dict[str, Any] = {"s": 22, "marker": marker, "facecolors": face, "edgecolors": colour}
+                panel.scatter(part[column], part["mean"], label=f"{share}, {arm}", linewidths=0.9, **style)
+        ring: dict[str, Any] = {"s": 80, "facecolors": "none", "edgecolors": "#000000", "linewidths": 0.8}
+        panel.scatter(shown[column][shown["best"]], shown["mean"][shown["best"]], label="not dominated", **ring)
+        panel.set_xlabel(costs[column])
+        panel.grid(alpha=0.3)
+    _vertical(panels[0], study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
+    panels[0].legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
+    compared = ["accuracy", "energy", "density", *(["time", "area"] if len(columns) > 1 else [])]
     note = f"Mean {study.primary} against energy by the price books {tradeoffs.BOOK} of analog layers, gated "
     note += "attention and digital layers; colours and markers: attended pairs as a part of those of dense attention. "
-    note += "Ringed: settings that no other equals in accuracy, energy and density and beats in one"
+    if len(columns) > 1:
+        note += "Time of a token, tokens following one another closely, and area of whole chips by the books of chips. "
+    note += f"Ringed: settings that no other equals in {', '.join(compared[:-1])} and {compared[-1]} and beats in one"
     if step > 1:
         note += f"; of {len(frame):,} settings, those that are ringed and every {step}th are drawn"
-    return Drawn("pareto", "Accuracy, energy, density", f"{note}.", figure)
+    return Drawn("pareto", f"{', '.join(compared).capitalize()}", f"{note}.", figure)
 
 
 def _records(frame: pd.DataFrame) -> list[dict[Any, Any]]:
@@ -319,6 +325,13 @@ def _figure(height: float = 3.4) -> tuple[Figure, Axes]:
 
     figure = Figure(figsize=(_WIDTH, height), layout="constrained")
     return figure, figure.subplots()
+
+
+def _panels(height: float, columns: int) -> tuple[Figure, list[Axes]]:
+    from matplotlib.figure import Figure
+
+    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
+    return figure, list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
 
 
 def _slugs(axes: list[StoredAxis]) -> list[str]:

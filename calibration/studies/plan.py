@@ -185,6 +185,8 @@ class _Resolver:
         }
         if request.recipe is not None:
             analog |= {"recipe": request.recipe.to_dict(), "staircase": self._plan.design.staircase}
+        if request.target is not None:
+            analog["chip"] = request.target.to_dict()
         if self._calibrates:  # chips without a recipe are scored when those with one are
             analog |= {"wait": request.wait}
         return self._enter(analog), digital

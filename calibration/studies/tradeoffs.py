@@ -7,6 +7,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 
 from calibration.metrics import metric
+from calibration.placement.layout import MEASURES
 from calibration.studies.stored import FINAL, StoredStudy
 from calibration.studies.worker import Counts
 from crossbar import Ledger, price
@@ -26,7 +27,9 @@ def pareto(study: StoredStudy, book: str = BOOK) -> pd.DataFrame:
 
     Columns: the axes, ``arm``, ``mean``, ``energy`` (µJ an evaluation, by the price book), ``density`` (attended pairs
     over those of dense attention; NaN where a model's own attention was left alone and nothing was counted) and
-    ``best``: whether no other setting is at least as good in all three and better in one.
+    ``best``: whether no other setting is at least as good in all of them and better in one. Where settings stand on
+    chips, also ``token_ns`` (ns a token of the evaluation, tokens following one another closely) and ``mm2`` of their
+    chips, which ``best`` then compares too.
     """
     table = study.table().drop(columns=["steps", "before", "after"])
     table = table[(table["metric"] == study.primary) & table["arm"].isin(FINAL)]
@@ -37,12 +40,18 @@ def pareto(study: StoredStudy, book: str = BOOK) -> pd.DataFrame:
     costs["density"] = [
         density(own, base) for own, base in zip(study.settings["counts"], study.settings["digital_counts"], strict=True)
     ]
+    placed = []
+    for name, measure, unit in (("token_ns", "token_ps", 1e-3), ("mm2", "chip_um2", 1e-6)):
+        costs[name] = [number_of(counts, measure) * unit for counts in study.settings["counts"]]
+        placed += [name] if costs[name].notna().any() else []
     table = table.merge(costs, on=study.varying) if study.varying else table.merge(costs, how="cross")
     sign = 1.0 if metric(study.primary).higher_is_better else -1.0
     table["best"] = not_dominated(
-        np.column_stack([-sign * table["mean"], table["energy"], table["density"].fillna(1.0)]).astype(float)
+        np.column_stack(
+            [-sign * table["mean"], table["energy"], table["density"].fillna(1.0), *(table[name] for name in placed)]
+        ).astype(float)
     )
-    return table[[*study.varying, "arm", "mean", "low", "high", "n", "energy", "density", "best"]]
+    return table[[*study.varying, "arm", "mean", "low", "high", "n", "energy", "density", *placed, "best"]]
 
 
 def reference_time(study: StoredStudy, table: pd.DataFrame) -> float:
@@ -56,10 +65,16 @@ def energy(counts: Counts, book: PriceBook) -> float:
     """Microjoules of one evaluation; NaN where nothing was counted yet, or converters have no price."""
     ledger = Ledger()
     for name, bits, number in counts:
-        ledger.add("all", name, number, bits)
+        if name not in MEASURES:
+            ledger.add("all", name, number, bits)
     report = price(ledger, book)
     priced = counts and not any(name.startswith("adc_conversions") for name in report.unpriced)
     return float(report.total.pj) / 1e6 if priced else np.nan
+
+
+def number_of(counts: Counts, name: str) -> float:
+    """One of `calibration.placement.layout.MEASURES`; NaN where a setting stands on no chips."""
+    return next((float(number) for own, _, number in counts if own == name), np.nan)
 
 
 def density(own: Counts, dense: Counts) -> float:

@@ -14,6 +14,7 @@ import torch
 from torch import nn
 
 from calibration.models import Loaded
+from calibration.placement.layout import Target, measures
 from calibration.runs.climb import Climb
 from calibration.runs.experiment import Experiment
 from calibration.runs.request import Request
@@ -135,7 +136,9 @@ class Setup:
             exclude=values["model"].get("exclude"),
             tied_heads=values["model"].get("tied_heads", False),
             options=values["task"].get("options") if task is None else None,
+            target=Target.from_dict(values["chip"]) if values.get("chip") else None,
         )
+        self._request = request
         self._experiment = Experiment.prepare(request, is_lent=True)
         self._recipe = request.recipe
         self._climb = Climb(
@@ -174,7 +177,7 @@ class Setup:
 
     @contextmanager
     def _counted(self, model: nn.Module) -> Iterator[None]:
-        """Count what the first evaluation of a chip takes, digital layers too."""
+        """Count what the first evaluation of a chip takes, digital layers too, and how long it would on its chips."""
         if self.counts:
             yield
             return
@@ -184,3 +187,7 @@ class Setup:
         for counts in ledger.by_layer.values():
             totals.update({(counted.name, counted.bits): number for counted, number in counts.items()})
         self.counts = [(name, bits, number) for (name, bits), number in totals.items()]
+        if self._request.target is not None:
+            batches = self._experiment.task.batches("evaluation")
+            placed = measures(model, ledger, batches, self._request.pattern, self._request.target)
+            self.counts += [(name, None, number) for name, number in placed.items()]

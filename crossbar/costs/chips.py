@@ -196,7 +196,16 @@ class Chip:
             text = read_text("chip", name)
         else:
             raise InputError(f"chip {name!r} does not exist: give one of {', '.join(names())}, or a YAML file")
-        fields = _checked(load_yaml(f"chip {name!r}", text), cls, name)
+        return cls.from_dict(load_yaml(f"chip {name!r}", text), name)
+
+    @classmethod
+    def from_dict(cls, values: Any, name: str = "mapping") -> Chip:
+        """A chip from plain values; ``name`` is how errors call them.
+
+        Raises:
+            InputError: for unknown fields and impossible values.
+        """
+        fields = _checked(values, cls, name)
         if not isinstance(fields.get("name"), str) or not isinstance(fields.get("parts"), list):
             raise InputError(f"chip {name!r} lacks its name or its list of parts: give both")
         parts = [_checked(entry, Part, name) for entry in fields["parts"]]
@@ -205,6 +214,10 @@ class Chip:
             raise InputError(f"chip {name!r} has a part without part, value or unit, {shown(lacking)}: give all three")
         notes = tuple(fields.pop("notes", ()))
         return cls(**{**fields, "notes": notes, "parts": tuple(Part(**entry) for entry in parts)})
+
+    def to_dict(self) -> dict[str, Any]:
+        """Plain values, of which `from_dict` makes the same chip."""
+        return {**dataclasses.asdict(self), "notes": list(self.notes), "parts": [vars(part) for part in self.parts]}
 
 
 def names() -> tuple[str, ...]:

@@ -25,7 +25,7 @@ COUNTERS = (
     "row_activations", "query_drives", "column_activations", "dac_conversions", "adc_conversions", "cell_macs",
     "tile_reads", "attended_pairs", "digital_pairs", "row_writes", "write_pulses", "events", "events_dropped",
     "hops_x", "hops_y", "barriers", "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions",
-    "sram_bytes", "dram_bytes", "expired_row_reads", "lost_pairs",
+    "sram_bytes", "dram_bytes", "hop_bytes", "expired_row_reads", "lost_pairs",
 )  # fmt: skip
 """Every counter that this project books.
 
@@ -33,6 +33,7 @@ COUNTERS = (
 ``query_drives`` K-tile lines driven by queries. ``tile_reads`` are products of one tile with one vector.
 ``attended_pairs`` are those of a query and a key in analog rows, ``digital_pairs`` those with a key in a digital
 buffer. ``write_pulses`` are writes of one cell, ``hops_x`` and ``hops_y`` steps of one event from tile to tile,
+``hop_bytes`` bytes times hops between the cores of a floor plan,
 ``synaptic_events`` spikes times the synapses that each meets, ``special_functions`` exponentials, roots, reciprocals
 and activation functions of one number.
 """

@@ -1,9 +1,10 @@
-"""A pattern's text with placeholders: plain substitution, without anything of Python's formats (issue 18)."""
+"""A job's fields: patterns with placeholders, which are plain substitution, and the chips that it stands on."""
 
 import pytest
 
 from attention import parse
-from calibration.studies.fields import DEFAULTS, resolve
+from calibration.placement.layout import Target
+from calibration.studies.fields import DEFAULTS, put, resolve
 from crossbar import InputError
 
 
@@ -37,3 +38,26 @@ def test_placeholders_are_filled_in():
 def test_anything_else_is_one_sentence(value, words):
     with pytest.raises(InputError, match=words):
         pattern(value)
+
+
+def test_a_job_is_placed_on_chips_when_asked_for():
+    values = {**DEFAULTS, "chip": "isaac"}
+    put(values, "chip.placer", "balanced")
+    found = resolve(values).target
+    assert (found.chip.name, found.placer, found.machine) == ("isaac", "balanced", None)
+    assert Target.from_dict(found.to_dict()) == found
+    assert resolve(DEFAULTS).target is None
+
+
+@pytest.mark.parametrize(
+    ("chip", "words"),
+    [
+        ("gold", "chip 'gold' does not exist"),
+        ({"name": "mesh", "placer": "random"}, "placer 'random' is unknown"),
+        ({"name": "mesh", "machine": "loihi3"}, "machine 'loihi3' is unknown"),
+        ({"name": "mesh", "batch": 2}, "chip has no field 'batch': allowed are name, placer, machine"),
+    ],
+)
+def test_a_chip_that_does_not_exist_is_refused(chip, words):
+    with pytest.raises(InputError, match=words):
+        resolve({**DEFAULTS, "chip": chip})

@@ -137,6 +137,31 @@ def test_pareto(tmp_path):
     }
 
 
+def test_pareto_of_settings_on_chips(tmp_path):
+    """Fewer bits are better here and take less energy, but more time and area: none beats another."""
+    plan = tiny.made_plan(CONFIG)
+    bits = {s.setup: s.axes["hardware.adc.bits"] for s in plan.settings}
+    counts = [
+        (
+            f'[["adc_conversions", {b}, 1000000000], ["token_ps", null, {9000 - b}], ["token_way_ps", null, 20000], '
+            f'["chip_um2", null, {7_000_000 - b}]]',
+            key,
+        )
+        for key, b in bits.items()
+    ]
+
+    def falling(axes, seconds, seed):
+        return score({**axes, "hardware.adc.bits": -axes["hardware.adc.bits"]}, seconds, seed)
+
+    study = tiny.made_study(tmp_path / "s.sqlite", CONFIG, falling, counts=counts)
+    found = study.pareto()
+    first = found.groupby("hardware.adc.bits")[["energy", "token_ns", "mm2"]].first()
+    assert first["energy"].to_dict() == pytest.approx({4: 460.0, 6: 530.0, 8: 850.0})  # what chips take is no count
+    assert first["token_ns"].to_dict() == pytest.approx({4: 8.996, 6: 8.994, 8: 8.992})
+    assert first["mm2"].to_dict() == pytest.approx({4: 6.999996, 6: 6.999994, 8: 6.999992})
+    assert found.groupby("recipe")["best"].all().to_dict() == {"none": False, "fast": True}
+
+
 @given(st.lists(st.tuples(*[st.integers(0, 4)] * 3), min_size=1, max_size=30))
 def test_not_dominated_by_definition(points):
     costs = np.array(points, float)

@@ -3,9 +3,11 @@
 import pytest
 
 from calibration import Recipe, calibrate, load_model
+from calibration.placement.layout import MEASURES, Target
 from calibration.recipe import _STEPS
 from calibration.studies.worker import Failed, Unit, Worker
 from crossbar import presets
+from crossbar.costs.area import area
 
 EVERY = {
     "name": "every",
@@ -53,3 +55,18 @@ def test_every_step(folder, values, staircase):
     arms = [arm for arm in dict.fromkeys(m.arm for m in expected.measurements) if arm.startswith(("after", "calib"))]
     assert len(arms) == (len(recipe.steps) if staircase else 1)
     assert found == {(m.arm, m.chip, m.fitted): m.value for m in expected.measurements if m.arm in arms}
+
+
+def test_chips_are_timed_and_measured(folder):
+    loaded, target = load_model(folder), Target.of("mesh", "balanced")
+    setup = {
+        "model": {"include": None, "exclude": None, "fingerprint": loaded.fingerprint},
+        "task": {"name": "wordsim", "options": {}}, "pattern": "dense", "device": "cpu", "memory": None,
+        "hardware": presets.pcm().to_dict(), "recipe": None, "chip": target.to_dict(),
+    }  # fmt: skip
+    (scored,) = Worker(lambda fingerprint: loaded).run(Unit("one", setup, 0, (3600.0,)))
+    assert not isinstance(scored, Failed), scored.trace
+    found = {name: number for name, _, number in scored.counts if name in MEASURES}
+    assert found.keys() == set(MEASURES)
+    assert found["chip_um2"] == pytest.approx(1e6 * area(target.chip, presets.pcm()).mm2)
+    assert found["token_way_ps"] > found["token_ps"] > 132_940

@@ -7,8 +7,8 @@ import torch
 
 from attention import attach, parse
 from calibration.energy import DECODE, chip_plots, energy
-from calibration.energy.layout import event_time, flow_of, machine_of
 from calibration.energy.results import tables
+from calibration.placement.layout import event_time, flow_of
 from crossbar import InputError, Ledger, convert, presets
 from crossbar.costs.chips import Chip
 from tests.calibration.command import assert_one_sentence, run
@@ -111,6 +111,16 @@ def test_rates_and_areas_are_in_table_and_json(study):
     assert {"decode, batch 2", "tokens a second", "limited by", "mm²"} <= set(cells)
 
 
+def test_what_moves_between_cores_is_priced(study):
+    for arm in study.arms:
+        hops = sum(moved.byte_hops for moved in arm.plan.traffic)
+        assert hops > 0
+        for work in arm.work:
+            (line,) = [line for line in study.report(arm, work).lines if line.layer == "(network)"]
+            assert (line.counter, line.component) == ("hop_bytes", "network")
+            assert line.pj == pytest.approx(hops * work.tokens * 20.7 / 32)
+
+
 def test_static_power_flows_as_long_as_the_work_takes(study):
     held = energy(language_model(), Words(), "pcm", ["dense"], recipe=None, book="truenorth + isaac + horowitz")
     work = held.arms[0].work[1]
@@ -121,9 +131,9 @@ def test_static_power_flows_as_long_as_the_work_takes(study):
 def test_machines_give_attention_the_time_of_their_events():
     """TrueNorth: a tick of 1 ms for the scores of a query and one for its values."""
     window = parse("window(4)")
-    assert event_time(machine_of("truenorth"), window, 0, 50) == pytest.approx(2e6)
-    assert event_time(machine_of("ideal"), window, 0, 50) == 0
-    sparse, dense = (event_time(machine_of("loihi1"), parse(text), 0, 64) for text in ("window(4)", "dense"))
+    assert event_time("truenorth", window, 0, 50) == pytest.approx(2e6)
+    assert event_time("ideal", window, 0, 50) == 0
+    sparse, dense = (event_time("loihi1", parse(text), 0, 64) for text in ("window(4)", "dense"))
     assert 2 * 113 < sparse < dense  # a barrier after each step
     found = energy(language_model(), Words(), "ideal", ["dense"], recipe=None, machine="truenorth")
     stages = {stage.name: stage for stage in found.arms[0].work[1].time.stages}
