@@ -40,6 +40,7 @@ from attention.patterns.heads import PerHead, PerSequence
 from attention.patterns.hierarchical import Hierarchical
 from attention.patterns.routing import Routing
 from attention.patterns.rows import CSR
+from attention.patterns.screening import Screened, Spiking, recall
 from attention.patterns.selection import BlockTopK, TopK
 from attention.patterns.statistics import Statistics
 from attention.patterns.strides import Fixed, Strided
@@ -85,8 +86,10 @@ __all__ = [
     "Routing",
     "RoutingTables",
     "Saturating",
+    "Screened",
     "Sinks",
     "Softmax",
+    "Spiking",
     "Statistics",
     "Strided",
     "Timing",
@@ -106,6 +109,7 @@ __all__ = [
     "place_centroids",
     "place_strengths",
     "platforms",
+    "recall",
     "renew_memory",
     "routers",
     "score",

@@ -19,6 +19,7 @@ from attention.controller.delivery import deliver
 from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import book_reads, book_writes, real_queries
 from attention.kernel.blocks import Options, attend_blocks, exact_dtype, merge, shared_heads
+from attention.kernel.coarse import book_screening, lines_of_rows
 from attention.kernel.flex import attend_flex, suits
 from attention.kernel.fused import Kernels, asked_for, why_not
 from attention.kernel.hierarchical import attend_hierarchical, require_own_queries
@@ -32,6 +33,7 @@ from attention.kernel.token_rows import TokenRows, write
 from attention.patterns.base import Pattern
 from attention.patterns.hierarchical import Hierarchical
 from attention.patterns.on_device import is_chosen
+from attention.patterns.screening import Lines, is_screening, screen
 from crossbar.costs.ledger import book, counting
 from crossbar.errors import InputError
 from crossbar.hardware import Hardware
@@ -184,7 +186,8 @@ def run(call: Call) -> Attended:
         if soft != call.pattern:
             plain = Call(q, k, call.v, soft, options._replace(return_lse=True), offset, sinks=call.sinks)
             relaxed = run(plain)
-    pattern = call.pattern.at(k.shape[2]).select(q, k, mask=options.mask, offset=offset)
+    memory = _memory(call)
+    pattern = _selected(call, memory)
     _require_parts(pattern, q)
     delivery = None
     if call.controller is not None:
@@ -194,7 +197,7 @@ def run(call: Call) -> Attended:
         pattern = delivery.scored
     lossy = delivery is not None and delivery.lossy
     options = options._replace(return_lse=options.return_lse or lossy or call.sinks is not None)
-    part = Part(q, _memory(call), pattern, options, offset, fixed, call.impl)
+    part = Part(q, memory, pattern, options, offset, fixed, call.impl)
     output, lse = attend(part)
     if delivery is not None and lossy:
         # Softmax over the scores that arrived, values of the pairs whose value events arrived.
@@ -260,6 +263,25 @@ def decide(part: Part) -> Way:
 def attend(part: Part) -> Attended:
     """Compute a part, the way that `decide` gives."""
     return _WAYS[decide(part)](part)
+
+
+def _selected(call: Call, memory: Digital | Analog) -> Pattern:
+    """The static pattern of a call, by the numbers of queries and keys, or by what rows show of them."""
+    q, k, mask, offset = call.q, call.k, call.options.mask, call.offset
+    pattern = call.pattern.at(k.shape[2])
+    if not is_screening(pattern):
+        return pattern.select(q, k, mask=mask, offset=offset)
+    asking, numbers = real_queries(mask, q.shape[2], k.shape[2], offset), (q, k)
+    key = (call.options.seed, call.layer)
+    if isinstance(memory, Analog):
+        given = q, memory.keys, memory.hardware, key, memory.noise.key
+        lines = lines_of_rows(*given, offset=offset, real=mask, asking=asking, numbers=numbers)
+    else:
+        lines = Lines(q, k, offset, mask, asking, key=key, numbers=numbers)
+    chosen, taken = screen(pattern, lines)
+    if call.hardware is not None or call.controller is not None:
+        book_screening(call.layer, taken, q.shape[3], call.hardware)
+    return chosen
 
 
 def _memory(call: Call) -> Digital | Analog:

@@ -24,6 +24,8 @@ from attention.counts import Counts, book_attention
 from attention.gated import gated_attention
 from attention.hf.masks import ModelMask, Rule, Split, model_mask, own_window, split, within
 from attention.hf.sites import Sites, attends_other, sites
+from attention.kernel.analog_booking import real_queries
+from attention.kernel.coarse import book_screening
 from attention.kernel.token_rows import require_supported
 from attention.memory.description import Memory
 from attention.memory.memory import AnalogMemory
@@ -31,6 +33,7 @@ from attention.patterns.base import Pattern
 from attention.patterns.given import behind, given
 from attention.patterns.on_device import is_chosen
 from attention.patterns.reach import causal_reach
+from attention.patterns.screening import Lines, by_rows, is_screening, screen
 from attention.patterns.text import parse
 from attention.patterns.tokens import Dense
 from attention.plan import beside_sinks
@@ -278,10 +281,10 @@ def _store(model: nn.Module, pattern: Pattern, memory: Memory | Hardware, sites_
 
     memory = Memory(memory) if isinstance(memory, Hardware) else memory
     require_supported(memory.hardware)
-    if not pattern.is_static:
+    if not by_rows(pattern):
         raise InputError(
-            f"pattern {str(pattern)!r} cannot read a memory: give a pattern that does not choose by digital keys, or "
-            "no memory"
+            f"pattern {str(pattern)!r} cannot read a memory: give a pattern that does not choose by digital keys, such "
+            "as screened(64) or spiking(1), or no memory"
         )
     modules = dict(model.named_modules())
     causal = {name: _place_in_cache(name, modules[name]) for name in sites_of.own if _is_causal(modules[name])}
@@ -646,7 +649,14 @@ def _book(name: str, asked: _Asked, query: Tensor, key: Tensor, value: Tensor) -
     n_queries, n_keys, offset, padding = query.shape[2], key.shape[2], asked.offset, asked.padding
     (batch, heads), sizes = query.shape[:2], (query.shape[3], value.shape[3])
     capped, biased = asked.softcap is not None, asked.bias is not None
-    pattern = asked.pattern.at(n_keys).select(query, key, mask=padding, offset=offset)
+    pattern = asked.pattern.at(n_keys)
+    if is_screening(pattern):
+        asking = real_queries(padding, n_queries, n_keys, offset)
+        lines = Lines(query, key, offset, padding, asking, key=(0, name), numbers=(query, key))
+        pattern, taken = screen(pattern, lines)
+        book_screening(name, taken, sizes[0], None)
+    else:
+        pattern = pattern.select(query, key, mask=padding, offset=offset)
 
     def booked(counts: Counts, queries: int) -> None:
         book_attention(

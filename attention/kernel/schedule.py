@@ -169,7 +169,7 @@ def placed(
                 keys, shared, step = torch.arange(len(positions), device="cpu")[None], 0, 1
             elif len(positions) < n_keys:
                 keys = torch.searchsorted(positions, keys)
-                shared, step = _run(keys)
+                shared, step = run_of(keys)
             firsts = tuple(keys[:, shared].tolist())
             placed = replace(group, keys=keys, shared=shared, step=step, first_keys=firsts)
             groups.append(placed.to(device))
@@ -273,7 +273,7 @@ def _group(blocks: list[Block], bounds: tuple[int, ...], device: torch.device) -
             masks.append(mask)
         which.append(place)
     full = all(bool(mask.all()) for mask in masks)
-    shared, step = _run(keys)
+    shared, step = run_of(keys)
     flat = queries.flatten()
     return Group(
         queries=gpu.sent(queries, device),
@@ -289,7 +289,7 @@ def _group(blocks: list[Block], bounds: tuple[int, ...], device: torch.device) -
     )
 
 
-def _run(keys: Tensor) -> tuple[int, int | None]:
+def run_of(keys: Tensor) -> tuple[int, int | None]:
     """`Group.shared` and `Group.step` of keys [G, L]."""
     rising = (keys.diff(dim=1) == 1).all(0)
     broken = (~rising).nonzero()[:, 0]

@@ -12,16 +12,28 @@ from attention.activation import Saturating
 from attention.kernel.analog import ReadNoise, attend_analog
 from attention.kernel.analog_booking import book_tokens
 from attention.kernel.blocks import Options, merge, shared_heads
+from attention.kernel.coarse import book_screening, lines_of_rows
 from attention.kernel.fused import Kernels, asked_for, block_for, why_not
+from attention.kernel.token_rows import TokenRows
 from attention.memory.address_map import AddressMap
 from attention.memory.booking import book_row_reads, book_row_writes
 from attention.memory.description import Memory
-from attention.memory.open_rows import OpenRows, open_chunks, open_rows, resident_pairs, taken_rows
+from attention.memory.open_rows import (
+    OpenRows,
+    candidates,
+    chosen_rows,
+    open_chunks,
+    open_rows,
+    resident_pairs,
+    taken_rows,
+)
 from attention.memory.report import MemoryReport
 from attention.memory.row_tiles import ProgrammedRows, RowTiles
-from attention.patterns.base import Pattern
+from attention.patterns.base import Pattern, Union
+from attention.patterns.on_device import is_chosen
 from attention.patterns.resident import Beyond
-from attention.patterns.tokens import Sinks
+from attention.patterns.screening import by_rows, is_screening, screen
+from attention.patterns.tokens import Dense, Sinks
 from attention.patterns.windows import LocalWindow
 from crossbar import presets
 from crossbar.costs.ledger import book, book_later, counting
@@ -171,6 +183,7 @@ class AnalogMemory:
         Args:
             q: queries [B, H, N_queries, D] of the tokens that were appended last; H is a multiple of H_kv.
             pattern: who attends to whom, by position; causal. Evicted keys that it attends are counted and passed over.
+                `attention.Screened` and `attention.Spiking` choose among the rows that there are.
             scale: factor on the scores; 1/√D unless given.
             mask: padding, bool [B, tokens], True for a real token.
             bias: added to the scores in digital, [B or 1, H or 1, N_queries, tokens].
@@ -181,7 +194,7 @@ class AnalogMemory:
             Output [B, H, N_queries, D_v] in q's dtype, and log-sum-exp [B, H, N_queries] or None.
 
         Raises:
-            InputError: for a pattern that is not causal or chooses by digital keys, and shapes that do not fit.
+            InputError: for a pattern that is not causal or chooses by keys as numbers, and shapes that do not fit.
         """
         self._require_readable(q, pattern)
         scale = 1 / math.sqrt(q.shape[-1]) if scale is None else float(scale)
@@ -229,7 +242,7 @@ class AnalogMemory:
             name, heads = self.name, q.shape[1]
             asking = None if options.mask is None else options.mask[:, -q.shape[2] :]
             book_tokens(name, q, asking, lambda tokens: book(name, "special_functions", heads * tokens))
-        pattern, lost = resident_pairs(pattern, q.shape[2], self.tokens, self._first, self.addresses)
+        pattern, lost = self._resident(q, pattern, options)
         self._lost += lost
         if lost and counting():
             book(self.name, "lost_pairs", lost)
@@ -244,9 +257,52 @@ class AnalogMemory:
         merged, lse = merge(better[0].to(rest[1].dtype), better[1][..., None], rest[0], rest[1][..., None])
         return merged, lse[..., 0]
 
+    def _resident(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Pattern, int]:
+        """The static pattern of pairs whose rows are there, and how many were lost; rows choose among those left."""
+        queries, given = q.shape[2], (self.tokens, self._first, self.addresses)
+        if not is_screening(pattern):
+            return resident_pairs(pattern, queries, *given)
+        lost = 0
+        for part in pattern.parts if isinstance(pattern, Union) else ():
+            if part.is_static:
+                lost += resident_pairs(part, queries, *given)[1]
+        positions = candidates(queries, self.tokens, self._first, q.device, self.addresses)
+        opened = chosen_rows(pattern, 0, self.tokens, positions, self.addresses)
+        stored, index = self._stored(opened)
+        keys = self._rows_of(stored, index, opened, "keys")
+        within = resident_pairs(Dense().causal(), queries, *given)[0] if self._gone(queries) else None
+        read: Key = (*self._key, "read", self.now, self.reads)
+        mask = options.mask
+        lines = lines_of_rows(
+            self._in_channels(q, keys, None), keys, self.hardware, self._key, read, offset=self.tokens - queries,
+            real=None if mask is None else mask.index_select(1, positions),
+            asking=None if mask is None else mask[:, -queries:], position=positions,
+            places=(opened.places.tile, opened.places.line), within=within,
+        )  # fmt: skip
+        chosen, taken = screen(pattern, lines)
+        book_screening(self.name, taken, q.shape[3], self.hardware)
+        return chosen if within is None else chosen & within, lost
+
+    def _gone(self, queries: int) -> bool:
+        """Whether rows of some tokens are no longer there for some of the last queries."""
+        return self.tokens > self.addresses.capacity or self._first > self.addresses.sinks
+
+    def _rows_of(self, stored: list[ProgrammedRows], index: Tensor, opened: OpenRows, role: str) -> TokenRows:
+        """Opened rows of keys or values as they read now."""
+        tiles, rows = (self.keys, stored[0]) if role == "keys" else (self.values, stored[1])
+        return tiles.read(rows, index, self.now, opened.numbers((*self._key, role, "1/f", self.now)))
+
+    def _in_channels(self, q: Tensor, keys: TokenRows, shared: Tensor | None) -> Tensor:
+        """Queries with the scales of keys' channels folded in, of key heads ``shared`` (None: all in order)."""
+        if self.memory.key_scale != "channel":
+            return q
+        assert self.keys.fixed is not None
+        channels = self.keys.fixed if shared is None else self.keys.fixed.index_select(1, shared)
+        return q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
+
     def _by_head(self, q: Tensor, pattern: Pattern, options: Options) -> tuple[Tensor, Tensor]:
         """`_attend` for each group of query heads that have one pattern."""
-        if pattern.n_heads is None:
+        if pattern.n_heads is None or is_chosen(pattern):
             return self._attend(q, pattern, options, None)
         found: dict[Pattern, list[int]] = {}
         for h in range(q.shape[1]):
@@ -261,7 +317,12 @@ class AnalogMemory:
         return output, lse
 
     def _attend(self, q: Tensor, pattern: Pattern, options: Options, heads: list[int] | None) -> tuple[Tensor, Tensor]:
-        opened = open_rows(pattern, q.shape[2], self.tokens, q.device, self.addresses)
+        chosen = is_chosen(pattern)
+        if chosen:
+            positions = candidates(q.shape[2], self.tokens, self._first, q.device, self.addresses)
+            opened = chosen_rows(pattern, q.shape[2], self.tokens, positions, self.addresses)
+        else:
+            opened = open_rows(pattern, q.shape[2], self.tokens, q.device, self.addresses)
         if len(opened.positions) == 0:
             return q.new_zeros(*q.shape[:3], self._value_size), q.new_full(
                 q.shape[:3], -torch.inf, dtype=torch.promote_types(q.dtype, torch.float32)
@@ -274,17 +335,12 @@ class AnalogMemory:
             options = options._replace(bias=options.bias.index_select(3, opened.positions))
         stored, index = self._stored(opened)
         self._note_expired(stored[0], index)
-        keys, values = (
-            tiles.read(rows, index, self.now, opened.numbers((*self._key, role, "1/f", self.now)))
-            for tiles, rows, role in zip((self.keys, self.values), stored, ("keys", "values"), strict=True)
-        )
+        keys, values = (self._rows_of(stored, index, opened, role) for role in ("keys", "values"))
+        shared: Tensor | None = None
         if heads is not None:
             shared = gpu.sent(shared_heads(heads, self._group), q.device)
             keys, values = keys.heads(shared), values.heads(shared)
-        if self.memory.key_scale == "channel":  # folded into the query, which so has a scale for each of its own lines
-            assert self.keys.fixed is not None
-            channels = self.keys.fixed if heads is None else self.keys.fixed.index_select(1, shared)
-            q = q.to(keys.digits.dtype) * channels.repeat_interleave(q.shape[1] // channels.shape[1], 1)
+        q = self._in_channels(q, keys, shared)  # which so has a scale for each of its own lines
         kv_heads = keys.digits.shape[1] if heads is None else len({head // self._group for head in heads})
         book_row_reads(
             self.name, q, keys.digits, values.digits, opened.schedule, options.mask, self.hardware, self.digital,
@@ -297,7 +353,7 @@ class AnalogMemory:
         )
         kernels, narrow = None, keys.digits.dtype == torch.float32 and asked_for(None, q.device)
         wide = values.digits.shape[3]
-        if narrow and why_not(q, keys.digits.shape[2], self.hardware, options, wide) is None:
+        if narrow and not chosen and why_not(q, keys.digits.shape[2], self.hardware, options, wide) is None:
             block = block_for(q.shape[2], q.shape[3], self.hardware.read_noise is not None)
             kernels = Kernels(open_chunks(pattern, q.shape[2], self.tokens, q.device, self.addresses, block))
         output, lse = attend_analog(q, keys, values, opened.schedule, options, self.hardware, noise, fused=kernels)
@@ -391,7 +447,7 @@ class AnalogMemory:
         self._group = q.shape[1] // heads
         if self._guard is not None:
             self._guard._group = self._group
-        if not pattern.is_causal or not pattern.is_static:
+        if not pattern.is_causal or not by_rows(pattern):
             raise InputError(
                 f"pattern {str(pattern)!r} cannot read a memory: give a causal one that does not choose by digital keys"
             )

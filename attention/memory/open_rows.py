@@ -10,13 +10,16 @@ from torch import Tensor
 
 from attention.kernel.analog import Places
 from attention.kernel.fused import Chunks, placed_chunks
-from attention.kernel.schedule import Schedule, placed
+from attention.kernel.schedule import Group, Schedule, placed, run_of
 from attention.memory.address_map import AddressMap
 from attention.patterns.base import Pattern
+from attention.patterns.on_device import pairs
 from attention.patterns.resident import Resident
 from crossbar.backends.protocol import RowNumbers
 from crossbar.native import gpu
 from crossbar.random.streams import Key
+
+_PAIRS = 2**22  # of a group, which a schedule cuts further: bounds the keys that its queries have in vain
 
 
 @dataclass(frozen=True, eq=False)
@@ -90,6 +93,73 @@ def open_rows(pattern: Pattern, queries: int, tokens: int, device: torch.device,
         positions, slots, tile, line, number = (gpu.sent(x, device) for x in (positions, slots, tile, line, number))
         places = Places(number, line, addresses.tiles)
         return OpenRows(positions, schedule, slots, numbers, tile, line, addresses.rows, places)
+
+
+def candidates(queries: int, tokens: int, first: int, device: torch.device, addresses: AddressMap) -> Tensor:
+    """Positions whose rows some of the last ``queries`` of ``tokens`` find, tile after tile, int64 [L].
+
+    ``first``: position before which rows were given up, but for sinks.
+    """
+    low = max(first, tokens - queries + 1 - addresses.ring, addresses.sinks)
+    sinks = torch.arange(min(addresses.sinks, tokens), device="cpu")
+    position = torch.cat([sinks, torch.arange(low, max(low, tokens), device="cpu")])
+    order = (addresses.tile(position) * addresses.rows + addresses.line(position)).argsort(stable=True)
+    return gpu.sent(position[order], device)
+
+
+def chosen_rows(pattern: Pattern, queries: int, tokens: int, positions: Tensor, addresses: AddressMap) -> OpenRows:
+    """What the last ``queries`` of ``tokens`` open of rows by pairs that were chosen (`attention.patterns.on_device`).
+
+    ``positions`` are `candidates`. Nothing is kept for the next call, which chooses anew.
+    """
+    offset = tokens - queries
+    number, line = addresses.tile(positions), addresses.line(positions)
+    touched, tile = number.unique(return_inverse=True)
+    groups, first = [], 0
+    while first < queries:
+        last = min(queries, first + max(1, _PAIRS // max(tokens, 1)))
+        place = (positions < offset + last).nonzero()[:, 0]
+        if len(place):
+            groups.append(_chosen_group(pattern, queries, tokens, (first, last), positions, place, number))
+        first = last
+    covered = len(groups) > 0
+    places = Places(number, line, addresses.tiles)
+    slots, numbers = addresses.slot(positions), tuple(touched.tolist())
+    schedule = Schedule(tuple(groups), merged=False, covered=covered)
+    return OpenRows(positions, schedule, slots, numbers, tile, line, addresses.rows, places)
+
+
+def _chosen_group(
+    pattern: Pattern,
+    queries: int,
+    tokens: int,
+    rows: tuple[int, int],
+    positions: Tensor,
+    place: Tensor,
+    number: Tensor,
+) -> Group:
+    first, last = rows
+    device, offset = positions.device, tokens - queries
+    bounds = (0, *(number[place].diff().nonzero()[:, 0] + 1).tolist(), len(place))
+    shared, step = run_of(place[None])
+
+    def own(low: int, high: int) -> Tensor:
+        found = pairs(pattern, (queries, tokens), offset, device, (first + low, first + high), tokens)
+        return found[..., positions[place]]
+
+    return Group(
+        queries=torch.arange(first, last, device=device)[None],
+        keys=place[None],
+        masks=None,
+        which=None,
+        bounds=bounds,
+        shared=shared,
+        step=step,
+        ordered=True,
+        first_queries=(first,),
+        first_keys=(int(place[shared]),),
+        pairs=own,
+    )
 
 
 @lru_cache(maxsize=64)

@@ -101,9 +101,11 @@ class Choice(Protocol):
         ...
 
 
-@dataclass(frozen=True, eq=False)
+@dataclass(frozen=True)
 class Chosen(Family):
-    """What a selection on a GPU is: pairs that stay there until the host asks for one. No text.
+    """Pairs that stay where they were chosen, such as on a GPU, until the host asks for one. No text.
+
+    Two are equal if their choice is the same object.
 
     Args:
         choice: of all heads of all sequences.

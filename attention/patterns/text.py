@@ -7,7 +7,7 @@ Grammar, loosest first::
     atom         = "(" union ")" | "causal" "(" union ")" | "heads" "(" union { "," union } ")"
                  | family [ "(" [ argument { "," argument } ] ")" ]
     family       = "dense" | "window" | "dilated" | "strided" | ...
-    argument     = integer, or a word that the family knows
+    argument     = integer, decimal or word that the family knows | option "=" one of these
 
 Patterns made of tensors or functions (layouts, documents, padding, lists of sequences, mask functions, selections) have
 no text; `str` describes them in ``<>``.
@@ -16,8 +16,9 @@ no text; `str` describes them in ``<>``.
 from __future__ import annotations
 
 import re
-from collections.abc import Callable
+from collections.abc import Callable, Mapping
 from difflib import get_close_matches
+from types import MappingProxyType
 from typing import NamedTuple
 
 from attention.patterns.base import Pattern
@@ -25,6 +26,7 @@ from attention.patterns.block_patterns import BigBird, RandomBlocks
 from attention.patterns.heads import PerHead
 from attention.patterns.hierarchical import Hierarchical
 from attention.patterns.routing import Routing
+from attention.patterns.screening import Screened, Spiking
 from attention.patterns.selection import BlockTopK, TopK
 from attention.patterns.strides import Fixed, Strided
 from attention.patterns.tokens import Dense, GlobalTokens, Sinks
@@ -33,12 +35,25 @@ from crossbar.errors import InputError, shown
 
 
 class _Form(NamedTuple):
-    """How a family is written: what makes it, how many arguments it takes, words that its last one may be."""
+    """How a family is written.
+
+    Attributes:
+        make: what makes it.
+        least, most: how many arguments without a name it takes; ``most`` None: any number.
+        words: what the last of these may be.
+        decimals: whether they may be decimals.
+        options: arguments with a name that come after, and what each may be: ``int``, ``float`` or one of some words.
+    """
 
     make: Callable[..., Pattern]
     least: int
-    most: int | None  # None: any number
+    most: int | None
     words: tuple[str, ...] = ()
+    decimals: bool = False
+    options: Mapping[str, type[int] | type[float] | tuple[str, ...]] = MappingProxyType({})
+
+
+_GRADIENTS = ("chosen", "straight")
 
 
 _FAMILIES: dict[str, _Form] = {
@@ -52,17 +67,28 @@ _FAMILIES: dict[str, _Form] = {
     RandomBlocks.name: _Form(RandomBlocks, 2, 3),
     BigBird.name: _Form(BigBird, 2, 3),
     Neighborhood.name: _Form(Neighborhood, 1, 2),
-    TopK.name: _Form(TopK, 1, 2, ("chosen", "straight")),
+    TopK.name: _Form(TopK, 1, 2, _GRADIENTS),
     BlockTopK.name: _Form(BlockTopK, 2, 2),
     Routing.name: _Form(Routing, 2, 3),
     Hierarchical.name: _Form(Hierarchical, 2, 2),
+    Screened.name: _Form(
+        Screened, 1, 1, options={"bits": int, "per": ("query", "tile"), "gradient": _GRADIENTS, "mismatch": float}
+    ),
+    Spiking.name: _Form(
+        lambda *threshold, **options: Spiking(threshold, **options),
+        1,
+        None,
+        decimals=True,
+        options={"bits": int, "beta": float, "gradient": _GRADIENTS, "mismatch": float},
+    ),
 }
 _ALLOWED = (
     "dense, window(64), sinks(4), global(0, 5), dilated(256, 4), strided(64), fixed(128, 8), random(3, 64, 0), "
     "bigbird(64, 3), neighborhood(7), topk(32), blocktopk(64, 8), routing(8, 64), "
-    "hierarchical(32, 4), causal(...), heads(..., ...), | and &"
+    "hierarchical(32, 4), screened(64, bits=4), spiking(1.5), causal(...), heads(..., ...), | and &"
 )
-_TOKEN = re.compile(r"\s*(?:(?P<integer>-?[0-9]+)|(?P<word>[A-Za-z_]\w*)|(?P<sign>[|&(),]))")
+_NUMBER = r"-?[0-9]+(?:\.[0-9]+)?(?:e[+-]?[0-9]+)?"
+_TOKEN = re.compile(rf"\s*(?:(?P<number>{_NUMBER})|(?P<word>[A-Za-z_]\w*)|(?P<sign>[|&(),=]))")
 _DEEPEST = 50
 _LONGEST = 10_000  # characters
 _DIGITS = 18
@@ -135,11 +161,13 @@ class _Parser:
             raise self._unexpected("a pattern", get_close_matches(word, [*_FAMILIES, "causal", "heads"], 1))
         place, form = self._place(), _FAMILIES[word]
         self._next += 1
-        values = self._arguments(form) if self._peek() == "(" else []
+        values, options = self._arguments(form) if self._peek() == "(" else ([], {})
         if len(values) < form.least or (form.most is not None and len(values) > form.most):
             wanted = f"{form.least}" if form.least == form.most else f"{form.least} or {form.most}"
-            raise self._error(place, f"{word} takes {wanted} integer{'' if wanted == '1' else 's'}, not {len(values)}")
-        return form.make(*values)
+            wanted = f"{form.least} or more" if form.most is None else wanted
+            kind = "number" if form.decimals else "integer"
+            raise self._error(place, f"{word} takes {wanted} {kind}{'' if wanted == '1' else 's'}, not {len(values)}")
+        return form.make(*values, **options)
 
     def _heads(self) -> Pattern:
         self._next += 1
@@ -166,23 +194,41 @@ class _Parser:
         self._depth -= 1
         self._expect(")")
 
-    def _arguments(self, form: _Form) -> list[int | str]:
+    def _arguments(self, form: _Form) -> tuple[list[int | float | str], dict[str, int | float | str]]:
         self._expect("(")
-        values: list[int | str] = []
+        values: list[int | float | str] = []
+        options: dict[str, int | float | str] = {}
         while not self._accept(")"):
-            if values and not self._accept(","):
-                raise self._unexpected("',' or ')'" if form.most is None or len(values) < form.most else "')'")
-            words = form.words if len(values) + 1 == form.most else ()
-            if self._peek() in words:
-                values.append(self._peek())
-            elif not words and re.fullmatch(r"-?[0-9]+", self._peek()):
-                if len(self._peek()) > _DIGITS:
-                    raise self._error(self._place(), f"an integer has more than {_DIGITS} digits")
-                values.append(int(self._peek()))
+            if (values or options) and not self._accept(","):
+                more = form.options or form.most is None or len(values) < form.most
+                raise self._unexpected("',' or ')'" if more else "')'")
+            name = self._peek()
+            if name in form.options and name not in options:
+                self._next += 1
+                self._expect("=")
+                kind = form.options[name]
+                options[name] = self._value(kind if isinstance(kind, tuple) else (), kind is float)
+            elif options or (form.options and len(values) >= form.least and self._peek()[:1].isalpha()):
+                left = [option for option in form.options if option not in options]
+                raise self._unexpected(f"one of {', '.join(left)}" if left else "')'")
             else:
-                raise self._unexpected(f"one of {', '.join(words)}" if words else "an integer")
-            self._next += 1
-        return values
+                words = form.words if len(values) + 1 == form.most else ()
+                values.append(self._value(words, form.decimals))
+        return values, options
+
+    def _value(self, words: tuple[str, ...], decimal: bool) -> int | float | str:
+        """The next argument: one of some words, or, where there are none, a number."""
+        text = self._peek()
+        if words:
+            if text not in words:
+                raise self._unexpected(f"one of {', '.join(words)}")
+        elif re.fullmatch(r"-?[0-9]+", text):
+            if len(text) > _DIGITS:
+                raise self._error(self._place(), f"an integer has more than {_DIGITS} digits")
+        elif not (decimal and re.fullmatch(_NUMBER, text)):
+            raise self._unexpected("a number" if decimal else "an integer")
+        self._next += 1
+        return text if words else float(text) if decimal else int(text)
 
     def _peek(self) -> str:
         return self._tokens[self._next][1]

@@ -25,6 +25,8 @@ _COMPONENTS = {
     "special_functions": "digital logic",
     "sram_bytes": "SRAM",
     "dram_bytes": "DRAM",
+    "comparisons": "comparators",
+    "ramp_steps": "comparators",
     "synaptic_events": "synapses",
     "neuron_updates": "neurons",
     "spikes": "neurons",

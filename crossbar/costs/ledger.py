@@ -25,7 +25,12 @@ COUNTERS = (
     "row_activations", "query_drives", "column_activations", "dac_conversions", "adc_conversions", "cell_macs",
     "tile_reads", "attended_pairs", "digital_pairs", "row_writes", "write_pulses", "events", "events_dropped",
     "hops_x", "hops_y", "barriers", "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions",
+<<<<<<< HEAD
     "sram_bytes", "dram_bytes", "hop_bytes", "expired_row_reads", "lost_pairs",
+=======
+    "sram_bytes", "dram_bytes", "expired_row_reads", "lost_pairs", "screened_pairs", "row_spikes", "comparisons",
+    "ramp_steps", "waited_ramp_steps",
+>>>>>>> bbfc553 (Rows that the array chooses: screened and spiking patterns, on tiles and in memory, counted and priced)
 )  # fmt: skip
 """Every counter that this project books.
 
@@ -35,7 +40,9 @@ COUNTERS = (
 buffer. ``write_pulses`` are writes of one cell, ``hops_x`` and ``hops_y`` steps of one event from tile to tile,
 ``hop_bytes`` bytes times hops between the cores of a floor plan,
 ``synaptic_events`` spikes times the synapses that each meets, ``special_functions`` exponentials, roots, reciprocals
-and activation functions of one number.
+and activation functions of one number. ``screened_pairs`` are those of a query and a row whose line met a comparator,
+``row_spikes`` rows that passed, ``comparisons`` decisions of comparators, ``ramp_steps`` steps of the ramps of all
+tiles, ``waited_ramp_steps`` those of the slowest tile of each query, which the query waits for.
 """
 
 PAIRS = ("attended_pairs", "digital_pairs")
@@ -44,7 +51,7 @@ PAIRS = ("attended_pairs", "digital_pairs")
 WHOLES = ("tile_reads", *PAIRS)
 """Counters of whole products, whose terms are counted beside them: an all-in price may take the place of the terms."""
 
-OUTCOMES = ("events_dropped", "expired_row_reads", "lost_pairs")
+OUTCOMES = ("events_dropped", "expired_row_reads", "lost_pairs", "screened_pairs", "row_spikes", "waited_ramp_steps")
 """Counters that say what became of work that is counted elsewhere, or was not done: they take nothing of their own."""
 
 
