@@ -25,12 +25,8 @@ COUNTERS = (
     "row_activations", "query_drives", "column_activations", "dac_conversions", "adc_conversions", "cell_macs",
     "tile_reads", "attended_pairs", "digital_pairs", "row_writes", "write_pulses", "events", "events_dropped",
     "hops_x", "hops_y", "barriers", "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions",
-<<<<<<< HEAD
-    "sram_bytes", "dram_bytes", "hop_bytes", "expired_row_reads", "lost_pairs",
-=======
-    "sram_bytes", "dram_bytes", "expired_row_reads", "lost_pairs", "screened_pairs", "row_spikes", "comparisons",
-    "ramp_steps", "waited_ramp_steps",
->>>>>>> bbfc553 (Rows that the array chooses: screened and spiking patterns, on tiles and in memory, counted and priced)
+    "sram_bytes", "dram_bytes", "hop_bytes", "expired_row_reads", "lost_pairs", "screened_pairs", "row_spikes",
+    "comparisons", "ramp_steps", "waited_ramp_steps",
 )  # fmt: skip
 """Every counter that this project books.
 
