@@ -79,7 +79,7 @@ def main() -> None:
             "drift": (InputRanges(), DriftCompensation()),
             "thorough": (*recipes.get("thorough").steps[:-1], Finetune(rate=options.rate, **shared)),
             "plain": fast,
-            "population": (*fast[:2], Finetune("weights", "any", rate=options.weights_rate, **shared), *fast[2:]),
+            "population": (*fast[:3], Finetune("weights", "any", rate=options.weights_rate, **shared), *fast[3:]),
         }[arm]
         recipe = Recipe(arm, steps)
         stairs = arm == "thorough"

