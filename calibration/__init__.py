@@ -21,6 +21,7 @@ from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Fitted, Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
+from calibration.steps.screening_thresholds import ScreeningThresholds
 from calibration.steps.weight_ranges import WeightRanges
 from calibration.steps.wire_aware import WireAware
 from calibration.studies.results import Study
@@ -45,6 +46,7 @@ __all__ = [
     "NormRecalibration",
     "Recipe",
     "ReprogramWorst",
+    "ScreeningThresholds",
     "Stage",
     "Step",
     "Study",

@@ -22,6 +22,7 @@ from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
+from calibration.steps.screening_thresholds import ScreeningThresholds
 from calibration.steps.weight_ranges import WeightRanges
 from calibration.steps.wire_aware import WireAware
 from crossbar.errors import InputError, shown
@@ -34,6 +35,7 @@ _KINDS = (
     WeightRanges,
     WireAware,
     TokenProtection,
+    ScreeningThresholds,
     ReprogramWorst,
     AverageReads,
     DriftCompensation,

@@ -10,7 +10,10 @@ import copy
 import inspect
 import weakref
 from collections import Counter
+from collections.abc import Callable, Iterator, Mapping
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
+from functools import partial
 from typing import TYPE_CHECKING, Any, NamedTuple, cast
 
 import torch
@@ -33,7 +36,7 @@ from attention.patterns.base import Pattern
 from attention.patterns.given import behind, given
 from attention.patterns.on_device import is_chosen
 from attention.patterns.reach import causal_reach
-from attention.patterns.screening import Lines, by_rows, is_screening, screen
+from attention.patterns.screening import Lines, by_rows, is_screening, screen, spikes, thresholds_of, with_thresholds
 from attention.patterns.text import parse
 from attention.patterns.tokens import Dense
 from attention.plan import beside_sinks
@@ -48,6 +51,9 @@ if TYPE_CHECKING:
 _INTERFACE = "ohmformer"
 _CACHE_NAMES = ("cache", "past_key_values")  # transformers 5 calls it by the first, and before by the second
 _KEY = "_ohmformer_attachment"
+_THRESHOLDS = "ohmformer_thresholds"
+"""A buffer of modules whose rows spike: a threshold of each head, so that what saves a model has them."""
+_SEEN = "_ohmformer_seen"  # what is shown the queries and keys of a module, in `scores_seen`
 _PLACE = "_ohmformer_place"  # position of the first query of a module that attends another sequence, in a call
 _POSITIONS = ("max_position_embeddings", "max_target_positions")
 """What configurations call the positions that a model has."""
@@ -190,6 +196,7 @@ def attach(
         _unhook(module)
         if crosses or name in found.own:
             module.register_forward_pre_hook(_note_place, with_kwargs=True)
+            _keep_thresholds(module, own)
         if isinstance(module, PreTrainedModel) and store is not None and store.layers:
             module.register_forward_pre_hook(_with_memory, with_kwargs=True)
 
@@ -203,6 +210,7 @@ def detach(model: nn.Module) -> None:
     for module in model.modules():
         module.__dict__.pop(_KEY, None)
         module.__dict__.pop(_PLACE, None)
+        module._buffers.pop(_THRESHOLDS, None)
         _unhook(module)
 
 
@@ -210,6 +218,72 @@ def attached_pattern(model: nn.Module) -> Pattern | None:
     """The pattern that a model is attached with, None if it is not attached."""
     attached = _attachment(model)
     return attached.pattern if attached else None
+
+
+See = Callable[[str, Pattern, Tensor, Tensor, Tensor | None, int], None]
+"""Called with a layer's name, pattern, queries [B, H, N_queries, D], keys [B, H_kv, N_keys, D], padding and offset."""
+
+
+@contextmanager
+def scores_seen(model: nn.Module, see: See) -> Iterator[None]:
+    """Attend every pair with keys and values as numbers for a while, and show what attached patterns would choose from.
+
+    Args:
+        model: a model that is attached, or has attached parts.
+        see: called at each attention whose rows spike; its name is that of the module in ``model``.
+    """
+    before = {module: _attachment(module) for module in model.modules()}
+    names = {module: name for name, module in model.named_modules()}
+    try:
+        for module, attached in before.items():
+            if attached is None:
+                continue
+            pattern = attached.pattern
+            every = replace(attached, pattern=Dense(), cross=Dense(), store=None, controller=None)
+            module.__dict__[_KEY] = every
+            if _THRESHOLDS in module._buffers:
+                module.__dict__[_SEEN] = partial(see, names[module]), pattern
+        yield
+    finally:
+        for module, attached in before.items():
+            module.__dict__.pop(_SEEN, None)
+            if attached is not None:
+                module.__dict__[_KEY] = attached
+
+
+def thresholds(model: nn.Module) -> dict[str, Tensor]:
+    """Thresholds of each attention whose rows spike, float32 [H], by the module's name."""
+    found = ((name, module._buffers.get(_THRESHOLDS)) for name, module in model.named_modules())
+    return {name: values for name, values in found if values is not None}
+
+
+def set_thresholds(model: nn.Module, values: Mapping[str, Tensor]) -> None:
+    """Give attentions whose rows spike other thresholds, float32 [H], in units of q · k / √D.
+
+    Raises:
+        InputError: for a layer that has none, another number of heads, and numbers that are not finite.
+    """
+    own = thresholds(model)
+    for name, new in values.items():
+        if name not in own or own[name].shape != new.shape or not bool(new.isfinite().all()):
+            wanted = "no thresholds" if name not in own else f"{len(own[name])} finite ones"
+            raise InputError(f"thresholds {list(new.shape)} do not fit {name}, which has {wanted}: attach spiking")
+    for name, new in values.items():
+        own[name].copy_(new)
+
+
+def _keep_thresholds(module: nn.Module, pattern: Pattern) -> None:
+    """Give a module whose rows spike a buffer with what the pattern says."""
+    module._buffers.pop(_THRESHOLDS, None)
+    config = vars(module).get("config")
+    heads = getattr(config, "num_attention_heads", None)
+    if heads is None or not spikes(pattern):
+        return
+    module.register_buffer(_THRESHOLDS, torch.tensor(thresholds_of(pattern, heads), device=_device_of(module)))
+
+
+def _device_of(module: nn.Module) -> torch.device:
+    return next((parameter.device for parameter in module.parameters()), torch.device("cpu"))
 
 
 def memory_cache(model: nn.Module) -> AnalogCache:
@@ -368,7 +442,8 @@ def _with_memory(module: nn.Module, args: Any, kwargs: dict[str, Any]) -> tuple[
 
     attached = _attachment(module)
     assert attached is not None
-    assert attached.store is not None
+    if attached.store is None:  # for a while, in `scores_seen`
+        return None
     attached.store.current = None
     if module.training and torch.is_grad_enabled():
         return None
@@ -455,6 +530,11 @@ def _attend(
     if attached is None:
         raise InputError(f"{type(module).__name__} has no pattern: call attention.attach on the whole model")
     asked = _asked(attached, module, query, key, attention_mask, is_causal, kwargs)
+    if (found := vars(module).get(_SEEN)) is not None:
+        see, pattern = found
+        see(pattern.causal() if asked.pattern.is_causal else pattern, query, key, asked.padding, asked.offset)
+    elif (levels := module._buffers.get(_THRESHOLDS)) is not None:
+        asked = asked._replace(pattern=with_thresholds(asked.pattern, tuple(levels.tolist())))
     if attached.store is not None:
         output = _from_memory(attached, attached.store, query, key, value, asked, scaling, dropout)
         return output.transpose(1, 2).contiguous(), None

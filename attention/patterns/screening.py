@@ -526,6 +526,29 @@ def is_screening(pattern: Pattern) -> bool:
     )
 
 
+def spikes(pattern: Pattern) -> bool:
+    """Whether some part of a pattern has thresholds."""
+    return isinstance(pattern, Spiking) or (isinstance(pattern, Compound) and any(map(spikes, pattern.parts)))
+
+
+def thresholds_of(pattern: Pattern, heads: int) -> tuple[float, ...]:
+    """The threshold of each head in the first part that has some for it, 0 where none has."""
+    if isinstance(pattern, Spiking):
+        own = pattern.thresholds
+        return own * heads if len(own) == 1 else own
+    if isinstance(pattern, PerHead) and len(pattern.parts) == heads:
+        return tuple(thresholds_of(part, heads)[h] for h, part in enumerate(pattern.parts))
+    parts = pattern.parts if isinstance(pattern, Compound) else ()
+    return next((thresholds_of(part, heads) for part in parts if spikes(part)), (0.0,) * heads)
+
+
+def with_thresholds(pattern: Pattern, levels: tuple[float, ...]) -> Pattern:
+    """The pattern with a threshold of each head in all parts that have some."""
+    if isinstance(pattern, Spiking):
+        return replace(pattern, threshold=levels)
+    return pattern.each(lambda part: with_thresholds(part, levels)) if spikes(pattern) else pattern  # type: ignore[attr-defined]  # a Compound
+
+
 def by_rows(pattern: Pattern) -> bool:
     """Whether rows and positions decide all pairs, and nothing the numbers of keys."""
     if isinstance(pattern, Compound):

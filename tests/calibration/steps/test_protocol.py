@@ -8,8 +8,10 @@ import pytest
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from transformers import LlamaConfig, LlamaModel
 
-from calibration import DriftCompensation, Finetune, WireAware, recipe
+from attention import attach
+from calibration import DriftCompensation, Finetune, ScreeningThresholds, WireAware, recipe
 from calibration.models.sharing import shared_copy
 from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.protection import TokenProtection
@@ -59,11 +61,26 @@ class BatchNet(Net):
         return self.second(torch.relu(self.norm(self.first(x).transpose(1, 2)).transpose(1, 2)))
 
 
+class AttendingNet(Net):
+    """The same with an attention whose rows spike, which opens nothing but the query's own row at first."""
+
+    def __init__(self):
+        super().__init__()
+        sizes = {"hidden_size": 30, "num_hidden_layers": 1, "num_attention_heads": 3, "num_key_value_heads": 1}
+        self.decoder = LlamaModel(LlamaConfig(vocab_size=4, intermediate_size=8, **sizes))
+        attach(self.decoder, "spiking(1000) | window(1)")
+
+    def forward(self, x, attention_mask=None):
+        states = self.decoder(inputs_embeds=self.first(x), attention_mask=attention_mask).last_hidden_state
+        return self.second(self.norm(states))
+
+
 def network(kind=None):
     """One that the step has something to do in."""
     with torch.random.fork_rng():
         torch.manual_seed(0)
-        return (BatchNet if kind is BatchNormStatistics else Net)().eval()
+        kinds = {BatchNormStatistics: BatchNet, ScreeningThresholds: AttendingNet}
+        return kinds.get(kind, Net)().eval()
 
 
 @pytest.fixture(scope="module")
@@ -114,6 +131,11 @@ def everything(model):
     return found
 
 
+def hooks_of(model):
+    """What is called beside each module."""
+    return [hook for m in model.modules() for hook in (*m._forward_hooks.values(), *m._forward_pre_hooks.values())]
+
+
 def same(first, second):
     assert first.keys() == second.keys()
     for key, value in first.items():
@@ -125,10 +147,11 @@ def test_fit_leaves_the_model_as_it_was(kind, batches):
     model = chip(kind)
     model(**batches[0])  # reads that a fit must not forget
     model.train()
-    before = everything(model)
+    before, hooks = everything(model), hooks_of(model)
     kind().fit(model, batches)
     same(before, everything(model))
-    assert not any(module._forward_hooks or module._forward_pre_hooks for module in model.modules())
+    assert hooks_of(model) == hooks
+    assert not any(hooks) or kind is ScreeningThresholds  # whose model is attached, with hooks
 
 
 @each
