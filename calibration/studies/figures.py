@@ -288,7 +288,7 @@ def pareto(study: StoredStudy) -> Drawn:
     frame = tradeoffs.pareto(study)
     costs = {"energy": "energy of one evaluation, µJ", "token_ns": "a token, ns", "mm2": "chips, mm²"}
     columns = [name for name in costs if name in frame]
-    figure, panels = _panels(4.0, len(columns))
+    figure, panels = _panels(4.0 if len(columns) == 1 else 2.8, len(columns))
     step = max(1, len(frame) // _MOST_POINTS)
     shown = frame[frame["best"] | (np.arange(len(frame)) % step == 0)]
     shares = shown["density"].map(lambda share: f"{share:.0%} of pairs" if share == share else "attention not counted")
@@ -303,8 +303,8 @@ def pareto(study: StoredStudy) -> Drawn:
         panel.scatter(shown[column][shown["best"]], shown["mean"][shown["best"]], label="not dominated", **ring)
         panel.set_xlabel(costs[column])
         panel.grid(alpha=0.3)
-    _vertical(panels[0], study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
-    panels[0].legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
+        _vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
+    panels[-1].legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
     compared = ["accuracy", "energy", "density", *(["time", "area"] if len(columns) > 1 else [])]
     note = f"Mean {study.primary} against energy by the price books {tradeoffs.BOOK} of analog layers, gated "
     note += "attention and digital layers; colours and markers: attended pairs as a part of those of dense attention. "
@@ -327,11 +327,12 @@ def _figure(height: float = 3.4) -> tuple[Figure, Axes]:
     return figure, figure.subplots()
 
 
-def _panels(height: float, columns: int) -> tuple[Figure, list[Axes]]:
+def _panels(height: float, rows: int) -> tuple[Figure, list[Axes]]:
+    """Panels one above the other, ``height`` inches each."""
     from matplotlib.figure import Figure
 
-    figure = Figure(figsize=(_WIDTH, height), layout="constrained")
-    return figure, list(figure.subplots(1, columns, sharey=True, squeeze=False)[0])
+    figure = Figure(figsize=(_WIDTH, height * rows), layout="constrained")
+    return figure, list(figure.subplots(rows, 1, squeeze=False)[:, 0])
 
 
 def _slugs(axes: list[StoredAxis]) -> list[str]:
