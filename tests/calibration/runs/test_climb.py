@@ -84,7 +84,7 @@ def test_energy_has_the_chip_that_calibrate_and_emulate_have():
     options = {"age": "1d", "wait": "2h", "seed": 4}
     (calibrated,) = energy(language_model(), Words(), "pcm", ["dense"], recipe="fast", **options).arms
     (bare,) = energy(language_model(), Words(), "pcm", ["dense"], recipe=None, **options).arms
-    same = {"pattern": "dense", "times": ["1d"], "chips": 1, "seed": 4}
+    same = {"pattern": "dense", "times": ["1d"], "chips": 1, "seed": 4, "tied_heads": True}  # as `energy` has it
     result = calibrate(language_model(), Words(), "pcm", "fast", wait="2h", staircase=False, **same)
     assert [calibrated.analog] == result.values("calibrated")
     assert [calibrated.digital] == result.values("digital")
