@@ -2,21 +2,24 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Callable, Sequence
+from contextlib import ExitStack
 from pathlib import Path
 from typing import Any
 
 from calibration.bundles.files import require_new
-from calibration.bundles.writer import require_no_memory, save_bundle
+from calibration.bundles.writer import require_no_memory, save_bundle, save_part, save_streamed
 from calibration.models.outputs import device_of
 from calibration.progress import Progress
 from calibration.results.emulation import Calibration
 from calibration.runs import fingerprint
 from calibration.runs.climb import Climb, FittedStep
-from calibration.runs.deployment import Deployment
+from calibration.runs.deployment import Deployment, Streamed
 from calibration.runs.experiment import Experiment
 from calibration.runs.journal import Journal, only_run
 from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, RecipeLike, Request, TimesLike
+from calibration.runs.streaming import Stream, is_streamed
 from calibration.steps.protocol import Stage
 from calibration.storage import hashes
 from calibration.tasks import Task
@@ -42,6 +45,7 @@ def calibrate(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     tied_heads: bool = False,
+    stream: bool | None = None,
     progress: Progress | None = None,
     out: str | Path | None = None,
     notify: Callable[[str], None] | None = None,
@@ -71,6 +75,7 @@ def calibrate(
         include: as in `emulate`.
         exclude: as in `emulate`.
         tied_heads: as in `emulate`.
+        stream: as in `emulate`; of a stream, `Calibration.save` writes nothing: give ``out``.
         progress: called before each evaluation, and while a model is converted for the first time.
         out: folder to write as a deployment bundle (`Calibration.save`) of the first chip at the last time. Until it is
             whole, what was found is kept in a hidden folder beside it, and the same call goes on from there after it
@@ -97,6 +102,7 @@ def calibrate(
         include=include,
         exclude=exclude,
         tied_heads=tied_heads,
+        stream=stream,
     )
     return run_calibration(request, staircase=staircase, progress=progress, out=out, notify=notify)
 
@@ -138,17 +144,82 @@ def _calibrated(
     notify: Callable[[str], None] | None = None,
 ) -> Calibration:
     """All arms, on all chips; with ``out``, a bundle of the first chip too."""
-    recipe, times, chips = request.recipe, request.times, request.chips
-    assert recipe is not None
+    if is_streamed(request):
+        return _streamed(request, staircase, progress, out, notify)
     experiment = Experiment.prepare(request, progress)
     journal = Journal() if out is None else _journal(out, experiment, request, staircase, notify)
-    stairs = len(recipe.steps) if staircase else 1
-    total = (1 if request.pattern is None else 2) + staircase + len(chips) * len(times) * (1 + stairs)
     climb = Climb(
-        experiment, recipe, request.wait, staircase=staircase, journal=journal, progress=progress, total=total
+        experiment,
+        request.recipe,
+        request.wait,
+        staircase=staircase,
+        journal=journal,
+        progress=progress,
+        total=_evaluations(request, staircase),
     )
     if notify is not None and len(journal):
         notify(f"goes on from the {len(journal)} results in {str(journal.folder)!r}")
+    fits = _rise(climb, request, staircase)
+    result = _result(climb, request, Deployment(climb, fits))
+    if out is not None:
+        time = result.deployment.last_time()
+        save_bundle(result.deployment, result.to_dict(), out, request.chips[0], time, whole=journal.mark_done)
+        journal.remove()
+    return result
+
+
+def _streamed(
+    request: Request,
+    staircase: bool,
+    progress: Progress | None,
+    out: Path | None,
+    notify: Callable[[str], None] | None,
+) -> Calibration:
+    """The same block by block."""
+    stream = Stream(request, progress, notify)
+    chip, last = request.chips[0], max(request.times)
+
+    def rise(climb: Climb) -> Fits:
+        return _rise(climb, request, staircase)
+
+    def write(part: int, folder: Path, climb: Climb, fits: Fits) -> None:
+        if out is not None:
+            climb.restore(chip, fits[chip, last], last)
+            save_part(climb.experiment, folder)
+
+    with ExitStack() as stack:
+        if out is None:
+            journal = Journal(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ohmformer-"))))
+        else:
+            journal = _journal(out, stream.whole, request, staircase, notify)
+        assert journal.folder is not None
+        if notify is not None and journal.folder.is_dir() and (through := stream.through(journal.folder)):
+            notify(f"goes on behind the {through} of {len(stream.model)} parts in {str(journal.folder)!r}")
+        climb, fits = stream.run(journal.folder, rise, write, staircase=staircase)
+        result = _result(climb, request, Streamed(climb, fits))
+        if out is not None:
+            parts = stream.part_folders(journal.folder)
+            save_streamed(stream.whole, stream.model.files, result.to_dict(), out, (chip, last, request.wait), parts)
+            journal.mark_done()
+            journal.remove()
+    return result
+
+
+def _evaluations(request: Request, staircase: bool) -> int:
+    """How many there are, for progress."""
+    assert request.recipe is not None
+    stairs = len(request.recipe.steps) if staircase else 1
+    arms = (1 if request.pattern is None else 2) + staircase
+    return arms + len(request.chips) * len(request.times) * (1 + stairs)
+
+
+Fits = dict[tuple[int, float], list[FittedStep]]
+
+
+def _rise(climb: Climb, request: Request, staircase: bool) -> Fits:
+    """All arms; returns what was fitted, by chip and time."""
+    recipe, times, chips = request.recipe, request.times, request.chips
+    assert recipe is not None
     climb.score_digital()
     if staircase:
         climb.score_quantised()
@@ -163,17 +234,24 @@ def _calibrated(
 
     climb.write(score_written)
     shared = None if request.population is None else climb.fit_population(times, request.population)
-    fits: dict[tuple[int, float], list[FittedStep]] = {}
+    fits: Fits = {}
     for chip in chips:
         found = climb.score_chip(chip, times, shared, count=chip == chips[0])
         fits |= {(chip, time): steps for time, steps in found.items()}
+    return fits
+
+
+def _result(climb: Climb, request: Request, deployment: Deployment) -> Calibration:
+    """What a climb through all arms found."""
+    assert request.recipe is not None
+    experiment = climb.experiment
     own = "each chip itself" if request.population is None else f"a population of {request.population} other chips"
-    result = Calibration(
+    return Calibration(
         setup={
             **experiment.setup,
-            "chips": len(chips),
-            "seed": chips[0],
-            "recipe": recipe.to_dict(),
+            "chips": len(request.chips),
+            "seed": request.chips[0],
+            "recipe": request.recipe.to_dict(),
             "fitted_on": own,
             "calibration_batches": sum(1 for _ in experiment.task.batches("calibration")),
         },
@@ -183,13 +261,8 @@ def _calibrated(
         counts=climb.counts,
         costs=climb.costs.of,
         minutes={arm: seconds / 60 for arm, seconds in climb.costs.seconds.items()},
-        deployment=Deployment(climb, fits),
+        deployment=deployment,
     )
-    if out is not None:
-        time = result.deployment.last_time()
-        save_bundle(result.deployment, result.to_dict(), out, chips[0], time, whole=journal.mark_done)
-        journal.remove()
-    return result
 
 
 def _journal(
@@ -200,6 +273,8 @@ def _journal(
     options: list[Any] = [request.recipe.to_dict(), request.times, request.wait, request.chips, staircase]
     options += [request.population, str(device_of(experiment.digital))]
     layers = [layer.name for layer in experiment.conversion.analog]
-    parts = [fingerprint.of_model(experiment.digital), fingerprint.of_task(experiment.task), fingerprint.of_code()]
+    meta = device_of(experiment.digital).type == "meta"  # a stream, whose weights are known by their files
+    weights = ["by blocks", experiment.setup["model_fingerprint"]] if meta else fingerprint.of_model(experiment.digital)
+    parts = [weights, fingerprint.of_task(experiment.task), fingerprint.of_code()]
     identity = hashes.of_values([*parts, experiment.setup, layers, options])
     return Journal(out.with_name(f".{out.name}.{identity[:16]}.progress"), notify=notify)

@@ -2,13 +2,16 @@
 
 from __future__ import annotations
 
+import tempfile
 from collections.abc import Sequence
+from pathlib import Path
 
 from calibration.progress import Progress
 from calibration.results.emulation import Emulation
 from calibration.runs.climb import Climb
 from calibration.runs.experiment import Experiment
 from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, Request, TimesLike
+from calibration.runs.streaming import Stream, is_streamed
 from calibration.tasks import Task
 from crossbar.presets import HardwareLike
 
@@ -27,6 +30,7 @@ def emulate(
     include: str | Sequence[str] | None = None,
     exclude: str | Sequence[str] | None = None,
     tied_heads: bool = False,
+    stream: bool | None = None,
     progress: Progress | None = None,
 ) -> Emulation:
     """Score a model in digital and on programmed analog chips at several ages; the model itself is not changed.
@@ -50,6 +54,9 @@ def emulate(
         include: shell patterns of the layers to make analog; None: all.
         exclude: shell patterns of layers that stay digital.
         tied_heads: make output heads that are tied to embeddings analog too, as in `crossbar.convert`.
+        stream: whether a language model in a folder is taken block by block, so that memory holds one block at a time
+            (docs/scale.md); results are the same bits. None: where memory does not hold the whole model, which a
+            warning then says.
         progress: called before each evaluation, and while a model is converted for the first time.
 
     Raises:
@@ -68,18 +75,29 @@ def emulate(
         include=include,
         exclude=exclude,
         tied_heads=tied_heads,
+        stream=stream,
     )
     return run_emulation(request, progress)
 
 
 def run_emulation(request: Request, progress: Progress | None = None) -> Emulation:
     """`emulate` of what is resolved already."""
-    experiment = Experiment.prepare(request, progress)
-    total = (1 if request.pattern is None else 2) + len(request.chips) * len(request.times)
-    climb = Climb(experiment, progress=progress, total=total)
-    climb.score_digital()
-    for chip in request.chips:
-        climb.score_programmed(chip, request.times)
+
+    def rise(climb: Climb) -> None:
+        climb.score_digital()
+        for chip in request.chips:
+            climb.score_programmed(chip, request.times)
+
+    if is_streamed(request):
+        with tempfile.TemporaryDirectory(prefix="ohmformer-") as folder:
+            stream = Stream(request, progress)
+            climb, _ = stream.run(Path(folder), rise)
+            experiment = stream.whole
+    else:
+        experiment = Experiment.prepare(request, progress)
+        total = (1 if request.pattern is None else 2) + len(request.chips) * len(request.times)
+        climb = Climb(experiment, progress=progress, total=total)
+        rise(climb)
     return Emulation(
         setup={**experiment.setup, "chips": len(request.chips), "seed": request.chips[0]},
         primary=experiment.task.primary,

@@ -179,7 +179,7 @@ def load_bundle(
         files.refuse(writer.DESCRIPTION, "its layers are not those that would become analog")
     if writer.RECALIBRATED in files.entries:
         _take_over(files, digital)
-    load_state(digital, files.path(writer.STATE))
+    load_state(digital, *map(files.path, writer.state_files(files.entries)))
     for layer in analog_layers(digital).values():
         contents.require_targets(files, layer)
     reset_reads(digital)

@@ -117,15 +117,16 @@ def require_agreement(files: Files, told: Mapping[str, Any], hardware: Hardware 
         told: its `description`.
         hardware: what ``hardware.json`` stands for; None where that is not known.
     """
-    for layer, saved in described_layers(files.path(writer.STATE)).items():
-        if hardware is not None and saved["hardware"] != repr(hardware):
-            files.refuse(writer.STATE, f"it needs other hardware in {layer}: {saved['hardware'][:1000]}")
-        if (saved["seed"], saved["seconds"]) != (told["chip"], told["seconds"]):
-            files.refuse(
-                writer.STATE,
-                f"it is of chip {saved['seed']} at {saved['seconds']:g} s in {layer}, and {writer.DESCRIPTION} tells "
-                f"of chip {told['chip']} at {told['seconds']:g} s",
-            )
+    for name in writer.state_files(files.entries):
+        for layer, saved in described_layers(files.path(name)).items():
+            if hardware is not None and saved["hardware"] != repr(hardware):
+                files.refuse(name, f"it needs other hardware in {layer}: {saved['hardware'][:1000]}")
+            if (saved["seed"], saved["seconds"]) != (told["chip"], told["seconds"]):
+                files.refuse(
+                    name,
+                    f"it is of chip {saved['seed']} at {saved['seconds']:g} s in {layer}, and {writer.DESCRIPTION} "
+                    f"tells of chip {told['chip']} at {told['seconds']:g} s",
+                )
     report = files.json(writer.REPORT)
     recipe, written = files.json(writer.RECIPE), files.json(writer.HARDWARE)
     model = {key: told["model"].get(key) for key in ("name", "fingerprint")}

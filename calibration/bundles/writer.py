@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import shutil
-from collections.abc import Callable, Mapping
+from collections.abc import Callable, Iterable, Mapping, Sequence
 from pathlib import Path
 from typing import Any
 
@@ -13,6 +13,7 @@ from torch import Tensor, nn
 from attention import Pattern
 from calibration.bundles import model_folders
 from calibration.bundles.files import Files, new_folder, seal, write_json
+from calibration.models.folder_files import FolderFiles
 from calibration.runs.deployment import Deployment
 from calibration.runs.experiment import Experiment
 from calibration.versions import version_of
@@ -22,6 +23,7 @@ from crossbar.storage import tensor_files
 
 DESCRIPTION, HARDWARE, RECIPE, REPORT = "bundle.json", "hardware.json", "recipe.json", "report.json"
 MODEL, TILES = "model", "tiles"
+STATES = "states"
 STATE, RECALIBRATED, ROUTING = "state.safetensors", "recalibrated.safetensors", "routing.safetensors"
 MOST_TOKENS = 2**18
 """The longest sequence that rows are written for."""
@@ -54,36 +56,99 @@ def save_bundle(
     deployment.restore(chip, fitted)
     with new_folder(path) as folder:
         saved = model_folders.save(experiment.digital, experiment.tokenizer, folder / MODEL)
-        (folder / TILES).mkdir()
-        for name, layer in analog_layers(experiment.analog).items():
-            g_plus, g_minus = layer.target_conductances()
-            tensor_files.write(
-                {"G_plus": g_plus.contiguous(), "G_minus": g_minus.contiguous()}, folder / tile_file(name)
-            )
+        _write_tiles(experiment.analog, folder / TILES)
         save_state(experiment.analog, folder / STATE)
         changed = _changed(experiment)
         if changed:
             tensor_files.write(changed, folder / RECALIBRATED)
-        tables = routing(experiment)
-        if tables:
-            tensor_files.write(tables, folder / ROUTING)
-        write_json(folder / HARDWARE, experiment.hardware.to_dict())
-        write_json(folder / RECIPE, report["recipe"])
-        write_json(folder / REPORT, report)
-        description = {
-            "model": {"name": report["model"], "fingerprint": report["model_fingerprint"], **saved},
-            "task": report["task"],
-            "pattern": report["pattern"],
-            "layers": [layer.name for layer in experiment.conversion.analog],
-            "chip": chip,
-            "fitted": fitted,
-            "seconds": fitted + deployment.wait,
-            "refits": [],
-            "versions": {name: found for name in _VERSIONS if (found := version_of(name)) is not None},
-        }
-        write_json(folder / DESCRIPTION, description)
-        seal(folder)
+        _describe(folder, experiment, report, saved, (chip, fitted, deployment.wait))
         whole()
+
+
+def save_part(experiment: Experiment, folder: Path) -> None:
+    """Write what a bundle holds of one part of a streamed model, a chip that stands; again what is there already."""
+    _write_tiles(experiment.analog, folder / TILES)
+    save_state(experiment.analog, folder / STATE)
+
+
+def save_streamed(
+    experiment: Experiment,
+    files: FolderFiles,
+    report: Mapping[str, Any],
+    path: Path,
+    scored: tuple[int, float, float],
+    parts: Sequence[Path],
+) -> None:
+    """Write a bundle of what `save_part` wrote of each part, whose states stay files of their own.
+
+    Args:
+        experiment: on the model without weights.
+        files: of its folder, which are copied.
+        report: `Calibration.to_dict`.
+        path: a folder that does not exist yet.
+        scored: the chip's seed, when it was fitted, and how long after that it was scored, s.
+        parts: folders that `save_part` wrote to, some of which have nothing on tiles.
+
+    Raises:
+        InputError: as `Calibration.save`.
+    """
+    with new_folder(path) as folder:
+        for name in (MODEL, TILES, STATES):
+            (folder / name).mkdir()
+        for file in (*files.texts, *files.weights):
+            shutil.copyfile(file, folder / MODEL / file.name)
+        for place, part in enumerate(parts):
+            if (part / STATE).is_file():
+                shutil.copyfile(part / STATE, folder / STATES / f"{place:04d}.safetensors")
+                for tile in (part / TILES).iterdir():
+                    shutil.copyfile(tile, folder / TILES / tile.name)
+        saved = {"class": type(experiment.digital).__name__, "dtype": "torch.float32"}
+        _describe(folder, experiment, report, saved, scored)
+
+
+def _write_tiles(model: nn.Module, folder: Path) -> None:
+    """Target conductances, a file for each layer."""
+    folder.mkdir(exist_ok=True)
+    for name, layer in analog_layers(model).items():
+        g_plus, g_minus = layer.target_conductances()
+        tensor_files.write(
+            {"G_plus": g_plus.contiguous(), "G_minus": g_minus.contiguous()}, folder.parent / tile_file(name)
+        )
+
+
+def _describe(
+    folder: Path,
+    experiment: Experiment,
+    report: Mapping[str, Any],
+    saved: Mapping[str, Any],
+    scored: tuple[int, float, float],
+) -> None:
+    """Write all that is not of the model or of cells, and seal the folder."""
+    chip, fitted, wait = scored
+    tables = routing(experiment)
+    if tables:
+        tensor_files.write(tables, folder / ROUTING)
+    write_json(folder / HARDWARE, experiment.hardware.to_dict())
+    write_json(folder / RECIPE, report["recipe"])
+    write_json(folder / REPORT, report)
+    description = {
+        "model": {"name": report["model"], "fingerprint": report["model_fingerprint"], **saved},
+        "task": report["task"],
+        "pattern": report["pattern"],
+        "layers": [layer.name for layer in experiment.conversion.analog],
+        "chip": chip,
+        "fitted": fitted,
+        "seconds": fitted + wait,
+        "refits": [],
+        "versions": {name: found for name in _VERSIONS if (found := version_of(name)) is not None},
+    }
+    write_json(folder / DESCRIPTION, description)
+    seal(folder)
+
+
+def state_files(names: Iterable[str]) -> list[str]:
+    """The files with the cells of a bundle: one, or one for each part of a model that was streamed."""
+    return sorted(name for name in names if name.startswith(f"{STATES}/")) or [STATE]
 
 
 def require_no_memory(memory: object) -> None:
@@ -101,10 +166,11 @@ def save_refitted(files: Files, path: Path, model: nn.Module, description: dict[
     Raises:
         InputError: as `Calibration.save`, and for a file of the other bundle that was changed since it was loaded.
     """
+    made = {DESCRIPTION, *state_files(files.entries)}
     with new_folder(path) as folder:
         for name in files.entries:
-            (folder / name).parent.mkdir(parents=True, exist_ok=True)
-            if name not in (STATE, DESCRIPTION):
+            if name not in made:
+                (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(files.folder / name, folder / name)
         save_state(model, folder / STATE)
         write_json(folder / DESCRIPTION, description)

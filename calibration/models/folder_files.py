@@ -6,7 +6,7 @@ import hashlib
 import json
 import os
 import re
-from collections.abc import Iterator, Mapping
+from collections.abc import Iterator, Mapping, Set
 from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NoReturn
@@ -95,6 +95,14 @@ class FolderFiles:
                     found[name] = file.get_tensor(name).clone()
                 except (SafetensorError, RuntimeError, ValueError, TypeError) as error:
                     refuse(self.folder, f"tensor {name!r} in {path.name}: {reason(error)}", "copy it again")
+        return found
+
+    def some(self, names: Set[str]) -> dict[str, Tensor]:
+        """The tensors of these names, in memory of their own; of the files, nothing else is read."""
+        found: dict[str, Tensor] = {}
+        for _, file in _opened(self.folder, self.weights):
+            for name in names & set(file.keys()):
+                found[name] = file.get_tensor(name).clone()
         return found
 
     def fingerprint(self, digests: Mapping[str, str] | None = None) -> str:

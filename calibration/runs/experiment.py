@@ -36,6 +36,7 @@ class Experiment:
         setup: all of this as plain values.
         tokenizer: the model's own, where it came with one.
         layers: which layers to convert, options of `crossbar.convert`.
+        attends: whether there is attention in the model, of which a part alone may have none.
     """
 
     digital: nn.Module
@@ -48,6 +49,7 @@ class Experiment:
     setup: dict[str, Any]
     tokenizer: PreTrainedTokenizerBase | None
     layers: Mapping[str, Any]
+    attends: bool = True
 
     @classmethod
     def prepare(cls, request: Request, progress: Progress | None = None, *, is_lent: bool = False) -> Experiment:
@@ -71,6 +73,23 @@ class Experiment:
         del network
         if place is not None:
             digital.to(place)
+        return cls.of(request, digital, subject.task, subject.name, subject.fingerprint, subject.tokenizer)
+
+    @classmethod
+    def of(
+        cls,
+        request: Request,
+        digital: nn.Module,
+        task: Task,
+        name: str,
+        fingerprint: str | None,
+        tokenizer: PreTrainedTokenizerBase | None,
+    ) -> Experiment:
+        """`prepare` with a digital model at hand, which is attached to the pattern in place.
+
+        Raises:
+            InputError: for what `crossbar.convert` and `attention.attach` refuse.
+        """
         if request.pattern is not None:
             attach(digital, request.pattern)
         names = ("include", "exclude", "tied_heads")
@@ -78,9 +97,9 @@ class Experiment:
         analog = _attached(digital, request.pattern, request.memory)
         conversion = convert(analog, request.hardware, **layers)
         setup = {
-            "model": subject.name,
-            "model_fingerprint": subject.fingerprint,
-            "task": subject.task.name,
+            "model": name,
+            "model_fingerprint": fingerprint,
+            "task": task.name,
             "hardware": request.hardware.to_dict(),
             "pattern": None if request.pattern is None else str(request.pattern),
             "memory": None if request.memory is None else request.memory.to_dict(),
@@ -88,15 +107,20 @@ class Experiment:
         return cls(
             digital=digital,
             analog=analog,
-            task=subject.task,
+            task=task,
             hardware=request.hardware,
             pattern=request.pattern,
             memory=request.memory,
             conversion=conversion,
             setup=setup,
-            tokenizer=subject.tokenizer,
+            tokenizer=tokenizer,
             layers=layers,
         )
+
+    def attend(self, pattern: Pattern | str) -> None:
+        """Attach the digital model to another pattern, where it attends at all."""
+        if self.attends:
+            attach(self.digital, pattern)
 
     @property
     def is_gated(self) -> bool:

@@ -89,6 +89,8 @@ class Request:
         tied_heads: whether output heads tied to embeddings become analog, as for `crossbar.convert`.
         options: of the task's class, where the task is a name.
         target: what the model is placed on; None: nothing is timed.
+        stream: whether a language model is taken block by block (`calibration.runs.streaming`); None: where memory
+            does not hold it.
     """
 
     model: ModelLike
@@ -107,6 +109,7 @@ class Request:
     tied_heads: bool = False
     options: Mapping[str, Any] = field(default_factory=dict)
     target: Target | None = None
+    stream: bool | None = False
 
     @classmethod
     def of(
@@ -130,6 +133,7 @@ class Request:
         tied_heads: bool = False,
         options: Mapping[str, Any] | None = None,
         target: Target | None = None,
+        stream: bool | None = False,
         folder: Path = _HERE,
         elsewhere: bool = False,
     ) -> Request:
@@ -153,6 +157,7 @@ class Request:
             tied_heads: make output heads that are tied to embeddings analog too.
             options: of the task's class.
             target: what the model is placed on.
+            stream: block by block; None: where memory does not hold the model.
             folder: where relative paths of files in a study start from.
             elsewhere: whether others compute, so that a device need not be on this machine.
 
@@ -168,6 +173,8 @@ class Request:
             which.require_device(device)
         if not isinstance(tied_heads, bool):
             raise InputError(f"tied_heads = {shown(tied_heads)} is not allowed: give true or false")
+        if stream is not None and not isinstance(stream, bool):
+            raise InputError(f"stream = {shown(stream)} is not allowed: give true, false or none")
         seconds, tiles = as_times(times), as_hardware(hardware, folder)
         gate, store = as_pattern(pattern), as_memory(memory, folder, memory_options)
         steps = as_recipe(recipe, folder)
@@ -191,6 +198,7 @@ class Request:
             tied_heads=tied_heads,
             options=dict(options or {}),
             target=target,
+            stream=stream,
         )
 
     @property

@@ -79,31 +79,43 @@ def save_state(model: nn.Module, path: str | Path) -> None:
 
 @torch.inference_mode(False)
 @torch.no_grad()
-def load_state(model: nn.Module, path: str | Path) -> None:
+def load_state(model: nn.Module, path: str | Path, *more: str | Path) -> None:
     """Take over what `save_state` wrote, into a model converted in the same way; reads then repeat bit for bit.
 
     What is loaded is held to what the setters of `AnalogLinear` allow, and cells to conductances that are finite.
+
+    Args:
+        model: converted.
+        path: of the file.
+        more: of further files, where each holds some of the layers.
 
     Raises:
         InputError: for a missing or foreign file, for layers, shapes or hardware that differ, and for numbers that no
             calibration or programming gives. The model is then unchanged.
     """
-    where = f"state file {str(path)!r}"
-    if not Path(path).is_file():
-        raise InputError(f"{where} does not exist: give a file that save_state wrote")
     layers = analog_layers(model)
-    with opened(where, path) as file:
-        saved = _described(where, file.metadata() or {})
-        if saved.keys() != layers.keys():
-            different = sorted(saved.keys() ^ layers.keys())
-            raise InputError(f"{where} and the model differ in layer {shown(different[0])}")
-        found = shapes(file)
-        for name, layer in layers.items():
-            _require_shapes(where, layer, name, saved[name], _own(found, name))
-        owned = {f"{name}/{key}" for name in layers for key in _own(found, name)}
-        if found.keys() - owned:
-            raise InputError(f"{where} has {shown(min(found.keys() - owned))}, which no layer has: write it again")
-        tensors = {key: file.get_tensor(key) for key in found}
+    saved: dict[str, dict[str, Any]] = {}
+    tensors: dict[str, Tensor] = {}
+    for one in (path, *more):
+        where = f"state file {str(one)!r}"
+        if not Path(one).is_file():
+            raise InputError(f"{where} does not exist: give a file that save_state wrote")
+        with opened(where, one) as file:
+            own = _described(where, file.metadata() or {})
+            if own.keys() - (layers.keys() - saved.keys()) or (not more and own.keys() != layers.keys()):
+                different = sorted(own.keys() ^ layers.keys())
+                raise InputError(f"{where} and the model differ in layer {shown(different[0])}")
+            found = shapes(file)
+            for name in own:
+                _require_shapes(where, layers[name], name, own[name], _own(found, name))
+            owned = {f"{name}/{key}" for name in own for key in _own(found, name)}
+            if found.keys() - owned:
+                raise InputError(f"{where} has {shown(min(found.keys() - owned))}, which no layer has: write it again")
+            tensors |= {key: file.get_tensor(key) for key in found}
+        saved |= own
+    where = f"state file {str(path)!r}" if not more else f"state files {str(path)!r} and {len(more)} more"
+    if saved.keys() != layers.keys():
+        raise InputError(f"{where} and the model differ in layer {shown(min(layers.keys() - saved.keys()))}")
     for name, layer in layers.items():
         for key, tensor in _own(tensors, name).items():
             _require_numbers(where, layer, name, key, tensor)
@@ -114,13 +126,13 @@ def load_state(model: nn.Module, path: str | Path) -> None:
                 f"{saved[name]['seconds']:g} s: write it again"
             )
     for name, layer in layers.items():
-        own = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
+        moved = {key: tensor.to(layer.scales.device) for key, tensor in _own(tensors, name).items()}
         layer.fix_ranges()
         layer.drop_corrections()
-        layer.cells.scales, layer.column_gain = own["scales"], own["column_gain"]
+        layer.cells.scales, layer.column_gain = moved["scales"], moved["column_gain"]
         for key in _OPTIONAL:
-            setattr(layer.cells if key in _OF_CELLS else layer, key, own.get(key))
-        layer.set_state(_cells(own), saved[name]["seed"], saved[name]["seconds"])
+            setattr(layer.cells if key in _OF_CELLS else layer, key, moved.get(key))
+        layer.set_state(_cells(moved), saved[name]["seed"], saved[name]["seconds"])
         layer.cells.drop_state()
 
 
