@@ -195,7 +195,7 @@ def _streamed(
         assert journal.folder is not None
         if notify is not None and journal.folder.is_dir() and (through := stream.through(journal.folder)):
             notify(f"goes on behind the {through} of {len(stream.model)} parts in {str(journal.folder)!r}")
-        climb, fits = stream.run(journal.folder, rise, write, staircase=staircase)
+        climb, fits = stream.run(journal.folder, rise, write, staircase=staircase, keeps=out is not None)
         result = _result(climb, request, Streamed(climb, fits))
         if out is not None:
             parts = stream.part_folders(journal.folder)

@@ -200,7 +200,7 @@ def _request(options: Namespace, **others: Any) -> Request:
 
     _require_writable(options.out)
     _require_writable(options.plot, _PICTURES)
-    shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude", "tied_heads")
+    shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude", "tied_heads", "stream")
     return Request.of(
         options.model,
         options.task,

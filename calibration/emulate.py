@@ -91,7 +91,7 @@ def run_emulation(request: Request, progress: Progress | None = None) -> Emulati
     if is_streamed(request):
         with tempfile.TemporaryDirectory(prefix="ohmformer-") as folder:
             stream = Stream(request, progress)
-            climb, _ = stream.run(Path(folder), rise)
+            climb, _ = stream.run(Path(folder), rise, keeps=False)
             experiment = stream.whole
     else:
         experiment = Experiment.prepare(request, progress)

@@ -246,5 +246,11 @@ def _add_job_options(parser: Parser) -> None:
     parser.add_argument("--seed", type=int, default=0, help="of the first chip; the others have the next ones")
     _add_device(parser)
     parser.add_argument(
+        "--stream",
+        type=bool | None,
+        default=None,
+        help="take a language model block by block: true or false (default: where memory does not hold it)",
+    )
+    parser.add_argument(
         "--plot", type=str | None, default=None, help="write a picture of the accuracy: over time, or by step"
     )

@@ -178,6 +178,11 @@ def _from_hub(name: str) -> Path:
         ) from error
 
 
+def gives_next_tokens(files: FolderFiles) -> bool:
+    """Whether a folder is of a causal language model."""
+    return _output(files.config.get("architectures")) == "next tokens"
+
+
 def _output(architectures: object) -> Output:
     """What the classes that a configuration names give."""
     from transformers.models.auto.modeling_auto import MODEL_FOR_CAUSAL_LM_MAPPING_NAMES

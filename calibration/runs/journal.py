@@ -50,11 +50,13 @@ class Journal:
         folder: made when the first result is kept; None keeps nothing.
         found: keys of results that were taken from the folder instead of computed.
         notify: told, in a sentence, of each damaged result.
+        through: whether files are written through to the disk, so that they are there after a power failure too.
     """
 
     folder: Path | None = None
     found: list[str] = field(default_factory=list)
     notify: Callable[[str], None] | None = None
+    through: bool = True
 
     def __len__(self) -> int:
         """Number of results on disk."""
@@ -80,7 +82,7 @@ class Journal:
             return kept
         scored = compute()
         if path is not None:
-            self._keep(lambda: checked_files.write_values(path, [key, scored]))
+            self._keep(lambda: checked_files.write_values(path, [key, scored], through=self.through))
         return scored
 
     def fit(self, key: str, compute: Callable[[], Fit]) -> Fit:
@@ -103,7 +105,7 @@ class Journal:
         fit = compute()
         if path is not None:
             told = {"key": key, "counts": json.dumps(fit["counts"]), "seconds": repr(fit["seconds"])}
-            self._keep(lambda: checked_files.write_tensors(path, fit["tensors"], told))
+            self._keep(lambda: checked_files.write_tensors(path, fit["tensors"], told, through=self.through))
             path.with_suffix(".state").unlink(missing_ok=True)
         return fit
 

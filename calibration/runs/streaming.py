@@ -9,6 +9,7 @@ from __future__ import annotations
 
 import gc
 import shutil
+import warnings
 from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
@@ -22,6 +23,8 @@ from torch import Tensor, nn
 from attention import attach
 from calibration.models.blocks import BlockModel
 from calibration.models.embedding import Batch, evaluating
+from calibration.models.folder_files import FolderFiles
+from calibration.models.loading import gives_next_tokens, located
 from calibration.models.sharing import shared_copy
 from calibration.progress import Progress
 from calibration.recipe import Recipe
@@ -55,6 +58,8 @@ STEPS = (
     WireAware,
 )
 """Steps that find the same in a layer whether other layers are in memory or not."""
+BYTES_A_WEIGHT = 30
+"""Of memory that a calibration at once takes at most for each number in a model's files (docs/scale.md)."""
 _DONE = "done.json"
 
 Rise = Callable[[Climb], Any]
@@ -89,12 +94,20 @@ class Stream:
         assert isinstance(request.model, str | Path)
         self.model = BlockModel(request.model, progress)
         self.whole = _whole(request, self.model)
-        self._request, self._progress, self._notify = request, progress, notify
+        self._request, self._progress, self._notify, self._through = request, progress, notify, True
         if request.recipe is not None:
             require_disjoint(self.whole.task)
         self._calls = _calls(self.whole.task, self.model.without_weights())
 
-    def run(self, folder: Path, rise: Rise, made: Made | None = None, *, staircase: bool = False) -> tuple[Climb, Any]:
+    def run(
+        self,
+        folder: Path,
+        rise: Rise,
+        made: Made | None = None,
+        *,
+        staircase: bool = False,
+        keeps: bool = True,
+    ) -> tuple[Climb, Any]:
         """Take every part through all arms.
 
         Args:
@@ -102,11 +115,13 @@ class Stream:
             rise: the job.
             made: looks at each part when it is through.
             staircase: as for `Climb`.
+            keeps: whether the folder outlasts the call, so that its files are written through to the disk.
 
         Returns:
             A climb with the results of the whole model, and what ``rise`` returns of it. Its fits hold no tensors,
             which stay in the folder.
         """
+        self._through = keeps
         keys: list[str] = []
         rise(self._climb(self.whole, staircase, _Rehearsal(keys=keys), bench=_NoBench))
         parts = self.part_folders(folder)
@@ -145,7 +160,13 @@ class Stream:
         self, index: int, parts: list[Path], keys: list[str], rise: Rise, made: Made | None, staircase: bool
     ) -> None:
         before = parts[index - 1] if index else None
-        journal = _PartJournal(parts[index], notify=self._notify, before=before, is_last=index == len(parts) - 1)
+        journal = _PartJournal(
+            parts[index],
+            notify=self._notify,
+            through=self._through,
+            before=before,
+            is_last=index == len(parts) - 1,
+        )
         layers = [layer.name for layer in self.whole.conversion.analog if self.model.part_of(layer.name) == index]
         digital = self.model.part(index, journal.enter, journal.leave)
         task = _PartTask(self.whole.task, self._calls, journal.is_last)
@@ -208,8 +229,40 @@ class Stream:
 
 
 def is_streamed(request: Request) -> bool:
-    """Whether a job goes block by block: where it is asked to."""
-    return bool(request.stream)
+    """Whether a job goes block by block: where it is asked to, or where nobody says and memory does not hold the model.
+
+    Warns:
+        UserWarning: of the second.
+    """
+    if request.stream is not None:
+        return request.stream
+    if not isinstance(request.model, str | Path):
+        return False
+    try:
+        require_streamable(request)
+    except InputError:
+        return False
+    found = located(request.model)
+    files = FolderFiles.judged(found.folder)
+    needed, free = BYTES_A_WEIGHT * files.numbers, available()
+    if free is None or needed <= free or not gives_next_tokens(files):
+        return False
+    warnings.warn(
+        f"model {found.name!r} would take about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
+        "free: it is taken block by block, which stream=False forbids",
+        stacklevel=3,
+    )
+    return True
+
+
+def available() -> int | None:
+    """Bytes of memory that are free for another process; None where the system does not say."""
+    try:
+        lines = Path("/proc/meminfo").read_text(encoding="ascii").splitlines()
+    except OSError:
+        return None
+    sizes = [int(line.split()[1]) * 1024 for line in lines if line.startswith("MemAvailable:")]
+    return sizes[0] if sizes else None
 
 
 def require_streamable(request: Request) -> None:
@@ -409,12 +462,8 @@ class _PartJournal(Journal):
         """Say that the part was through all arms."""
         assert self.folder is not None
         values = {"scores": self.scores, "fits": self.fits}
-        self._keep(lambda: checked_files.write_values(self._done_file, values))
-
-    @property
-    def _done_file(self) -> Path:
-        assert self.folder is not None
-        return self.folder / _DONE
+        done = self.folder / _DONE
+        self._keep(lambda: checked_files.write_values(done, values, through=self.through))
 
     def _computed(self, key: str, compute: Callable[[], Any]) -> Any:
         """A result, once what its arm hands on lies on disk."""
@@ -422,7 +471,7 @@ class _PartJournal(Journal):
         name = f"{key.replace(' ', '-')}.safetensors"
         given = None
         if self.before is not None:
-            given, _ = checked_files.read_tensors(_handed_on(self.before) / name)
+            given = self._handed_on_before(name)
         arm = _Arm(given)
         self.arms.append(arm)
         try:
@@ -434,10 +483,20 @@ class _PartJournal(Journal):
 
             def write() -> None:
                 folder.mkdir(exist_ok=True)
-                checked_files.write_tensors(folder / name, arm.handed_on, {})
+                checked_files.write_tensors(folder / name, arm.handed_on, {}, through=False)
 
             self._keep(write)
         return result
+
+    def _handed_on_before(self, name: str) -> dict[str, Tensor]:
+        assert self.before is not None
+        try:
+            return checked_files.read_tensors(_handed_on(self.before) / name)[0]
+        except (ValueError, KeyError, OSError):  # InputError is a ValueError
+            raise InputError(
+                f"what a block handed on in {str(_handed_on(self.before))!r} is damaged, as a power failure may leave "
+                f"it: remove {str(self.before.parent)!r}, and the same call begins again"
+            ) from None
 
 
 _MOST_CALLS = 2**62

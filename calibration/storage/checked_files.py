@@ -26,14 +26,16 @@ def sync(path: Path) -> None:
         os.close(descriptor)
 
 
-def write_values(path: Path, values: Any) -> None:
+def write_values(path: Path, values: Any, *, through: bool = True) -> None:
     """Write plain values; the file appears whole or not at all.
+
+    ``through``: to the disk, so that it is there after a power failure too.
 
     Raises:
         OSError, InputError: where it cannot be written.
     """
     text = json.dumps({_SUM: hashes.of_values(values), "values": values})
-    _keep(path, lambda partial: partial.write_text(text, encoding="utf-8"))
+    _keep(path, lambda partial: partial.write_text(text, encoding="utf-8"), through)
 
 
 def read_values(path: Path) -> Any:
@@ -52,8 +54,8 @@ def read_values(path: Path) -> Any:
     return values
 
 
-def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str]) -> None:
-    """Write tensors and what is told of them; the file appears whole or not at all.
+def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, str], *, through: bool = True) -> None:
+    """Write tensors and what is told of them, as `write_values` does.
 
     Raises:
         OSError, InputError: where it cannot be written.
@@ -61,7 +63,7 @@ def write_tensors(path: Path, tensors: Mapping[str, Tensor], told: Mapping[str, 
     # Copies, because safetensors refuses tensors that share memory.
     own = {name: tensor.detach().clone().contiguous() for name, tensor in tensors.items()}
     metadata = {**told, _SUM: _sum(own, told)}
-    _keep(path, lambda partial: tensor_files.write(own, partial, metadata))
+    _keep(path, lambda partial: tensor_files.write(own, partial, metadata), through)
 
 
 def read_tensors(path: Path) -> tuple[dict[str, Tensor], dict[str, str]]:
@@ -82,10 +84,11 @@ def _sum(tensors: dict[str, Tensor], told: Mapping[str, str]) -> str:
     return hashes.of_values([hashes.of_tensors(tensors), dict(told)])
 
 
-def _keep(path: Path, write: Any) -> None:
-    def through(partial: Path) -> None:
+def _keep(path: Path, write: Any, through: bool) -> None:
+    def synced(partial: Path) -> None:
         write(partial)
         sync(partial)
 
-    write_whole(path, through)
-    sync(path.parent)
+    write_whole(path, synced if through else write)
+    if through:
+        sync(path.parent)
