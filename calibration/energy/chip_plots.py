@@ -97,11 +97,7 @@ def gantt(study: EnergyStudy) -> Figure:
     panels = figure.subplots(len(study.arms), 2, squeeze=False, width_ratios=(4, 1.3))
     for (way, sums), arm in zip(panels, study.arms, strict=True):
         time = arm.work[-1].time
-        shown = (
-            [*time.path[: _MOST_ROWS // 2], *time.path[-_MOST_ROWS // 2 :]]
-            if len(time.path) > _MOST_ROWS
-            else time.path
-        )
+        shown = time.path[:_MOST_ROWS]
         for place, stage in enumerate(shown):
             _stage(way, place, stage)
         step = max(1, len(shown) // 14)
@@ -110,9 +106,8 @@ def gantt(study: EnergyStudy) -> Figure:
         )
         way.invert_yaxis()
         way.set_xlabel("µs since the token's start", fontsize=8)
-        hidden = len(time.path) - len(shown)
-        left = f"; the middle {hidden} of {len(time.path)} layers are left out" if hidden else ""
-        way.set_title(drawable(f"{arm.pattern}, {arm.work[-1].phase}: {time.latency / 1000:.1f} µs{left}"), fontsize=8)
+        part = f"; the first {len(shown)} of {len(time.path)} layers" if len(shown) < len(time.path) else ""
+        way.set_title(drawable(f"{arm.pattern}, {arm.work[-1].phase}: {time.latency / 1000:.1f} µs{part}"), fontsize=8)
         way.tick_params(axis="x", labelsize=7)
         waited = {name: ns for name, ns in time.waited().items() if ns}
         sums.barh(list(waited), [ns / 1000 for ns in waited.values()], color=[_COLOURS[name] for name in waited])

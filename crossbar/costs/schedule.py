@@ -9,7 +9,7 @@ from __future__ import annotations
 
 from collections import Counter, defaultdict
 from collections.abc import Mapping
-from dataclasses import dataclass, field
+from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
@@ -72,7 +72,7 @@ class ChipTime:
         stages: in the order of work; ``start`` is when the last of what a layer takes arrived, ``after`` which layer
             made that.
         busy: nanoseconds a token that each single resource is taken, by name; the longest bounds tokens a second.
-        missing: parts that the book has no time for; they took 0.
+        missing: parts that the book has no time for, and what is not timed; they took 0.
         ways: from layer to layer, nanoseconds on links.
         sent: of these, those after which the next token's numbers can follow.
     """
@@ -207,13 +207,16 @@ def chip_time(
     require_whole("tokens", tokens, least=1)
     made = []
     tiles = {block.name: block.tiles for block in plan.blocks}
+    compared = False
     for name, counted in ledger.by_layer.items():
         if name in tiles:
             total: Counter[str] = Counter()
             for counter, n in counted.items():
                 total[counter.name] += n
+            compared |= total["comparisons"] > 0
             made.append(_stage(name, total, tokens, plan, tiles[name], hardware.get(name), (events or {}).get(name)))
-    return _scheduled(made, plan)
+    found = _scheduled(made, plan)
+    return replace(found, missing=(*found.missing, "comparisons of rows")) if compared else found
 
 
 def _stage(
@@ -238,7 +241,7 @@ def _stage(
         read = ReadTime(events, 0.0, 0.0, events)
     elif total["attended_pairs"] and hardware is not None:
         pairs_of_reads = max(total["tile_reads"] / 2, 1)
-        values = (total["adc_conversions"] - total["column_activations"]) / pairs_of_reads
+        values = (total["adc_conversions"] - total["attended_pairs"]) / pairs_of_reads
         read = attention_time(chip, hardware, total["attended_pairs"] / pairs_of_reads, values)
     elif tiles and total["tile_reads"] and hardware is not None:
         dac = hardware.dac

@@ -101,6 +101,9 @@ def test_what_has_no_time_is_named():
     assert found.latency == 127
     assert "latch" in found.missing
     assert found.to_dict(1)["without_time"] == list(found.missing)
+    assert "comparisons of rows" not in found.missing
+    screened = chip_time(ledger_of(a={"comparisons": 1}), 1, floor_plan([Block("a", 1)], [], chip), HARDWARE)
+    assert screened.missing[-1] == "comparisons of rows"
     assert found.to_dict(1)["schedules"]["decode"]["ns"] == 127
     assert set(found.to_dict(7)["schedules"]) == {"layer_by_layer", "pipelined"}
 
