@@ -88,9 +88,9 @@ def test_steps_that_train_get_the_training_data(net, task):
 def test_every_calibrated_score_is_later_than_its_fit(net, task):
     result = calibrate(net, task, times=["0s", "1h"], wait="2h", chips=2)
     fitted = [m for m in result.measurements if m.fitted is not None]
-    steps = ("InputRanges", "WeightRanges", "DriftCompensation", "AdcRanges")
+    steps = ("DigitalLines", "InputRanges", "WeightRanges", "DriftCompensation", "AdcRanges")
     assert {m.arm for m in fitted} == {*(f"after {step}" for step in steps), "calibrated"}
-    assert len(fitted) == 5 * 2 * 2 * 2  # arms, chips, times, metrics
+    assert len(fitted) == 6 * 2 * 2 * 2  # arms, chips, times, metrics
     assert {m.seconds - m.fitted for m in fitted} == {2 * HOUR}
     assert {m.fitted for m in fitted} == {0.0, HOUR}
     assert all(m.fitted is None for m in result.measurements if m.arm in ("digital", "analog"))
@@ -160,7 +160,7 @@ def test_the_staircase_does_not_change_the_result(net, task):
     assert without.values("calibrated") == with_steps.values("calibrated")
 
 
-@pytest.mark.parametrize(("staircase", "arms"), [(True, 6), (False, 2)])
+@pytest.mark.parametrize(("staircase", "arms"), [(True, 7), (False, 2)])
 def test_progress_counts_every_score(net, task, staircase, arms):
     seen = []
     calibrate(net, task, times=["0s", "1h"], chips=2, staircase=staircase, progress=lambda *of: seen.append(of))
