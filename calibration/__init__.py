@@ -12,6 +12,7 @@ from calibration.runs.measurement import Measurement
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
 from calibration.steps.average_reads import AverageReads
+from calibration.steps.compensated_programming import CompensatedProgramming
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
 from calibration.steps.finetune import Finetune
@@ -35,6 +36,7 @@ __all__ = [
     "AverageReads",
     "Bundle",
     "Calibration",
+    "CompensatedProgramming",
     "DigitalLines",
     "DriftCompensation",
     "Emulation",

@@ -13,6 +13,7 @@ from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
 from calibration.steps.average_reads import AverageReads
 from calibration.steps.batch_norms import BatchNormStatistics
+from calibration.steps.compensated_programming import CompensatedProgramming
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
 from calibration.steps.finetune import Finetune
@@ -37,6 +38,7 @@ _KINDS = (
     TokenProtection,
     ScreeningThresholds,
     ReprogramWorst,
+    CompensatedProgramming,
     AverageReads,
     DriftCompensation,
     AdcRanges,

@@ -47,6 +47,18 @@ def book_reads(
         book(layer, "digital_macs", vectors * (in_features + t_in * out_features))
 
 
+def book_line_reads(layer: str, hardware: Hardware, out_features: int, lines: int) -> None:
+    """Book reads of single word lines: each drives a row of tiles with one pulse, whose columns are converted."""
+    tile, dac, adc = hardware.tile, hardware.dac, hardware.adc
+    driven = lines * tile_grid(tile.rows, out_features, tile)[0] * tile.slices
+    sensed = lines * out_features * tile.slices
+    book(layer, "row_activations", driven)
+    book(layer, "dac_conversions", driven, dac.bits if dac else None)
+    book(layer, "adc_conversions", sensed, adc.bits if adc else None)
+    book(layer, "cell_macs", sensed * tile.pairs)
+    book(layer, "tile_reads", driven)
+
+
 def book_masked_reads(layer: str, hardware: Hardware, devices: Tensor | None, vectors: int, inputs: int) -> None:
     """Book products of tiles that have devices in some places only, with ``vectors`` inputs.
 

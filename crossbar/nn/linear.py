@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from dataclasses import replace
 from functools import partial
 from typing import Any, Self, cast
@@ -16,7 +16,7 @@ from crossbar.adapters.stand_in import stand_in
 from crossbar.backends import dispatch, eager
 from crossbar.backends.converters import found_range
 from crossbar.backends.protocol import Read
-from crossbar.costs.counts import book_masked_reads, book_reads, book_writes
+from crossbar.costs.counts import book_line_reads, book_masked_reads, book_reads, book_writes
 from crossbar.costs.ledger import book, counting
 from crossbar.devices import State
 from crossbar.errors import InputError, require_whole
@@ -89,6 +89,8 @@ class AnalogLinear(nn.Module):
             calibration.
         wire_correction: calibrated addition to these, ``[O, I]``, in the same units, for which the wires make up: what
             columns see of the sum is what the weights without it stand for. None until calibration.
+        chip_correction: calibrated addition to all these, ``[O, I]``, in the same units, for the chip at hand alone;
+            None unless it was written with one.
         input_range: calibrated or learned DAC range, 0-d, activation units; None until calibration.
         adc_range: calibrated or learned ADC range, 0-d or ``[T, O]``, unit outputs; None until calibration.
         output_gain, output_offset: digital correction of what the tiles deliver, each ``[O]``, the offset in units of
@@ -113,6 +115,7 @@ class AnalogLinear(nn.Module):
     digital_lines: Tensor | None
     weight_correction: Tensor | None
     wire_correction: Tensor | None
+    chip_correction: Tensor | None
     input_range: Tensor | None
     adc_range: Tensor | None
     output_gain: Tensor | None
@@ -146,6 +149,7 @@ class AnalogLinear(nn.Module):
             "line_scale",
             "weight_correction",
             "wire_correction",
+            "chip_correction",
             "input_range",
             "adc_range",
         ):
@@ -315,6 +319,7 @@ class AnalogLinear(nn.Module):
 
     def program(self, seed: int) -> None:
         """Write the targets into the cells of chip ``seed``; the layer is then 0 s old, without gain or correction."""
+        self.chip_correction = None
         self.reset_gains()
         pulses = self.cells.program(seed)
         book_writes(self.name, self.hardware, self.in_features, self.out_features, pulses)
@@ -331,8 +336,38 @@ class AnalogLinear(nn.Module):
         book(self.name, "write_pulses", self.cells.write_again(columns, verify))
         self.reset_reads()
 
+    def write_errors(self, weight: Tensor, lines: slice, instants: Sequence[float]) -> Tensor:
+        """By how much word lines miss mapped weights ``[O, I]`` that this chip is written with, ``[O, r]``.
+
+        As `crossbar.tiles.tile_array.TileArray.write_errors` has it; the reads of each line are booked in open ledgers.
+        """
+        if counting():
+            count = len(range(*lines.indices(self.in_features))) * len(instants)
+            book_line_reads(self.name, self.hardware, self.out_features, count)
+        return self.cells.write_errors(weight, lines, instants)
+
+    @torch.inference_mode(False)
+    @torch.no_grad()
+    def write_corrected(self, correction: Tensor) -> None:
+        """Have the chip at hand written from the start with something added to the mapped weights, ``[O, I]``.
+
+        It is in the units of the mapped weights; the scales stay, so larger sums are clipped. Writing the layer anew
+        drops it. Nothing is booked: each cell is written once, as `program` booked it.
+
+        Raises:
+            InputError: for a layer that was not programmed or is older than 0 s, and for a correction of another shape
+                or one that is not finite.
+        """
+        seed = self.cells.seed
+        if seed is None or self.cells.seconds != 0:
+            raise InputError(f"{self.name} is not at 0 s: correct what is written right after crossbar.program")
+        self.chip_correction = self._required_correction("chip correction", correction)
+        self.cells.program(seed, keep_scales=True)
+        self.reset_reads()
+
     def new_chip(self) -> None:
         """Forget the chip: its faults, its cells, the gains and the corrections that were measured on it."""
+        self.chip_correction = None
         self.cells.new_chip()
         self.reset_gains()
         self.reset_reads()
@@ -491,6 +526,7 @@ class AnalogLinear(nn.Module):
     @torch.inference_mode(False)
     def map_anew(self) -> None:
         """Map the digital weights as they are now; drops the chip, and what was calibrated for those before."""
+        self.chip_correction = None
         self.column_gain = self._unit_gain()
         self.set_adc_range(None)
         self.drop_corrections()
@@ -703,10 +739,10 @@ class AnalogLinear(nn.Module):
         """The weight ``[I, O]`` that inputs meet when the tiles stand for ``weight``."""
         if self.output_gain is not None:
             weight = weight * self.output_gain
+        if self.digital_lines is not None:  # their cells hold about 0, but are never driven
+            weight = weight.index_copy(0, self.digital_lines, self.line_weight().to(weight.dtype))
         if self.adapter_down is not None and self.adapter_up is not None:
             weight = weight + self.adapter_down @ self.adapter_up
-        if self.digital_lines is not None:
-            weight = weight.index_add(0, self.digital_lines, self.line_weight().to(weight.dtype))
         return weight
 
     def line_weight(self) -> Tensor:
@@ -786,7 +822,7 @@ class AnalogLinear(nn.Module):
         weight = self.on_tiles(self._digital_weight())
         if self.line_scale is not None:
             weight = weight.to(self.line_scale.dtype) * self.line_scale
-        for correction in (self.weight_correction, self.wire_correction):
+        for correction in (self.weight_correction, self.wire_correction, self.chip_correction):
             if correction is not None:
                 weight = weight.to(correction.dtype) + correction
         return weight

@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import threading
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterator, Sequence
 from typing import Any, Self
 
 import torch
@@ -124,12 +124,13 @@ class TileArray(nn.Module):
         assert weight is not None
         return weight.detach()
 
-    def program(self, seed: int) -> int:
+    def program(self, seed: int, *, keep_scales: bool = False) -> int:
         """Write the targets into the cells of chip ``seed``; they are then 0 s old. Returns the number of pulses.
 
-        A pulse is a write of one cell.
+        A pulse is a write of one cell. Scales are found for the matrix as it is now, or kept.
         """
-        self.rescale()
+        if not keep_scales:
+            self.rescale()
         tile, device, key = self.hardware.tile, self.hardware.device, (seed, self.name)
         state, pulses = State(), math.prod(self.shape)
         if self.hardware.verify is not None:
@@ -141,6 +142,48 @@ class TileArray(nn.Module):
             self.fault_map = faults.draw(self.hardware.faults, tile, *size, key, self.scales.device)
         self.set_state(state, seed, 0.0)
         return pulses
+
+    @torch.no_grad()
+    def write_errors(self, matrix: Tensor, lines: slice, instants: Sequence[float]) -> Tensor:
+        """By how much word lines miss a matrix that this chip is written with, as read-outs show it.
+
+        The same cells have the same errors when the whole matrix is written. A read-out has the 1/f noise of its
+        instant; the gain that drift has left all cells with by then is taken back.
+
+        Args:
+            matrix: ``[O, I]``, no larger than the scales.
+            lines: which word lines, ``r`` of them.
+            instants: of the read-outs, seconds since programming; what they show is averaged.
+
+        Returns:
+            ``[O, r]`` in units of the matrix; wires, and mismatch of columns, left out.
+
+        Raises:
+            InputError: for cells that were not programmed, that are written and verified, or whose device is not one
+                of this package.
+        """
+        self.require_programmed()
+        device, tile, key = self.hardware.device, self.hardware.tile, (self.seed or 0, self.name)
+        if self.hardware.verify is not None or isinstance(device, RedrawDevice) or not ageing.keeps_no_state(device):
+            raise InputError(
+                f"{self.name} has cells whose errors are not known line by line: compensate what is written once, in "
+                "devices of crossbar.devices without write-and-verify"
+            )
+        targets, width = self._mapped(matrix, self.scales, lines), span(device)[1]
+        state = ageing.program_lines(device, targets, key, self.shape, lines)
+        wanted = mapping.cell_weights(targets, tile, width)
+        found = torch.zeros_like(wanted)
+        for seconds in instants:
+            cells = ageing.conductances_lines(device, state, seconds, key, self.shape, lines, noise=True)
+            if self.fault_map is not None:
+                short = (self.hardware.faults or Faults()).short_conductance
+                cells = faults.apply(self.fault_map[:, lines], cells, window(device)[0], device.g_max, short)
+            digits = mapping.cell_weights(cells, tile, width)
+            gain = (digits * wanted).sum() / wanted.square().sum().clamp(min=torch.finfo(wanted.dtype).tiny)
+            found = found + digits / torch.where(gain > 0, gain, 1.0) / len(instants)
+        places = torch.tensor(mapping.slice_weights(tile), dtype=wanted.dtype, device=wanted.device)
+        missed = ((found - wanted) * places.view(-1, 1, 1)).sum(0)
+        return (missed * mapping.of_lines(self.scales, tile.rows, self.in_features, lines)).t()
 
     @torch.inference_mode(False)
     @torch.no_grad()

@@ -54,7 +54,7 @@ def listed(mask, n_queries, n_keys):
 def test_block_masks_of_every_pattern(pattern, monkeypatch):
     """Lists of blocks, and values by torch's own computation from the rule, which asks every pair."""
     monkeypatch.setattr(attention.kernel.flex, "_compiled", lambda: flex_attention)
-    q, k, v, _ = draw(N, batch=1, kv_heads=4 if pattern.n_heads else 1, heads=4 if pattern.n_heads else 2, size=4)
+    q, k, v, _ = draw(N, batch=1, kv_heads=4 if pattern.n_heads else 1, heads=4, size=4)
     chosen = pattern.at(N).select(q, k)
     attended, (partial, full) = listed(block_mask(chosen, N, N, 0, q.device), N, N)
     for b, h in np.ndindex(attended.shape[:2]):

@@ -13,6 +13,7 @@ from calibration.steps.average_reads import AverageReads
 from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Stage, uncalibrate
+from calibration.steps.screening_thresholds import ScreeningThresholds
 from crossbar import (
     Ledger,
     Tile,
@@ -28,7 +29,7 @@ from crossbar import (
     save_state,
 )
 
-KINDS = [kind for kind in recipe._STEPS.values() if kind is not TokenProtection]
+KINDS = [kind for kind in recipe._STEPS.values() if kind not in (ScreeningThresholds, TokenProtection)]  # of attention
 MATRICES = [
     "first.tiles.weight",
     *(f"experts.tiles.{name}_{e}" for e in (0, 1) for name in ("gate_up_proj", "down_proj")),
