@@ -7,14 +7,13 @@ A book is a YAML file as a price book is (`crossbar.costs.prices`); the packaged
 from __future__ import annotations
 
 import dataclasses
-from collections.abc import Mapping
 from dataclasses import dataclass
 from functools import cached_property
 from importlib import resources
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
-from crossbar.costs.prices import Evidence, Scope
+from crossbar.costs.prices import Evidence, Scope, checked_fields
 from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.storage.plain_values import read_text
 from crossbar.storage.yaml_values import load_yaml
@@ -205,10 +204,10 @@ class Chip:
         Raises:
             InputError: for unknown fields and impossible values.
         """
-        fields = _checked(values, cls, name)
+        fields = checked_fields(values, cls, f"chip {name!r}")
         if not isinstance(fields.get("name"), str) or not isinstance(fields.get("parts"), list):
             raise InputError(f"chip {name!r} lacks its name or its list of parts: give both")
-        parts = [_checked(entry, Part, name) for entry in fields["parts"]]
+        parts = [checked_fields(entry, Part, f"chip {name!r}") for entry in fields["parts"]]
         lacking = next((entry for entry in parts if not {"part", "value", "unit"} <= entry.keys()), None)
         if lacking is not None:
             raise InputError(f"chip {name!r} has a part without part, value or unit, {shown(lacking)}: give all three")
@@ -227,13 +226,3 @@ def names() -> tuple[str, ...]:
 
 def _folder() -> Any:
     return resources.files("crossbar.costs") / "chip_books"
-
-
-def _checked(values: Any, kind: type[Any], where: str) -> dict[str, Any]:
-    allowed = [f.name for f in dataclasses.fields(kind)]
-    if not isinstance(values, Mapping):
-        raise InputError(f"chip {where!r} has {shown(values)}: give a mapping with {', '.join(allowed)}")
-    for key in values:
-        if key not in allowed:
-            raise InputError(f"chip {where!r} has no field {shown(key)}: allowed are {', '.join(allowed)}")
-    return dict(values)

@@ -275,23 +275,33 @@ def _from_text(text: str, where: str) -> PriceBook:
 
 
 def _of_values(values: Any, where: str) -> PriceBook:
-    fields = _checked(values, PriceBook, where)
+    fields = checked_fields(values, PriceBook, f"price book {where!r}")
     if not isinstance(fields.get("name"), str) or not isinstance(fields.get("prices"), list):
         raise InputError(f"price book {where!r} lacks its name or its list of prices: give both")
     prices = []
     for entry in fields["prices"]:
-        given = _checked(entry, Price, where)
+        given = checked_fields(entry, Price, f"price book {where!r}")
         if "counter" not in given or "value" not in given:
             raise InputError(f"price book {where!r} has a price without counter or value: give both")
         prices.append(Price(**given))
     return PriceBook(**{**fields, "prices": tuple(prices)})
 
 
-def _checked(values: Any, kind: type[Any], where: str) -> dict[str, Any]:
+def checked_fields(values: Any, kind: type[Any], where: str) -> dict[str, Any]:
+    """The fields of a dataclass from a book, as plain values.
+
+    Args:
+        values: as YAML gave them.
+        kind: the dataclass.
+        where: the book, as a message names it, such as ``price book 'isaac'``.
+
+    Raises:
+        InputError: for no mapping, and a field that there is not.
+    """
     allowed = [f.name for f in dataclasses.fields(kind)]
     if not isinstance(values, Mapping):
-        raise InputError(f"price book {where!r} has {shown(values)}: give a mapping with {', '.join(allowed)}")
+        raise InputError(f"{where} has {shown(values)}: give a mapping with {', '.join(allowed)}")
     for key in values:
         if key not in allowed:
-            raise InputError(f"price book {where!r} has no field {shown(key)}: allowed are {', '.join(allowed)}")
+            raise InputError(f"{where} has no field {shown(key)}: allowed are {', '.join(allowed)}")
     return dict(values)
