@@ -12,7 +12,8 @@ and pip once, and their own code is never run. Nothing is fitted to either, and 
 The yardstick is the loss in nats a token that balanced inputs and drift compensation leave. Intervals are 95%, by a
 bootstrap that draws windows and chips anew at once (10,000 draws); with one chip they know of windows alone, and with
 few chips they are too narrow. What the windows of a chip lose has a heavy tail, so the median window stands beside the
-mean. What was fitted and scored is kept in the folder, and the same command goes on from there.
+mean. What was fitted and scored is kept in the folder, and the same command goes on from there; what is fitted before
+programming serves all ages.
 """
 
 import argparse
@@ -75,11 +76,12 @@ def main() -> int:
     parser.add_argument("--chips", type=int, default=4, help="0: print what is in the folder")
     parser.add_argument("--keep", type=Path, default=Path("recovery"), help="folder for what was found")
     options = paired.use(parser)
-    folder = options.keep / f"{options.hardware}-{options.age}-{options.windows}"
+    folder = options.keep / f"{options.hardware}-{options.windows}"
+    folders = [folder / f"{options.age}-{name}" for name in ("yardstick", options.recipe)]
     try:
         if options.chips:
-            measure(folder, options)
-        digital, chips = kept(folder, options.texts)
+            measure(folder, *folders, options)
+        digital, chips = kept(folder, *folders, options.texts)
     except InputError as error:
         print(error, file=sys.stderr)
         return 2
@@ -88,27 +90,29 @@ def main() -> int:
     return 0
 
 
-def measure(folder: Path, options: argparse.Namespace) -> None:
-    """Fit and score what is not in the folder yet."""
+def measure(folder: Path, yardsticks: Path, chips: Path, options: argparse.Namespace) -> None:
+    """Fit and score what is not in the folders yet: of the model, of chips without the recipe, and with it."""
     loaded, fitted_at = load_model("smollm2"), to_seconds(options.age)
     own = {"Wikipedia": lambda: None, "Brown news": brown_news, "King James Bible": bible}
     sizes = {"windows": options.windows, "training_windows": options.training_windows}
     scored = {name: tasks.Perplexity(loaded.tokenizer, texts=own[name](), **sizes) for name in options.texts}
     task = tasks.Perplexity(loaded.tokenizer, **sizes)
     model = loaded.model
-    folder.mkdir(parents=True, exist_ok=True)
+    for path in (yardsticks, chips):
+        path.mkdir(parents=True, exist_ok=True)
+
+    def missing(path: Path, arm: str) -> list[str]:
+        return [name for name in scored if name not in read(path).get(arm, {})]
 
     def score(path: Path, arm: str) -> None:
-        losses = read(path)
-        missing = [name for name in scored if name not in losses.get(arm, {})]
-        if not missing:
+        if not (names := missing(path, arm)):
             return
-        if path.stem != "digital":
+        if arm != "digital":
             at(model, fitted_at + WAIT)
-        began = time.monotonic()
-        losses.setdefault(arm, {}).update({name: scored[name].losses(model).tolist() for name in missing})
+        losses, began = read(path), time.monotonic()
+        losses.setdefault(arm, {}).update({name: scored[name].losses(model).tolist() for name in names})
         write(path, losses)
-        means = ", ".join(f"{name} {math.exp(np.mean(losses[arm][name])):.2f}" for name in missing)
+        means = ", ".join(f"{name} {math.exp(np.mean(losses[arm][name])):.2f}" for name in names)
         print(f"{path.stem}, {arm}: {means} ({time.monotonic() - began:.0f} s)", flush=True)
 
     def fit(step: Step, file: Path) -> None:
@@ -132,32 +136,30 @@ def measure(folder: Path, options: argparse.Namespace) -> None:
     score(folder / "digital.json", "digital")
     convert(model, HARDWARE[options.hardware])
     recipe = recipe_of(options)
-    before, in_use = (list(recipe.steps_at(stage).values()) for stage in (Stage.BEFORE_PROGRAMMING, Stage.IN_USE))
-    yardstick, last = InputRanges(), name_of(in_use[-1])
-    chips = {chip: folder / f"chip{chip}.json" for chip in range(options.chips)}
-
-    def lacks(path: Path, arm: str) -> bool:
-        return not set(options.texts) <= read(path).get(arm, {}).keys()
-
-    if any(lacks(path, YARDSTICK) for path in chips.values()):
-        fit(yardstick, folder / "yardstick-InputRanges.safetensors")
-        for chip, path in chips.items():
+    before = list(recipe.steps_at(Stage.BEFORE_PROGRAMMING).values())
+    behind = recipe.steps[len(before) :]
+    seeds = range(options.chips)
+    if any(missing(yardsticks / f"chip{chip}.json", YARDSTICK) for chip in seeds):
+        fit(InputRanges(), folder / "InputRanges.safetensors")
+        for chip in seeds:
             program(model, chip)
             uncalibrate(model)
-            fit(DriftCompensation(), folder / f"yardstick-chip{chip}-DriftCompensation.safetensors")
-            score(path, YARDSTICK)
+            fit(DriftCompensation(), yardsticks / f"chip{chip}-DriftCompensation.safetensors")
+            score(yardsticks / f"chip{chip}.json", YARDSTICK)
         for layer in analog_layers(model).values():
             layer.set_line_scale(None)
-    if not any(lacks(path, last) for path in chips.values()):
+    if not any(missing(chips / f"chip{chip}.json", name_of(behind[-1])) for chip in seeds):
         return
-    for step in before:
-        fit(step, folder / f"{type(step).__name__}.safetensors")
-    for chip, path in chips.items():
+    for index, step in enumerate(before):
+        names = "-".join(type(step).__name__ for step in before[: index + 1])
+        fit(step, folder / f"{names}.safetensors")
+    for chip in seeds:
         program(model, chip)
         uncalibrate(model)
-        for step in in_use:
-            fit(step, folder / f"chip{chip}-{type(step).__name__}.safetensors")
-            score(path, name_of(step))
+        for step in behind:
+            fit(step, chips / f"chip{chip}-{type(step).__name__}.safetensors")
+            if step.stage is Stage.IN_USE:
+                score(chips / f"chip{chip}.json", name_of(step))
 
 
 def recipe_of(options: argparse.Namespace) -> Recipe:
@@ -175,7 +177,7 @@ def at(model, seconds: float) -> None:
 
 
 def name_of(step: Step) -> str:
-    """The first step in use comes with those before programming."""
+    """The first step in use comes with those before it."""
     return "written anew" if isinstance(step, DriftCompensation) else f"+ {type(step).__name__}"
 
 
@@ -253,13 +255,15 @@ def write(path: Path, losses: Losses) -> None:
     write_whole(path, lambda partial: partial.write_text(json.dumps(losses, indent=1)))
 
 
-def kept(folder: Path, texts: Sequence[str]) -> tuple[dict[str, list[float]], list[Losses]]:
-    """The digital model's losses by text, and those of every chip that is there."""
+def kept(
+    folder: Path, yardsticks: Path, chips: Path, texts: Sequence[str]
+) -> tuple[dict[str, list[float]], list[Losses]]:
+    """The digital model's losses by text, and those of every chip that is there, the yardstick's first."""
     digital = read(folder / "digital.json")
-    chips = [read(path) for path in sorted(folder.glob("chip*.json"))]
-    if not digital or not any(chips):
-        raise InputError(f"{str(folder)!r} holds no scores: give --chips 1 or more")
-    return {text: digital["digital"][text] for text in texts}, chips
+    found = [read(yardsticks / path.name) | read(path) for path in sorted(chips.glob("chip*.json"))]
+    if not digital or not any(found):
+        raise InputError(f"{str(chips)!r} holds no scores: give --chips 1 or more")
+    return {text: digital["digital"][text] for text in texts}, found
 
 
 def excess(digital: list[float], chips: list[Losses], arm: str, text: str) -> Samples:

@@ -179,7 +179,8 @@ def get(name: str) -> Recipe:
 
     ``quick`` fits what is written, and reads out each chip at each time: seconds. ``fast`` also leaves 2% of the word
     lines to digital arithmetic, and reads real inputs, for converter ranges and output corrections: minutes at most.
-    ``thorough`` then trains adapters and ranges on each chip (`Finetune`), which for a language model takes an hour.
+    ``thorough`` writes each chip line by line (`CompensatedProgramming`), and then trains adapters and ranges on it
+    (`Finetune`), which for a language model takes an hour.
 
     Raises:
         InputError: for an unknown name, or what `Recipe.from_yaml` refuses.
@@ -188,7 +189,9 @@ def get(name: str) -> Recipe:
         return Recipe.from_yaml(name)
     quick: tuple[Step, ...] = (InputRanges(), WeightRanges(), DriftCompensation())
     fast = (DigitalLines(), *quick, AdcRanges(), AffineCorrection())
-    recipes = {"quick": quick, "fast": fast, "thorough": (*fast, LowRankAdapter(), Finetune())}
+    written, in_use = fast[:3], fast[3:]
+    thorough = (*written, CompensatedProgramming(), *in_use, LowRankAdapter(), Finetune())
+    recipes = {"quick": quick, "fast": fast, "thorough": thorough}
     if name not in recipes:
         raise InputError(f"recipe {shown(name)} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
     return Recipe(name, recipes[name])

@@ -101,13 +101,18 @@ def test_a_window_that_is_lost_moves_the_mean_and_its_interval_but_not_the_media
 
 
 def test_tables_of_what_is_kept(script, tmp_path, capsys):
+    yardsticks, chips = tmp_path / "1d-yardstick", tmp_path / "1d-fast"
+    folders = tmp_path, yardsticks, chips
+    for folder in (yardsticks, chips):
+        folder.mkdir()
     with pytest.raises(InputError, match="holds no scores"):
-        script.kept(tmp_path, ["Text"])
+        script.kept(*folders, ["Text"])
     script.write(tmp_path / "digital.json", {"digital": {"Text": [1.0, 3.0], "other": [1.0, 1.0]}})
-    arms = {"drift alone": {"Text": [2.0, 4.0]}, "written anew": {"Text": [1.5, 3.5]}}
-    script.write(tmp_path / "chip0.json", arms)
-    script.write(tmp_path / "chip1.json", {"drift alone": {"Text": [2.0, 4.0]}})  # stopped: is left out
-    for view in script.views(*script.kept(tmp_path, ["Text"])):
+    for chip in range(2):
+        script.write(yardsticks / f"chip{chip}.json", {"drift alone": {"Text": [2.0, 4.0]}})
+    script.write(chips / "chip0.json", {"written anew": {"Text": [1.5, 3.5]}})
+    script.write(chips / "chip1.json", {})  # stopped: is left out
+    for view in script.views(*script.kept(*folders, ["Text"])):
         Console(width=200).print(view)
     printed = capsys.readouterr().out
     assert "chips: 1" in printed
