@@ -161,6 +161,54 @@ def load_bundle(
             ``hardware`` or ``pattern`` is needed or does not fit, and for a device that is not there.
     """
     place = which.require_device(device)
+    opened = open_bundle(path, hardware, pattern)
+    files, told = opened.files, opened.description
+    digital, tokenizer = model_folders.load(files.folder / writer.MODEL, told["model"], model)
+    opened.put_on_tiles(digital)
+    if place is not None:
+        digital.to(place)
+    return Bundle(digital, tokenizer, opened.hardware, opened.pattern, files, told)
+
+
+@dataclass(frozen=True)
+class Opened:
+    """A bundle that is verified, without its model.
+
+    Attributes:
+        files: of the folder.
+        description: what ``bundle.json`` says.
+        hardware: the tiles.
+        pattern: who attends to whom; None: the model's own attention.
+    """
+
+    files: Files
+    description: dict[str, Any]
+    hardware: Hardware
+    pattern: Pattern | None
+
+    def put_on_tiles(self, digital: nn.Module) -> None:
+        """Make the digital model that was calibrated the bundle's chip, in place, as it was saved.
+
+        Raises:
+            InputError: for a model with other layers or weights.
+        """
+        files, layers = self.files, self.description["layers"]
+        if self.pattern is not None:
+            attach(digital, self.pattern)
+        # of these names
+        report = convert(digital, self.hardware, include=[escape(name) for name in layers], tied_heads=True)
+        if [layer.name for layer in report.analog] != layers:
+            files.refuse(writer.DESCRIPTION, "its layers are not those that would become analog")
+        if writer.RECALIBRATED in files.entries:
+            _take_over(files, digital)
+        load_state(digital, *map(files.path, writer.state_files(files.entries)))
+        for layer in analog_layers(digital).values():
+            contents.require_targets(files, layer)
+        reset_reads(digital)
+
+
+def open_bundle(path: str | Path, hardware: Hardware | None = None, pattern: Pattern | None = None) -> Opened:
+    """Verify a bundle, and read all of it but its model and cells; arguments and errors are those of `load_bundle`."""
     files = Files.verified(Path(path))
     told = contents.description(files)
     if hardware is None:
@@ -170,22 +218,7 @@ def load_bundle(
         pattern = _pattern(files, text)
     contents.require_routing(files, text, pattern)
     contents.require_agreement(files, told, hardware)
-    digital, tokenizer = model_folders.load(files.folder / writer.MODEL, told["model"], model)
-    if pattern is not None:
-        attach(digital, pattern)
-    layers = told["layers"]
-    report = convert(digital, hardware, include=[escape(name) for name in layers], tied_heads=True)  # of these names
-    if [layer.name for layer in report.analog] != layers:
-        files.refuse(writer.DESCRIPTION, "its layers are not those that would become analog")
-    if writer.RECALIBRATED in files.entries:
-        _take_over(files, digital)
-    load_state(digital, *map(files.path, writer.state_files(files.entries)))
-    for layer in analog_layers(digital).values():
-        contents.require_targets(files, layer)
-    reset_reads(digital)
-    if place is not None:
-        digital.to(place)
-    return Bundle(digital, tokenizer, hardware, pattern, files, told)
+    return Opened(files, told, hardware, pattern)
 
 
 def _hardware(files: Files) -> Hardware:

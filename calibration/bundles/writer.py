@@ -212,12 +212,12 @@ def _is_causal(model: nn.Module) -> bool:
     return any(vars(module).get("is_causal", False) for module in model.modules())
 
 
-def named_parts(model: nn.Module) -> dict[str, Tensor]:
-    """Parameters and buffers by the names that they have in the digital model."""
+def named_parts(model: nn.Module, keep_vars: bool = False) -> dict[str, Tensor]:
+    """Parameters and buffers by the names that they have in the digital model; ``keep_vars``: not detached."""
     kinds = AnalogLinear | AnalogModule
     inside = {f"{name}.digital.": f"{name}." for name, m in model.named_modules() if isinstance(m, kinds)}
     parts = {}
-    for name, tensor in model.state_dict().items():
+    for name, tensor in model.state_dict(keep_vars=keep_vars).items():
         before, found, last = name.rpartition(".digital.")
         owner = inside.get(f"{before}{found}")
         parts[name if owner is None else owner + last] = tensor

@@ -130,6 +130,9 @@ class FolderFiles:
                 refuse(self.folder, f"{CONFIG} asks for code from elsewhere, {key} = {_short(value)}", _LEAVE_OUT)
             if key == "configuration_files":
                 refuse(self.folder, f"{CONFIG} names other files for other versions, {key}", _LEAVE_OUT)
+            if key == "quantization_config" and isinstance(value, dict) and value.get("quant_method") == "ohmformer":
+                remedy = "load it with from_pretrained (docs/transformers.md), or leave quantization_config out"
+                refuse(self.folder, f"{CONFIG} says that it is one chip of a model", remedy)
             if key == "quantization_config" and value is not None:
                 refuse(self.folder, f"{CONFIG} says that its weights are quantised", "give them as plain numbers")
 

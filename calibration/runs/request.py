@@ -193,8 +193,8 @@ class Request:
             chips=seeds,
             population=population,
             device=device,
-            include=_layers("include", include),
-            exclude=_layers("exclude", exclude),
+            include=as_layers("include", include),
+            exclude=as_layers("exclude", exclude),
             tied_heads=tied_heads,
             options=dict(options or {}),
             target=target,
@@ -371,7 +371,8 @@ def _located(name: str, folder: Path) -> str:
     return str(folder / name) if Path(name).suffix in (".yaml", ".yml", ".csv") else name
 
 
-def _layers(field: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+def as_layers(field: str, value: str | Sequence[str] | None) -> tuple[str, ...] | None:
+    """Shell patterns of layers, one or several, as a tuple; ``field`` names them in errors."""
     if value is None or isinstance(value, str):
         return None if value is None else (value,)
     if not isinstance(value, Sequence) or not all(isinstance(item, str) for item in value):

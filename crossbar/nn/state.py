@@ -47,10 +47,17 @@ _MOST = 1e18
 _LONGEST = 300  # characters of a reason, which may quote the file
 
 
-def save_state(model: nn.Module, path: str | Path) -> None:
+def save_state(model: nn.Module, path: str | Path, *, whole: bool = True) -> None:
     """Write a programmed model's cells, seeds, age and calibration; the digital weights are not part of it.
 
     The file appears whole or not at all.
+
+    Args:
+        model: programmed.
+        path: of the file.
+        whole: also write cells that seed and weights make again bit for bit, which for most devices are four times as
+            large as the weights. Without them the file needs the same weights beside it, and `load_state` cannot tell
+            whether a model has them.
 
     Raises:
         InputError: for a model without analog layers, one that was not programmed, a folder that does not exist, and a
@@ -66,7 +73,7 @@ def save_state(model: nn.Module, path: str | Path) -> None:
     for name, layer in analog_layers(model).items():
         if layer.seed is None:
             raise InputError(f"{name} was not programmed, so there is no state to save: program it first")
-        state = layer.state()
+        state = {} if not whole and layer.cells.is_made_again else layer.state()
         layers[name] = {
             "seed": layer.seed,
             "seconds": layer.seconds,
@@ -121,7 +128,7 @@ def load_state(model: nn.Module, path: str | Path, *more: str | Path) -> None:
         for key, tensor in _own(tensors, name).items():
             _require_numbers(where, layer, name, key, tensor)
         cells = _cells(_own(tensors, name))
-        if not ageing.is_readable(layer.hardware.device, cells, saved[name]["seconds"]):
+        if cells and not ageing.is_readable(layer.hardware.device, cells, saved[name]["seconds"]):
             raise InputError(
                 f"{where} holds cells of {name} that programming never leaves, without a possible conductance at "
                 f"{saved[name]['seconds']:g} s: write it again"
@@ -133,8 +140,10 @@ def load_state(model: nn.Module, path: str | Path, *more: str | Path) -> None:
         layer.cells.scales, layer.column_gain = moved["scales"], moved["column_gain"]
         for key in _OPTIONAL:
             setattr(layer.cells if key in _OF_CELLS else layer, key, moved.get(key))
-        layer.set_state(_cells(moved), saved[name]["seed"], saved[name]["seconds"])
-        layer.cells.drop_state()
+        cells = _cells(moved)
+        layer.set_state(cells, saved[name]["seed"], saved[name]["seconds"])
+        if cells:
+            layer.cells.drop_state()
 
 
 def described_layers(path: str | Path) -> dict[str, dict[str, Any]]:
@@ -173,7 +182,9 @@ def _require_shapes(
         raise InputError(f"{where} needs other hardware in {name}: {saved['hardware'][:1000]}")
     one = layer.scales.new_zeros(1, 1, 1)
     cells = {f"cells.{key}" for key in ageing.program(layer.hardware.device, one, (0, name))}
-    needed = {"scales", "column_gain", *cells, *(f"cells.{key}" for key in saved["cells"])}
+    made_again = not saved["cells"] and layer.hardware.verify is None and ageing.keeps_no_state(layer.hardware.device)
+    needed = {"scales", "column_gain", *(f"cells.{key}" for key in saved["cells"])}
+    needed |= set() if made_again else cells
     if needed - found.keys():
         raise InputError(f"{where} lacks {shown(min(needed - found.keys()))} of {name}: write it again")
     unknown = found.keys() - cells - {"scales", "column_gain", *_OPTIONAL}

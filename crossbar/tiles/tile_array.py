@@ -331,6 +331,11 @@ class TileArray(nn.Module):
         return tile.signs * tile.pairs * tile.slices
 
     @property
+    def is_made_again(self) -> bool:
+        """Whether seed and matrix, as it is now, make these very cells again."""
+        return self.seed is not None and self._kept is not None and torch.equal(self._kept, self.matrix())
+
+    @property
     def shape(self) -> tuple[int, int, int]:
         """K, I and O."""
         return self.cells_a_weight, self.in_features, self.out_features

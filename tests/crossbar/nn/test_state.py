@@ -12,13 +12,14 @@ from typing import ClassVar
 import pytest
 import torch
 from safetensors import safe_open
-from safetensors.torch import save_file
+from safetensors.torch import load_file, save_file
 from torch import nn
 
 from crossbar import (
     Hardware,
     InputError,
     Tile,
+    WriteVerify,
     age,
     analog_layers,
     convert,
@@ -196,6 +197,36 @@ def test_a_failed_save_leaves_the_old_file(saved, path, monkeypatch):
         save_state(saved, path)
     assert path.read_bytes() == before
     assert [file.name for file in path.parent.iterdir()] == [path.name]
+
+
+def test_cells_that_are_made_again_can_be_left_out(saved, path, tmp_path):
+    save_state(saved, tmp_path / "small", whole=False)
+    with safe_open(tmp_path / "small", "pt") as file:
+        assert not [key for key in file.keys() if "cells." in key]  # noqa: SIM118 - not a dict
+    model = analog_model()
+    load_state(model, tmp_path / "small")
+    assert same(picture(model), picture(saved))
+    with torch.no_grad():  # since then the digital weights have changed, and cells are what they were
+        saved[0].digital.weight.mul_(2)
+    save_state(saved, tmp_path / "other", whole=False)
+    with safe_open(tmp_path / "other", "pt") as file:
+        assert {key.partition("/")[0] for key in file.keys() if "cells." in key} == {"0"}  # noqa: SIM118
+    load_state(model, tmp_path / "other")
+    assert same(picture(model), picture(saved))
+
+
+def test_cells_that_nothing_makes_again_are_not_left_out(tmp_path):
+    model = analog_model(dataclasses.replace(PCM, verify=WriteVerify()))
+    program(model, 5)
+    save_state(model, tmp_path / "chip", whole=False)
+    tensors, metadata = load_file(tmp_path / "chip"), dict(safe_open(tmp_path / "chip", "pt").metadata())
+    assert "0/cells.programmed" in tensors
+    layers = json.loads(metadata["layers"])
+    layers["0"]["cells"] = []
+    kept = {key: tensor for key, tensor in tensors.items() if not key.startswith("0/cells.")}
+    save_file(kept, tmp_path / "chip", {**metadata, "layers": json.dumps(layers)})
+    with pytest.raises(InputError, match=r"lacks 'cells\.\w+' of 0"):
+        load_state(model, tmp_path / "chip")
 
 
 def test_digital_weights_are_not_in_the_file(saved, path):
