@@ -69,7 +69,7 @@ def main() -> int:
     parser = paired.option_parser(__doc__, rounds=1)
     parser.add_argument("--hardware", choices=list(HARDWARE), default="pcm")
     parser.add_argument("--age", default="1d", help="at which steps are fitted; scored is an hour later")
-    parser.add_argument("--recipe", choices=["fast", "thorough"], default="fast")
+    parser.add_argument("--recipe", choices=["fast", "thorough", "foundation"], default="fast")
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=TEXTS)
     parser.add_argument("--windows", type=int, default=16, help="of each text, and as many that calibrate")
     parser.add_argument("--training-windows", type=int, default=100, help="that Finetune sees once, two a step")
@@ -167,8 +167,8 @@ def recipe_of(options: argparse.Namespace) -> Recipe:
     recipe = recipes.get(options.recipe)
     if options.recipe == "fast":
         return recipe
-    finetune = Finetune(steps=options.training_windows // 2, accumulate=2, checkpoint=False)  # takes 12 GB
-    return Recipe("thorough", (*recipe.steps[:-1], finetune))
+    sizes = {"steps": options.training_windows // 2, "accumulate": 2, "checkpoint": False}  # takes 12 GB
+    return Recipe(recipe.name, tuple(replace(s, **sizes) if isinstance(s, Finetune) else s for s in recipe.steps))
 
 
 def at(model, seconds: float) -> None:

@@ -61,7 +61,7 @@ def calibrate(
         model: as in `emulate`.
         task: as in `emulate`; its calibration split is what steps are fitted on.
         hardware: as in `emulate`.
-        recipe: ``"fast"``, ``"thorough"``, or a `Recipe` of steps.
+        recipe: ``"fast"`` or another name (`calibration.recipe.get`), or a `Recipe` of steps.
         pattern: as in `emulate`.
         memory: as in `emulate`.
         times: since programming, at which steps are fitted.

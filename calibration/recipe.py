@@ -180,7 +180,8 @@ def get(name: str) -> Recipe:
     ``quick`` fits what is written, and reads out each chip at each time: seconds. ``fast`` also leaves 2% of the word
     lines to digital arithmetic, and reads real inputs, for converter ranges and output corrections: minutes at most.
     ``thorough`` writes each chip line by line (`CompensatedProgramming`), and then trains adapters and ranges on it
-    (`Finetune`), which for a language model takes an hour.
+    (`Finetune`), which for a language model takes an hour. ``foundation`` is ``fast`` with all weights trained once for
+    any chip before programming (`Finetune` of weights).
 
     Raises:
         InputError: for an unknown name, or what `Recipe.from_yaml` refuses.
@@ -191,7 +192,8 @@ def get(name: str) -> Recipe:
     fast = (DigitalLines(), *quick, AdcRanges(), AffineCorrection())
     written, in_use = fast[:3], fast[3:]
     thorough = (*written, CompensatedProgramming(), *in_use, LowRankAdapter(), Finetune())
-    recipes = {"quick": quick, "fast": fast, "thorough": thorough}
+    foundation = (*written, Finetune("weights", "any", rate=1e-5, accumulate=2), *in_use)
+    recipes = {"quick": quick, "fast": fast, "thorough": thorough, "foundation": foundation}
     if name not in recipes:
         raise InputError(f"recipe {shown(name)} is unknown: choose {', '.join(recipes)}, a .yaml file, or a Recipe")
     return Recipe(name, recipes[name])

@@ -107,7 +107,7 @@ def make_parser() -> Parser:
     calibrate = _subcommand("Score a model on analog chips before and after each step of a calibration recipe.")
     _add_job_options(calibrate)
     calibrate.add_argument(
-        "--recipe", type=str, default="fast", help="steps to fit: quick, fast, thorough, or a YAML file"
+        "--recipe", type=str, default="fast", help="steps to fit: quick, fast, thorough, foundation, or a YAML file"
     )
     calibrate.add_argument(
         "--training-pairs",

@@ -13,9 +13,10 @@ import gc
 import json
 import time
 from collections.abc import Iterable, Iterator
-from contextlib import AbstractContextManager, contextmanager, nullcontext
+from contextlib import AbstractContextManager, contextmanager, nullcontext, suppress
 from dataclasses import dataclass
 from functools import partial
+from operator import attrgetter
 from pathlib import Path
 from typing import Any, Literal, NamedTuple, get_args
 
@@ -29,6 +30,7 @@ from calibration.models.outputs import device_of, is_generative
 from calibration.progress import Progress
 from calibration.steps.distillation import distance
 from calibration.steps.observe import digital, observe
+from calibration.steps.own_text import own_text
 from calibration.steps.protocol import Fitted, Stage
 from calibration.storage import checked_files
 from crossbar import AnalogLinear, analog_layers, clip_weights, replayed_reads
@@ -58,6 +60,9 @@ class Finetune:
     tenth of the steps and falls to 0 in a line. Every draw is keyed by the step, so the same options give the same
     curve, in one process or several, stopped and resumed or not.
 
+    Analog foundation models (Büchel et al., arXiv 2505.09663) are trained so for any chip: with ``weights``,
+    ``clip``, and ``own_texts`` that the digital model writes itself, since it is that model which is to be kept.
+
     Attributes:
         train: ``adapters``: a digital low-rank adapter beside each layer and a gain and an offset of each output, at
             each age of a chip (from what is there, as `LowRankAdapter` and `AffineCorrection` leave it); ``weights``:
@@ -73,6 +78,10 @@ class Finetune:
         ranges: also learn the ranges of the ADCs, and with ``weights`` those of the DACs where they are static.
         clip: weights beyond so many deviations from 0 are clipped after each step (Joshi 2020 takes 2.5); None: not.
             Outliers carry pretrained transformers: without enough training clipping does harm.
+        errors: with ``any``: what deviations of the errors that are drawn are multiplied by; 0: cells have the mean
+            of their errors. Converters and output noise are as they are.
+        own_texts: so many texts that the digital model writes (`own_text`) are trained on in the place of the data; 0:
+            the data.
         age: with ``weights``: seconds since programming, at which errors are drawn.
         compensated: with ``weights``: the errors are those that are left when the mean drift of that age is
             compensated (`crossbar.tiles.weight_errors`), for recipes that go on with `DriftCompensation`.
@@ -93,6 +102,8 @@ class Finetune:
     rank: int = 16
     ranges: bool = True
     clip: float | None = None
+    errors: float = 1.0
+    own_texts: int = 0
     age: float = 86400.0
     compensated: bool = True
     instants: int = 8
@@ -113,6 +124,10 @@ class Finetune:
             require_number("Finetune clip", self.clip, above=0, most=1e9)
         require_whole("Finetune seed", self.seed, least=0, most=MOST_SEED)
         require_number("Finetune age", self.age, most=1e12)
+        require_number("Finetune errors", self.errors, most=100)
+        require_whole("Finetune own_texts", self.own_texts, least=0, most=1_000_000)
+        if self.chip == "own" and self.errors != 1:
+            raise InputError("Finetune trains with the errors that a chip has: give errors: 1, or chip: any")
         if self.train == "weights" and self.chip == "own":
             raise InputError(
                 "Finetune cannot train weights for one chip, whose cells are written with them: chip='any'"
@@ -195,6 +210,8 @@ def train(
     rank, world = (dist.get_rank(), dist.get_world_size()) if dist.is_available() and dist.is_initialized() else (0, 1)
     if not batches:
         raise InputError("Finetune got no batches: give calibration data")
+    texts = None if file is None else file.with_suffix(f"{file.suffix}.texts")
+    batches = _trained_on(model, batches, options, texts)
     if options.accumulate % world:
         raise InputError(
             f"Finetune accumulate = {options.accumulate} does not divide among {world} processes: give a multiple"
@@ -218,7 +235,26 @@ def train(
             # the interpreter, they may abort it.
             del run
             gc.collect()
+    if texts is not None and rank == 0:
+        texts.unlink(missing_ok=True)
     return Trained(values, losses)
+
+
+def _trained_on(model: nn.Module, batches: list[Batch], options: Finetune, beside: Path | None) -> list[Batch]:
+    """The data, or the model's own texts, which lie in a file beside the state while the training runs."""
+    if not options.own_texts:
+        return batches
+    told = json.dumps([repr(options), [list(batch["input_ids"].shape) for batch in batches]])
+    if beside is not None and beside.is_file():
+        with suppress(ValueError):  # damaged: written again
+            tensors, found = checked_files.read_tensors(beside)
+            if found.get("options") == told:
+                return [{"input_ids": text.unsqueeze(0)} for text in tensors["texts"]]
+    texts = own_text(model, batches, options.own_texts, options.seed)
+    if beside is not None:
+        beside.parent.mkdir(parents=True, exist_ok=True)
+        checked_files.write_tensors(beside, {"texts": texts}, {"options": told})
+    return [{"input_ids": text.unsqueeze(0)} for text in texts]
 
 
 class _Run:
@@ -390,6 +426,7 @@ def prepared(
             parameter.requires_grad_(options.train == "weights")
         for name, layer in layers.items():
             layer.training = options.chip == "any"
+            layer.cells.error_spread = float(options.errors)
             if options.train == "weights":
                 # Of no chip, so that draws do not depend on which one was programmed before.
                 layer.cells.seed, layer.cells.seconds = None, float(options.age)
@@ -430,11 +467,12 @@ class _Before(NamedTuple):
     seed: int | None
     seconds: float
     reads: int
+    error_spread: float
 
     @classmethod
     def of(cls, layer: AnalogLinear) -> _Before:
-        names = (*_RANGES, *CORRECTIONS, "column_gain", "seed", "seconds", "reads")
-        return cls(*(getattr(layer, name) for name in names))
+        names = (*_RANGES, *CORRECTIONS, "column_gain", "seed", "seconds", "reads", "cells.error_spread")
+        return cls(*attrgetter(*names)(layer))
 
     def put_back(self, layer: AnalogLinear) -> None:
         layer.fix_ranges()
@@ -446,6 +484,7 @@ class _Before(NamedTuple):
         if layer.seed is not None and layer.seconds != self.seconds:
             layer.age(self.seconds)
         layer.cells.seconds, layer.reads = self.seconds, self.reads
+        layer.cells.error_spread = self.error_spread
 
 
 class _Sizes(NamedTuple):

@@ -17,7 +17,8 @@ def clip_weights(model: nn.Module, deviations: float = 2.5) -> None:
     """Clip the digital weights of every analog layer at ``deviations`` times their deviation from 0, in place.
 
     A few large weights set the scale of their column and push all others down to where cells are noisiest; hardware-
-    aware training clips after each step (2.5 deviations: Joshi et al., Nat. Commun. 11, 2473, 2020).
+    aware training clips after each step (2.5 deviations: Joshi et al., Nat. Commun. 11, 2473, 2020). What counts is
+    what cells hold: weights times calibrated scales of their word lines, without lines that are computed in digital.
 
     Raises:
         InputError: for a model without analog layers, or ``deviations`` that is not a number above 0.
@@ -26,10 +27,19 @@ def clip_weights(model: nn.Module, deviations: float = 2.5) -> None:
     for layer in analog_layers(model).values():
         if layer.source is None:
             continue
-        weight = layer.source.part().weight
+        part = layer.source.part()
         with torch.no_grad():
-            bound = float(weight.float().square().mean().sqrt()) * deviations
-            weight.clamp_(-bound, bound)
+            if layer.line_scale is None and layer.digital_lines is None:
+                bound = part.weight.float().square().mean().sqrt() * deviations
+                part.weight.clamp_(-bound, bound)
+                continue
+            matrix = part.matrix
+            scale = matrix.new_ones(layer.in_features) if layer.line_scale is None else layer.line_scale
+            held = layer.on_tiles(matrix * scale)
+            lines = layer.in_features - (0 if layer.digital_lines is None else len(layer.digital_lines))
+            bound = (held.float().square().sum() / max(1, lines * len(held))).sqrt() * deviations
+            kept = torch.where(held.abs() > bound, held.clamp(-bound, bound) / scale, matrix)
+            part.write(kept.to(matrix))
 
 
 def learn_ranges(model: nn.Module) -> list[nn.Parameter]:

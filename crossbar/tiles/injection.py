@@ -128,13 +128,16 @@ def quantiles(samples: Tensor) -> Tensor:
     return (middle + apart * stretch).clamp(parts[..., 0], parts[..., -1]).float()
 
 
-def written(targets: Tensor, hardware: Hardware, seconds: float, draws: Stream) -> Tensor:
+def written(targets: Tensor, hardware: Hardware, seconds: float, draws: Stream, spread: float = 1.0) -> Tensor:
     """Cells (µS) written to ``targets`` and read at a time, from 8 random bits each; overwrites ``targets``.
 
-    Targets are rounded to 1/256 of the window where their error is looked up, not where it is added.
+    Targets are rounded to 1/256 of the window where their error is looked up, not where it is added. ``spread``
+    multiplies what errors deviate from their mean.
     """
     device = hardware.device
     table = error_table(device, hardware.verify, seconds)  # type: ignore[arg-type]  # devices are frozen, so hashable
+    if spread != 1.0:
+        table = torch.lerp(table.mean(1, keepdim=True), table, spread)
     table = table.to(targets.device, targets.dtype).view(-1)
     (g_min, width), (low, high) = span(device), window(device)
     if gpu.serves(targets.device) and targets.dtype == torch.float32:

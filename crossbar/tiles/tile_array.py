@@ -55,6 +55,8 @@ class TileArray(nn.Module):
         seconds: time since programming.
         row_places: of each input's word line in its tile, 0 at the top, int64 ``[T_out, I]``; None: in order.
         column_places: of each output's bit line in its tile, 0 at the left, int64 ``[T_in, O]``; None: in order.
+        error_spread: what deviations of the errors that training meets (`fresh`) are multiplied by; 0: errors are their
+            mean.
 
     Raises:
         InputError: for hardware with a feature that tiles do not have (faults, where devices are in some places only),
@@ -87,7 +89,7 @@ class TileArray(nn.Module):
         given = matrix if isinstance(matrix, Tensor) else None
         self.register_buffer("_given", given, persistent=False)
         self._matrix = None if isinstance(matrix, Tensor) else matrix
-        self.alone = False
+        self.alone, self.error_spread = False, 1.0
         weight = self.matrix()
         if weight.dim() != 2:
             raise InputError(f"{name} got weights {list(weight.shape)}: give a matrix [O, I]")
@@ -364,11 +366,12 @@ class TileArray(nn.Module):
     def fresh(self, matrix: Tensor, draws: Stream, column_gain: Tensor, adc_range: Tensor | None) -> Readout:
         """An array of a chip that nobody has seen, written with a matrix ``[O, I]``, which has its gradient.
 
-        Errors are those of the device's statistics at the present age; without mismatch and faults.
+        Errors are those of the device's statistics at the present age, with ``error_spread`` times their deviation;
+        without mismatch and faults.
         """
         hardware = self.hardware
         scales = self._found_scales(matrix)
-        cells = injection.written(self._mapped(matrix, scales), hardware, self.seconds, draws)
+        cells = injection.written(self._mapped(matrix, scales), hardware, self.seconds, draws, self.error_spread)
         through = self._through_wires()
         digits, _ = read_digits(cells if through is None else cells * through, hardware, None)
         per_digit = (scales * (2 / hardware.tile.signs)).repeat_interleave(hardware.tile.rows, 0)[: self.in_features]

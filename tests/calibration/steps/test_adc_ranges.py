@@ -1,5 +1,7 @@
 """AdcRanges: measured, column by column, through the converters."""
 
+from dataclasses import replace
+
 import pytest
 import torch
 from torch import nn
@@ -65,6 +67,60 @@ def test_the_mse_choice_is_the_best_range_of_each_column():
     assert len(set(fitted.tolist())) > 1
 
 
+def relative_errors(model, data):
+    """By layer and range: the sum over columns of squared errors behind the best gain, as parts of the columns' own."""
+    x, found = torch.cat([batch["input"] for batch in data]), {}
+    ranges = FULL * 2 ** -(torch.arange(13) / 2)
+    for name, layer in analog_layers(model).items():
+        found[name] = []
+        for adc_range in ranges:
+            layer.set_adc_range(adc_range)
+            with torch.no_grad():
+                y, target = layer(x).double(), layer.digital(x).double()
+            gain = (y * target).sum(0) / y.square().sum(0).clamp(min=1e-30)
+            found[name].append(((gain * y - target).square().sum(0) / target.square().sum(0)).sum())
+        layer.set_adc_range(None)
+        found[name] = torch.stack(found[name])
+    return ranges, found
+
+
+def two_layers():
+    """That read the same inputs, and deliver sums of different sizes."""
+    model = chip(uneven(), bits=4)
+    other = chip(3e-2 * uneven(1).sign() * torch.linspace(0.02, 1, 64), bits=4)
+    model.append(other[0])
+    model.forward = lambda input: (model[0](input), model[1](input))[1]
+    return model
+
+
+def test_one_range_for_a_layer_or_the_model_has_the_least_sum_of_relative_errors():
+    model = two_layers()
+    ranges, errors = relative_errors(model, batches())
+    by_layer = AdcRanges(shared="layer", vectors=10**6).fit(model, batches())
+    assert by_layer == {name: ranges[cost.argmin()] for name, cost in errors.items()}
+    assert by_layer["0"] != by_layer["1"]
+    whole = AdcRanges(shared="model", vectors=10**6).fit(model, batches())
+    assert whole["0"] == whole["1"] == ranges[sum(errors.values()).argmin()]
+    AdcRanges(shared="model").apply(model, whole)
+    assert analog_layers(model)["1"].adc_range.shape == ()
+
+
+def test_one_range_that_holds_every_sum_is_the_largest_of_the_columns():
+    model = two_layers()
+    alone = AdcRanges("largest").fit(model, batches())
+    assert AdcRanges("largest", shared="layer").fit(model, batches()) == {k: v.max() for k, v in alone.items()}
+    largest = max(float(v.max()) for v in alone.values())
+    assert [float(v) for v in AdcRanges("largest", shared="model").fit(model, batches()).values()] == [largest] * 2
+
+
+def test_converters_of_different_full_scales_share_no_range():
+    model = two_layers()
+    layer = analog_layers(model)["1"]
+    layer.cells.hardware = replace(layer.hardware, adc=replace(layer.hardware.adc, full_scale=3.0))
+    with pytest.raises(InputError, match=r"full scales of .*3\.0.*: give shared: layer"):
+        AdcRanges(shared="model").fit(model, batches())
+
+
 def test_converters_then_cost_less():
     model = chip(uneven())
     x = torch.cat([batch["input"] for batch in batches()])
@@ -94,7 +150,7 @@ def test_layers_without_adcs_are_left_out():
     assert AdcRanges().fit(model, [{"input": torch.ones(3, 8)}]) == {}
 
 
-@pytest.mark.parametrize("options", [{"method": "fair"}, {"vectors": 0}])
+@pytest.mark.parametrize("options", [{"method": "fair"}, {"vectors": 0}, {"shared": "tile"}])
 def test_refusals(options):
     with pytest.raises(InputError, match=f"AdcRanges {next(iter(options))}"):
         AdcRanges(**options)

@@ -375,6 +375,13 @@ def test_the_recipe_thorough_is_fast_and_more():
     assert [type(step).__name__ for step in more] == ["CompensatedProgramming", "LowRankAdapter", "Finetune"]
 
 
+def test_the_recipe_foundation_is_fast_with_weights_trained_before_programming():
+    fast = get("fast").steps
+    assert [step for step in get("foundation").steps if step in fast] == list(fast)
+    (training,) = (step for step in get("foundation").steps if step not in fast)
+    assert (training.train, training.stage) == ("weights", Stage.BEFORE_PROGRAMMING)
+
+
 @pytest.mark.parametrize(
     ("make", "named"),
     [

@@ -341,6 +341,25 @@ def test_weights_are_clipped_in_place(kind):
     assert torch.equal(other.weight, untouched)
 
 
+def test_what_is_clipped_is_what_cells_hold():
+    """Weights times their lines' scales, by the deviation of those on tiles; digital lines keep theirs."""
+    linear = digital(nn.Linear)
+    model = nn.Sequential(linear)
+    convert(model, Hardware())
+    before, layer = linear.weight.detach().clone(), model[0]
+    scale = torch.linspace(0.2, 3.0, layer.in_features, dtype=before.dtype)
+    layer.set_digital_lines(torch.tensor([1, 3]))
+    layer.set_line_scale(scale)
+    tiles = [line for line in range(layer.in_features) if line not in (1, 3)]
+    held = (before * scale)[:, tiles]
+    bound = 1.5 * float(held.square().mean().sqrt())
+    clip_weights(model, 1.5)
+    expected = before.clone()
+    expected[:, tiles] = held.clamp(-bound, bound) / scale[tiles]
+    torch.testing.assert_close(linear.weight.detach(), expected, rtol=1e-6, atol=0)
+    assert (expected != before).any()
+
+
 def test_a_layer_of_one_weight_keeps_it():
     model = nn.Sequential(nn.Linear(1, 1))
     convert(model, Hardware())

@@ -306,3 +306,22 @@ def test_a_table_made_in_inference_mode_serves_training():
         layer(torch.ones(2, 64))
     layer(torch.ones(2, 64)).sum().backward()
     assert layer.digital.weight.grad is not None
+
+
+@pytest.mark.parametrize("spread", [0.0, 0.5, 3.0])
+def test_the_spread_of_errors_is_scaled_about_their_mean(spread):
+    hardware = dataclasses.replace(QUIET, device=devices.PCM())
+    targets = torch.full((50_000,), 12.5)
+    found, plain = (
+        injection.written(targets.clone(), hardware, DAY, Stream(("test",)), part).double() for part in (spread, 1.0)
+    )
+    assert float(found.mean()) == pytest.approx(float(plain.mean()), rel=2e-3)
+    assert float(found.std()) == pytest.approx(spread * float(plain.std()), rel=1e-3, abs=1e-6)
+
+
+def test_training_without_spread_meets_the_mean_of_errors_alone():
+    layer = layer_of(dataclasses.replace(QUIET, device=devices.PCM())).train()
+    layer.cells.error_spread = 0.0
+    assert torch.equal(seen(layer), seen(layer))
+    layer.cells.error_spread = 1.0
+    assert not torch.equal(seen(layer), seen(layer))
