@@ -5,9 +5,11 @@ from calibration.bundles.bundle import Bundle, load_bundle
 from calibration.bundles.inspection import inspect_bundle
 from calibration.calibrate import calibrate
 from calibration.emulate import emulate
+from calibration.estimate import estimate
 from calibration.models import load_model
 from calibration.recipe import Recipe
 from calibration.results.emulation import Calibration, Emulation
+from calibration.runs.estimating import Estimate
 from calibration.runs.measurement import Measurement
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
@@ -40,6 +42,7 @@ __all__ = [
     "DigitalLines",
     "DriftCompensation",
     "Emulation",
+    "Estimate",
     "Finetune",
     "Fitted",
     "InputRanges",
@@ -58,6 +61,7 @@ __all__ = [
     "WireAware",
     "calibrate",
     "emulate",
+    "estimate",
     "inspect_bundle",
     "load_bundle",
     "load_model",

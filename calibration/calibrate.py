@@ -16,6 +16,7 @@ from calibration.results.emulation import Calibration
 from calibration.runs import fingerprint
 from calibration.runs.climb import Climb, FittedStep
 from calibration.runs.deployment import Deployment, Streamed
+from calibration.runs.estimating import Estimate, estimate
 from calibration.runs.experiment import Experiment
 from calibration.runs.journal import Journal, only_run
 from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, RecipeLike, Request, TimesLike
@@ -125,6 +126,15 @@ def run_calibration(
         return _calibrated(request, staircase, progress, path, notify)
 
 
+def estimate_calibration(request: Request, *, staircase: bool = True, progress: Progress | None = None) -> Estimate:
+    """What `run_calibration` would take."""
+
+    def rise(climb: Climb, request: Request) -> Fits:
+        return _rise(climb, request, staircase)
+
+    return estimate(request, rise, staircase=staircase, progress=progress)
+
+
 def require_place(path: Path, request: Request) -> None:
     """Refuse a bundle that could not be written, before anything runs.
 
@@ -144,7 +154,7 @@ def _calibrated(
     notify: Callable[[str], None] | None = None,
 ) -> Calibration:
     """All arms, on all chips; with ``out``, a bundle of the first chip too."""
-    if is_streamed(request):
+    if is_streamed(request, lambda: estimate_calibration(request, staircase=staircase, progress=progress).bytes):
         return _streamed(request, staircase, progress, out, notify)
     experiment = Experiment.prepare(request, progress)
     journal = Journal() if out is None else _journal(out, experiment, request, staircase, notify)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import json
 import os
 import sys
+import time
 import warnings
 from collections.abc import Callable, Sequence
 from functools import partial
@@ -25,7 +26,9 @@ from crossbar.storage.files import require_writable, write_whole
 if TYPE_CHECKING:
     from matplotlib.figure import Figure
 
+    from calibration.progress import Progress
     from calibration.results.emulation import Emulation
+    from calibration.runs.estimating import Estimate
     from calibration.runs.request import Request
 
 
@@ -56,14 +59,16 @@ def main(arguments: Sequence[str] | None = None) -> int:
 
 
 def _emulate(options: Namespace) -> int:
-    from calibration.emulate import run_emulation
+    from calibration.emulate import estimate_emulation, run_emulation
 
     request = _request(options)
+    if options.dry_run:
+        return _tell("emulate", options, lambda progress: estimate_emulation(request, progress))
     return _run("emulate", options, lambda progress: run_emulation(request, progress))
 
 
 def _calibrate(options: Namespace) -> int:
-    from calibration.calibrate import require_place, run_calibration
+    from calibration.calibrate import estimate_calibration, require_place, run_calibration
 
     bundle = options.out is not None and Path(options.out).suffix != ".json"
     out, options.out = (options.out, None) if bundle else (None, options.out)  # what _run writes the JSON to
@@ -71,6 +76,13 @@ def _calibrate(options: Namespace) -> int:
     _require_writable(options.plot_shares, _PICTURES)
     if out is not None:
         require_place(Path(out), request)
+    if options.dry_run:
+        staircase = options.staircase
+        return _tell(
+            "calibrate",
+            options,
+            lambda progress: estimate_calibration(request, staircase=staircase, progress=progress),
+        )
     try:
         return _run(
             "calibrate",
@@ -232,6 +244,19 @@ def _run(title: str, options: Namespace, job: Any) -> int:
     if isinstance(result, Calibration):
         pictures.append((options.plot_shares, result.plot_shares))
     _write(options.out, text, pictures)
+    return 0
+
+
+def _tell(title: str, options: Namespace, measure: Callable[[Progress], Estimate]) -> int:
+    """Print what a job would take, the start of the program included."""
+    started = time.process_time()
+    with console.progress_bar(title) as progress:
+        found = measure(progress)
+    found = found.after(started)
+    if options.json:
+        print(json.dumps(found.to_dict(), indent=2))
+    else:
+        console.terminal().print(console.pairs_table(found.rows()))
     return 0
 
 

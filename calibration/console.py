@@ -119,6 +119,18 @@ def _duration(seconds: float) -> str:
     return f"{minutes // 60} h {minutes % 60} min" if minutes >= 60 else f"{minutes} min {int(seconds) % 60} s"
 
 
+def about(seconds: float) -> str:
+    """A time that people wait.
+
+    >>> about(0.2), about(47.3), about(4000.0)
+    ('1 s', '47 s', '1.1 h')
+    """
+    for size, unit in ((3600.0, "h"), (60.0, "min")):
+        if seconds >= size:
+            return f"{seconds / size:.1f} {unit}"
+    return f"{max(seconds, 1):.0f} s"
+
+
 def pairs_table(rows: Iterable[tuple[str, str]]) -> Table:
     """A name and a text on each line."""
     view = Table(show_header=False)

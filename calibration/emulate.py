@@ -9,6 +9,7 @@ from pathlib import Path
 from calibration.progress import Progress
 from calibration.results.emulation import Emulation
 from calibration.runs.climb import Climb
+from calibration.runs.estimating import Estimate, estimate
 from calibration.runs.experiment import Experiment
 from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, Request, TimesLike
 from calibration.runs.streaming import Stream, is_streamed
@@ -84,11 +85,9 @@ def run_emulation(request: Request, progress: Progress | None = None) -> Emulati
     """`emulate` of what is resolved already."""
 
     def rise(climb: Climb) -> None:
-        climb.score_digital()
-        for chip in request.chips:
-            climb.score_programmed(chip, request.times)
+        _rise(climb, request)
 
-    if is_streamed(request):
+    if is_streamed(request, lambda: estimate_emulation(request, progress).bytes):
         with tempfile.TemporaryDirectory(prefix="ohmformer-") as folder:
             stream = Stream(request, progress)
             climb, _ = stream.run(Path(folder), rise, keeps=False)
@@ -105,3 +104,15 @@ def run_emulation(request: Request, progress: Progress | None = None) -> Emulati
         conversion=experiment.conversion,
         counts=climb.counts,
     )
+
+
+def estimate_emulation(request: Request, progress: Progress | None = None) -> Estimate:
+    """What `run_emulation` would take."""
+    return estimate(request, _rise, progress=progress)
+
+
+def _rise(climb: Climb, request: Request) -> None:
+    """All arms."""
+    climb.score_digital()
+    for chip in request.chips:
+        climb.score_programmed(chip, request.times)

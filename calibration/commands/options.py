@@ -252,5 +252,8 @@ def _add_job_options(parser: Parser) -> None:
         help="take a language model block by block: true or false (default: where memory does not hold it)",
     )
     parser.add_argument(
+        "--dry-run", action="store_true", help="say what it would take, measured on one block of the model, and stop"
+    )
+    parser.add_argument(
         "--plot", type=str | None, default=None, help="write a picture of the accuracy: over time, or by step"
     )

@@ -95,24 +95,17 @@ def run_report(options: Namespace) -> int:
 
 def _announce(terminal: Console, plan: Plan, pending: list[Cell], rates: dict[str, float], workers: int) -> None:
     """Print how many cells there are and how long those that are not done will take."""
+    from calibration.console import about
     from calibration.studies.estimate import estimate
 
     line = f"{plan.design.title}: {len(plan.cells):,} cells, {len(plan.cells) - len(pending):,} of them finished"
     if pending:
         try:
-            line += f"; about {_duration(estimate(plan, pending, rates, workers))} on "
+            line += f"; about {about(estimate(plan, pending, rates, workers))} on "
             line += f"{workers} worker{'s' if workers > 1 else ''}"
         except RuntimeError as error:  # the cell that fails is kept as failed when its turn comes
             line += f"; how long they take is unknown: {error}"
     terminal.print(line)
-
-
-def _duration(seconds: float) -> str:
-    """A time that people wait."""
-    for size, unit in ((3600.0, "h"), (60.0, "min")):
-        if seconds >= size:
-            return f"{seconds / size:.1f} {unit}"
-    return f"{max(seconds, 1):.0f} s"
 
 
 @contextmanager

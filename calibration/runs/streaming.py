@@ -10,7 +10,6 @@ from __future__ import annotations
 import gc
 import shutil
 import warnings
-from collections import defaultdict
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from glob import escape
@@ -28,10 +27,11 @@ from calibration.models.loading import gives_next_tokens, located
 from calibration.models.sharing import shared_copy
 from calibration.progress import Progress
 from calibration.recipe import Recipe
-from calibration.runs.climb import Bench, Climb
+from calibration.runs.climb import Climb
 from calibration.runs.experiment import Experiment
 from calibration.runs.journal import Evaluation, Fit, Journal
 from calibration.runs.overlap import require_disjoint
+from calibration.runs.rehearsal import NoBench, Rehearsal
 from calibration.runs.request import Request
 from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
@@ -58,8 +58,8 @@ STEPS = (
     WireAware,
 )
 """Steps that find the same in a layer whether other layers are in memory or not."""
-BYTES_A_WEIGHT = 30
-"""Of memory that a calibration at once takes at most for each number in a model's files (docs/scale.md)."""
+_MOST_A_NUMBER = 60
+"""Bytes for each number in a model's files: models for which there are so many free are not measured."""
 _DONE = "done.json"
 
 Rise = Callable[[Climb], Any]
@@ -123,7 +123,7 @@ class Stream:
         """
         self._through = keeps
         keys: list[str] = []
-        rise(self._climb(self.whole, staircase, _Rehearsal(keys=keys), bench=_NoBench))
+        rise(self._climb(self.whole, staircase, Rehearsal(keys=keys), bench=NoBench))
         parts = self.part_folders(folder)
         for index in range(self.through(folder), len(parts)):
             parts[index].mkdir(parents=True, exist_ok=True)
@@ -131,7 +131,7 @@ class Stream:
             if index:
                 shutil.rmtree(_handed_on(parts[index - 1]), ignore_errors=True)
             gc.collect()
-        whole = self._climb(self.whole, staircase, _Whole(parts=[_read_done(part) for part in parts]), bench=_NoBench)
+        whole = self._climb(self.whole, staircase, _Whole(parts=[_read_done(part) for part in parts]), bench=NoBench)
         return whole, rise(whole)
 
     def part_folders(self, folder: Path) -> list[Path]:
@@ -228,8 +228,12 @@ class Stream:
         return told
 
 
-def is_streamed(request: Request) -> bool:
+def is_streamed(request: Request, needed: Callable[[], int | None]) -> bool:
     """Whether a job goes block by block: where it is asked to, or where nobody says and memory does not hold the model.
+
+    Args:
+        request: the job.
+        needed: bytes that it takes at once, which take some time to find; None: not known.
 
     Warns:
         UserWarning: of the second.
@@ -244,12 +248,15 @@ def is_streamed(request: Request) -> bool:
         return False
     found = located(request.model)
     files = FolderFiles.judged(found.folder)
-    needed, free = BYTES_A_WEIGHT * files.numbers, available()
-    if free is None or needed <= free or not gives_next_tokens(files):
+    free = available()
+    if free is None or _MOST_A_NUMBER * files.numbers <= free or not gives_next_tokens(files):
+        return False
+    measured = needed()
+    if measured is None or measured <= free:
         return False
     warnings.warn(
-        f"model {found.name!r} would take about {needed / 2**30:.1f} GiB, and {free / 2**30:.1f} GiB of memory are "
-        "free: it is taken block by block, which stream=False forbids",
+        f"model {found.name!r} would take about {measured / 2**30:.1f} GiB, measured on one of its blocks, and "
+        f"{free / 2**30:.1f} GiB of memory are free: it is taken block by block, which stream=False forbids",
         stacklevel=3,
     )
     return True
@@ -513,23 +520,6 @@ def _read_done(part: Path) -> dict[str, Any]:
 
 
 @dataclass(frozen=True)
-class _Rehearsal(Journal):
-    """Notes the keys of all results, in their order, and computes none."""
-
-    keys: list[str] = field(default_factory=list)
-
-    def score(self, key: str, compute: Callable[[], Evaluation]) -> Evaluation:
-        """Nothing, of a key."""
-        self.keys.append(key)
-        return {"metrics": {}, "counts": defaultdict(dict)}
-
-    def fit(self, key: str, compute: Callable[[], Fit]) -> Fit:
-        """Nothing, of a key."""
-        self.keys.append(key)
-        return {"tensors": {}, "counts": {}, "seconds": 0.0}
-
-
-@dataclass(frozen=True)
 class _Whole(Journal):
     """The results of the whole model, of those of its parts."""
 
@@ -558,31 +548,3 @@ def _summed(counts: Iterable[dict[str, dict[str, int]]]) -> dict[str, dict[str, 
             for name, number in numbers.items():
                 own[name] = own.get(name, 0) + number
     return totals
-
-
-class _NoBench(Bench):
-    """Has no model: for climbs that compute nothing."""
-
-    def __init__(self, make: Callable[[], nn.Module]) -> None:
-        self.model = nn.Module()
-
-    def write(self, *_: Any) -> None:
-        """Nothing."""
-
-    def program(self, *_: Any, **__: Any) -> None:
-        """Nothing."""
-
-    def uncalibrate(self) -> None:
-        """Nothing."""
-
-    def age(self, *_: Any) -> None:
-        """Nothing."""
-
-    def apply(self, *_: Any) -> None:
-        """Nothing."""
-
-    def catch_up(self) -> None:
-        """Nothing."""
-
-    def be_read(self, *_: Any) -> None:
-        """Nothing."""

@@ -15,6 +15,7 @@ from torch import nn
 
 from calibration.models import Loaded
 from calibration.placement.layout import Target, measures
+from calibration.recipe import Recipe
 from calibration.runs.climb import Climb
 from calibration.runs.experiment import Experiment
 from calibration.runs.request import Request
@@ -123,21 +124,7 @@ class Setup:
         self.counts: Counts = []
         self._is_digital = values["hardware"] is None
         self._staircase = bool(values.get("staircase", False))
-        request = Request.of(
-            model,
-            values["task"]["name"] if task is None else task,
-            "ideal" if self._is_digital else values["hardware"],
-            pattern=values["pattern"],
-            memory=values["memory"],
-            recipe=values["recipe"],
-            wait=values.get("wait", 0.0),  # of a study without recipes there is none
-            device=values["device"],
-            include=values["model"].get("include"),
-            exclude=values["model"].get("exclude"),
-            tied_heads=values["model"].get("tied_heads", False),
-            options=values["task"].get("options") if task is None else None,
-            target=Target.from_dict(values["chip"]) if values.get("chip") else None,
-        )
+        request = request_of(values, model, task)
         self._request = request
         self._experiment = Experiment.prepare(request, is_lent=True)
         self._recipe = request.recipe
@@ -145,11 +132,6 @@ class Setup:
             self._experiment, request.recipe, request.wait, staircase=self._staircase, watch=self._counted
         )
         self._climb.write()
-
-    @property
-    def model(self) -> nn.Module:
-        """The twin on tiles, or, where there is no hardware, the digital model."""
-        return self._experiment.digital if self._is_digital else self._experiment.analog
 
     def score(self, seed: int | None, seconds: float | None) -> Scores:
         """Scores by arm, of a chip at a time or of the digital model."""
@@ -159,21 +141,12 @@ class Setup:
             climb.score_digital()
             dense = climb.counts.get("dense attention", {})
             self.counts = [(name, None, number) for name, number in dense.items()]
-        elif self._recipe is None:
-            climb.score_programmed(seed, [seconds])
         else:
-            written = len(self._recipe.steps_at(Stage.BEFORE_PROGRAMMING))
-            for index in range(written - 1 if self._staircase else 0):
-                climb.score_written(seed, [seconds], index)
-            climb.score_chip(seed, [seconds])
+            score_cell(climb, self._recipe, seed, seconds, staircase=self._staircase)
         scores: Scores = {}
         for found in climb.measurements:
             scores.setdefault(found.arm, {})[found.metric] = found.value
         return scores
-
-    def program(self, seed: int) -> None:
-        """Have a chip at hand: program it, unless it was the last."""
-        self._climb.program(seed)
 
     @contextmanager
     def _counted(self, model: nn.Module) -> Iterator[None]:
@@ -191,3 +164,33 @@ class Setup:
             batches = self._experiment.task.batches("evaluation")
             placed = measures(model, ledger, batches, self._request.pattern, self._request.target)
             self.counts += [(name, None, number) for name, number in placed.items()]
+
+
+def request_of(values: Mapping[str, Any], model: Loaded | nn.Module, task: Task | None = None) -> Request:
+    """The job that a setup is, for one chip at one time: see `Setup`."""
+    return Request.of(
+        model,
+        values["task"]["name"] if task is None else task,
+        "ideal" if values["hardware"] is None else values["hardware"],
+        pattern=values["pattern"],
+        memory=values["memory"],
+        recipe=values["recipe"],
+        wait=values.get("wait", 0.0),  # of a study without recipes there is none
+        device=values["device"],
+        include=values["model"].get("include"),
+        exclude=values["model"].get("exclude"),
+        tied_heads=values["model"].get("tied_heads", False),
+        options=values["task"].get("options") if task is None else None,
+        target=Target.from_dict(values["chip"]) if values.get("chip") else None,
+    )
+
+
+def score_cell(climb: Climb, recipe: Recipe | None, seed: int, seconds: float, *, staircase: bool) -> None:
+    """All arms of a chip at a time, after `Climb.write`."""
+    if recipe is None:
+        climb.score_programmed(seed, [seconds])
+        return
+    written = len(recipe.steps_at(Stage.BEFORE_PROGRAMMING))
+    for index in range(written - 1 if staircase else 0):
+        climb.score_written(seed, [seconds], index)
+    climb.score_chip(seed, [seconds])

@@ -1,6 +1,7 @@
 """Language models of random weights as folders of safetensors shards, of any size: a shard at a time is in memory."""
 
 import json
+import random
 from pathlib import Path
 
 import torch
@@ -9,6 +10,13 @@ from tokenizers import Regex, Tokenizer, models, pre_tokenizers
 from transformers import LlamaConfig, LlamaForCausalLM, PreTrainedTokenizerFast
 
 ALPHABET = "abcdefghijklmnopqrstuvwxyz'-"
+
+
+def texts(length=400):
+    """Options of the task ``perplexity`` by which it reads random letters, which takes no time to prepare."""
+    draw = random.Random(0)
+    scored, fitted = ("".join(draw.choices(ALPHABET, k=length)) for _ in range(2))
+    return {"texts": scored, "calibration_texts": fitted}
 
 
 def write_llama(folder, *, dtype=torch.float32, seed=0, spread=0.02, **config):

@@ -247,7 +247,7 @@ def test_doctor_exits_1_for_what_has_to_be_repaired(capsys, monkeypatch):
 
 
 JOB = ["--model", "--hardware", "--include", "--exclude", "--json", "--task", "--pairs", "--pattern", "--times"]
-JOB += ["--windows", "--window-length", "--chips", "--device", "--out", "--plot", "--config"]
+JOB += ["--windows", "--window-length", "--chips", "--device", "--out", "--plot", "--dry-run", "--config"]
 
 
 @pytest.mark.parametrize(

@@ -1,10 +1,13 @@
 """Language models that go through jobs block by block: the same bits as at once, in less memory, after any kill."""
 
+import os
 import random
 import signal
 import subprocess
+import sys
 import time
 import warnings
+from pathlib import Path
 
 import pytest
 import torch
@@ -28,10 +31,9 @@ from calibration.models.blocks import BlockModel
 from calibration.runs import streaming
 from calibration.runs.request import Request
 from crossbar import InputError, analog_layers
-from tests.calibration.command import SCRIPT
-from tests.calibration.random_llama import write_llama
+from tests.calibration.random_llama import texts, write_llama
 
-SIZES = {"window_length": 16, "windows": 2, "calibration_windows": 3}
+SIZES = {"window_length": 16, "windows": 2, "calibration_windows": 3, **texts()}
 FAST = Recipe(
     "fast",
     (
@@ -164,7 +166,7 @@ def test_smollm2(tmp_path):
 
 def killed(command, place, parts, after):
     """Run a command and kill it once so many parts are through and some seconds more; the code it ended with."""
-    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+    process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **SETTING)
     while process.poll() is None and len(list(place.glob(".*.progress/part-*/done.json"))) < parts:
         time.sleep(0.01)
     time.sleep(after)
@@ -172,12 +174,16 @@ def killed(command, place, parts, after):
     return process.wait()
 
 
-def job(folder, out, tmp_path):
-    recipe = tmp_path / "recipe.yaml"
-    recipe.write_text("{name: short, steps: [{step: InputRanges}, {step: DriftCompensation}]}")
-    command = [SCRIPT, "calibrate", "--model", folder, "--task", "perplexity", "--times", "[1h]", "--chips", "1"]
-    command += ["--windows", "2", "--window-length", "16", "--recipe", recipe, "--stream", "true", "--out", out]
-    return [str(word) for word in command]
+SHORT = Recipe("short", (InputRanges(), DriftCompensation()))
+
+
+def job(folder, out):
+    """The command that calibrates a model in a process of its own."""
+    return [sys.executable, __file__, str(folder), str(out)]
+
+
+ROOT = Path(__file__).resolve().parents[3]
+SETTING = {"cwd": ROOT, "env": {**os.environ, "PYTHONPATH": str(ROOT)}}
 
 
 def same(first, second):
@@ -191,10 +197,9 @@ def same(first, second):
 def test_a_kill_behind_a_block(llama, tmp_path):
     place, whole = tmp_path / "place", tmp_path / "whole"
     place.mkdir()
-    recipe = Recipe("short", (InputRanges(), DriftCompensation()))
-    asked = request(llama, True, recipe=recipe, wait="1h", options={"window_length": 16, "windows": 2})
+    asked = request(llama, True, recipe=SHORT, wait="1h")
     run_calibration(asked, out=whole)
-    assert killed(job(llama, place / "bundle", tmp_path), place, 1, 0) == -signal.SIGKILL
+    assert killed(job(llama, place / "bundle"), place, 1, 0) == -signal.SIGKILL
     through = len(list(place.glob(".*.progress/part-*/done.json")))
     assert 1 <= through < 4
     told = []
@@ -209,18 +214,18 @@ def test_ten_kills(llama, tmp_path):
     """At random moments; what blocks were through stays so."""
     place, whole, draw = tmp_path / "place", tmp_path / "whole", random.Random(time.time_ns())
     place.mkdir()
-    subprocess.run(job(llama, whole, tmp_path), check=True, capture_output=True)
+    subprocess.run(job(llama, whole), check=True, capture_output=True, **SETTING)
     kills = 0
     while kills < 10:
         through = len(list(place.glob(".*.progress/part-*/done.json")))
-        code = killed(job(llama, place / "bundle", tmp_path), place, draw.randint(0, 4), draw.uniform(0, 0.5))
+        code = killed(job(llama, place / "bundle"), place, draw.randint(0, 4), draw.uniform(0, 0.5))
         kills += code != 0
         if (place / "bundle").exists():
             same(place / "bundle", whole)
             subprocess.run(["rm", "-r", str(place / "bundle")], check=True)
         else:
             assert len(list(place.glob(".*.progress/part-*/done.json"))) >= through
-    subprocess.run(job(llama, place / "bundle", tmp_path), check=True, capture_output=True)
+    subprocess.run(job(llama, place / "bundle"), check=True, capture_output=True, **SETTING)
     same(place / "bundle", whole)
 
 
@@ -246,13 +251,19 @@ def test_a_damaged_block_begins_again(llama, tmp_path):
 def test_it_streams_where_memory_does_not_hold_the_model(llama, monkeypatch):
     with warnings.catch_warnings():
         warnings.simplefilter("error")
-        assert not streaming.is_streamed(request(llama, None))
-    monkeypatch.setattr(streaming, "available", lambda: 100_000)
-    with pytest.warns(UserWarning, match=r"0\.0 GiB of memory are free: it is taken block by block"):
-        assert streaming.is_streamed(request(llama, None))
-    assert not streaming.is_streamed(request(llama, False))
-    assert not streaming.is_streamed(request(llama, None, memory="gain_cell"))
+        assert not streaming.is_streamed(request(llama, None), unmeasured)
     assert streaming.available() is not None
+    monkeypatch.setattr(streaming, "available", lambda: 100_000)
+    with pytest.warns(UserWarning, match=r"0\.1 GiB, measured on one of its blocks, and 0\.0 GiB of memory are free"):
+        assert streaming.is_streamed(request(llama, None), lambda: 2**27)
+    assert not streaming.is_streamed(request(llama, None), lambda: 100_000)
+    assert not streaming.is_streamed(request(llama, None), lambda: None)
+    assert not streaming.is_streamed(request(llama, False), unmeasured)
+    assert not streaming.is_streamed(request(llama, None, memory="gain_cell"), unmeasured)
+
+
+def unmeasured():
+    raise AssertionError("nobody has to know")
 
 
 @pytest.mark.parametrize(
@@ -306,3 +317,7 @@ def test_a_task_that_asks_back_is_refused(llama):
 def test_calibrate_takes_stream(llama, tmp_path):
     with pytest.raises(InputError, match="stream = 'yes' is not allowed"):
         calibrate(llama, "perplexity", stream="yes")
+
+
+if __name__ == "__main__":
+    run_calibration(request(sys.argv[1], True, recipe=SHORT, wait="1h"), out=Path(sys.argv[2]))
