@@ -194,19 +194,26 @@ def same(first, second):
             assert all(torch.equal(x, other.files.tensors(name)[key]) for key, x in one.files.tensors(name).items())
 
 
-def test_a_kill_behind_a_block(llama, tmp_path):
-    place, whole = tmp_path / "place", tmp_path / "whole"
-    place.mkdir()
+class StoppedError(Exception):
+    """As a kill, but that it can be timed."""
+
+
+def test_a_stop_behind_a_block(llama, tmp_path):
     asked = request(llama, True, recipe=SHORT, wait="1h")
-    run_calibration(asked, out=whole)
-    assert killed(job(llama, place / "bundle"), place, 1, 0) == -signal.SIGKILL
-    through = len(list(place.glob(".*.progress/part-*/done.json")))
-    assert 1 <= through < 4
+    run_calibration(asked, out=tmp_path / "whole")
+
+    def stop(done, total, text):
+        if text.startswith("block 3 of 3: analog"):
+            raise StoppedError
+
+    with pytest.raises(StoppedError):
+        run_calibration(asked, out=tmp_path / "bundle", progress=stop)
+    assert len(list(tmp_path.glob(".*.progress/part-*/done.json"))) == 2
     told = []
-    run_calibration(asked, out=place / "bundle", notify=told.append)
+    run_calibration(asked, out=tmp_path / "bundle", notify=told.append)
     assert told == [told[0]]
-    assert told[0].startswith(f"goes on behind the {through} of 4 parts in ")
-    same(place / "bundle", whole)
+    assert told[0].startswith("goes on behind the 2 of 4 parts in ")
+    same(tmp_path / "bundle", tmp_path / "whole")
 
 
 @pytest.mark.slow

@@ -82,7 +82,7 @@ def test_weights_that_are_not_finite_are_found_by_the_run_alone(own):
 def ticks(monkeypatch):
     """A clock that moves by one whenever somebody looks."""
     clock = count()
-    monkeypatch.setattr("calibration.studies.estimate.time.process_time", lambda: float(next(clock)))
+    monkeypatch.setattr("calibration.runs.one_block.time.process_time", lambda: float(next(clock)))
 
 
 def test_estimate_counts_chips_times_and_setups(folder, ticks):
