@@ -5,5 +5,6 @@ Importing this package tells transformers what ``"quant_method": "ohmformer"`` i
 
 from calibration.hf.config import AnalogConfig
 from calibration.hf.quantizer import AnalogQuantizer
+from calibration.hf.trainer import AnalogTraining
 
-__all__ = ["AnalogConfig", "AnalogQuantizer"]
+__all__ = ["AnalogConfig", "AnalogQuantizer", "AnalogTraining"]

@@ -44,7 +44,7 @@ Chip = Literal["own", "any"]
 
 _WEIGHT = "weight of "
 _RANGES = ("input_range", "adc_range")
-_READS = 2**20  # reads that a batch may take of a layer: where the next batch's draws start
+READS = 2**20  # reads that a batch may take of a layer: where the next batch's draws start
 _KEEP = 60.0  # seconds between two states on disk
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW calls them
 
@@ -298,7 +298,7 @@ class _Run:
             with torch.no_grad(), digital(self._model):
                 wanted = torch.func.functional_call(self._model, self._teacher, kwargs=call)
             for layer in self._layers.values():
-                layer.reads = index * _READS
+                layer.reads = index * READS
             with self._unsynchronised(last=place == own[-1]):
                 loss = distance(self._run(**call), wanted, inputs.get("attention_mask"))
                 (loss * (self._world / options.accumulate)).backward()
@@ -330,7 +330,7 @@ class _Run:
                 parameter = self._parameters[name]
                 parameter.copy_(torch.lerp(before[name], parameter, part))
                 if is_range(name):
-                    parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
+                    keep_above_0(parameter)
         if options.train == "weights" and options.clip is not None:
             clip_weights(self._model, options.clip)
 
@@ -428,10 +428,7 @@ def prepared(
             layer.training = options.chip == "any"
             layer.cells.error_spread = float(options.errors)
             if options.train == "weights":
-                # Of no chip, so that draws do not depend on which one was programmed before.
-                layer.cells.seed, layer.cells.seconds = None, float(options.age)
-                if options.compensated:
-                    layer.column_gain = layer.column_gain * weight_errors(layer.hardware, options.age).gain
+                stand_for_any(layer, options.age, options.compensated)
             elif name in sizes:
                 parts |= _add_corrections(layer, name, sizes[name], options)
             if options.ranges:
@@ -452,6 +449,21 @@ def prepared(
         for parameter, grad in wanted.items():
             parameter.requires_grad_(grad)
             parameter.grad = None
+
+
+def stand_for_any(layer: AnalogLinear, seconds: float, compensated: bool) -> None:
+    """Make errors that a layer draws in train mode those of an age, behind a gain that takes back the mean drift.
+
+    They are of no chip, so that they do not depend on which one was programmed before.
+    """
+    layer.cells.seed, layer.cells.seconds = None, float(seconds)
+    if compensated:
+        layer.column_gain = layer.column_gain * weight_errors(layer.hardware, float(seconds)).gain
+
+
+def keep_above_0(parameter: Tensor) -> None:
+    """Keep a learned range above 0, in place."""
+    parameter.clamp_(min=torch.finfo(parameter.dtype).tiny)
 
 
 class _Before(NamedTuple):

@@ -22,6 +22,7 @@ from crossbar.devices import State
 from crossbar.errors import InputError, require_whole
 from crossbar.hardware import Hardware, WriteVerify
 from crossbar.nn import operator
+from crossbar.nn.digital_names import as_inside
 from crossbar.nn.per_thread import PerThread
 from crossbar.random.streams import Stream
 from crossbar.tiles import mapping
@@ -845,6 +846,11 @@ class AnalogLinear(nn.Module):
         else:
             inputs = self.cells.devices.numel()
             book_masked_reads(self.name, self.hardware, self.cells.devices, vectors, inputs)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load weights under digital names too, such as those of a folder for ``from_pretrained``."""
+        as_inside(self.digital, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]  # torch's own
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""

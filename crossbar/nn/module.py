@@ -12,6 +12,7 @@ from crossbar.adapters import LayerAdapter, Product, Shaped
 from crossbar.adapters.stand_in import stand_in
 from crossbar.hardware import Hardware
 from crossbar.nn import operator
+from crossbar.nn.digital_names import as_inside
 from crossbar.nn.linear import AnalogLinear, PartOf
 
 TILES = "tiles"
@@ -88,6 +89,11 @@ class AnalogModule(nn.Module):
         if all(getattr(part, "bypass", False) and not part._forward_hooks for part in parts):
             return self.digital.forward(*inputs, **options)
         return self.adapter.compute(self.digital, cast(Mapping[str, Product], self.tiles), *inputs, **options)
+
+    def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
+        """Load weights under digital names too, such as those of a folder for ``from_pretrained``."""
+        as_inside(self.digital, state_dict, prefix)
+        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]  # torch's own
 
     def extra_repr(self) -> str:
         """Its kind, for ``print(model)``."""
