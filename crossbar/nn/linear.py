@@ -850,7 +850,7 @@ class AnalogLinear(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load weights under digital names too, such as those of a folder for ``from_pretrained``."""
         as_inside(self.digital, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]  # torch's own
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def _apply(self, fn: Callable[[Tensor], Tensor], recurse: bool = True) -> Self:
         """Move with the model (``.to``, ``.half()``), but compute in the precision of the conversion."""

@@ -93,7 +93,7 @@ class AnalogModule(nn.Module):
     def _load_from_state_dict(self, state_dict: dict[str, Any], prefix: str, *rest: Any) -> None:
         """Load weights under digital names too, such as those of a folder for ``from_pretrained``."""
         as_inside(self.digital, state_dict, prefix)
-        super()._load_from_state_dict(state_dict, prefix, *rest)  # type: ignore[no-untyped-call]  # torch's own
+        super()._load_from_state_dict(state_dict, prefix, *rest)
 
     def extra_repr(self) -> str:
         """Its kind, for ``print(model)``."""
