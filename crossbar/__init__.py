@@ -16,6 +16,7 @@ from crossbar.hardware import Cell, CellNoise, Converter, Faults, Hardware, Tile
 from crossbar.nn.chip import age, analog_layers, bypassed, new_chip, program, reset_gains, reset_reads
 from crossbar.nn.convert import ConversionReport, LayerReport, convert, restore
 from crossbar.nn.linear import AnalogLinear
+from crossbar.nn.shard import shard, unshard
 from crossbar.nn.state import load_state, save_state
 from crossbar.nn.training import clip_weights, learn_ranges, replayed_reads
 from crossbar.units import format_seconds, to_seconds
@@ -62,7 +63,9 @@ __all__ = [
     "reset_reads",
     "restore",
     "save_state",
+    "shard",
     "to_seconds",
     "transfer_matrix",
+    "unshard",
     "using_backend",
 ]

@@ -185,6 +185,12 @@ def convert(
     include, exclude, per_layer = _patterns(include), _patterns(exclude), per_layer or {}
     paths = {name: _paths(name, module, adapter) for name, module, adapter in _leaves(model) if adapter is not None}
     names = [name for own in paths.values() for name in own]
+    if not names and any("forward" in vars(module) for module in model.modules()):
+        raise InputError(
+            f"the layers of {type(model).__name__} compute what was put in the place of their forward, as accelerate's "
+            "device_map and transformers' tp_plan do: load without, convert, and then call accelerate's dispatch_model "
+            "or crossbar.shard"
+        )
     if not names:
         raise InputError(f"{type(model).__name__} has no layer left to convert: nothing would become analog")
     for pattern in (*(include or ()), *(exclude or ()), *per_layer):
