@@ -2,9 +2,10 @@
 
 First the step with its options, then the training loop, then what is trained in a model and the way back.
 
-Under ``torchrun`` each process of the default group takes its share of each step's batches, and DistributedDataParallel
-averages their gradients. A batch's noise is keyed by its place in the whole training, not by the process, so the loss
-curve is that of one process within rounding.
+Under ``torchrun`` each process of the default group takes its share of each step's batches. DistributedDataParallel
+averages their gradients, or FSDP2 does where the processes share out what is trained (`calibration.steps.sharding`).
+A batch's noise is keyed by its place in the whole training, not by the process, so the loss curve is that of one
+process within rounding.
 """
 
 from __future__ import annotations
@@ -18,7 +19,7 @@ from dataclasses import dataclass
 from functools import partial
 from operator import attrgetter
 from pathlib import Path
-from typing import Any, Literal, NamedTuple, get_args
+from typing import TYPE_CHECKING, Any, Literal, NamedTuple, get_args
 
 import torch
 import torch.distributed as dist
@@ -39,6 +40,9 @@ from crossbar.nn.linear import CORRECTIONS
 from crossbar.random.streams import normal, uniform
 from crossbar.tiles.weight_errors import weight_errors
 
+if TYPE_CHECKING:
+    from calibration.steps.sharding import Shards
+
 Train = Literal["adapters", "weights"]
 Chip = Literal["own", "any"]
 
@@ -47,6 +51,7 @@ _RANGES = ("input_range", "adc_range")
 READS = 2**20  # reads that a batch may take of a layer: where the next batch's draws start
 _KEEP = 60.0  # seconds between two states on disk
 _MOMENTS = ("exp_avg", "exp_avg_sq")  # as AdamW calls them
+_KEPT = ("value", *_MOMENTS)
 
 
 @dataclass(frozen=True)
@@ -88,6 +93,8 @@ class Finetune:
         instants: with ``own``: how many, spread over the steps.
         spacing: seconds between them.
         checkpoint: compute the activations of each block again in the backward pass instead of keeping them.
+        shards: where several processes train, each keeps a part of the trained parameters, of their gradients and of
+            the optimizer's state (FSDP2), and not all of them (DDP).
         seed: key of the order of batches and of new adapters.
 
     Raises:
@@ -109,6 +116,7 @@ class Finetune:
     instants: int = 8
     spacing: float = 60.0
     checkpoint: bool = True
+    shards: bool = False
     seed: int = 0
 
     def __post_init__(self) -> None:
@@ -225,10 +233,10 @@ def train(
             if progress is not None and rank == 0:
                 progress(step, options.steps, _described(run.losses, step - first, options.steps - step, began))
             run.step(step)
-            if file is not None and rank == 0 and (time.monotonic() - kept > _KEEP or step + 1 == options.steps):
+            if file is not None and run.agrees(time.monotonic() - kept > _KEEP or step + 1 == options.steps):
                 run.save(file)
                 kept = time.monotonic()
-        values = {name: parameter.detach().clone() for name, parameter in parameters.items()}
+        values = run.values()
         losses = torch.tensor(run.losses, dtype=torch.float64, device="cpu")
         if world > 1:
             # DistributedDataParallel is in a reference cycle and keeps the process group's threads: left to the end of
@@ -274,17 +282,57 @@ class _Run:
         self._model, self._batches, self._options = model, batches, options
         self._parameters, self._parts, self._teacher = parameters, parts, teacher
         self._rank, self._world = rank, world
-        self._layers = analog_layers(model)
-        self._ages = {name: layer.seconds for name, layer in self._layers.items()}
+        self._shapes = {name: list(parameter.shape) for name, parameter in parameters.items()}
         self._device = device_of(model)
         self._run: nn.Module = model
-        if world > 1:
+        self._shards: Shards | None = None
+        if world > 1 and options.shards:
+            self._shards = self._shared_out()
+            self._run, self._parameters = self._shards.model, self._shards.own
+            self._parts = {name: self._shards.part_of(name, part) for name, part in parts.items()}
+        elif world > 1:
             unused = options.train == "weights"  # there may be some that the outputs do not depend on
             self._run = nn.parallel.DistributedDataParallel(
                 model, broadcast_buffers=False, find_unused_parameters=unused
             )
-        self._optimizer = torch.optim.AdamW(parameters.values(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0)
+        self._layers = analog_layers(model if self._shards is None else self._shards.model)
+        self._ages = {name: layer.seconds for name, layer in self._layers.items()}
+        self._optimizer = torch.optim.AdamW(
+            self._parameters.values(), lr=options.rate, betas=(0.9, 0.98), weight_decay=0.0
+        )
         self.losses: list[float] = []
+
+    def _shared_out(self) -> Shards:
+        """A copy to train; the model has the teacher's weights again, which take no memory of their own."""
+        from calibration.steps.sharding import Shards  # torch's FSDP takes a while to import
+
+        blocks = _checkpointable(self._model)
+        shards = Shards(self._model, self._parameters, blocks)
+        for name, value in self._teacher.items():
+            self._model.get_parameter(name).data = value
+        for name in blocks:  # it would compute again what the model's own block computes
+            shards.model.get_submodule(name).__dict__.pop("forward", None)
+        if self._options.checkpoint:
+            _checkpoint(shards.model)
+        return shards
+
+    def agrees(self, due: bool) -> bool:
+        """Whether a state is to be written: what the first process says, with which all gather where they share."""
+        if self._shards is None:
+            return due and self._rank == 0
+        said = torch.tensor(int(due), device=self._device)
+        dist.broadcast(said, 0)
+        return bool(said)
+
+    def values(self) -> dict[str, Tensor]:
+        """The trained parameters as they are now."""
+        return {name: self._whole(name, parameter) for name, parameter in self._parameters.items()}
+
+    def _whole(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor.detach().clone() if self._shards is None else self._shards.gathered(name, tensor)
+
+    def _own(self, name: str, tensor: Tensor) -> Tensor:
+        return tensor if self._shards is None else self._shards.part_of(name, tensor)
 
     def step(self, step: int) -> None:
         """One step of the optimizer."""
@@ -313,11 +361,16 @@ class _Run:
 
     def _move(self, step: int) -> None:
         options = self._options
+        if self._shards is not None:
+            self._shards.collect()
         for name, part in self._parts.items():
             gradient = self._parameters[name].grad
             if gradient is not None:
                 gradient.mul_(part)
-        nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
+        if self._shards is None:
+            nn.utils.clip_grad_norm_(self._parameters.values(), 1.0)
+        else:
+            self._shards.limit_gradients(1.0)
         warm = min(1.0, (step + 1) / max(1, options.steps // 10))
         for group in self._optimizer.param_groups:
             group["lr"] = options.rate * warm * (1 - step / options.steps)
@@ -332,16 +385,19 @@ class _Run:
                 if is_range(name):
                     keep_above_0(parameter)
         if options.train == "weights" and options.clip is not None:
-            clip_weights(self._model, options.clip)
+            clip = partial(clip_weights, self._model) if self._shards is None else self._shards.clip_weights
+            clip(options.clip)
 
     def save(self, file: Path) -> None:
         """Write parameters, optimizer and losses."""
         tensors: dict[str, Tensor] = {"losses": torch.tensor(self.losses, dtype=torch.float64, device="cpu")}
         for name, parameter in self._parameters.items():
-            tensors |= {f"{name}|value": parameter}
+            tensors |= {f"{name}|value": self._whole(name, parameter)}
             # None for what the outputs do not depend on, such as an encoder's pooler.
             state = self._optimizer.state.get(parameter, {})
-            tensors |= {f"{name}|{key}": state[key] for key in _MOMENTS if key in state}
+            tensors |= {f"{name}|{key}": self._whole(name, state[key]) for key in _MOMENTS if key in state}
+        if self._rank:
+            return
         file.parent.mkdir(parents=True, exist_ok=True)
         checked_files.write_tensors(file, tensors, {"options": self._identity()})
 
@@ -356,8 +412,9 @@ class _Run:
             raise InputError(f"{str(file)!r} holds another training: remove it, or give another file")
         self.losses = tensors["losses"].tolist()
         for name, parameter in self._parameters.items():
-            parameter.data.copy_(tensors[f"{name}|value"])
-            state = {key: tensors[f"{name}|{key}"].to(parameter) for key in _MOMENTS if f"{name}|{key}" in tensors}
+            found = {key: self._own(name, tensors[f"{name}|{key}"]) for key in _KEPT if f"{name}|{key}" in tensors}
+            parameter.data.copy_(found.pop("value"))
+            state = {key: tensor.to(parameter) for key, tensor in found.items()}
             if state:
                 self._optimizer.state[parameter] = {
                     "step": torch.tensor(float(len(self.losses)), device="cpu"),
@@ -365,9 +422,8 @@ class _Run:
                 }
 
     def _identity(self) -> str:
-        shapes = {name: list(parameter.shape) for name, parameter in self._parameters.items()}
         sums = [[float(x.double().sum()) for x in batch.values()] for batch in self._batches]
-        return json.dumps([repr(self._options), shapes, sums, list(self._ages.values())])
+        return json.dumps([repr(self._options), self._shapes, sums, list(self._ages.values())])
 
     def _batch(self, index: int) -> Batch:
         """Each epoch meets all batches in an order of its own."""
@@ -555,22 +611,34 @@ def _add_corrections(layer: AnalogLinear, name: str, sizes: _Sizes, options: Fin
 @contextmanager
 def _checkpointed(model: nn.Module) -> Iterator[None]:
     """Gradient checkpointing of the blocks of the longest list of blocks with analog layers, such as a decoder's."""
-    lists = [module for module in model.modules() if isinstance(module, nn.ModuleList)]
-    blocks = max(([block for block in blocks if _is_analog(block)] for blocks in lists), key=len, default=[])
+    blocks = _checkpoint(model)
     try:
-        for block in blocks:
-            again = partial(
-                checkpoint,
-                block.forward,
-                use_reentrant=False,
-                preserve_rng_state=False,
-                context_fn=replayed_reads(block),
-            )
-            block.forward = again
         yield
     finally:
         for block in blocks:
             block.__dict__.pop("forward", None)
+
+
+def _checkpointable(model: nn.Module) -> list[str]:
+    """The names of the blocks with analog layers in the longest list of them."""
+    lists = [(name, module) for name, module in model.named_modules() if isinstance(module, nn.ModuleList)]
+    found = [[f"{name}.{place}" for place, block in enumerate(blocks) if _is_analog(block)] for name, blocks in lists]
+    return max(found, key=len, default=[])
+
+
+def _checkpoint(model: nn.Module) -> list[nn.Module]:
+    """Have blocks compute their activations again in the backward pass, until their own ``forward`` is removed."""
+    blocks = [model.get_submodule(name) for name in _checkpointable(model)]
+    for block in blocks:
+        again = partial(
+            checkpoint,
+            block.forward,
+            use_reentrant=False,
+            preserve_rng_state=False,
+            context_fn=replayed_reads(block),
+        )
+        block.forward = again
+    return blocks
 
 
 def _is_analog(block: nn.Module) -> bool:

@@ -21,6 +21,7 @@ from calibration.recipe import get
 from calibration.steps.distillation import distance
 from calibration.steps.finetune import losses
 from calibration.steps.protocol import Stage
+from calibration.steps.sharding import Shards
 from crossbar import Converter, Hardware, InputError, Tile, age, analog_layers, bypassed, convert, presets, program
 from crossbar.devices import Ideal
 from crossbar.tiles.weight_errors import weight_errors
@@ -224,23 +225,48 @@ def test_a_process_killed_at_a_random_instant_resumes_to_the_same_curve(name, ag
     assert all(torch.equal(value, resumed[name]) for name, value in whole.items()), instant
 
 
+DIVIDED = [
+    *SHORT.values(),
+    replace(SHORT["adapters"], shards=True),
+    replace(SHORT["weights"], shards=True, clip=1.5),
+]
+"""Trained by two processes: each with all parameters, or with a share of them."""
+
+
 def test_two_processes_take_the_same_steps_as_one(tmp_path):
-    one = torch.stack([losses(options.fit(unprogrammed_or_chip(options), batches())) for options in SHORT.values()])
+    alone = [options.fit(unprogrammed_or_chip(options), batches()) for options in DIVIDED]
     with subprocess.Popen(command("second", tmp_path / "meeting"), **SETTING) as other:
         first = divided(tmp_path / "meeting", 0)  # this process is the first
         assert other.wait(timeout=240) == 0
     second = torch.tensor([float(x) for x in (tmp_path / "meeting.txt").read_text().split()], dtype=torch.float64)
-    assert torch.equal(first, second)
-    torch.testing.assert_close(first.view(2, -1), one, rtol=1e-5, atol=0)
+    assert torch.equal(torch.cat([losses(fitted) for fitted in first]), second)
+    for one, two in zip(alone, first, strict=True):
+        torch.testing.assert_close(losses(two), losses(one), rtol=1e-5, atol=0)
+        assert one.keys() == two.keys()
+        # AdamW divides by the size of a gradient, which may be nothing but rounding.
+        assert all((value - two[name]).abs().mean() <= 1e-3 * value.abs().mean() for name, value in one.items())
+    kept = DIVIDED[-1].fit_long(unprogrammed_or_chip(DIVIDED[-1]), batches(), tmp_path / "meeting.state", None)
+    assert all(torch.equal(value, first[-1][name]) for name, value in kept.items())  # taken from what two wrote
 
 
 def divided(meeting, rank):
-    """The curves of `SHORT` in one of two processes, which meet at a file."""
+    """What `DIVIDED` finds in one of two processes, which meet at a file."""
     torch.distributed.init_process_group(
         "gloo", init_method=f"file://{meeting}", rank=rank, world_size=2, timeout=timedelta(minutes=4)
     )
     try:
-        return torch.cat([losses(options.fit(unprogrammed_or_chip(options), batches())) for options in SHORT.values()])
+        model = unprogrammed_or_chip(DIVIDED[-1])
+        shards = Shards(model, ["blocks.0.digital.weight", "out.digital.bias"], ["blocks.0"])
+        assert {name: own.shape for name, own in shards.own.items()} == {
+            "blocks.0.digital.weight": (12, 24),
+            "out.digital.bias": (4,),
+        }
+        assert torch.equal(
+            shards.own["blocks.0.digital.weight"], model.blocks[0].digital.weight[12 * rank : 12 * rank + 12]
+        )
+        state = [None] * (len(DIVIDED) - 1) + [meeting.with_suffix(".state")]
+        fits = zip(DIVIDED, state, strict=True)
+        return [options.fit_long(unprogrammed_or_chip(options), batches(), file, None) for options, file in fits]
     finally:
         torch.distributed.destroy_process_group()
 
@@ -267,7 +293,8 @@ def main(script, path, name=""):
 
         LONG[name].fit_long(unprogrammed_or_chip(LONG[name]), batches(), Path(path), tell)
         return
-    Path(f"{path}.txt").write_text(" ".join(map(repr, divided(path, 1).tolist())))
+    curves = torch.cat([losses(fitted) for fitted in divided(Path(path), 1)])
+    Path(f"{path}.txt").write_text(" ".join(map(repr, curves.tolist())))
 
 
 QUIET = Hardware(Ideal(), tile=Tile(16, 16), dac=None, adc=None, output_noise=0.02)
