@@ -4,12 +4,12 @@ PYTHON ?= $(shell for p in python3 python3.11 python3.12 python3.13 python; do \
 	$$p -c 'import sys; sys.exit(not (3, 11) <= sys.version_info < (3, 14))' >/dev/null 2>&1 && echo $$p && break; done)
 BIN := .venv/bin
 WORKERS ?= auto
-SOURCES := crossbar attention calibration tests examples benchmarks
+SOURCES := crossbar attention calibration tests examples benchmarks docs
 GPU_TESTS := $(addprefix tests/,test_on_gpu.py crossbar/backends/test_triton.py crossbar/native/test_triton_kernels.py \
 	crossbar/random/test_triton_kernels.py crossbar/tiles/test_triton_kernels.py attention/kernel/test_fused.py \
 	attention/memory/test_memory_rows.py)
 
-.PHONY: demo evaluate recall test test-slow test-studies test-circuit lint format benchmark clean
+.PHONY: demo evaluate recall test test-slow test-studies test-circuit docs lint format benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -55,6 +55,10 @@ lint: .venv/installed
 format: .venv/installed
 	$(BIN)/ruff check --fix $(SOURCES)
 	$(BIN)/ruff format $(SOURCES)
+
+# The site, in build/site; a broken link, a page that nothing leads to and a name that is not there are errors.
+docs: .venv/installed
+	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
 benchmark: .venv/installed
 	for subject in linear training programming gated_attention controller emulation; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
