@@ -216,7 +216,8 @@ def _add_device(parser: Parser) -> None:
 
 def _add_job_options(parser: Parser) -> None:
     _add_model_options(parser)
-    parser.add_argument("--task", type=str, default="code-search", help="code-search, lee, wordsim or perplexity")
+    names = "code-search, lee, wordsim, perplexity, or lm_eval:NAME for one of lm-eval"
+    parser.add_argument("--task", type=str, default="code-search", help=names)
     parser.add_argument("--pairs", type=int | None, default=None, help="code-search: how many pairs (default 500)")
     parser.add_argument("--windows", type=int | None, default=None, help="perplexity: how many windows (default 16)")
     parser.add_argument(

@@ -20,7 +20,8 @@ from crossbar.presets import HardwareLike
 
 METHOD = "ohmformer"
 """``quant_method`` in a ``config.json``."""
-_FIELDS = ("hardware", "seed", "age", "pattern", "memory", "include", "exclude", "tied_heads")
+FIELDS = ("hardware", "seed", "age", "pattern", "memory", "include", "exclude", "tied_heads")
+"""What a configuration is made of, in Python and in ``config.json``."""
 
 
 @register_quantization_config(METHOD)
@@ -117,8 +118,8 @@ class AnalogConfig(QuantizationConfigMixin):  # type: ignore[misc]  # transforme
         """
         values = {name: value for name, value in config_dict.items() if name != "quant_method"}
         for name in values:
-            if name not in _FIELDS:
-                raise InputError(f"an AnalogConfig has no field {shown(name)}: allowed are {', '.join(_FIELDS)}")
+            if name not in FIELDS:
+                raise InputError(f"an AnalogConfig has no field {shown(name)}: allowed are {', '.join(FIELDS)}")
         config = cls(**values)
         return (config, kwargs) if return_unused_kwargs else config
 

@@ -10,6 +10,7 @@ from calibration.models.embedding import Batch
 from calibration.models.outputs import Output
 from calibration.tasks.code_search import CodeSearch
 from calibration.tasks.lee import Lee
+from calibration.tasks.lm_eval_task import PREFIX, LmEval
 from calibration.tasks.perplexity import Perplexity
 from calibration.tasks.protocol import Split, Task, TrainingTask
 from calibration.tasks.wordsim import WordSim
@@ -18,7 +19,19 @@ from crossbar.errors import InputError, shown
 if TYPE_CHECKING:
     from transformers import PreTrainedTokenizerBase
 
-__all__ = ["Batch", "CodeSearch", "Lee", "Perplexity", "Split", "Task", "TrainingTask", "WordSim", "get", "require"]
+__all__ = [
+    "Batch",
+    "CodeSearch",
+    "Lee",
+    "LmEval",
+    "Perplexity",
+    "Split",
+    "Task",
+    "TrainingTask",
+    "WordSim",
+    "get",
+    "require",
+]
 
 
 class _Constructor(Protocol):
@@ -45,7 +58,8 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase | None = _USUAL, **options
     """The task of this name, tokenised for a model.
 
     Args:
-        name: ``"code-search"``, ``"lee"``, ``"wordsim"`` or ``"perplexity"``.
+        name: ``"code-search"``, ``"lee"``, ``"wordsim"``, ``"perplexity"``, or ``"lm_eval:NAME"`` for a task of
+            lm-eval, by its name or the path of its YAML file.
         tokenizer: that of the model which will be scored; left out: MiniLM's, or for perplexity SmolLM2's. None, which
             is that of a model without one, is refused.
         **options: keyword arguments of the task's class, such as ``pairs`` of `CodeSearch`.
@@ -55,8 +69,8 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase | None = _USUAL, **options
             when the package that carries the data is not installed.
     """
     require(name)
-    constructor = _CONSTRUCTORS[name]
-    known = [option for option in inspect.signature(constructor).parameters if option != "tokenizer"]
+    constructor = LmEval if name.startswith(PREFIX) else _CONSTRUCTORS[name]
+    known = [option for option in inspect.signature(constructor).parameters if option not in ("name", "tokenizer")]
     unknown = [option for option in options if option not in known]
     if unknown:
         remedy = f"choose from {', '.join(known)}" if known else "leave it out, it takes none"
@@ -65,7 +79,9 @@ def get(name: str, tokenizer: PreTrainedTokenizerBase | None = _USUAL, **options
         tokenizer = load_model(_MODELS[constructor.reads]).tokenizer
     if tokenizer is None:
         raise InputError(f"task {name!r} reads text, and the model has no tokenizer: {_SAVE_TOKENIZER}")
-    return constructor(tokenizer, **options)
+    if name.startswith(PREFIX):
+        return LmEval(name.removeprefix(PREFIX), tokenizer, **options)
+    return _CONSTRUCTORS[name](tokenizer, **options)
 
 
 def require(name: str, model: Loaded | None = None) -> None:
@@ -74,11 +90,15 @@ def require(name: str, model: Loaded | None = None) -> None:
     Raises:
         InputError: naming the tasks that there are.
     """
-    if name not in _CONSTRUCTORS:
-        raise InputError(f"task {shown(name)} does not exist: choose one of {', '.join(_CONSTRUCTORS)}")
+    own = name.startswith(PREFIX) and len(name) > len(PREFIX)
+    if name not in _CONSTRUCTORS and not own:
+        raise InputError(
+            f"task {shown(name)} does not exist: choose one of {', '.join(_CONSTRUCTORS)}, or {PREFIX}NAME for one of "
+            "lm-eval"
+        )
     if model is None:
         return
-    reads = _CONSTRUCTORS[name].reads
+    reads = LmEval.reads if own else _CONSTRUCTORS[name].reads
     if model.unfit:
         raise InputError(
             f"task {name!r} reads {reads}, and model {model.name!r} gives none, because {model.unfit}: choose another "
