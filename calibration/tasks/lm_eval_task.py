@@ -111,7 +111,7 @@ class LmEval:
                 f"{type(model).__name__} is no causal language model, which lm-eval's tasks read: give one"
             )
         with quiet(), evaluating(model), torch.no_grad():
-            harness = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._size)  # type: ignore[arg-type]
+            harness = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._size)
             found = evaluate(
                 lm=harness, task_dict=self._loaded, limit=self._limit, bootstrap_iters=0, log_samples=False
             )
