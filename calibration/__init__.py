@@ -24,6 +24,7 @@ from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Fitted, Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
+from calibration.steps.rotation import Rotation
 from calibration.steps.screening_thresholds import ScreeningThresholds
 from calibration.steps.weight_ranges import WeightRanges
 from calibration.steps.wire_aware import WireAware
@@ -51,6 +52,7 @@ __all__ = [
     "NormRecalibration",
     "Recipe",
     "ReprogramWorst",
+    "Rotation",
     "ScreeningThresholds",
     "Stage",
     "Step",

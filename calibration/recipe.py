@@ -23,6 +23,7 @@ from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Stage, Step
 from calibration.steps.ranges import InputRanges
 from calibration.steps.reprogram import ReprogramWorst
+from calibration.steps.rotation import Rotation
 from calibration.steps.screening_thresholds import ScreeningThresholds
 from calibration.steps.weight_ranges import WeightRanges
 from calibration.steps.wire_aware import WireAware
@@ -33,6 +34,7 @@ _MOST_STEPS = 100
 _KINDS = (
     DigitalLines,
     InputRanges,
+    Rotation,
     WeightRanges,
     WireAware,
     TokenProtection,
@@ -177,8 +179,9 @@ def _described(hint: Any) -> str:
 def get(name: str) -> Recipe:
     """The recipe of this name, or that of a YAML file if the name ends in ``.yaml`` or ``.yml``.
 
-    ``quick`` fits what is written, and reads out each chip at each time: seconds. ``fast`` also leaves 2% of the word
-    lines to digital arithmetic, and reads real inputs, for converter ranges and output corrections: minutes at most.
+    ``quick`` fits what is written, and reads out each chip at each time: seconds. ``fast`` also leaves 1% of the word
+    lines to digital arithmetic, rotates the inputs of the others, and reads real inputs, for converter ranges and output
+    corrections: minutes at most.
     ``thorough`` writes each chip line by line (`CompensatedProgramming`), and then trains adapters and ranges on it
     (`Finetune`), which for a language model takes an hour. ``foundation`` is ``fast`` with all weights trained once for
     any chip before programming (`Finetune` of weights).
@@ -189,8 +192,9 @@ def get(name: str) -> Recipe:
     if Path(name).suffix in (".yaml", ".yml"):
         return Recipe.from_yaml(name)
     quick: tuple[Step, ...] = (InputRanges(), WeightRanges(), DriftCompensation())
-    fast = (DigitalLines(), *quick, AdcRanges(), AffineCorrection())
-    written, in_use = fast[:3], fast[3:]
+    written: tuple[Step, ...] = (DigitalLines(), InputRanges(), Rotation(), WeightRanges())
+    in_use: tuple[Step, ...] = (DriftCompensation(), AdcRanges(), AffineCorrection())
+    fast = (*written, *in_use)
     thorough = (*written, CompensatedProgramming(), *in_use, LowRankAdapter(), Finetune())
     foundation = (*written, Finetune("weights", "any", rate=1e-5, accumulate=2), *in_use)
     recipes = {"quick": quick, "fast": fast, "thorough": thorough, "foundation": foundation}

@@ -39,6 +39,7 @@ from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
 from calibration.steps.lowrank import LowRankAdapter
 from calibration.steps.ranges import InputRanges
+from calibration.steps.rotation import Rotation
 from calibration.steps.weight_ranges import WeightRanges
 from calibration.steps.wire_aware import WireAware
 from calibration.storage import checked_files
@@ -54,6 +55,7 @@ STEPS = (
     DriftCompensation,
     InputRanges,
     LowRankAdapter,
+    Rotation,
     WeightRanges,
     WireAware,
 )

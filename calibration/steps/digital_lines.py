@@ -36,7 +36,7 @@ class DigitalLines:
     """
 
     stage: ClassVar[Stage] = Stage.BEFORE_PROGRAMMING
-    share: float = 0.02
+    share: float = 0.01
 
     def __post_init__(self) -> None:
         require_number("DigitalLines share", self.share, above=0, most=1)

@@ -24,6 +24,7 @@ from crossbar.hardware import Hardware, WriteVerify
 from crossbar.nn import operator
 from crossbar.nn.digital_names import as_inside
 from crossbar.nn.per_thread import PerThread
+from crossbar.nn.rotation import LARGEST, additions, rotate, rotate_back
 from crossbar.random.streams import Stream
 from crossbar.tiles import mapping
 from crossbar.tiles.readout import Readout, read_digits
@@ -84,8 +85,12 @@ class AnalogLinear(nn.Module):
             it before the DAC, and weights multiplied by it before they are mapped.
         digital_lines: word lines that digital arithmetic computes, int64 ``[n]`` in rising order: their cells hold 0
             and are never driven, and DAC ranges do not see their inputs. None until calibration: none.
+        rotation: lines in a block of the Hadamard rotation (`crossbar.nn.rotation`) that inputs take after
+            ``line_scale``, and weights with them, int64, 0-d; None: they are not rotated. ``digital_lines`` then have 0
+            in the rotation, and all word lines are driven.
         weight_range: calibrated weight that a cell at g_max stands for, ``[T_in, O]``, in the units of mapped weights
-            (after ``line_scale``); larger ones are clipped. None until calibration: each column's largest.
+            (after ``line_scale`` and ``rotation``); larger ones are clipped. None until calibration: each column's
+            largest.
         weight_correction: calibrated addition to the weights that are mapped, ``[O, I]``, in the same units; None until
             calibration.
         wire_correction: calibrated addition to these, ``[O, I]``, in the same units, for which the wires make up: what
@@ -155,13 +160,13 @@ class AnalogLinear(nn.Module):
             "adc_range",
         ):
             self.register_buffer(buffer, None, persistent=False)
+        self._averaged, self._block = 1, 0  # plain numbers, which a GPU is not asked for
         self.register_buffer("_weight", weight.detach() if isinstance(weight, Tensor) else None, persistent=False)
         self.cells = TileArray(self._mapped_weight, hardware, name, devices)
         self.register_buffer("column_gain", self._unit_gain(), persistent=False)
         self.register_buffer("calls", torch.zeros((), dtype=torch.int64, device=self.scales.device), persistent=False)
         self.number = operator.entered(self)
         self._reads, self._bypass, self._replaying = PerThread(0), PerThread(False), PerThread(False)
-        self._averaged = 1  # a plain number, which a GPU is not asked for
         self.drop_corrections()
 
     def __setstate__(self, state: dict[str, Any]) -> None:
@@ -232,6 +237,9 @@ class AnalogLinear(nn.Module):
         vectors = self.driven(inputs)
         if self.line_scale is not None:
             book(self.name, "digital_macs", vectors.numel())
+        if self._block:
+            count = math.prod(vectors.shape[:-1]) * additions(self.in_features, self._block)
+            book(self.name, "digital_macs", count)
         self._book_reads(math.prod(vectors.shape[:-taken]) * self._averaged)
         with torch.autocast(x.device.type, enabled=False):
             noise = self.read_noise("read", self.reads)
@@ -255,8 +263,8 @@ class AnalogLinear(nn.Module):
 
     def _drives_alone(self, x: Tensor) -> bool:
         """Whether inputs reach the DACs as they are, and nothing else."""
-        digital = (self.line_scale, self.digital_lines, self.adapter_down)
-        return not self.bypass and x.dtype == self.scales.dtype and all(own is None for own in digital)
+        as_they_are = self.is_plain() and self.adapter_down is None
+        return not self.bypass and as_they_are and x.dtype == self.scales.dtype
 
     def trained(self) -> list[nn.Parameter]:
         """The parameters that outputs depend on, those of the digital layer among them, in an order of their own."""
@@ -278,21 +286,23 @@ class AnalogLinear(nn.Module):
         return x if self.digital_lines is None else x.index_fill(1, self.digital_lines, 0)
 
     def driven(self, x: Tensor) -> Tensor:
-        """Inputs ``[B, I]`` of the layer as they reach the DACs: `on_tiles`, divided by ``line_scale``."""
+        """Inputs ``[B, I]`` as they reach the DACs: `on_tiles`, divided by ``line_scale``, and rotated."""
         x = self.on_tiles(x)
-        return x if self.line_scale is None else x / self.line_scale
+        x = x if self.line_scale is None else x / self.line_scale
+        return rotate(x.to(self.scales.dtype), self._block) if self._block else x
 
     def read_out(self, x: Tensor, read: int = 0) -> Tensor:
         """One converted read of every tile column, before digital scales: what a chip can measure of itself.
 
         Args:
-            x: test inputs ``[B, I]``, as they reach the DACs (after ``line_scale``); ``digital_lines`` are left out.
+            x: test inputs ``[B, I]``, as they reach the DACs (after ``line_scale`` and ``rotation``); ``digital_lines``
+                are left out, but where inputs are rotated.
             read: which read-out at this time; each has noise of its own, apart from that of `forward`.
 
         Returns:
             ``[T, B, O]`` in unit outputs times input units. The reads are booked in open ledgers.
         """
-        x = self.on_tiles(self._rows(x))
+        x = self._rows(x) if self._block else self.on_tiles(self._rows(x))
         self._book_reads(x.shape[0])
         noise = self.read_noise("read-out", read)
         return dispatch.read_columns(Read(x, self.readout(), self.hardware, self.input_range, noise))
@@ -431,9 +441,19 @@ class AnalogLinear(nn.Module):
         return self._digital_weight().detach().to(self.scales.dtype)
 
     def scaled_weight(self) -> Tensor:
-        """The digital weight ``[O, I]`` as word lines see it: times ``line_scale``, 0 on ``digital_lines``."""
+        """The digital weight ``[O, I]`` as word lines see it: 0 on ``digital_lines``, times ``line_scale``, rotated."""
         weight = self.on_tiles(self.target_weight())
-        return weight if self.line_scale is None else weight * self.line_scale
+        weight = weight if self.line_scale is None else weight * self.line_scale
+        return rotate(weight, self._block) if self._block else weight
+
+    def unscaled_weight(self, mapped: Tensor) -> Tensor:
+        """What mapped weights ``[O, I]`` are of the digital weights: `scaled_weight` taken back."""
+        weight = rotate_back(mapped, self._block) if self._block else mapped
+        return self.on_tiles(weight if self.line_scale is None else weight / self.line_scale)
+
+    def is_plain(self) -> bool:
+        """Whether cells hold the digital weights as they are: without digital lines, line scales and rotation."""
+        return self.line_scale is None and self.digital_lines is None and not self._block
 
     @torch.inference_mode(False)
     def set_digital_lines(self, lines: Tensor | None) -> None:
@@ -479,6 +499,32 @@ class AnalogLinear(nn.Module):
         mapping.column_scales(weight, self.hardware.tile, self.name)  # refuses what overflows
         self.line_scale = scale
         self._forget_mapped()
+
+    @torch.inference_mode(False)
+    def set_rotation(self, block: int | None) -> None:
+        """Rotate inputs and weights in blocks of lines, a power of 2 up to 4,096, and map anew; None: not.
+
+        The additions of a fast transform are booked in open ledgers as multiply-and-adds. It drops ranges and
+        corrections of weights and ranges of converters, which were found without it; the cells must be written again.
+
+        Raises:
+            InputError: for a block of another size, or of more lines than the layer has.
+        """
+        self.rotation = None if block is None else torch.tensor(block, device="cpu")
+        self._forget_mapped()
+
+    @property
+    def rotation(self) -> Tensor | None:
+        """Lines in a block of the rotation, int64, 0-d, on the CPU; None: inputs are not rotated."""
+        return torch.tensor(self._block, device="cpu") if self._block else None
+
+    @rotation.setter
+    def rotation(self, block: Tensor | None) -> None:
+        lines = 0 if block is None else int(block)
+        most = min(LARGEST, self.in_features)
+        if block is not None and (lines < 2 or lines & (lines - 1) or lines > most):
+            raise InputError(f"{self.name} got rotation = {lines}: give a power of 2 from 2 to {most}")
+        self._block = lines
 
     @torch.inference_mode(False)
     def set_weight_range(self, weight_range: Tensor | None) -> None:
@@ -546,7 +592,7 @@ class AnalogLinear(nn.Module):
     def effective_weight(self) -> Tensor:
         """What noise-free converters would see now, ``[O, I]`` in weight units, with calibrated gains and adapter."""
         weight = replace(self.readout(), digits=self.cells.digits).effective(self.hardware.tile.rows)
-        return self.corrected_weight(weight if self.line_scale is None else weight / self.line_scale.unsqueeze(1)).t()
+        return self.corrected_weight(self.unscaled_weight(weight.t()).t()).t()
 
     def static_input_range(self) -> Tensor | None:
         """The DAC range that does not depend on the input, 0-d; None where there is none."""
@@ -823,6 +869,8 @@ class AnalogLinear(nn.Module):
         weight = self.on_tiles(self._digital_weight())
         if self.line_scale is not None:
             weight = weight.to(self.line_scale.dtype) * self.line_scale
+        if self._block:
+            weight = rotate(weight.to(self.scales.dtype), self._block)
         for correction in (self.weight_correction, self.wire_correction, self.chip_correction):
             if correction is not None:
                 weight = weight.to(correction.dtype) + correction
@@ -841,7 +889,7 @@ class AnalogLinear(nn.Module):
         if not counting():
             return
         if self.cells.devices is None:
-            idle = 0 if self.digital_lines is None else len(self.digital_lines)
+            idle = 0 if self.digital_lines is None or self._block else len(self.digital_lines)
             book_reads(self.name, self.hardware, self.in_features, self.out_features, vectors, idle)
         else:
             inputs = self.cells.devices.numel()

@@ -14,6 +14,7 @@ from crossbar.devices import State
 from crossbar.errors import InputError, require_number, require_whole, shown
 from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import CORRECTIONS, MOST_AVERAGED, AnalogLinear
+from crossbar.nn.rotation import LARGEST
 from crossbar.storage.files import write_whole
 from crossbar.storage.plain_values import load_json
 from crossbar.storage.tensor_files import opened, shapes, write
@@ -28,6 +29,7 @@ _OPTIONAL = (
     "input_range",
     "digital_lines",
     "line_scale",
+    "rotation",
     "weight_range",
     "weight_correction",
     "wire_correction",
@@ -41,7 +43,7 @@ _OPTIONAL = (
 )
 _OF_CELLS = ("weight_range", "fault_map", "row_places", "column_places")
 _PLACES = ("row_places", "column_places")
-_WHOLE = ("digital_lines", "averaged_reads")
+_WHOLE = ("digital_lines", "rotation", "averaged_reads")
 _ABOVE_0 = ("scales", "input_range", "line_scale", "weight_range", "adc_range")
 _MOST = 1e18
 _LONGEST = 300  # characters of a reason, which may quote the file
@@ -218,6 +220,10 @@ def _require_numbers(where: str, layer: AnalogLinear, name: str, key: str, tenso
     elif key == "digital_lines":
         rising = bool((tensor.diff() > 0).all() and (tensor >= 0).all() and (tensor < layer.in_features).all())
         good, allowed = rising and len(tensor) > 0, f"lines from 0 to {layer.in_features - 1} in rising order"
+    elif key == "rotation":
+        most = min(LARGEST, layer.in_features)
+        lines = int(tensor)
+        good, allowed = 2 <= lines <= most and not lines & (lines - 1), f"powers of 2 from 2 to {most}"
     elif key == "averaged_reads":
         good, allowed = 1 <= int(tensor) <= MOST_AVERAGED, f"whole numbers from 1 to {MOST_AVERAGED}"
     elif key in _ABOVE_0:
@@ -251,6 +257,7 @@ def _shape(layer: AnalogLinear, key: str, found: list[int], rank: int) -> list[i
         "wire_correction": (layer.out_features, layer.in_features),
         "chip_correction": (layer.out_features, layer.in_features),
         "adc_range": layer.column_gain.shape if found else (),
+        "rotation": (),
         "averaged_reads": (),
         "output_gain": (layer.out_features,),
         "output_offset": (layer.out_features,),

@@ -12,6 +12,7 @@ from crossbar.devices.aihwkit import require_aihwkit
 from crossbar.hardware import Hardware
 from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import CORRECTIONS, AnalogLinear
+from crossbar.nn.rotation import rotate
 
 if TYPE_CHECKING:
     from aihwkit.simulator.configs import TorchInferenceRPUConfig
@@ -20,8 +21,9 @@ if TYPE_CHECKING:
 class AihwkitTiles(nn.Module):
     """A layer whose every tile row is an ``aihwkit.nn.AnalogLinear``; inputs ``[..., I]``, outputs ``[..., O]``.
 
-    What aihwkit has no place for is digital here, as it is in `AnalogLinear`: word-line scales before the tiles, the
-    input range that all tile rows share, word lines that are digital, output correction, adapter and bias after them.
+    What aihwkit has no place for is digital here, as it is in `AnalogLinear`: word-line scales and the rotation before
+    the tiles, the input range that all tile rows share, word lines that are digital, output correction, adapter and
+    bias after them.
     """
 
     input_range: Tensor | None
@@ -38,7 +40,7 @@ class AihwkitTiles(nn.Module):
         super().__init__()
         from aihwkit.nn import AnalogLinear as AihwkitLinear
 
-        self.rows = layer.hardware.tile.rows
+        self.rows, self.block = layer.hardware.tile.rows, 0 if layer.rotation is None else int(layer.rotation)
         self.per_token = layer.hardware.dac is not None and layer.static_input_range() is None
         ranges = _adc_ranges(layer)
         weights, scales = _by_tile(layer, ranges)
@@ -61,6 +63,7 @@ class AihwkitTiles(nn.Module):
         vectors = x.reshape(-1, x.shape[-1]).float()  # aihwkit's torch tiles compute in float32
         driven = vectors if self.digital_lines is None else vectors.index_fill(1, self.digital_lines, 0)
         driven = driven if self.line_scale is None else driven / self.line_scale
+        driven = rotate(driven, self.block) if self.block else driven
         unit = driven.abs().amax(1, keepdim=True) if self.per_token else self.input_range
         if unit is not None:
             driven = driven / torch.where(unit > 0, unit, 1.0)

@@ -29,17 +29,16 @@ def clip_weights(model: nn.Module, deviations: float = 2.5) -> None:
             continue
         part = layer.source.part()
         with torch.no_grad():
-            if layer.line_scale is None and layer.digital_lines is None:
+            if layer.is_plain():
                 bound = part.weight.float().square().mean().sqrt() * deviations
                 part.weight.clamp_(-bound, bound)
                 continue
-            matrix = part.matrix
-            scale = matrix.new_ones(layer.in_features) if layer.line_scale is None else layer.line_scale
-            held = layer.on_tiles(matrix * scale)
-            lines = layer.in_features - (0 if layer.digital_lines is None else len(layer.digital_lines))
-            bound = (held.float().square().sum() / max(1, lines * len(held))).sqrt() * deviations
-            kept = torch.where(held.abs() > bound, held.clamp(-bound, bound) / scale, matrix)
-            part.write(kept.to(matrix))
+            held, lines = layer.scaled_weight(), layer.in_features
+            if layer.digital_lines is not None and layer.rotation is None:
+                lines -= len(layer.digital_lines)
+            bound = (held.square().sum() / max(1, lines * len(held))).sqrt() * deviations
+            too_large = held - held.clamp(-bound, bound)
+            part.write((part.matrix - layer.unscaled_weight(too_large)).to(part.matrix))
 
 
 def learn_ranges(model: nn.Module) -> list[nn.Parameter]:
