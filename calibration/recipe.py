@@ -180,11 +180,10 @@ def get(name: str) -> Recipe:
     """The recipe of this name, or that of a YAML file if the name ends in ``.yaml`` or ``.yml``.
 
     ``quick`` fits what is written, and reads out each chip at each time: seconds. ``fast`` also leaves 1% of the word
-    lines to digital arithmetic, rotates the inputs of the others, and reads real inputs, for converter ranges and output
-    corrections: minutes at most.
-    ``thorough`` writes each chip line by line (`CompensatedProgramming`), and then trains adapters and ranges on it
-    (`Finetune`), which for a language model takes an hour. ``foundation`` is ``fast`` with all weights trained once for
-    any chip before programming (`Finetune` of weights).
+    lines to digital arithmetic, rotates the inputs of the others, and reads real inputs, for converter ranges and
+    output corrections: minutes at most. ``thorough`` writes each chip line by line (`CompensatedProgramming`), and then
+    trains adapters and ranges on it (`Finetune`), which for a language model takes an hour. ``foundation`` is ``fast``
+    with all weights trained once for any chip before programming (`Finetune` of weights).
 
     Raises:
         InputError: for an unknown name, or what `Recipe.from_yaml` refuses.

@@ -88,9 +88,9 @@ def test_steps_that_train_get_the_training_data(net, task):
 def test_every_calibrated_score_is_later_than_its_fit(net, task):
     result = calibrate(net, task, times=["0s", "1h"], wait="2h", chips=2)
     fitted = [m for m in result.measurements if m.fitted is not None]
-    steps = ("DigitalLines", "InputRanges", "WeightRanges", "DriftCompensation", "AdcRanges")
+    steps = ("DigitalLines", "InputRanges", "Rotation", "WeightRanges", "DriftCompensation", "AdcRanges")
     assert {m.arm for m in fitted} == {*(f"after {step}" for step in steps), "calibrated"}
-    assert len(fitted) == 6 * 2 * 2 * 2  # arms, chips, times, metrics
+    assert len(fitted) == 7 * 2 * 2 * 2  # arms, chips, times, metrics
     assert {m.seconds - m.fitted for m in fitted} == {2 * HOUR}
     assert {m.fitted for m in fitted} == {0.0, HOUR}
     assert all(m.fitted is None for m in result.measurements if m.arm in ("digital", "analog"))

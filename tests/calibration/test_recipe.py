@@ -14,6 +14,7 @@ from calibration import (
     DriftCompensation,
     InputRanges,
     Recipe,
+    Rotation,
     Stage,
     WeightRanges,
     recipe,
@@ -174,8 +175,9 @@ def test_a_model_that_was_not_converted_is_refused(step, batches):
 def test_quick_and_fast():
     fast = recipe.get("fast")
     quick = InputRanges(), WeightRanges(), DriftCompensation()
-    assert fast == Recipe("fast", (DigitalLines(0.02), *quick, AdcRanges(), AffineCorrection()))
-    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING] * 3 + [Stage.IN_USE] * 3
+    written = DigitalLines(0.01), InputRanges(), Rotation(512), WeightRanges()
+    assert fast == Recipe("fast", (*written, DriftCompensation(), AdcRanges(), AffineCorrection()))
+    assert [step.stage for step in fast.steps] == [Stage.BEFORE_PROGRAMMING] * 4 + [Stage.IN_USE] * 3
     assert recipe.get("quick") == Recipe("quick", quick)
 
 

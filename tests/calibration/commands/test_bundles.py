@@ -25,7 +25,7 @@ def test_calibrate_writes_a_bundle(capsys, monkeypatch, tmp_path, job, folder):
     assert (code, err) == (0, "")
     told = ["letters (BertModel)", "wordsim", "6 layers on 6 tiles", "pcm, tiles of 256 x 256, DAC 8 bit, ADC 8 bit"]
     told += [
-        "fast: DigitalLines, InputRanges, WeightRanges, DriftCompensation, AdcRanges, AffineCorrection",
+        "fast: DigitalLines, InputRanges, Rotation, WeightRanges, DriftCompensation, AdcRanges, AffineCorrection",
         "seed 0, calibrated at 1 h",
         "2 h since programming",
         "SHA-256 ver",

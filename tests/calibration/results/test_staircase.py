@@ -70,7 +70,7 @@ def test_nothing_lost_is_not_a_share():
 
 def test_a_calibration_has_its_stairs_everywhere(net, task):
     found = calibrate(net, task, times=["1h", "1d"], chips=2)
-    steps = ("DigitalLines", "InputRanges", "WeightRanges", "DriftCompensation", "AdcRanges")
+    steps = ("DigitalLines", "InputRanges", "Rotation", "WeightRanges", "DriftCompensation", "AdcRanges")
     arms = ["analog", *(f"after {name}" for name in steps), "calibrated"]
     for metric in ("closeness", "signs"):
         for seconds in (3600.0, 86400.0):
