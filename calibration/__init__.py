@@ -17,6 +17,7 @@ from calibration.steps.average_reads import AverageReads
 from calibration.steps.compensated_programming import CompensatedProgramming
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
+from calibration.steps.drift_targets import DriftTargets
 from calibration.steps.finetune import Finetune
 from calibration.steps.lowrank import LowRankAdapter
 from calibration.steps.norm_recalibration import NormRecalibration
@@ -42,6 +43,7 @@ __all__ = [
     "CompensatedProgramming",
     "DigitalLines",
     "DriftCompensation",
+    "DriftTargets",
     "Emulation",
     "Estimate",
     "Finetune",

@@ -16,6 +16,7 @@ from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.compensated_programming import CompensatedProgramming
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
+from calibration.steps.drift_targets import DriftTargets
 from calibration.steps.finetune import Finetune
 from calibration.steps.lowrank import LowRankAdapter
 from calibration.steps.norm_recalibration import NormRecalibration
@@ -36,6 +37,7 @@ _KINDS = (
     InputRanges,
     Rotation,
     WeightRanges,
+    DriftTargets,
     WireAware,
     TokenProtection,
     ScreeningThresholds,

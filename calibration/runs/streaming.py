@@ -37,6 +37,7 @@ from calibration.steps.adc_ranges import AdcRanges
 from calibration.steps.affine import AffineCorrection
 from calibration.steps.compensation import DriftCompensation
 from calibration.steps.digital_lines import DigitalLines
+from calibration.steps.drift_targets import DriftTargets
 from calibration.steps.lowrank import LowRankAdapter
 from calibration.steps.ranges import InputRanges
 from calibration.steps.rotation import Rotation
@@ -53,6 +54,7 @@ STEPS = (
     AffineCorrection,
     DigitalLines,
     DriftCompensation,
+    DriftTargets,
     InputRanges,
     LowRankAdapter,
     Rotation,

@@ -53,7 +53,7 @@ class WireAware:
 
     @torch.no_grad()
     def fit(self, model: nn.Module, batches: Iterable[Batch]) -> Fitted:
-        """By layer: ``weight_range``, ``wire_correction``, and, if lines move, ``row_places``, ``column_places``.
+        """By layer: ``weight_range``, ``target_correction``, and, if lines move, ``row_places``, ``column_places``.
 
         Shapes are those of `crossbar.AnalogLinear` and `crossbar.tiles.tile_array.TileArray`.
 
@@ -75,7 +75,7 @@ class WireAware:
                     cells.set_placement(*places)
                     fitted[f"{name}.row_places"], fitted[f"{name}.column_places"] = places
                 if self.rounds:
-                    fitted[f"{name}.weight_range"], fitted[f"{name}.wire_correction"] = self._written(layer)
+                    fitted[f"{name}.weight_range"], fitted[f"{name}.target_correction"] = self._written(layer)
             finally:
                 cells.set_placement(*before)
         return fitted
@@ -88,7 +88,7 @@ class WireAware:
                 correction = layer.weight_correction
                 layer.set_weight_range(fitted[f"{name}.weight_range"])
                 layer.set_weight_correction(correction)
-                layer.set_wire_correction(fitted[f"{name}.wire_correction"])
+                layer.set_target_correction(fitted[f"{name}.target_correction"])
 
     def _written(self, layer: AnalogLinear) -> tuple[Tensor, Tensor]:
         """The range ``[T_in, O]``, and what is added to the mapped weights, ``[O, I]``."""

@@ -93,8 +93,8 @@ class AnalogLinear(nn.Module):
             largest.
         weight_correction: calibrated addition to the weights that are mapped, ``[O, I]``, in the same units; None until
             calibration.
-        wire_correction: calibrated addition to these, ``[O, I]``, in the same units, for which the wires make up: what
-            columns see of the sum is what the weights without it stand for. None until calibration.
+        target_correction: calibrated addition to these, ``[O, I]``, in the same units, which wires or drift take away
+            again: what columns see of the sum is what the weights without it stand for. None until calibration.
         chip_correction: calibrated addition to all these, ``[O, I]``, in the same units, for the chip at hand alone;
             None unless it was written with one.
         input_range: calibrated or learned DAC range, 0-d, activation units; None until calibration.
@@ -120,7 +120,7 @@ class AnalogLinear(nn.Module):
     line_scale: Tensor | None
     digital_lines: Tensor | None
     weight_correction: Tensor | None
-    wire_correction: Tensor | None
+    target_correction: Tensor | None
     chip_correction: Tensor | None
     input_range: Tensor | None
     adc_range: Tensor | None
@@ -154,7 +154,7 @@ class AnalogLinear(nn.Module):
             "digital_lines",
             "line_scale",
             "weight_correction",
-            "wire_correction",
+            "target_correction",
             "chip_correction",
             "input_range",
             "adc_range",
@@ -310,9 +310,10 @@ class AnalogLinear(nn.Module):
     def expected_read_out(self, x: Tensor) -> Tensor:
         """What `read_out` would give if the cells held their targets and the ADCs were ideal: digital arithmetic.
 
-        Targets are those of the wanted weights, without ``wire_correction``.
+        Targets are those of the wanted weights, without ``target_correction``.
         """
-        wanted = self._mapped_weight() if self.wire_correction is None else self._mapped_weight() - self.wire_correction
+        wanted = self._mapped_weight()
+        wanted = wanted if self.target_correction is None else wanted - self.target_correction
         digits, _ = read_digits(self.cells.targets(wanted), self.hardware, None)
         return eager.ideal_columns(self._rows(x).to(digits.dtype), digits, self.hardware, self.input_range)
 
@@ -478,7 +479,7 @@ class AnalogLinear(nn.Module):
 
     def _forget_mapped(self) -> None:
         """Drop what was calibrated for other mapped weights, and map anew."""
-        self.weight_correction = self.wire_correction = None
+        self.weight_correction = self.target_correction = None
         self.cells.set_weight_range(None)
         self.fix_ranges()
         self.input_range = None
@@ -537,7 +538,7 @@ class AnalogLinear(nn.Module):
             InputError: for a range of another shape or one that is not finite and above 0.
         """
         self.cells.set_weight_range(weight_range)
-        self.weight_correction = self.wire_correction = None
+        self.weight_correction = self.target_correction = None
         self.map_anew()
 
     @torch.inference_mode(False)
@@ -553,15 +554,15 @@ class AnalogLinear(nn.Module):
         self.map_anew()
 
     @torch.inference_mode(False)
-    def set_wire_correction(self, correction: Tensor | None) -> None:
-        """Map the weights anew with something added to them, ``[O, I]``, that wires take away again.
+    def set_target_correction(self, correction: Tensor | None) -> None:
+        """Map the weights anew with something added to them, ``[O, I]``, that wires or drift take away again.
 
         Unlike `set_weight_correction` it is no part of what read-outs are expected to give. A new range drops it too.
 
         Raises:
             InputError: for a correction of another shape or one that is not finite.
         """
-        self.wire_correction = self._required_correction("wire correction", correction)
+        self.target_correction = self._required_correction("target correction", correction)
         self.map_anew()
 
     def _required_correction(self, what: str, correction: Tensor | None) -> Tensor | None:
@@ -871,7 +872,7 @@ class AnalogLinear(nn.Module):
             weight = weight.to(self.line_scale.dtype) * self.line_scale
         if self._block:
             weight = rotate(weight.to(self.scales.dtype), self._block)
-        for correction in (self.weight_correction, self.wire_correction, self.chip_correction):
+        for correction in (self.weight_correction, self.target_correction, self.chip_correction):
             if correction is not None:
                 weight = weight.to(correction.dtype) + correction
         return weight

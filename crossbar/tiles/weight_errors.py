@@ -22,10 +22,12 @@ class WeightErrors:
     Attributes:
         gain: least squares against the targets, over all levels.
         squared: mean of ``(gain · w(t) - w)²`` at 65 weights ``w`` from 0 to 1, float64.
+        mean: of ``gain · w(t)`` at the same weights, float64.
     """
 
     gain: float
     squared: Tensor
+    mean: Tensor
 
 
 @lru_cache(maxsize=32)
@@ -47,4 +49,4 @@ def weight_errors(hardware: Hardware, seconds: float) -> WeightErrors:
     found, wanted = seen.effective(hardware.tile.rows).t().double(), levels.double().unsqueeze(1)
     products, squares = (found * wanted).sum(1), found.square().sum(1)  # level by level: the same with any threads
     gain = float(products.sum() / squares.sum())
-    return WeightErrors(gain, (gain * found - wanted).square().mean(1))
+    return WeightErrors(gain, (gain * found - wanted).square().mean(1), gain * found.mean(1))

@@ -11,6 +11,7 @@ from transformers.models.mixtral.modeling_mixtral import MixtralConfig, MixtralE
 from calibration import Finetune, WireAware, recipe
 from calibration.steps.average_reads import AverageReads
 from calibration.steps.batch_norms import BatchNormStatistics
+from calibration.steps.drift_targets import DriftTargets
 from calibration.steps.protection import TokenProtection
 from calibration.steps.protocol import Stage, uncalibrate
 from calibration.steps.screening_thresholds import ScreeningThresholds
@@ -67,7 +68,8 @@ def chip(kind, seed=0):
         torch.manual_seed(0)
         model = Net(kind is BatchNormStatistics).eval()
     wire = Wire(100.0, 100.0) if kind is WireAware else None
-    convert(model, replace(presets.pcm(), tile=Tile(16, 8), wire=wire))
+    hardware = presets.hermes() if kind is DriftTargets else presets.pcm()
+    convert(model, replace(hardware, tile=Tile(16, 8), wire=wire))
     program(model, seed)
     if kind().stage is Stage.IN_USE:
         age(model, "1d")

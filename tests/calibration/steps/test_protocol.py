@@ -11,7 +11,7 @@ from torch import nn
 from transformers import LlamaConfig, LlamaModel
 
 from attention import attach
-from calibration import DriftCompensation, Finetune, ScreeningThresholds, WireAware, recipe
+from calibration import DriftCompensation, DriftTargets, Finetune, ScreeningThresholds, WireAware, recipe
 from calibration.models.sharing import shared_copy
 from calibration.steps.batch_norms import BatchNormStatistics
 from calibration.steps.protection import TokenProtection
@@ -99,7 +99,7 @@ def drawn_batches():
 def chip(kind=None, seed=0):
     """The network on a chip that is as old as the step needs."""
     model = network(kind)
-    hardware = presets.pcm()
+    hardware = presets.hermes() if kind is DriftTargets else presets.pcm()
     wire = Wire(100.0, 100.0) if kind is WireAware else None
     convert(model, replace(hardware, tile=Tile(16, 8), wire=wire))
     program(model, seed)

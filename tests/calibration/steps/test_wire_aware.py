@@ -144,7 +144,7 @@ def test_state_keeps_it(tmp_path):
         assert torch.equal(other(data(2)), expected)
     assert torch.equal(other[0].cells.row_places, net[0].cells.row_places)
     new_chip(other)
-    assert other[0].wire_correction is not None  # as written again
+    assert other[0].target_correction is not None  # as written again
 
 
 def test_nothing_to_do_without_wires():
@@ -152,7 +152,7 @@ def test_nothing_to_do_without_wires():
     step = WireAware()
     assert step.fit(net, [{"input": data()}]) == {}
     step.apply(net, {})
-    assert net[0].wire_correction is None
+    assert net[0].target_correction is None
     assert analog_layers(net)["0"].cells.row_places is None
 
 
