@@ -21,6 +21,7 @@ from crossbar.backends.protocol import Read
 from crossbar.costs.counts import book_reads
 from crossbar.costs.ledger import book, counting
 from crossbar.errors import InputError, shown
+from crossbar.nn import rotation
 from crossbar.nn.chip import analog_layers
 from crossbar.nn.linear import AnalogLinear
 from crossbar.random.streams import Stream
@@ -157,9 +158,7 @@ class AnalogShard(nn.Module):
         if not self._by_columns:
             dist.all_reduce(y, group=self._group)
         elif self._gathers:
-            parts = [torch.empty_like(y) for _ in range(self._world)]
-            dist.all_gather(parts, y.contiguous(), group=self._group)
-            return torch.cat(parts, -1)
+            return self._gathered(y)
         return y
 
     def _digital(self, x: Tensor) -> Tensor:
@@ -184,12 +183,21 @@ class AnalogShard(nn.Module):
 
     def _driven(self, x: Tensor) -> Tensor:
         whole = self.whole
+        if whole.line_scale is not None:
+            book(whole.name, "digital_macs", x.numel())
+        if whole.rotation is not None:  # which mixes lines of all processes
+            additions = rotation.additions(whole.in_features, int(whole.rotation))
+            book(whole.name, "digital_macs", len(x) * additions)
+            return whole.driven(x if self._by_columns else self._gathered(x))[:, self.lines]
         if (lines := self._digital_lines()) is not None:
             x = x.index_fill(1, lines, 0)
-        if whole.line_scale is None:
-            return x
-        book(whole.name, "digital_macs", x.numel())
-        return x / whole.line_scale[self.lines]
+        return x if whole.line_scale is None else x / whole.line_scale[self.lines]
+
+    def _gathered(self, part: Tensor) -> Tensor:
+        """What each process has of a tensor, side by side along its last dimension."""
+        parts = [torch.empty_like(part) for _ in range(self._world)]
+        dist.all_gather(parts, part.contiguous(), group=self._group)
+        return torch.cat(parts, -1)
 
     def _digital_lines(self) -> Tensor | None:
         """Which of its inputs digital arithmetic computes."""
@@ -246,7 +254,7 @@ class AnalogShard(nn.Module):
         if counting():
             whole, idle = self.whole, self._digital_lines()
             columns = self.columns.stop - self.columns.start
-            missing = 0 if idle is None else len(idle)
+            missing = 0 if idle is None or whole.rotation is not None else len(idle)
             book_reads(whole.name, whole.hardware, self.in_features, columns, vectors, missing)
 
     def extra_repr(self) -> str:

@@ -63,13 +63,17 @@ def llama(blocks=2):
 
 
 def chip(hardware):
-    """A calibrated chip: word-line scales, digital lines, output corrections, adapters and gains of its own."""
+    """A calibrated chip: word-line scales, digital lines, output corrections, adapters and gains of its own.
+
+    Where there are no converters inputs are rotated too.
+    """
     model = llama(1)
     convert(model, hardware)
     draw = torch.Generator().manual_seed(1)
     for layer in analog_layers(model).values():
         layer.set_digital_lines(torch.tensor([1, layer.in_features - 2]))
         layer.set_line_scale(torch.rand(layer.in_features, generator=draw) + 0.5)
+        layer.set_rotation(16 if hardware.adc is None else None)
     program(model, 3)
     age(model, "1d")
     for layer in analog_layers(model).values():
@@ -140,6 +144,8 @@ def of_half(model, rank):
     with Ledger() as ledger, torch.inference_mode():
         model(input_ids=IDS)
     counted = {counter.name: number for counter, number in ledger.by_layer["model.layers.0.mlp.down_proj"].items()}
+    if down.whole.rotation is not None:  # 24 vectors drive 24 lines of 4 tiles, digital lines too
+        assert counted["dac_conversions"] == 24 * 24 * 4
     assert counted["adc_conversions"] == 24 * 32 * 3 * query.whole.hardware.tile.slices
     age(model, "1h")
     age(model, "1d")
