@@ -6,12 +6,10 @@ lm-eval finds models in a registry of its own alone, so whoever calls it imports
 
 from __future__ import annotations
 
-import sys
 import warnings
 from typing import Any
 
 import torch
-from lm_eval.__main__ import cli_evaluate
 from lm_eval.api.registry import register_model
 from lm_eval.models.huggingface import HFLM
 
@@ -53,12 +51,3 @@ class AnalogLM(HFLM):  # type: ignore[misc]  # lm-eval is not typed for mypy her
         with warnings.catch_warnings():  # transformers says that the folder's own configuration counts: it is this one
             warnings.filterwarnings("ignore", "You passed `quantization_config`")
             super()._create_model(*args, quantization_config=chip, **options)
-
-
-def main() -> None:
-    """``lm-eval`` with the model ``ohmformer``; a user's mistake is one sentence and exit code 2."""
-    try:
-        cli_evaluate()
-    except InputError as error:
-        print(f"ohmformer-lm-eval: {error}", file=sys.stderr)  # noqa: T201 - a command
-        sys.exit(2)

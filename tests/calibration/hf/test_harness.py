@@ -10,8 +10,9 @@ import torch
 
 pytest.importorskip("lm_eval")
 from calibration import calibrate, emulate, load_model, tasks
+from calibration.commands.lm_eval import main
 from calibration.hf import AnalogConfig
-from calibration.hf.harness import AnalogLM, main
+from calibration.hf.harness import AnalogLM
 from crossbar import InputError
 
 pytestmark = pytest.mark.filterwarnings("default")  # lm-eval's and those of its data sets
@@ -169,7 +170,12 @@ def test_refused(reader, name, options, said):
         tasks.get(name, reader, **options)
 
 
-def test_without_lm_eval(reader, monkeypatch):
+def test_without_lm_eval(reader, monkeypatch, capsys):
+    monkeypatch.setitem(sys.modules, "lm_eval.__main__", None)
+    with pytest.raises(SystemExit) as stop:
+        main()
+    assert stop.value.code == 2
+    assert "pip install 'ohmformer[lm-eval]'" in capsys.readouterr().err
     monkeypatch.setitem(sys.modules, "lm_eval.tasks", None)
     with pytest.raises(InputError, match="needs lm-eval, which is not installed: pip install"):
         tasks.get("lm_eval:letters", reader)

@@ -1,5 +1,11 @@
 """AnalogTraining in the real Trainer: noise, clipping, ranges, the chip that is scored, checkpoints."""
 
+import json
+import os
+import subprocess
+import sys
+from pathlib import Path
+
 import pytest
 import torch
 from torch import nn
@@ -115,3 +121,16 @@ def test_a_digital_model_is_refused(tiny_llama, tmp_path):
     arguments = TrainingArguments(str(tmp_path), use_cpu=True, report_to="none")
     with pytest.raises(InputError, match="has no analog layers"):
         Trainer(model=tiny_llama, args=arguments, train_dataset=samples(), callbacks=[AnalogTraining()])
+
+
+@pytest.mark.slow
+def test_two_processes_train_one_model(llama_folder, tmp_path):
+    command = [sys.executable, "-m", "torch.distributed.run", "--standalone", "--nproc_per_node", "2"]
+    command += [str(Path(__file__).with_name("two_processes.py")), str(llama_folder), str(tmp_path)]
+    environment = {**os.environ, "PYTHONPATH": str(Path(__file__).parents[3]), "OMP_NUM_THREADS": "1"}
+    done = subprocess.run(command, capture_output=True, text=True, check=True, env=environment, timeout=600)
+    found = json.loads(done.stdout.splitlines()[-1])
+    for name in ("weights", "chips"):
+        assert len(found[name]) == 2
+        assert found[name][0] == found[name][1]
+    assert found["losses"][-1] < found["losses"][0]
