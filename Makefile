@@ -27,6 +27,11 @@ test: lint
 test-slow: .venv/installed
 	$(BIN)/python -m pytest -m slow
 
+# A Llama of 1.3 billion parameters block by block: time and memory beside what --dry-run says of them; ten kills.
+test-scale: .venv/installed
+	PYTHONPATH=. $(BIN)/python benchmarks/scale.py
+	$(BIN)/python -m pytest -m slow tests/calibration/runs/test_streaming.py
+
 # The report in headless Chromium, Ray clusters, runs that are killed.
 test-studies: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[studies]'
