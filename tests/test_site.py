@@ -1,5 +1,7 @@
 """Pages of the site that are made: links, files that are shown, and the reference."""
 
+import ast
+import dataclasses
 import importlib
 import re
 from pathlib import Path
@@ -7,6 +9,9 @@ from pathlib import Path
 import pytest
 import yaml
 
+import attention
+import calibration
+import crossbar
 from calibration.commands.options import make_parser
 
 pytest.importorskip("mkdocs")
@@ -78,3 +83,18 @@ def test_every_page_is_in_the_navigation_once():
         *(f"reference/{name}.md" for name in (*repository.PACKAGES, "command")),
     }
     assert all((ROOT / name).is_file() for name in repository.PAGES)
+
+
+def test_the_page_of_defaults_says_what_the_code_does():
+    page = (ROOT / "docs" / "defaults.md").read_text(encoding="utf-8")
+    known = {**vars(crossbar.devices), **vars(attention), **vars(calibration), **vars(crossbar)}
+    fields = re.findall(r"^\| `(\w+)\.(\w+)` \| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(fields) > 40
+    for name, field, value in fields:
+        (found,) = [each.default for each in dataclasses.fields(known[name]) if each.name == field]
+        assert found == ast.literal_eval(value), f"{name}.{field}"
+    options = re.findall(r"^\| `(--[\w-]+)` \| `([^`]+)` \|", page, re.MULTILINE)
+    assert len(options) > 7
+    calibrate = make_parser().commands["calibrate"]._option_string_actions
+    for option, value in options:
+        assert repository.written(calibrate[option].default) == value, option
