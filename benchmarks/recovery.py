@@ -69,7 +69,7 @@ def main() -> int:
     parser = paired.option_parser(__doc__, rounds=1)
     parser.add_argument("--hardware", choices=list(HARDWARE), default="pcm")
     parser.add_argument("--age", default="1d", help="at which steps are fitted; scored is an hour later")
-    parser.add_argument("--recipe", choices=["fast", "thorough", "foundation"], default="fast")
+    parser.add_argument("--recipe", default="fast", help="fast, thorough, foundation, or a YAML file")
     parser.add_argument("--texts", nargs="+", choices=TEXTS, default=TEXTS)
     parser.add_argument("--windows", type=int, default=16, help="of each text, and as many that calibrate")
     parser.add_argument("--training-windows", type=int, default=100, help="that Finetune sees once, two a step")
@@ -77,8 +77,8 @@ def main() -> int:
     parser.add_argument("--keep", type=Path, default=Path("recovery"), help="folder for what was found")
     options = paired.use(parser)
     folder = options.keep / f"{options.hardware}-{options.windows}"
-    folders = [folder / f"{options.age}-{name}" for name in ("yardstick", options.recipe)]
     try:
+        folders = [folder / f"{options.age}-{name}" for name in ("yardstick", recipe_of(options).name)]
         if options.chips:
             measure(folder, *folders, options)
         digital, chips = kept(folder, *folders, options.texts)
@@ -165,8 +165,6 @@ def measure(folder: Path, yardsticks: Path, chips: Path, options: argparse.Names
 def recipe_of(options: argparse.Namespace) -> Recipe:
     """The recipe; `Finetune` sees each training window once, two a step."""
     recipe = recipes.get(options.recipe)
-    if options.recipe == "fast":
-        return recipe
     sizes = {"steps": options.training_windows // 2, "accumulate": 2, "checkpoint": False}  # takes 12 GB
     return Recipe(recipe.name, tuple(replace(s, **sizes) if isinstance(s, Finetune) else s for s in recipe.steps))
 
