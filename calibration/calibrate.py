@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from calibration.bundles.files import require_new
-from calibration.bundles.writer import require_no_memory, save_bundle, save_part, save_streamed
+from calibration.bundles.writer import require_cells, require_no_memory, save_bundle, save_part, save_streamed
 from calibration.models.outputs import device_of
 from calibration.progress import Progress
 from calibration.results.emulation import Calibration
@@ -49,6 +49,7 @@ def calibrate(
     stream: bool | None = None,
     progress: Progress | None = None,
     out: str | Path | None = None,
+    cells: str = "conductances",
     notify: Callable[[str], None] | None = None,
 ) -> Calibration:
     """Score a model in digital, on analog chips as programmed, and on the same chips calibrated at each age.
@@ -81,6 +82,7 @@ def calibrate(
         out: folder to write as a deployment bundle (`Calibration.save`) of the first chip at the last time. Until it is
             whole, what was found is kept in a hidden folder beside it, and the same call goes on from there after it
             was stopped.
+        cells: what the bundle holds of cells, as for `Calibration.save`.
         notify: told, in a sentence, when the call goes on from an earlier one, and of results that were damaged.
 
     Raises:
@@ -105,7 +107,7 @@ def calibrate(
         tied_heads=tied_heads,
         stream=stream,
     )
-    return run_calibration(request, staircase=staircase, progress=progress, out=out, notify=notify)
+    return run_calibration(request, staircase=staircase, progress=progress, out=out, cells=cells, notify=notify)
 
 
 def run_calibration(
@@ -114,16 +116,18 @@ def run_calibration(
     staircase: bool = True,
     progress: Progress | None = None,
     out: str | Path | None = None,
+    cells: str = "conductances",
     notify: Callable[[str], None] | None = None,
 ) -> Calibration:
     """`calibrate` of what is resolved already."""
+    require_cells(cells)
     if out is None:
         return _calibrated(request, staircase, progress)
     path = Path(out)
     require_place(path, request)
     with only_run(path):
         require_new(path)  # again: another run may have ended meanwhile
-        return _calibrated(request, staircase, progress, path, notify)
+        return _calibrated(request, staircase, progress, path, cells, notify)
 
 
 def estimate_calibration(request: Request, *, staircase: bool = True, progress: Progress | None = None) -> Estimate:
@@ -151,11 +155,12 @@ def _calibrated(
     staircase: bool,
     progress: Progress | None,
     out: Path | None = None,
+    cells: str = "conductances",
     notify: Callable[[str], None] | None = None,
 ) -> Calibration:
     """All arms, on all chips; with ``out``, a bundle of the first chip too."""
     if is_streamed(request, lambda: estimate_calibration(request, staircase=staircase, progress=progress).bytes):
-        return _streamed(request, staircase, progress, out, notify)
+        return _streamed(request, staircase, progress, out, cells, notify)
     experiment = Experiment.prepare(request, progress)
     journal = Journal() if out is None else _journal(out, experiment, request, staircase, notify)
     climb = Climb(
@@ -173,7 +178,8 @@ def _calibrated(
     result = _result(climb, request, Deployment(climb, fits))
     if out is not None:
         time = result.deployment.last_time()
-        save_bundle(result.deployment, result.to_dict(), out, request.chips[0], time, whole=journal.mark_done)
+        chip, done = request.chips[0], journal.mark_done
+        save_bundle(result.deployment, result.to_dict(), out, chip, time, whole=done, cells=cells)
         journal.remove()
     return result
 
@@ -183,6 +189,7 @@ def _streamed(
     staircase: bool,
     progress: Progress | None,
     out: Path | None,
+    cells: str,
     notify: Callable[[str], None] | None,
 ) -> Calibration:
     """The same block by block."""
@@ -195,13 +202,13 @@ def _streamed(
     def write(part: int, folder: Path, climb: Climb, fits: Fits) -> None:
         if out is not None:
             climb.restore(chip, fits[chip, last], last)
-            save_part(climb.experiment, folder)
+            save_part(climb.experiment, folder, cells)
 
     with ExitStack() as stack:
         if out is None:
             journal = Journal(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ohmformer-"))))
         else:
-            journal = _journal(out, stream.whole, request, staircase, notify)
+            journal = _journal(out, stream.whole, request, staircase, notify, cells)
         assert journal.folder is not None
         if notify is not None and journal.folder.is_dir() and (through := stream.through(journal.folder)):
             notify(f"goes on behind the {through} of {len(stream.model)} parts in {str(journal.folder)!r}")
@@ -209,7 +216,8 @@ def _streamed(
         result = _result(climb, request, Streamed(climb, fits))
         if out is not None:
             parts = stream.part_folders(journal.folder)
-            save_streamed(stream.whole, stream.model.files, result.to_dict(), out, (chip, last, request.wait), parts)
+            scored = (chip, last, request.wait)
+            save_streamed(stream.whole, stream.model.files, result.to_dict(), out, scored, parts, cells)
             journal.mark_done()
             journal.remove()
     return result
@@ -276,12 +284,17 @@ def _result(climb: Climb, request: Request, deployment: Deployment) -> Calibrati
 
 
 def _journal(
-    out: Path, experiment: Experiment, request: Request, staircase: bool, notify: Callable[[str], None] | None
+    out: Path,
+    experiment: Experiment,
+    request: Request,
+    staircase: bool,
+    notify: Callable[[str], None] | None,
+    cells: str = "conductances",
 ) -> Journal:
     """Beside ``out``, in the name of everything that decides the result."""
     assert request.recipe is not None
     options: list[Any] = [request.recipe.to_dict(), request.times, request.wait, request.chips, staircase]
-    options += [request.population, str(device_of(experiment.digital))]
+    options += [request.population, str(device_of(experiment.digital)), cells]
     layers = [layer.name for layer in experiment.conversion.analog]
     meta = device_of(experiment.digital).type == "meta"  # a stream, whose weights are known by their files
     weights = ["by blocks", experiment.setup["model_fingerprint"]] if meta else fingerprint.of_model(experiment.digital)

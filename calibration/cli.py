@@ -68,12 +68,14 @@ def _emulate(options: Namespace) -> int:
 
 
 def _calibrate(options: Namespace) -> int:
+    from calibration.bundles.writer import require_cells
     from calibration.calibrate import estimate_calibration, require_place, run_calibration
 
     bundle = options.out is not None and Path(options.out).suffix != ".json"
     out, options.out = (options.out, None) if bundle else (None, options.out)  # what _run writes the JSON to
     request = _request(options, **{name: options[name] for name in ("recipe", "wait", "population")})
     _require_writable(options.plot_shares, _PICTURES)
+    require_cells(options.cells)
     if out is not None:
         require_place(Path(out), request)
     if options.dry_run:
@@ -88,7 +90,12 @@ def _calibrate(options: Namespace) -> int:
             "calibrate",
             options,
             lambda progress: run_calibration(
-                request, staircase=options.staircase, progress=progress, out=out, notify=console.say if bundle else None
+                request,
+                staircase=options.staircase,
+                progress=progress,
+                out=out,
+                cells=options.cells,
+                notify=console.say if bundle else None,
             ),
         )
     except KeyboardInterrupt:

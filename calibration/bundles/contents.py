@@ -17,8 +17,10 @@ from attention import Pattern
 from calibration.bundles import writer
 from calibration.bundles.files import Files
 from crossbar import AnalogLinear, Hardware, InputError, Tile
+from crossbar.devices import RedrawDevice
 from crossbar.errors import require_number, require_whole
 from crossbar.nn.state import described_layers
+from crossbar.tiles import ageing
 from crossbar.tiles.mapping import tile_grid
 
 _PAIRS = 2**22  # of a pattern, looked at at once
@@ -158,6 +160,9 @@ def require_agreement(files: Files, told: Mapping[str, Any], hardware: Hardware 
     if [*sizes] != told["layers"]:
         files.refuse(writer.REPORT, f"its analog layers are not those of {writer.DESCRIPTION}")
     _require_tiles(files, _tile(files, written) if hardware is None else hardware.tile, sizes)
+    if files.cells == "seeds":
+        for layer, (lines, outputs) in sizes.items():
+            _require_sample(files, hardware, told["chip"], layer, lines, outputs)
 
 
 def _alike(first: Any, second: Any) -> bool:
@@ -179,34 +184,76 @@ def _tile(files: Files, hardware: Mapping[str, Any]) -> Tile:
 def _require_tiles(files: Files, tile: Tile, sizes: Mapping[str, tuple[int, int]]) -> None:
     """Refuse tiles of other layers or shapes."""
     folder = f"{writer.TILES}/"
-    listed, wanted = (
-        {name for name in files.entries if name.startswith(folder)},
-        {writer.tile_file(layer) for layer in sizes},
-    )
+    listed = {name for name in files.entries if name.startswith(folder)}
+    wanted = {name for layer in sizes for name in writer.tile_files(files.entries, layer)}
     for name in sorted(listed ^ wanted):
         files.refuse(name, "no analog layer has it" if name in listed else "it is missing")
     for layer, (in_features, out_features) in sizes.items():
         counts = [count for count in (tile.pairs, tile.slices) if count > 1]
         shape = [*counts, *tile_grid(in_features, out_features, tile), tile.rows, tile.cols]
-        name = writer.tile_file(layer)
-        found = files.shapes(name)
-        if found != dict.fromkeys(_TILE, shape):
-            files.refuse(name, f"it holds {found}, not G_plus and G_minus of {shape} each")
+        names = writer.tile_files(files.entries, layer)
+        found = [files.shapes(name) for name in names]
+        rows = 0
+        for name, own in zip(names, found, strict=True):
+            here = own.get("G_plus", [])[-4:-3]
+            part = [*shape[:-4], *here, *shape[-3:]]
+            if not here or own != dict.fromkeys(_TILE, part) or (len(names) == 1 and part != shape):
+                files.refuse(name, f"it holds {own}, not G_plus and G_minus of {shape} each")
+            rows += here[0]
+        if rows != shape[-4]:
+            files.refuse(names[-1], f"its layer has {shape[-4]} rows of tiles, and the files {rows}")
+
+
+def _require_sample(files: Files, hardware: Hardware | None, chip: int, layer: str, lines: int, outputs: int) -> None:
+    """Refuse cells that seed and targets do not make again as they were written, as a sample of them tells.
+
+    Args:
+        files: of the bundle.
+        hardware: the tiles; None where they are not known: then nothing is compared.
+        chip: its seed.
+        layer: whose cells; one that the sample has not keeps its cells in the bundle.
+        lines, outputs: of the layer.
+    """
+    samples = files.tensors(writer.SAMPLES) if writer.SAMPLES in files.entries else {}
+    sample = {name: part for name, part in samples.items() if name.rpartition("/")[0] == layer}
+    if hardware is None or not sample:
+        return
+    device = hardware.device
+    if isinstance(device, RedrawDevice) or not ageing.keeps_no_state(device):
+        return
+    pieces = [files.tensors(name) for name in writer.tile_files(files.entries, layer)]
+    line, tile = writer.sampled_lines(lines), hardware.tile
+    kinds = {part.shape for part in sample.values()}
+    planes = [
+        torch.cat([piece[key][..., line.start // tile.rows, line.start % tile.rows, :] for piece in pieces], -2)
+        for key in reversed(_TILE)  # G_plus comes first
+    ]
+    targets = torch.stack([g.flatten(-2)[..., :outputs] for g in planes[: tile.signs]])
+    targets = targets.reshape(-1, 1, outputs)
+    shape = (len(targets), lines, outputs)
+    made = ageing.program_lines(device, targets, (chip, layer), shape, line) if kinds == {targets.shape} else {}
+    wanted = {f"{layer}/{name}": part for name, part in made.items()}
+    if wanted.keys() != sample.keys() or not all(torch.equal(part, sample[name]) for name, part in wanted.items()):
+        files.refuse(
+            writer.SAMPLES,
+            f"seed {chip} does not make the cells of {layer} again as they were written, with these versions",
+        )
 
 
 def require_numbers(files: Files, told: Mapping[str, Any]) -> None:
     """Refuse conductances that are neither absent (NaN) nor a finite number of 0 µS or more."""
     for layer in told["layers"]:
-        name = writer.tile_file(layer)
-        for key, found in files.tensors(name).items():
-            if not found.is_floating_point() or not (found.isnan() | ((found >= 0) & (found < math.inf))).all():
-                files.refuse(name, f"{key} holds what is no conductance")
+        for name in writer.tile_files(files.entries, layer):
+            for key, found in files.tensors(name).items():
+                if not found.is_floating_point() or not (found.isnan() | ((found >= 0) & (found < math.inf))).all():
+                    files.refuse(name, f"{key} holds what is no conductance")
 
 
 def require_targets(files: Files, layer: AnalogLinear) -> None:
     """Refuse tiles that are not what the model's weights and the chip's calibration are written as."""
-    name = writer.tile_file(layer.name)
-    found = files.tensors(name)
+    names = writer.tile_files(files.entries, layer.name)
+    name, pieces = names[0], [files.tensors(name) for name in names]
+    found = {key: torch.cat([piece[key] for piece in pieces], -4) for key in _TILE}
     for key, own in zip(("G_plus", "G_minus"), layer.target_conductances(), strict=True):
         near = found[key].dtype == own.dtype and torch.allclose(
             found[key], own.cpu(), rtol=1e-5, atol=1e-6 * layer.hardware.device.g_max, equal_nan=True

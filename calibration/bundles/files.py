@@ -29,6 +29,10 @@ SCHEMA = 1
 MANIFEST = "manifest.json"
 SEAL = "manifest.json.sha256"
 """The manifest's own hash, in the format of ``sha256sum -c``: a change to the manifest itself is seen too."""
+CELLS = ("conductances", "seeds")
+"""What a bundle holds of cells: what programming left in them, or the seed that makes them again, with a sample."""
+LARGEST = 2_000_000_000
+"""Bytes of the largest file of weights, targets or cells; a layer's cells are in one file, however large."""
 
 _LARGEST_MANIFEST = 16 << 20  # bytes
 _LONGEST_NAME = 1024
@@ -53,10 +57,12 @@ class Files:
     Attributes:
         folder: where they are.
         entries: by name, with ``/`` between folders.
+        cells: what the manifest says of the cells, one of `CELLS`.
     """
 
     folder: Path
     entries: Mapping[str, Entry]
+    cells: str = CELLS[0]
 
     @classmethod
     def verified(cls, folder: Path) -> Files:
@@ -86,7 +92,13 @@ class Files:
                 f"bundle {str(folder)!r} has schema version {shown(values.get('schema'))} and this version of "
                 f"ohmformer reads {SCHEMA}: use the version that wrote it, or calibrate again"
             )
-        files = cls(folder, _entries(folder, values))
+        cells = values.get("cells", CELLS[0])
+        if cells not in CELLS:
+            raise InputError(
+                f"bundle {str(folder)!r}: {MANIFEST} says cells = {shown(cells)}, which is none of {', '.join(CELLS)}: "
+                "use the version that wrote it"
+            )
+        files = cls(folder, _entries(folder, values), cells)
         for name, entry in files.entries.items():
             files._compare(name, entry)
         files._require_nothing_else()
@@ -162,14 +174,14 @@ class Files:
                     raise InputError(f"{self._called}: {found!r} is not in the manifest: take it out of the folder")
 
 
-def seal(folder: Path) -> Files:
-    """Write the manifest of all files that are in a folder, and the hash of the manifest."""
+def seal(folder: Path, cells: str = CELLS[0]) -> Files:
+    """Write the manifest of all files that are in a folder, what they hold of cells, and the manifest's hash."""
     paths = sorted(path for path in folder.rglob("*") if path.is_file())
     entries = {path.relative_to(folder).as_posix(): Entry(digest(path), path.stat().st_size) for path in paths}
     files = {name: {"sha256": entry.sha256, "size": entry.size} for name, entry in entries.items()}
-    write_json(folder / MANIFEST, {"format": FORMAT, "schema": SCHEMA, "files": files})
+    write_json(folder / MANIFEST, {"format": FORMAT, "schema": SCHEMA, "cells": cells, "files": files})
     (folder / SEAL).write_text(_seal_of((folder / MANIFEST).read_bytes()), encoding="ascii")
-    return Files(folder, entries)
+    return Files(folder, entries, cells)
 
 
 def sync_all(folder: Path) -> None:

@@ -10,6 +10,12 @@ from calibration.bundles import contents, writer
 from calibration.bundles.files import Files
 from crossbar import Hardware, InputError, format_seconds
 
+_CELLS = {
+    "conductances": "what programming left in each",
+    "seeds": "made again from seed and targets; a sample was compared",
+}
+"""How `rows` tells `calibration.bundles.files.CELLS`."""
+
 
 def inspect_bundle(path: str | Path) -> dict[str, Any]:
     """Plain values about a bundle: model, task, layers and tiles, hardware, recipe, times, accuracy, sizes.
@@ -38,6 +44,7 @@ def inspect_bundle(path: str | Path) -> dict[str, Any]:
             "hardware": files.json(writer.HARDWARE),
             "recipe": files.json(writer.RECIPE),
             "chip": description["chip"],
+            "cells": files.cells,
             "fitted": description["fitted"],
             "seconds": description["seconds"],
             "refits": description["refits"],
@@ -84,6 +91,7 @@ def rows(values: dict[str, Any]) -> list[tuple[str, str]]:
             ),
             ("hardware", _hardware(values["hardware"])),
             ("recipe", f"{values['recipe']['name']}: {', '.join(s['step'] for s in values['recipe']['steps'])}"),
+            ("cells", _CELLS[values["cells"]]),
             ("chip", f"seed {values['chip']}, calibrated at {format_seconds(values['fitted'])}"),
             ("age", f"{format_seconds(values['seconds'])} since programming"),
             *(("refit", f"{r['step']['step']} at {format_seconds(r['seconds'])}") for r in values["refits"]),

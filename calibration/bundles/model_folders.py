@@ -12,6 +12,7 @@ from safetensors.torch import load_model, save_model
 from torch import nn
 
 from attention import attach, attached_pattern, detach
+from calibration.bundles.files import LARGEST
 from calibration.models.folder_files import reason
 from calibration.models.loading import read_transformers
 from calibration.models.quiet import quiet
@@ -23,8 +24,13 @@ if TYPE_CHECKING:
 _WEIGHTS = "weights.safetensors"
 
 
-def save(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path) -> dict[str, Any]:
-    """Write a digital model, without its pattern, and its tokenizer into a new folder; returns what `load` needs."""
+def save(
+    model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Path, largest: int = LARGEST
+) -> dict[str, Any]:
+    """Write a digital model, without its pattern, and its tokenizer into a new folder; returns what `load` needs.
+
+    Weights of a class of transformers are in files of ``largest`` bytes at most.
+    """
     folder.mkdir()
     description = {"class": _transformers_name(model), "dtype": str(next(model.parameters()).dtype)}
     if description["class"] is None:
@@ -34,7 +40,7 @@ def save(model: nn.Module, tokenizer: PreTrainedTokenizerBase | None, folder: Pa
     detach(model)
     try:
         with quiet():
-            model.save_pretrained(folder)  # type: ignore[operator]  # a PreTrainedModel
+            model.save_pretrained(folder, max_shard_size=largest)  # type: ignore[operator]  # a PreTrainedModel
     finally:
         if pattern is not None:
             attach(model, pattern)

@@ -8,16 +8,18 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from safetensors.torch import load_file
 from torch import Tensor, nn
 
 from attention import Pattern
 from calibration.bundles import model_folders
-from calibration.bundles.files import Files, new_folder, seal, write_json
+from calibration.bundles.files import CELLS, LARGEST, Files, new_folder, seal, write_json
 from calibration.models.folder_files import FolderFiles
 from calibration.runs.deployment import Deployment
 from calibration.runs.experiment import Experiment
 from calibration.versions import version_of
 from crossbar import AnalogLinear, InputError, analog_layers, save_state
+from crossbar.errors import shown
 from crossbar.nn.module import AnalogModule
 from crossbar.storage import tensor_files
 
@@ -25,6 +27,7 @@ DESCRIPTION, HARDWARE, RECIPE, REPORT = "bundle.json", "hardware.json", "recipe.
 MODEL, TILES = "model", "tiles"
 STATES = "states"
 STATE, RECALIBRATED, ROUTING = "state.safetensors", "recalibrated.safetensors", "routing.safetensors"
+SAMPLES = "samples.safetensors"
 MOST_TOKENS = 2**18
 """The longest sequence that rows are written for."""
 _VERSIONS = ("ohmformer", "torch", "transformers", "aihwkit")
@@ -37,6 +40,8 @@ def save_bundle(
     chip: int,
     fitted: float,
     whole: Callable[[], None] = lambda: None,
+    cells: str = CELLS[0],
+    largest: int = LARGEST,
 ) -> None:
     """Write chip ``chip`` as it was scored after being calibrated ``fitted`` seconds after programming.
 
@@ -47,28 +52,33 @@ def save_bundle(
         chip: its seed.
         fitted: one of the times of the calibration, s.
         whole: called when all is written, just before the folder takes its name.
+        cells: one of `calibration.bundles.files.CELLS`.
+        largest: bytes of a file.
 
     Raises:
         InputError: as `Calibration.save`.
     """
+    require_cells(cells)
     require_no_memory(report["memory"])
     experiment = deployment.experiment
     deployment.restore(chip, fitted)
     with new_folder(path) as folder:
-        saved = model_folders.save(experiment.digital, experiment.tokenizer, folder / MODEL)
-        _write_tiles(experiment.analog, folder / TILES)
-        save_state(experiment.analog, folder / STATE)
+        saved = model_folders.save(experiment.digital, experiment.tokenizer, folder / MODEL, largest)
+        _write_targets(experiment.analog, folder, largest)
+        _write_cells(experiment.analog, folder, cells, largest)
         changed = _changed(experiment)
         if changed:
             tensor_files.write(changed, folder / RECALIBRATED)
-        _describe(folder, experiment, report, saved, (chip, fitted, deployment.wait))
+        _describe(folder, experiment, report, saved, (chip, fitted, deployment.wait), cells)
         whole()
 
 
-def save_part(experiment: Experiment, folder: Path) -> None:
+def save_part(experiment: Experiment, folder: Path, cells: str = CELLS[0], largest: int = LARGEST) -> None:
     """Write what a bundle holds of one part of a streamed model, a chip that stands; again what is there already."""
-    _write_tiles(experiment.analog, folder / TILES)
-    save_state(experiment.analog, folder / STATE)
+    for left in (TILES, STATES):
+        shutil.rmtree(folder / left, ignore_errors=True)
+    _write_targets(experiment.analog, folder, largest)
+    _write_cells(experiment.analog, folder, cells, largest)
 
 
 def save_streamed(
@@ -78,6 +88,7 @@ def save_streamed(
     path: Path,
     scored: tuple[int, float, float],
     parts: Sequence[Path],
+    cells: str = CELLS[0],
 ) -> None:
     """Write a bundle of what `save_part` wrote of each part, whose states stay files of their own.
 
@@ -88,6 +99,7 @@ def save_streamed(
         path: a folder that does not exist yet.
         scored: the chip's seed, when it was fitted, and how long after that it was scored, s.
         parts: folders that `save_part` wrote to, some of which have nothing on tiles.
+        cells: what they hold of cells.
 
     Raises:
         InputError: as `Calibration.save`.
@@ -97,23 +109,87 @@ def save_streamed(
             (folder / name).mkdir()
         for file in (*files.texts, *files.weights):
             shutil.copyfile(file, folder / MODEL / file.name)
+        samples: dict[str, Tensor] = {}
         for place, part in enumerate(parts):
-            if (part / STATE).is_file():
-                shutil.copyfile(part / STATE, folder / STATES / f"{place:04d}.safetensors")
-                for tile in (part / TILES).iterdir():
-                    shutil.copyfile(tile, folder / TILES / tile.name)
+            for number, name in enumerate(state_files(_names(part)) if (part / TILES).is_dir() else ()):
+                shutil.copyfile(part / name, folder / STATES / f"{place:04d}-{number:04d}.safetensors")
+            if (part / TILES).is_dir():
+                shutil.copytree(part / TILES, folder / TILES, dirs_exist_ok=True)
+            if (part / SAMPLES).is_file():
+                samples |= load_file(part / SAMPLES)
+        if samples:
+            tensor_files.write(samples, folder / SAMPLES)
         saved = {"class": type(experiment.digital).__name__, "dtype": "torch.float32"}
-        _describe(folder, experiment, report, saved, scored)
+        _describe(folder, experiment, report, saved, scored, cells)
 
 
-def _write_tiles(model: nn.Module, folder: Path) -> None:
-    """Target conductances, a file for each layer."""
-    folder.mkdir(exist_ok=True)
+def _write_targets(model: nn.Module, folder: Path, largest: int) -> None:
+    """Target conductances of each layer: a file, or a folder of several, each with some of its rows of tiles."""
+    (folder / TILES).mkdir(exist_ok=True)
+    for layer, own in analog_layers(model).items():
+        pair = own.target_conductances()
+        rows = max(1, largest * pair[0].shape[-4] // max(1, 2 * pair[0].nbytes))
+        pieces = [pair] if rows >= pair[0].shape[-4] else list(zip(*(g.split(rows, -4) for g in pair), strict=True))
+        for number, (g_plus, g_minus) in enumerate(pieces):
+            path = folder / (tile_file(layer) if len(pieces) == 1 else f"{TILES}/{layer}/{number:04d}.safetensors")
+            path.parent.mkdir(exist_ok=True)
+            tensor_files.write({"G_plus": g_plus.contiguous(), "G_minus": g_minus.contiguous()}, path)
+
+
+def _write_cells(model: nn.Module, folder: Path, cells: str, largest: int) -> None:
+    """What is kept of the cells of each layer, and with what they were calibrated."""
+    samples: dict[str, Tensor] = {}
+    sizes: dict[str, int] = {}
     for name, layer in analog_layers(model).items():
-        g_plus, g_minus = layer.target_conductances()
-        tensor_files.write(
-            {"G_plus": g_plus.contiguous(), "G_minus": g_minus.contiguous()}, folder.parent / tile_file(name)
-        )
+        made_again = cells == "seeds" and layer.cells.is_made_again
+        if made_again:
+            for part, values in layer.cells.state_of(sampled_lines(layer.in_features)).items():
+                samples[f"{name}/{part}"] = values.contiguous()
+        left = 0 if made_again else sum(values.nbytes for values in layer.cells.state_of(slice(0, 1)).values())
+        sizes[name] = left * layer.in_features + 8 * layer.in_features * layer.out_features
+    if samples:
+        tensor_files.write(samples, folder / SAMPLES)
+    groups = _grouped(sizes, largest)
+    whole = cells != "seeds"
+    if len(groups) == 1:
+        save_state(model, folder / STATE, whole=whole)
+        return
+    (folder / STATES).mkdir()
+    for number, names in enumerate(groups):
+        save_state(model, folder / STATES / f"{number:04d}.safetensors", whole=whole, names=names)
+
+
+def _grouped(sizes: Mapping[str, int], largest: int) -> list[list[str]]:
+    """Layers one after another, as many in a group as so many bytes hold, one at least."""
+    groups: list[list[str]] = []
+    left = 0
+    for name, size in sizes.items():
+        if not groups or size > left:
+            groups.append([])
+            left = largest
+        groups[-1].append(name)
+        left -= size
+    return groups
+
+
+def sampled_lines(lines: int) -> slice:
+    """The word line, of so many, whose cells are kept where all others are made again."""
+    return slice(lines // 2, lines // 2 + 1)
+
+
+def require_cells(cells: str) -> None:
+    """Refuse what a bundle cannot hold of cells.
+
+    Raises:
+        InputError: for another name than those of `calibration.bundles.files.CELLS`.
+    """
+    if cells not in CELLS:
+        raise InputError(f"cells = {shown(cells)} is not allowed: choose {' or '.join(CELLS)}")
+
+
+def _names(folder: Path) -> list[str]:
+    """Of all files in a folder."""
+    return [path.relative_to(folder).as_posix() for path in folder.rglob("*") if path.is_file()]
 
 
 def _describe(
@@ -122,6 +198,7 @@ def _describe(
     report: Mapping[str, Any],
     saved: Mapping[str, Any],
     scored: tuple[int, float, float],
+    cells: str,
 ) -> None:
     """Write all that is not of the model or of cells, and seal the folder."""
     chip, fitted, wait = scored
@@ -143,11 +220,11 @@ def _describe(
         "versions": {name: found for name in _VERSIONS if (found := version_of(name)) is not None},
     }
     write_json(folder / DESCRIPTION, description)
-    seal(folder)
+    seal(folder, cells)
 
 
 def state_files(names: Iterable[str]) -> list[str]:
-    """The files with the cells of a bundle: one, or one for each part of a model that was streamed."""
+    """The files with the cells of a bundle: one, or several with some layers each."""
     return sorted(name for name in names if name.startswith(f"{STATES}/")) or [STATE]
 
 
@@ -166,22 +243,27 @@ def save_refitted(files: Files, path: Path, model: nn.Module, description: dict[
     Raises:
         InputError: as `Calibration.save`, and for a file of the other bundle that was changed since it was loaded.
     """
-    made = {DESCRIPTION, *state_files(files.entries)}
+    made = {DESCRIPTION, SAMPLES, *state_files(files.entries)}
     with new_folder(path) as folder:
         for name in files.entries:
             if name not in made:
                 (folder / name).parent.mkdir(parents=True, exist_ok=True)
                 shutil.copyfile(files.folder / name, folder / name)
-        save_state(model, folder / STATE)
+        _write_cells(model, folder, files.cells, LARGEST)
         write_json(folder / DESCRIPTION, description)
-        for name, entry in seal(folder).entries.items():
-            if name not in (STATE, DESCRIPTION) and entry != files.entries[name]:
+        for name, entry in seal(folder, files.cells).entries.items():
+            if name in files.entries and name not in made and entry != files.entries[name]:
                 raise InputError(f"bundle {str(files.folder)!r}: file {name!r} changed since it was loaded: load again")
 
 
 def tile_file(layer: str) -> str:
     """The file with a layer's target conductances."""
     return f"{TILES}/{layer}.safetensors"
+
+
+def tile_files(names: Iterable[str], layer: str) -> list[str]:
+    """The files with a layer's target conductances: one, or one after another those with some rows of tiles each."""
+    return sorted(name for name in names if name.startswith(f"{TILES}/{layer}/")) or [tile_file(layer)]
 
 
 def routing(experiment: Experiment) -> dict[str, Tensor]:

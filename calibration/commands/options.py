@@ -133,6 +133,12 @@ def make_parser() -> Parser:
         help="folder to write a deployment bundle to, or a .json file for the result alone",
     )
     calibrate.add_argument(
+        "--cells",
+        type=str,
+        default="conductances",
+        help="what the bundle holds of cells: conductances, or seeds that make them again (smaller)",
+    )
+    calibrate.add_argument(
         "--plot-shares",
         type=str | None,
         default=None,

@@ -6,6 +6,7 @@ from dataclasses import dataclass, field
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.bundles.files import LARGEST
 from calibration.bundles.writer import save_bundle
 from calibration.results.results import Results, finite
 from calibration.results.staircase import Stair, stairs
@@ -83,7 +84,15 @@ class Calibration(Emulation):
 
         return shares(self)
 
-    def save(self, path: str | Path, *, chip: int | None = None, fitted: str | float | None = None) -> None:
+    def save(
+        self,
+        path: str | Path,
+        *,
+        chip: int | None = None,
+        fitted: str | float | None = None,
+        cells: str = "conductances",
+        largest: int = LARGEST,
+    ) -> None:
         """Write one calibrated chip as a deployment bundle, a folder that `calibration.load_bundle` reads.
 
         It holds the chip as it was scored: calibrated at ``fitted``, and as old as the wait before scoring made it. The
@@ -93,6 +102,9 @@ class Calibration(Emulation):
             path: a folder that does not exist yet.
             chip: seed of the chip; None: the first.
             fitted: one of the times at which steps were fitted; None: the last.
+            cells: ``conductances``: what programming left in every cell is written; ``seeds``: cells that the chip's
+                seed makes again bit for bit are not, but for a sample that `calibration.load_bundle` compares.
+            largest: bytes of a file of weights, targets or cells, of which there are more where a model is larger.
 
         Raises:
             InputError: for a folder that exists already or cannot be written, and a chip or a time that was not
@@ -100,7 +112,7 @@ class Calibration(Emulation):
         """
         chip = self.deployment.first_chip() if chip is None else chip
         time = self.deployment.last_time() if fitted is None else to_seconds(fitted)
-        save_bundle(self.deployment, self.to_dict(), Path(path), chip, time)
+        save_bundle(self.deployment, self.to_dict(), Path(path), chip, time, cells=cells, largest=largest)
 
 
 def _plain_stair(stair: Stair) -> dict[str, Any]:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import json
-from collections.abc import Mapping
+from collections.abc import Collection, Mapping
 from pathlib import Path
 from typing import Any, TypeVar
 
@@ -49,7 +49,7 @@ _MOST = 1e18
 _LONGEST = 300  # characters of a reason, which may quote the file
 
 
-def save_state(model: nn.Module, path: str | Path, *, whole: bool = True) -> None:
+def save_state(model: nn.Module, path: str | Path, *, whole: bool = True, names: Collection[str] | None = None) -> None:
     """Write a programmed model's cells, seeds, age and calibration; the digital weights are not part of it.
 
     The file appears whole or not at all.
@@ -60,6 +60,7 @@ def save_state(model: nn.Module, path: str | Path, *, whole: bool = True) -> Non
         whole: also write cells that seed and weights make again bit for bit, which for most devices are four times as
             large as the weights. Without them the file needs the same weights beside it, and `load_state` cannot tell
             whether a model has them.
+        names: of the layers to write; None: all.
 
     Raises:
         InputError: for a model without analog layers, one that was not programmed, a folder that does not exist, and a
@@ -73,6 +74,8 @@ def save_state(model: nn.Module, path: str | Path, *, whole: bool = True) -> Non
     tensors: dict[str, Tensor] = {}
     layers: dict[str, dict[str, object]] = {}
     for name, layer in analog_layers(model).items():
+        if names is not None and name not in names:
+            continue
         if layer.seed is None:
             raise InputError(f"{name} was not programmed, so there is no state to save: program it first")
         state = {} if not whole and layer.cells.is_made_again else layer.state()

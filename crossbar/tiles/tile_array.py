@@ -240,6 +240,21 @@ class TileArray(nn.Module):
         parts = list(self._states())
         return {name: torch.cat([part[name] for _, part in parts], 1) for name in parts[0][1]}
 
+    def state_of(self, lines: slice) -> State:
+        """`state` of some word lines, ``r`` of them: each tensor ``[K, r, O]``.
+
+        Raises:
+            InputError: if the cells were not programmed.
+        """
+        self.require_programmed()
+        if self._cells:
+            return {name: getattr(self, f"cells_{name}")[:, lines] for name in self._cells}
+        device = self.hardware.device
+        assert self._kept is not None
+        assert not isinstance(device, RedrawDevice)
+        key = (self.seed or 0, self.name)
+        return ageing.program_lines(device, self._targets(self._kept, lines), key, self.shape, lines)
+
     def set_state(self, state: State, seed: int | None, seconds: float) -> None:
         """Take over cells that were programmed as chip ``seed``, at ``seconds`` after programming.
 

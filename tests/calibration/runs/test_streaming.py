@@ -130,14 +130,18 @@ def test_emulation(llama):
 )
 def test_calibration_and_its_bundle(tied, tmp_path, options):
     once, streamed = (
-        run_calibration(request(tied, stream, recipe=FAST, wait="1h", **options), out=tmp_path / f"{stream}")
-        for stream in (False, True)
+        run_calibration(
+            request(tied, stream, recipe=FAST, wait="1h", **options), out=tmp_path / f"{stream}", cells=cells
+        )
+        for stream, cells in ((False, "conductances"), (True, "seeds"))
     )
     assert streamed == once
     assert streamed.to_dict() == once.to_dict()
     assert sorted(path.name for path in tmp_path.iterdir()) == ["False", "True"]
     ids = torch.arange(20).view(1, 20)
     one, other = (load_bundle(tmp_path / f"{stream}") for stream in (False, True))
+    assert (one.files.cells, other.files.cells) == ("conductances", "seeds")
+    assert "samples.safetensors" in other.files.entries
     with torch.inference_mode():
         assert torch.equal(one.model(input_ids=ids).logits, other.model(input_ids=ids).logits)
     other.refit("1d").save(tmp_path / "refit")
