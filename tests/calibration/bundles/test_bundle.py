@@ -300,7 +300,7 @@ def test_a_chip_or_a_time_that_was_not_calibrated(calibrated, tmp_path, options,
 def test_a_save_that_fails_leaves_nothing(calibrated, tmp_path, monkeypatch):
     from calibration.bundles import writer
 
-    def full(*_):
+    def full(*_, **__):
         raise OSError(28, "No space left on device")
 
     monkeypatch.setattr(writer, "save_state", full)
