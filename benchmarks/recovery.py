@@ -272,7 +272,7 @@ def excess(digital: list[float], chips: list[Losses], arm: str, text: str) -> Sa
 def views(digital: dict[str, list[float]], chips: list[Losses]) -> list[Table]:
     """Perplexities, and what comes back of the loss by step, each with mean and median over windows."""
     arms = list(chips[0])
-    chips = [losses for losses in chips if all(arm in losses for arm in arms)]
+    chips = [losses for losses in chips if all(digital.keys() <= losses.get(arm, {}).keys() for arm in arms)]
     found = Table(title=f"perplexity, mean and median window; chips: {len(chips)}", title_justify="left")
     back = Table(title=f"part of the loss of {YARDSTICK!r} that comes back, 95% interval", title_justify="left")
     steps = Table(

@@ -160,7 +160,7 @@ def test_the_staircase_does_not_change_the_result(net, task):
     assert without.values("calibrated") == with_steps.values("calibrated")
 
 
-@pytest.mark.parametrize(("staircase", "arms"), [(True, 7), (False, 2)])
+@pytest.mark.parametrize(("staircase", "arms"), [(True, 8), (False, 2)])
 def test_progress_counts_every_score(net, task, staircase, arms):
     seen = []
     calibrate(net, task, times=["0s", "1h"], chips=2, staircase=staircase, progress=lambda *of: seen.append(of))
