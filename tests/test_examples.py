@@ -75,8 +75,8 @@ def test_python_of_the_pages_can_be_pasted_alone(page, number, text):
     assert done.returncode == 0, done.stdout
 
 
-SLOW = r"smollm2|calibrate\(|emulate\(|study\(|load_bundle"
-"""What only takes seconds in a block that says so before its fence."""
+SLOW = r"smollm2|calibrate\(|emulate\(|study\(|load_bundle|init_process_group"
+"""What only takes seconds, or one process, in a block that says so before its fence."""
 QUICK = [
     (page.name, k, text)
     for page in PAGES

@@ -187,6 +187,7 @@ def test_who_has_cells_does_not_look_at_processors():
         ("crossbar/circuit/currents.py", "_solved"),
         ("crossbar/circuit/ladders.py", "is_compiled"),
         ("crossbar/nn/linear.py", "AnalogLinear._forward"),
+        ("crossbar/nn/shard.py", "AnalogShard.forward"),
         ("crossbar/native/functions.py", "_is_compiled"),  # loops on CPUs, which give the bits of torch's operations
         ("crossbar/native/gpu.py", "serves"),  # whether Triton's kernels run at all
         ("crossbar/native/gpu.py", "why_not"),

@@ -303,7 +303,8 @@ class _Few:
     name = primary = "few"
 
     def __init__(self) -> None:
-        self._batches: list[Batch] = [{"input": torch.linspace(-1.0, 1.0, 2048).cos().view(2, 32, 32)}] * 2
+        inputs = torch.linspace(-1.0, 1.0, 2048, device="cpu").cos().view(2, 32, 32)
+        self._batches: list[Batch] = [{"input": inputs}] * 2
 
     def batches(self, split: Split) -> list[Batch]:
         """The same for both."""
@@ -374,6 +375,6 @@ def _handing_on() -> float:
     began = time.process_time()
     with tempfile.TemporaryDirectory(prefix="ohmformer-") as folder:
         file = Path(folder) / "handed-on.safetensors"
-        checked_files.write_tensors(file, {"0": torch.zeros(_SAMPLE // 4)}, {}, through=False)
+        checked_files.write_tensors(file, {"0": torch.zeros(_SAMPLE // 4, device="cpu")}, {}, through=False)
         checked_files.read_tensors(file)
     return (time.process_time() - began) / _SAMPLE

@@ -86,7 +86,7 @@ def test_bounds_hold_and_no_output_is_worse_than_clipped(weight, x, share):
     bound = (share * weight.abs().amax(1, keepdim=True)).expand_as(weight)
     moments = moments_of(x)
     found = nearest_within(weight, bound, moments)
-    assert (found.abs() <= bound * (1 + 1e-5)).all()
+    assert (found.abs() <= bound * (1 + 1e-5) + np.finfo(np.float32).tiny).all()  # below it numbers have few digits
     clipped = weight.clamp(-bound, bound)
     exact = error(clipped.double(), weight.double(), moments)
     assert (error(found.double(), weight.double(), moments) <= exact * (1 + 1e-3) + 1e-6).all()
