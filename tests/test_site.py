@@ -14,7 +14,7 @@ import calibration
 import crossbar
 from calibration.commands.options import make_parser
 
-pytest.importorskip("mkdocs")
+pytest.importorskip("mkdocs", reason="the site needs the extra docs")
 ROOT = Path(__file__).resolve().parents[1]
 SPEC = importlib.util.spec_from_file_location("repository", ROOT / "docs" / "hooks" / "repository.py")
 repository = importlib.util.module_from_spec(SPEC)

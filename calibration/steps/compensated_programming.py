@@ -92,7 +92,7 @@ class CompensatedProgramming:
         with one_thread():
             upper = torch.linalg.cholesky(torch.linalg.inv(unit), upper=True)
         mapped = layer.cells.matrix().to(layer.scales.dtype)
-        bound = layer.scales.repeat_interleave(layer.hardware.tile.rows, 0)[: layer.in_features].t()
+        bound = layer.largest_weight()
         written = mapped.clamp(-bound, bound)
         size = size.to(written)
         instants = [read * self.spacing for read in range(self.reads)]

@@ -78,9 +78,7 @@ def _curve(hardware: Hardware, seconds: float) -> np.ndarray[tuple[int], np.dtyp
 def _correction(layer: AnalogLinear, curve: np.ndarray[tuple[int], np.dtype[np.float64]]) -> Tensor:
     if layer.target_correction is not None:
         raise InputError(f"{layer.name} has targets that make up for wires: leave out DriftTargets or WireAware")
-    mapped = layer.scaled_weight()
-    mapped = mapped if layer.weight_correction is None else mapped + layer.weight_correction
-    scale = layer.scales.repeat_interleave(layer.hardware.tile.rows, 0)[: layer.in_features].t()
+    mapped, scale = layer.wanted_weight(), layer.largest_weight()
     part = (mapped.abs() / scale).clamp(max=1.0)
     written = np.interp(part.double().cpu().numpy(), curve, np.linspace(0.0, 1.0, len(curve)))
     return (torch.from_numpy(written).to(part) - part) * scale * mapped.sign()

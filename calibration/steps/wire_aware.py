@@ -95,9 +95,7 @@ class WireAware:
         cells, tile, given = layer.cells, layer.hardware.tile, layer.weight_range
         left = min(1.0 / weight_errors(layer.hardware, self.seconds).gain, 1.0)
         scales = layer.scales
-        mapped = layer.scaled_weight()
-        mapped = mapped if layer.weight_correction is None else mapped + layer.weight_correction
-        bound = _by_line(scales, layer)
+        mapped, bound = layer.wanted_weight(), layer.largest_weight()
         wanted = mapped.clamp(-bound, bound)
         written, ranges = wanted, scales
         for _ in range(self.rounds):

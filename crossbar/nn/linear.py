@@ -447,6 +447,15 @@ class AnalogLinear(nn.Module):
         weight = weight if self.line_scale is None else weight * self.line_scale
         return rotate(weight, self._block) if self._block else weight
 
+    def wanted_weight(self) -> Tensor:
+        """`scaled_weight` with ``weight_correction``, ``[O, I]``: what the tiles are to stand for."""
+        weight = self.scaled_weight()
+        return weight if self.weight_correction is None else weight + self.weight_correction
+
+    def largest_weight(self) -> Tensor:
+        """The mapped weight that a cell at g_max stands for, at each place, ``[O, I]``."""
+        return mapping.of_lines(self.scales, self.hardware.tile.rows, self.in_features, slice(None)).t()
+
     def unscaled_weight(self, mapped: Tensor) -> Tensor:
         """What mapped weights ``[O, I]`` are of the digital weights: `scaled_weight` taken back."""
         weight = rotate_back(mapped, self._block) if self._block else mapped

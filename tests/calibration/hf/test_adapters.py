@@ -6,7 +6,7 @@ import json
 import pytest
 import torch
 
-pytest.importorskip("peft")
+pytest.importorskip("peft", reason="adapters of peft need peft")
 from peft import LoraConfig, PeftConfig, PeftModel, get_peft_model
 from safetensors.torch import load_file
 

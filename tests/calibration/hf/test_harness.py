@@ -8,7 +8,7 @@ import sys
 import pytest
 import torch
 
-pytest.importorskip("lm_eval")
+pytest.importorskip("lm_eval", reason="the harness is lm-eval's")
 from calibration import calibrate, emulate, load_model, tasks
 from calibration.commands.lm_eval import main
 from calibration.hf import AnalogConfig

@@ -49,7 +49,7 @@ class Part:
     """A task of 7 batches of 10 tokens to calibrate on, and 100 tokens that are scored."""
 
     sizes = (10, 10)
-    tokens = {"calibration": 70, "evaluation": 100}  # noqa: RUF012
+    tokens = {"calibration": 70, "evaluation": 100}  # noqa: RUF012 - nobody changes it
     share = one_block.Beginning.share
 
     def __len__(self):

@@ -4,7 +4,7 @@ import pytest
 import torch
 
 triton = pytest.importorskip("triton", reason="Triton is not on every platform")
-tl = pytest.importorskip("triton.language")
+tl = pytest.importorskip("triton.language", reason="kernels need Triton, which is for Linux")
 
 from crossbar.native import functions, gpu, triton_kernels
 from tests.crossbar.native.test_functions import CASES
