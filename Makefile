@@ -9,7 +9,7 @@ GPU_TESTS := $(addprefix tests/,test_on_gpu.py crossbar/backends/test_triton.py 
 	crossbar/random/test_triton_kernels.py crossbar/tiles/test_triton_kernels.py attention/kernel/test_fused.py \
 	attention/memory/test_memory_rows.py)
 
-.PHONY: demo evaluate recall test test-slow test-studies test-circuit docs lint format benchmark clean
+.PHONY: demo evaluate recall test test-slow test-studies test-circuit docs dist lint format benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
@@ -64,6 +64,12 @@ format: .venv/installed
 # The site, in build/site; a broken link, a page that nothing leads to and a name that is not there are errors.
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
+
+# Wheel and source archive in dist/, once what they hold and a wheel away from the repository are checked.
+dist: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
+	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_release.py
+	$(BIN)/python -m build --outdir dist .
 
 benchmark: .venv/installed
 	for subject in linear training programming gated_attention controller emulation; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
