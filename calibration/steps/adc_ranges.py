@@ -28,8 +28,10 @@ class AdcRanges:
     Vectors that reach a layer in the analog model, on calibration data, are read out with ranges of 1, 1/√2, 1/2 … 1/64
     of the converter's full scale, and compared with what ideal cells and converters would give:
 
-    - ``mse``: the range with the least error that a gain for the column leaves. Rounding, clipping, output noise and
-      what drift made of the sums are all in it.
+    - ``mse``: the largest range whose squared error, as a gain for the column leaves it, is the least one within two
+      standard errors of a mean of squares (``√(2 / vectors)`` of it, for normal errors). Rounding, clipping, output
+      noise and what drift made of the sums are all in it. Among ranges that the vectors cannot tell apart, a smaller
+      one would only clip sums that they do not show.
     - ``largest``: the smallest range that no conversion reached the end of.
 
     Converters that have one range for all columns of a layer, or of a model, get the candidate with the least sum of
@@ -146,7 +148,9 @@ class _Tally:
     def best(self, method: Method) -> Tensor:
         """The chosen range of each column, ``[T, O]``; full scale for a column that delivers nothing."""
         if method == "mse":
-            chosen = torch.where((self._product > 0).any(0), self._left().argmin(0), 0)
+            left = self._left()
+            good = left <= (1 + 2 * (2 / self.vectors) ** 0.5) * left.amin(0)
+            chosen = torch.where((self._product > 0).any(0), good.long().argmax(0), 0)
         else:
             chosen = self._reached()
         return self.ranges[chosen]

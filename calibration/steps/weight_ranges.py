@@ -20,23 +20,29 @@ from crossbar.errors import require_number
 from crossbar.tiles.mapping import over_shared
 from crossbar.tiles.weight_errors import WeightErrors, weight_errors
 
-_SHARES = torch.arange(20, 5, -1, device="cpu") / 20  # of the largest weight: 1, 0.95 ... 0.3
+# Of the largest weight: 1, 0.95 ... 0.3, and, for sums beyond the range of the ADC, 1.41 ... 8 in half octaves
+_SHARES = torch.cat([torch.arange(20, 5, -1, device="cpu") / 20, 2 ** (torch.arange(1, 7, device="cpu") / 2)])
+_VECTORS, _OF_A_BATCH = 512, 128  # whose sums are compared with the range of the ADC
 
 
 @dataclass(frozen=True)
 class WeightRanges:
-    """Clip the largest weights of each column where that costs less than it gains for all others.
+    """Clip the largest weights of each column where that costs less than it gains, or make all conductances smaller.
 
     The largest weight of a column sets what a cell at g_max stands for, and so pushes the others down to where cells
     are noisiest, and the column's sums down towards the noise of its output. The range is the share s of the largest
-    weight, from 1 to 0.3, that makes least of the expected squared error of the outputs,
+    weight, from 8 to 0.3, that makes least of the expected squared error of the outputs,
 
-        ``Σ_i <x_i²> max(|w_i| - s, 0)² + s² (Σ_i <x_i²> e²(|w_i| / s) + (gain · output noise)² <range²>)``,
+        ``Σ_i <x_i²> max(|w_i| - s, 0)² + s² (Σ_i <x_i²> e²(|w_i| / s) + (gain · output noise)² <range²>)
+        + <max(|y| - s · range · full scale, 0)²>``,
 
     where ``x`` are the digital model's inputs on calibration data as they reach the DACs, ``range`` is what full scale
     stands for, and ``e²`` and ``gain`` are those of cells of this kind at an age (`crossbar.tiles.weight_errors`).
-    Errors of ADCs are left out, since their ranges follow the sums (`AdcRanges`). Columns that share a scale
-    (`crossbar.Tile.scale`) share a range. It changes the cells, so it comes before programming.
+    The last term is what the ADC clips of the sums ``y`` of the column in its tile, on 512 vectors: a column whose
+    weights agree with its inputs gets a range above 1, with smaller conductances, and sums that the ADC can hold.
+    (Weights in several slices of cells: without this term.) The ADC's rounding is left out, since ranges follow the
+    sums (`AdcRanges`). Columns that share a scale (`crossbar.Tile.scale`) share a range. It changes the cells, so it
+    comes before programming.
 
     What is clipped is then made up for. Cells err independently of each other, so that what follows a layer averages
     their errors, but clipping takes from all columns in the direction of what they give, and these errors add up: in
@@ -72,7 +78,7 @@ class WeightRanges:
         def see(name: str, x: Tensor, y: Tensor) -> None:
             layer = layers[name]
             driven = layer.driven(x)
-            powers.setdefault(name, _Powers()).add(driven, layer.full_scale(driven))
+            powers.setdefault(name, _Powers(layer)).add(driven, layer.full_scale(driven))
             if self.compensate:
                 moments.setdefault(name, InputMoments()).add(driven, token_weights(y))
 
@@ -99,37 +105,58 @@ class WeightRanges:
 
 
 class _Powers:
-    """Mean squares of driven inputs ``[I]`` and of the range of the DACs, from sums that do not grow."""
+    """Mean squares, from sums that do not grow: of driven inputs, the range of the DACs, and what the ADCs clip."""
 
-    def __init__(self) -> None:
-        self._tokens = 0
+    def __init__(self, layer: AnalogLinear) -> None:
+        self._layer = layer
+        self._tokens = self._vectors = 0
         self._lines: Tensor | float = 0.0
         self._range: Tensor | float = 0.0
+        self._clipped: Tensor | float = 0.0
 
     def add(self, driven: Tensor, full_scale: Tensor) -> None:
         """Take in inputs ``[B, I]`` and what full scale stood for, 0-d or ``[B, 1]``."""
+        full = full_scale.expand(len(driven), 1)
         self._tokens += len(driven)
         self._lines = self._lines + driven.double().square().sum(0)
-        self._range = self._range + full_scale.double().square().expand(len(driven), 1).sum()
+        self._range = self._range + full.double().square().sum()
+        if self._layer.hardware.adc is not None and self._layer.hardware.tile.slices == 1:
+            every = max(1, -(-len(driven) // _OF_A_BATCH))
+            driven, full = (values[::every][: _VECTORS - self._vectors] for values in (driven, full))
+            self._vectors += len(driven)
+            if len(driven):
+                self._clipped = self._clipped + self._clips(driven, full, self._layer.hardware.adc.full_scale)
 
-    def means(self) -> tuple[Tensor, Tensor]:
-        """Of the inputs ``[I]`` and of the range, 0-d."""
+    def _clips(self, driven: Tensor, full: Tensor, adc_range: float) -> Tensor:
+        """Squares that the ADCs clip, summed over inputs ``[B, I]``, with every range: ``[ranges, T, O]``."""
+        weight = _by_tiles(self._layer, self._layer.scaled_weight().t())
+        x = _by_tiles(self._layer, torch.minimum(driven.abs(), full).copysign(driven).t())
+        sums = torch.einsum("trb,tro->bto", x, weight).abs_()
+        limit = full.view(-1, 1, 1) * (adc_range * self._layer.scales)
+        return torch.stack([(sums - share * limit).clamp_(min=0).square_().sum(0) for share in _SHARES.tolist()])
+
+    def means(self) -> tuple[Tensor, Tensor, Tensor | float]:
+        """Of the inputs ``[I]``, of the range, 0-d, and of what is clipped with every range ``[ranges, T, O]``."""
         lines, full = self._lines / self._tokens, self._range / self._tokens
         assert isinstance(lines, Tensor)
         assert isinstance(full, Tensor)
-        return lines, full
+        return lines, full, self._clipped / max(1, self._vectors)
+
+
+def _by_tiles(layer: AnalogLinear, lines: Tensor) -> Tensor:
+    """Values of word lines ``[I, N]``, tile by tile, ``[T, R, N]``."""
+    rows, tiles = layer.hardware.tile.rows, len(layer.scales)
+    return F.pad(lines, (0, 0, 0, tiles * rows - layer.in_features)).view(tiles, rows, -1)
 
 
 def _range(layer: AnalogLinear, powers: _Powers, seconds: float) -> Tensor:
-    lines, full = powers.means()
+    lines, full, clipped = powers.means()
     errors = weight_errors(layer.hardware, seconds)
     noise = (errors.gain * layer.hardware.output_noise) ** 2 * full
-    rows, (tiles, outputs) = layer.hardware.tile.rows, layer.scales.shape
-    padding = tiles * rows - layer.in_features
-    power = F.pad(lines, (0, padding)).view(tiles, rows, 1).to(layer.scales)
-    magnitude = F.pad(layer.scaled_weight().abs().t(), (0, 0, 0, padding)).view(tiles, rows, outputs)
+    power = _by_tiles(layer, lines.unsqueeze(1)).to(layer.scales)
+    magnitude = _by_tiles(layer, layer.scaled_weight().abs().t())
     ranges = [share * layer.scales for share in _SHARES.tolist()]
-    cost = torch.stack([_cost(magnitude, power, scale, noise, errors) for scale in ranges])
+    cost = torch.stack([_cost(magnitude, power, scale, noise, errors) for scale in ranges]) + clipped
     best = torch.stack([over_shared(each, layer.hardware.tile, torch.sum) for each in cost]).argmin(0)
     return layer.scales * _SHARES.to(layer.scales)[best]
 

@@ -11,6 +11,7 @@ from crossbar import InputError, Tile, age, analog_layers, convert, presets, pro
 from crossbar.tiles.weight_errors import weight_errors
 
 YEAR = 365 * 86400.0
+SHARES = [step / 20 for step in range(20, 5, -1)] + [2 ** (step / 2) for step in range(1, 7)]
 
 
 @pytest.fixture
@@ -48,21 +49,23 @@ def searched(model, batches, seconds):
     power, full = x.square().mean(0), x.abs().amax(1).square().mean()
     errors = weight_errors(layer.hardware, seconds)
     noise = (errors.gain * layer.hardware.output_noise) ** 2 * full
+    limit = x.abs().amax(1) * layer.hardware.adc.full_scale
     weight = layer.digital.weight.detach().double()
     best = torch.zeros(2, 10, dtype=torch.float64)
     for tile, rows in enumerate((range(16), range(16, 24))):
         for output in range(10):
             largest = max(abs(float(weight[output, row])) for row in rows)
+            sums = x[:, list(rows)] @ weight[output, list(rows)]
             costs = {}
-            for step in range(20, 5, -1):
-                scale = largest * step / 20
-                cost = scale**2 * float(noise)
+            for share in SHARES:
+                scale = largest * share
+                cost = scale**2 * float(noise) + float((sums.abs() - scale * limit).clamp(min=0).square().mean())
                 for row in rows:
                     size = abs(float(weight[output, row]))
                     level = round(min(size / scale, 1.0) * 64)
                     error = max(size - scale, 0.0) ** 2 + scale**2 * float(errors.squared[level])
                     cost += float(power[row]) * error
-                costs[step / 20] = cost
+                costs[share] = cost
             best[tile, output] = min(costs, key=costs.get)
     return best
 
@@ -76,6 +79,44 @@ def test_the_range_is_the_best_of_an_exhaustive_search(batches):
     assert agree.double().mean() > 0.9  # a weight between two levels may round either way
     assert (share.double() - expected).abs().max() < 0.051
     assert (share < 1).all()
+
+
+def test_columns_whose_sums_the_adc_cannot_hold_get_larger_ranges(batches):
+    """Against the same search, with an ADC that clips some columns, and then others not."""
+    hardware = presets.pcm()
+    hardware = replace(hardware, adc=replace(hardware.adc, full_scale=1.0))
+    model = converted(hardware)
+    layer = analog_layers(model)["linear"]
+    share = (WeightRanges(YEAR).fit(model, batches)["linear.weight_range"] / layer.scales).double()
+    expected = searched(model, batches, YEAR)
+    near = (share - expected).abs() < 1e-5
+    assert near.double().mean() > 0.9
+    assert ((share / expected).log2().abs() < 0.51).all()
+    assert (share > 1).any()
+    assert (share < 1).any()
+
+
+@torch.no_grad()
+def test_a_column_that_agrees_with_its_inputs_is_not_clipped():
+    """All weights and inputs of one sign: 60 unit outputs where the ADC ends at 10."""
+    draw = torch.Generator().manual_seed(5)
+    weight = torch.randn(8, 100, generator=draw) * 0.05
+    weight[3] = 0.05 + 0.01 * torch.rand(100, generator=draw)
+    x = 0.1 + 0.02 * torch.randn(64, 100, generator=draw)
+    error = {}
+    for fitted in (False, True):
+        model = nn.Sequential(nn.Linear(100, 8, bias=False))
+        model[0].weight.copy_(weight)
+        convert(model, presets.pcm())
+        if fitted:
+            step = WeightRanges(0.0)
+            step.apply(model, step.fit(model, [{"input": x}]))
+        program(model, 0)
+        reset_reads(model)
+        wanted = x @ weight.t()
+        error[fitted] = (model(x) - wanted).square().mean(0) / wanted.square().mean(0)
+    assert error[False][3] > 0.5
+    assert error[True][3] < 0.02
 
 
 def test_older_cells_ask_for_smaller_ranges_and_ideal_ones_for_none(batches):
