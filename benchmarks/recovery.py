@@ -13,7 +13,7 @@ The yardstick is the loss in nats a token that balanced inputs and drift compens
 bootstrap that draws windows and chips anew at once (10,000 draws); with one chip they know of windows alone, and with
 few chips they are too narrow. What the windows of a chip lose has a heavy tail, so the median window stands beside the
 mean. What was fitted and scored is kept in the folder, and the same command goes on from there; what is fitted before
-programming serves all ages.
+chips are in use serves all ages.
 """
 
 import argparse
@@ -74,6 +74,7 @@ def main() -> int:
     parser.add_argument("--windows", type=int, default=16, help="of each text, and as many that calibrate")
     parser.add_argument("--training-windows", type=int, default=100, help="that Finetune sees once, two a step")
     parser.add_argument("--chips", type=int, default=4, help="0: print what is in the folder")
+    parser.add_argument("--last", action="store_true", help="score chips behind the last step alone")
     parser.add_argument("--keep", type=Path, default=Path("recovery"), help="folder for what was found")
     options = paired.use(parser)
     folder = options.keep / f"{options.hardware}-{options.windows}"
@@ -157,8 +158,9 @@ def measure(folder: Path, yardsticks: Path, chips: Path, options: argparse.Names
         program(model, chip)
         uncalibrate(model)
         for step in behind:
-            fit(step, chips / f"chip{chip}-{type(step).__name__}.safetensors")
-            if step.stage is Stage.IN_USE:
+            name = f"chip{chip}-{type(step).__name__}.safetensors"
+            fit(step, chips / name if step.stage is Stage.IN_USE else folder / f"{recipe.name}-{name}")
+            if step is behind[-1] or (step.stage is Stage.IN_USE and not options.last):
                 score(chips / f"chip{chip}.json", name_of(step))
 
 
@@ -271,8 +273,11 @@ def excess(digital: list[float], chips: list[Losses], arm: str, text: str) -> Sa
 
 def views(digital: dict[str, list[float]], chips: list[Losses]) -> list[Table]:
     """Perplexities, and what comes back of the loss by step, each with mean and median over windows."""
-    arms = list(chips[0])
-    chips = [losses for losses in chips if all(digital.keys() <= losses.get(arm, {}).keys() for arm in arms)]
+    last = list(chips[0])[-1]
+    chips = [
+        losses for losses in chips if all(digital.keys() <= losses.get(arm, {}).keys() for arm in (YARDSTICK, last))
+    ]
+    arms = [arm for arm in chips[0] if all(digital.keys() <= losses.get(arm, {}).keys() for losses in chips)]
     found = Table(title=f"perplexity, mean and median window; chips: {len(chips)}", title_justify="left")
     back = Table(title=f"part of the loss of {YARDSTICK!r} that comes back, 95% interval", title_justify="left")
     steps = Table(
