@@ -20,8 +20,6 @@ The intervals of the last two are from drawing devices again (bootstrap), since 
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Callable
 from dataclasses import dataclass
@@ -38,7 +36,7 @@ from crossbar.devices.power_law import PCM, PowerLaw, PowerLawDrift
 from crossbar.devices.protocol import Device
 from crossbar.devices.reram import ReRam
 from crossbar.errors import InputError, require_number, shown
-from crossbar.storage.plain_values import read_text
+from crossbar.storage.csv_tables import number, read_table
 
 LAWS = ("pcm", "hermes", "power_law", "reram", "measured")
 """What can be fitted."""
@@ -116,27 +114,10 @@ def read_readings(path: str | Path) -> Readings:
     Raises:
         InputError: for a missing file and for anything that is not such a table, with line and column.
     """
-    name = f"readings file {str(path)!r}"
-    reader = csv.reader(io.StringIO(read_text("readings", path, "CSV"), newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
-    except csv.Error as error:
-        raise InputError(f"{name} is not CSV: {error}") from None
-    header = [cell.strip() for cell in lines[0][1]] if lines else []
-    for column in header:
-        if column not in COLUMNS or header.count(column) > 1:
-            what = "twice" if column in COLUMNS else "that is not known"
-            raise InputError(f"{name} has a column {shown(column)} {what}: give each of {', '.join(COLUMNS)} once")
-    missing = [column for column in COLUMNS if column not in header]
-    if missing:
-        raise InputError(f"{name} has no column {missing[0]}: give {', '.join(COLUMNS)}")
+    name, lines = read_table("readings", path, COLUMNS)
     numbers: list[tuple[float, float, float, int]] = []
     names, targets, seen = dict[str, int](), dict[int, float](), set[tuple[int, float, str]]()
-    for number, line in lines[1:]:
-        place = f"{name}, line {number}"
-        if len(line) != len(header):
-            raise InputError(f"{place} has {len(line)} cells: give {len(header)}, as the header")
-        row = {column: cell.strip() for column, cell in zip(header, line, strict=True)}
+    for place, row in lines:
         target, seconds, read = (
             _number(place, column, row[column], most)
             for column, most in (("target_us", 1e5), ("seconds", 1e12), ("conductance_us", 1e5))
@@ -482,12 +463,7 @@ def _slopes(rows: _ByDevice, t_0: float) -> tuple[np.ndarray, np.ndarray]:
 
 
 def _number(place: str, column: str, cell: str, most: float) -> float:
-    try:
-        if "_" in cell:
-            raise ValueError
-        value = float(cell)
-    except ValueError:
-        raise InputError(f"{place}, column {column} = {shown(cell)} is not a number: give one") from None
+    value = number(place, column, cell)
     require_number(f"{place}, column {column}", value, most=most)
     return value
 

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import csv
-import io
 import math
 from collections.abc import Sequence
 from dataclasses import dataclass
@@ -18,7 +16,7 @@ from crossbar.devices.power_law import log1p
 from crossbar.devices.protocol import require_conductance
 from crossbar.errors import InputError, require_number, shown
 from crossbar.native import functions
-from crossbar.storage.plain_values import read_text
+from crossbar.storage.csv_tables import number, read_table, require_columns
 
 if TYPE_CHECKING:
     from crossbar.devices.protocol import Draw, State
@@ -71,7 +69,7 @@ class Measured:
             if not isinstance(values, Sequence) or isinstance(values, str):
                 raise InputError(f"device field {name} = {shown(values)} is not allowed: give a list of numbers")
             object.__setattr__(self, name, tuple(values))
-        _require_columns("device", columns)
+        require_columns("device", columns, _REQUIRED, _DRIFT)
         rows = len(self.target_us)
         for name in columns:
             if len(getattr(self, name)) != rows:
@@ -129,48 +127,12 @@ def from_csv(path: str | Path, t_0: float = 20.0) -> Measured:
     Raises:
         InputError: for a missing file and for anything that is not such a table, with line and column.
     """
-    name = f"device file {str(path)!r}"
-    reader = csv.reader(io.StringIO(read_text("device", path, "CSV"), newline=""), strict=True)
-    try:
-        lines = [(reader.line_num, line) for line in reader if any(cell.strip() for cell in line)]
-    except csv.Error as error:
-        raise InputError(f"{name} is not CSV: {error}") from None
-    if not lines:
-        raise InputError(f"{name} is empty: give a header with {', '.join(_REQUIRED)}")
-    header = [cell.strip() for cell in lines[0][1]]
-    _require_columns(name, header)
-    table, places = [], []
-    for number, line in lines[1:]:
-        places.append(f"{name}, line {number}")
-        if len(line) != len(header):
-            raise InputError(f"{places[-1]} has {len(line)} cells: give {len(header)}, as the header")
-        table.append({column: _number(places[-1], column, cell) for column, cell in zip(header, line, strict=True)})
+    name, lines = read_table("device", path, _REQUIRED, _DRIFT)
+    places = [place for place, _ in lines]
+    table = [{column: number(place, column, cell) for column, cell in row.items()} for place, row in lines]
     _require_rows(name, places, table)
-    columns = {column: tuple(row[column] for row in table) for column in header}
+    columns = {column: tuple(row[column] for row in table) for column in table[0]}
     return Measured(**columns, t_0=t_0)
-
-
-def _number(place: str, column: str, cell: str) -> float:
-    try:
-        if "_" in cell:
-            raise ValueError
-        return float(cell)
-    except ValueError:
-        raise InputError(f"{place}, column {column} = {shown(cell.strip())} is not a number: give one") from None
-
-
-def _require_columns(name: str, columns: Sequence[str]) -> None:
-    for column in columns:
-        if column not in (*_REQUIRED, *_DRIFT):
-            raise InputError(
-                f"{name} has a column {shown(column)} that is not known: allowed are {', '.join((*_REQUIRED, *_DRIFT))}"
-            )
-        if columns.count(column) > 1:
-            raise InputError(f"{name} has column {column} twice: give it once")
-    needed = (*_REQUIRED, *_DRIFT) if set(columns) & set(_DRIFT) else _REQUIRED
-    missing = [column for column in needed if column not in columns]
-    if missing:
-        raise InputError(f"{name} has no column {missing[0]}: give {', '.join(needed)}")
 
 
 def _require_rows(name: str, places: Sequence[str], table: Sequence[dict[str, float]]) -> None:

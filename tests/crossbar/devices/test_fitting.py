@@ -121,10 +121,10 @@ LINE = "5,1,4.9,a,0\n"
 @pytest.mark.parametrize(
     ("text", "message"),
     [
-        ("", "has no column target_us"),
+        ("", "is empty: give a header with target_us, seconds"),
         ("target_us,seconds,conductance_us,device\n", "has no column read: give target_us, seconds"),
         ("target_us,seconds,conductance_us,device,read,mood\n", "has a column 'mood' that is not known"),
-        ("target_us,target_us,seconds,conductance_us,device,read\n", "has a column 'target_us' twice"),
+        ("target_us,target_us,seconds,conductance_us,device,read\n", "has column target_us twice: give it once"),
         (HEADER, "has no readings: give a line for each"),
         (HEADER + LINE + "5,1,4.9,a\n", "line 3 has 4 cells: give 5, as the header"),
         (HEADER + "5,1,many,a,0\n", "line 2, column conductance_us = 'many' is not a number: give one"),
