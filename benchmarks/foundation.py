@@ -22,11 +22,12 @@ from pathlib import Path
 import paired
 from rich.console import Console
 from rich.table import Table
-from training_compensation import SUBJECTS, Subject, cut
+from torch import Tensor
+from training_compensation import SUBJECTS, Subject, cut, tell, timed
 
 from calibration import AdcRanges, DriftCompensation, Finetune, InputRanges
 from calibration.metrics import interval
-from calibration.runs.journal import Evaluation, Fit, Journal
+from calibration.runs.journal import Evaluation, Journal
 from calibration.steps.protocol import uncalibrate
 from calibration.storage.hashes import of_values
 from calibration.tasks.protocol import fitted_on
@@ -78,12 +79,11 @@ def measured(subject: Subject, journal: Journal, training: str, options: Namespa
     if training != "none":
         finetune = finetune_of(subject, training, options.clip)
 
-        def trained() -> Fit:
+        def trained() -> dict[str, Tensor]:
             batches = data.get("training", data["calibration"])
-            tensors = finetune.fit_long(model, batches, journal.state(f"trained {training}"), tell)
-            return {"tensors": tensors, "counts": {}}
+            return finetune.fit_long(model, batches, journal.state(f"trained {training}"), tell)
 
-        fitted = journal.fit(f"trained {training}", trained)["tensors"]
+        fitted = journal.fit(f"trained {training}", partial(timed, trained))["tensors"]
         finetune.apply(model, fitted)
         first, last = (float(part.mean()) for part in (fitted["losses"][:10], fitted["losses"][-10:]))
         print(f"trained with {training}: {finetune.steps} steps, loss {first:.4g} to {last:.4g}", flush=True)
@@ -113,11 +113,6 @@ def measured(subject: Subject, journal: Journal, training: str, options: Namespa
 def finetune_of(subject: Subject, training: str, clip: float) -> Finetune:
     noise, clipped = training in ("noise", "both"), training in ("clipping", "both")
     return replace(subject.finetune, age=FITTED, errors=float(noise), clip=clip if clipped else None)
-
-
-def tell(step: int, steps: int, text: str) -> None:
-    if step % 50 == 0:
-        print(f"step {step} of {steps}, {text}", flush=True)
 
 
 def views(scores: Scores, digital: float) -> list[Table]:

@@ -15,19 +15,20 @@ is held against the published one where that is the same way round at both ends.
 
 import copy
 from argparse import Namespace
-from collections.abc import Iterable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from dataclasses import replace
 from functools import partial
 from itertools import combinations
 from pathlib import Path
 from statistics import mean
+from time import monotonic
 from typing import NamedTuple
 
 import digits
 import paired
 from rich.console import Console
 from rich.table import Table
-from torch import nn
+from torch import Tensor, nn
 
 from calibration import DriftCompensation, Finetune, InputRanges, Task, load_model, tasks
 from calibration.metrics import interval
@@ -69,11 +70,11 @@ def vision_transformer(journal: Journal, options: Namespace) -> Subject:
     """A ViT that was trained on 4,000 digits, scored on 1,000 others."""
     task, model = digits.Digits(), digits.build()
 
-    def trained() -> Fit:
+    def trained() -> dict[str, Tensor]:
         digits.train(model, task)
-        return {"tensors": dict(model.state_dict()), "counts": {}}
+        return dict(model.state_dict())
 
-    model.load_state_dict(journal.fit("digital", trained)["tensors"])
+    model.load_state_dict(journal.fit("digital", partial(timed, trained))["tensors"])
     return Subject(model, task, _finetune(options.steps or 400, options.rate or 5e-4), 100)
 
 
@@ -136,7 +137,11 @@ def measured(
     if training:
         print(conversion, flush=True)
         fitted = journal.fit(
-            "trained", partial(_trained, finetune, model, data.get("training", batches), journal.state("trained"))
+            "trained",
+            partial(
+                timed,
+                partial(finetune.fit_long, model, data.get("training", batches), journal.state("trained"), tell),
+            ),
         )["tensors"]
         finetune.apply(model, fitted)
         first, last = (float(part.mean()) for part in (fitted["losses"][:10], fitted["losses"][-10:]))
@@ -166,12 +171,15 @@ def measured(
                 yield arm, time, value
 
 
-def _trained(finetune: Finetune, model: nn.Module, batches: list[Batch], file: Path | None) -> Fit:
-    def tell(step: int, steps: int, text: str) -> None:
-        if step % 10 == 0:
-            print(f"step {step} of {steps}, {text}", flush=True)
+def timed(train: Callable[[], dict[str, Tensor]]) -> Fit:
+    """What a training finds, and how long it took."""
+    began = monotonic()
+    return {"tensors": train(), "counts": {}, "seconds": monotonic() - began}
 
-    return {"tensors": finetune.fit_long(model, batches, file, tell), "counts": {}}
+
+def tell(step: int, steps: int, text: str) -> None:
+    if step % 50 == 0:
+        print(f"step {step} of {steps}, {text}", flush=True)
 
 
 def cut(batches: Iterable[Batch], size: int) -> Iterator[Batch]:
