@@ -3,15 +3,21 @@
     python benchmarks/screening.py                  # one window of 2,048 tokens, PCM keys and values
     python benchmarks/screening.py --bits 1 2 4 8   # the ramp's bits at a quarter of the rows
     python benchmarks/screening.py --memory none    # digital keys: what choosing alone loses
+    python benchmarks/screening.py --age 1d         # rows of all ages up to a day
 
 ``screened(k) | sinks | window`` has ramps of ``--bits``, ``spiking(θ) | sinks | window`` a threshold for each head of
 each layer that the recipe step `ScreeningThresholds` finds on a calibration window; ``window | sinks`` has as many
 pairs, and top-k tells any two lines apart. Recall is that of the exact top keys, as many as open, of the last 256
-queries in six layers. Prices are those of `ohmformer energy` (attention alone, without writes); a step of a ramp takes
-``--step-ns``.
+queries in six layers, whose rows are half of ``--age`` old. Energy and time are those of `ohmformer energy` on the chip
+``mesh``: attention alone, without writes, its layers one after another, a token of the window on average.
+
+The second table has energy and time at one perplexity, ``--loss`` above dense attention on the same rows. Between an
+arm's own points, and dense attention, the logarithms of perplexity, energy and time are taken to lie on straight lines.
 Measurements are kept in a file as they are made; ``--fresh`` begins again.
 """
 
+import math
+from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
@@ -29,8 +35,13 @@ from attention.kernel.token_rows import write
 from attention.patterns.screening import Lines, is_screening, screen, with_thresholds
 from calibration import ScreeningThresholds, load_model
 from calibration.tasks.perplexity import Perplexity
-from crossbar import Ledger, PriceBook, presets, price
+from crossbar import Hardware, Ledger, PriceBook, presets, price
+from crossbar.costs.chips import DEFAULT as CHIP
+from crossbar.costs.chips import Chip
+from crossbar.costs.floorplan import Block, floor_plan
 from crossbar.costs.prices import DEFAULT
+from crossbar.costs.schedule import chip_time
+from crossbar.units import to_seconds
 
 SINKS = 4
 PUBLISHED = "published: about 75% pruned (arXiv 2409.04940); 0.4% to 1.2% of accuracy at k = 5 (Topkima, 2411.13050)"
@@ -48,7 +59,8 @@ def main() -> None:
     parser.add_argument("--memory", default="pcm", help="hardware of keys and values, or none")
     parser.add_argument("--key-scale", default="channel", choices=("row", "channel", "head"))
     parser.add_argument("--seed", type=int, default=0)
-    parser.add_argument("--step-ns", type=float, default=1.0)
+    parser.add_argument("--age", default="0s", help="of the oldest row: tokens arrive evenly in that time")
+    parser.add_argument("--loss", type=float, default=0.05, help="of perplexity, for the second table")
     parser.add_argument("--out", type=Path, default=Path("screening.json"))
     parser.add_argument("--plot", type=Path, default=Path("screening.png"))
     parser.add_argument("--fresh", action="store_true")
@@ -64,14 +76,12 @@ def main() -> None:
     for share in options.shares:
         k = of_share(n, share, options.near)
         rest = f"sinks({SINKS}) | window({options.near})"
+        arms.setdefault("window", []).append((f"{share}", f"window({window_of(n, share)}) | sinks({SINKS})"))
         for bits in options.bits:
             arms.setdefault(f"screened, {bits} bits", []).append((f"{share}", f"screened({k}, bits={bits}) | {rest}"))
-        arms.setdefault("window", []).append((f"{share}", f"window({window_of(n, share)}) | sinks({SINKS})"))
         arms.setdefault("spiking", []).append((f"{share}", f"spiking(0) | {rest}"))
-        if options.memory == "none":
-            arms.setdefault("top-k", []).append((f"{share}", f"topk({k}) | {rest}"))
-        else:
-            arms.setdefault("top-k", []).append((f"{share}", f"screened({k}) | {rest}"))
+        exact = "topk" if options.memory == "none" else "screened"
+        arms.setdefault("top-k", []).append((f"{share}", f"{exact}({k}) | {rest}"))
     found: dict[str, list[dict[str, Any]]] = {}
     wanted = ["dense", *map(str, options.shares)]  # all arms at one share before the next
 
@@ -81,6 +91,7 @@ def main() -> None:
     order = sorted(((arm, *point) for arm, points in arms.items() for point in points), key=rank)
     for arm, share, text in order:
         name = f"{arm}, {share}, {options.memory}, {options.key_scale}, {n} x {options.windows}, {options.seed}"
+        name += f", {options.age}"
         measured = kept.measure(name, lambda s=share, t=text, a=arm: score(loaded.model, task, a, s, t, options))
         found.setdefault(arm, []).append(measured)
     show(found, options)
@@ -111,9 +122,10 @@ def window_of(n: int, share: float) -> int:
 
 def score(model: Any, task: Perplexity, arm: str, share: str, text: str, options: Any) -> dict[str, Any]:
     """Perplexity, pairs, recall, and energy and time a token under one pattern."""
-    memory = None
+    memory, n = None, options.window_length
     if options.memory != "none":
-        memory = Memory(presets.get(options.memory), key_scale=options.key_scale, capacity=options.window_length)
+        seconds = to_seconds(options.age) / n
+        memory = Memory(presets.get(options.memory), key_scale=options.key_scale, capacity=n, token_seconds=seconds)
     attach(model, text, memory)
     if arm == "spiking":
         step = ScreeningThresholds(share=float(share))
@@ -121,30 +133,33 @@ def score(model: Any, task: Perplexity, arm: str, share: str, text: str, options
     renew_memory(model, options.seed)
     with Ledger() as ledger:
         perplexity = task.metrics(model)["perplexity"]
-    totals, tokens = ledger.totals(), options.windows * options.window_length
+    totals, tokens = ledger.totals(), options.windows * n
     config = model.config
     heads = config.num_hidden_layers * config.num_attention_heads
-    n = options.window_length
     causal = options.windows * heads * n * (n + 1) // 2
     report = price(ledger, PriceBook.get(DEFAULT), tokens=tokens)
     pj = sum(line.pj for line in report.lines if line.counter not in _WRITES)
-    waited = totals.get("waited_ramp_steps", 0) / tokens / config.num_attention_heads  # heads work side by side
+    hardware = Hardware() if memory is None else memory.hardware
+    plan = floor_plan([Block(name, 1) for name in ledger.by_layer], [], Chip.get(CHIP))  # no way is timed
+    time = chip_time(ledger, tokens, plan, dict.fromkeys(ledger.by_layer, hardware))
     result = {
         "pattern": text,
         "share": ledger.pairs / causal,
         "perplexity": perplexity,
         "uj": pj / tokens * 1e-6,
-        "ramp_us": waited * options.step_ns * 1e-3,
+        "us": time.latency * 1e-3,
+        "waited_us": {name: ns * 1e-3 for name, ns in time.waited().items() if ns},
+        "energy_uj": {name: part.pj / tokens * 1e-6 for name, part in report.by_component().items()},
         "conversions": totals.get("adc_conversions", 0) / tokens,
         "comparisons": totals.get("comparisons", 0) / tokens,
-        "recall": recalled(model, task, memory) if arm != "dense" else 1.0,
+        "recall": recalled(model, task, memory, to_seconds(options.age) / 2) if arm != "dense" else 1.0,
     }
     detach(model)
     return result
 
 
 @torch.inference_mode()
-def recalled(model: Any, task: Perplexity, memory: Memory | None, layers: int = 6) -> float:
+def recalled(model: Any, task: Perplexity, memory: Memory | None, age: float, layers: int = 6) -> float:
     """Recall of the exact top keys, as many as open, over some layers spread over the model and the scored window."""
     seen: list[float] = []
     every = model.config.num_hidden_layers // layers
@@ -162,7 +177,7 @@ def recalled(model: Any, task: Perplexity, memory: Memory | None, layers: int = 
             last = q[:, :, first:]
             lines = Lines(last, k, first, numbers=(last, k))
             if memory is not None:
-                rows = write(k, memory.hardware, (memory.seed, own.name, "keys"))
+                rows = write(k, memory.hardware, (memory.seed, own.name, "keys"), age)
                 lines = lines_of_rows(
                     last, rows, memory.hardware, (memory.seed, own.name), (0, own.name, "read"), offset=first
                 )
@@ -186,7 +201,7 @@ def recalled(model: Any, task: Perplexity, memory: Memory | None, layers: int = 
 
 def show(found: dict[str, list[dict[str, Any]]], options: Any) -> None:
     """The table."""
-    setting = f"{options.windows} x {options.window_length} tokens, keys and values: {options.memory}"
+    setting = f"{options.windows} x {options.window_length} tokens, keys and values: {options.memory}, {options.age}"
     view = Table(title=f"SmolLM2, {setting}", caption=PUBLISHED, title_justify="left", caption_justify="left")
     for column in (
         "arm",
@@ -194,7 +209,7 @@ def show(found: dict[str, list[dict[str, Any]]], options: Any) -> None:
         "perplexity",
         "recall",
         "µJ a token",
-        "ramps, µs a token",
+        "µs a token",
         "conversions",
         "comparisons",
     ):
@@ -202,24 +217,47 @@ def show(found: dict[str, list[dict[str, Any]]], options: Any) -> None:
     for arm, points in found.items():
         for p in points:
             numbers = f"{p['share']:.1%}", f"{p['perplexity']:.2f}", f"{p['recall']:.1%}", f"{p['uj']:.2f}"
-            more = f"{p['ramp_us']:.2f}", f"{p['conversions']:,.0f}", f"{p['comparisons']:,.0f}"
+            more = f"{p['us']:.2f}", f"{p['conversions']:,.0f}", f"{p['comparisons']:,.0f}"
             view.add_row(arm, *numbers, *more)
     Console(width=140).print(view)
+    (dense,) = found["dense"]
+    wanted = dense["perplexity"] * (1 + options.loss)
+    equal = Table(title=f"at a perplexity of {wanted:.2f}", title_justify="left")
+    for column in ("arm", "open", "µJ a token", "µs a token"):
+        equal.add_column(column, justify="left" if column == "arm" else "right")
+    for arm, points in found.items():
+        if arm != "dense":
+            values = [at_perplexity([*points, dense], key, wanted) for key in ("share", "uj", "us")]
+            shown = ("not reached" if x is None else f"{x:.1%}" if k == 0 else f"{x:.2f}" for k, x in enumerate(values))
+            equal.add_row(arm, *shown)
+    Console(width=140).print(equal)
+
+
+def at_perplexity(points: list[dict[str, Any]], key: str, wanted: float) -> float | None:
+    """What an arm takes at a perplexity, on straight lines of logarithms between its points; None: beyond them."""
+    ordered = sorted(points, key=lambda p: -p["share"])
+    for here, there in pairwise(ordered):  # from dense on: the last place where it is still as good
+        low, high = math.log(here["perplexity"]), math.log(there["perplexity"])
+        if low <= math.log(wanted) < high:
+            part = (math.log(wanted) - low) / (high - low)
+            return math.exp((1 - part) * math.log(here[key]) + part * math.log(there[key]))
+    return None
 
 
 def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
-    """Perplexity against open rows, and against energy."""
-    figure = Figure(figsize=(9.6, 4.0), layout="constrained")
-    axes = figure.subplots(1, 2, sharey=True)
+    """Perplexity against open rows, energy and time."""
+    figure = Figure(figsize=(11.0, 4.0), layout="constrained")
+    axes = figure.subplots(1, 3, sharey=True)
     for (arm, points), marker in zip(found.items(), "xosD^vP*", strict=False):
         points = sorted(points, key=lambda p: p["share"])
-        for own, key, factor in ((axes[0], "share", 100), (axes[1], "uj", 1)):
+        for own, key, factor in ((axes[0], "share", 100), (axes[1], "uj", 1), (axes[2], "us", 1)):
             if arm == "dense":
                 own.axhline(points[0]["perplexity"], color="black", linestyle="--", linewidth=1)
             x = [p[key] * factor for p in points]
             own.plot(x, [p["perplexity"] for p in points], marker=marker, markersize=4, label=arm)
     axes[0].set_xlabel("open rows, % of the causal pairs")
     axes[1].set_xlabel("attention, µJ a token")
+    axes[2].set_xlabel("attention, µs a token")
     axes[0].set_ylabel("perplexity (lower is better)")
     axes[0].set_ylim(top=min(axes[0].get_ylim()[1], 3 * min(p["perplexity"] for ps in found.values() for p in ps)))
     axes[0].legend(frameon=False, fontsize=8)

@@ -16,7 +16,7 @@ from torch import Tensor
 from attention.kernel.token_rows import TokenRows
 from attention.kernel.wires import OpenTile, prepared, score_sums
 from attention.patterns.base import Pattern
-from attention.patterns.screening import Lines, Screen, Screening
+from attention.patterns.screening import Lines, Screen, Screening, Spiking
 from crossbar.backends.converters import drive
 from crossbar.costs.ledger import book, book_later, counting
 from crossbar.hardware import Hardware
@@ -154,8 +154,11 @@ def book_screening(layer: str, taken: dict[Screening, Tensor], head_dim: int, ha
     across = -(-head_dim // columns)
     for screening, counts in taken.items():
         phases, bits = screening.phases, 1 if screening.serial else dac
+        pulse = screening.bits if isinstance(screening, Spiking) and screening.serial else dac
 
-        def booked(numbers: list[int], phases: int = phases, bits: int | None = bits) -> None:
+        def booked(
+            numbers: list[int], phases: int = phases, bits: int | None = bits, pulse: int | None = pulse
+        ) -> None:
             found = Screen(*numbers)
             for name, number, own in (
                 ("query_drives", phases * head_dim * found.tiles, None),
@@ -163,11 +166,14 @@ def book_screening(layer: str, taken: dict[Screening, Tensor], head_dim: int, ha
                 ("column_activations", across * found.pairs, None),
                 ("cell_macs", phases * head_dim * pairs * found.pairs, None),
                 ("tile_reads", phases * across * found.tiles, None),
+                ("screening_reads", phases * across * found.tiles, None),
+                ("screening_queries", found.queries, pulse),
+                ("screening_drives", phases * found.queries, pulse),
                 ("screened_pairs", found.pairs, None),
                 ("row_spikes", found.spikes, None),
                 ("comparisons", found.comparisons, None),
                 ("ramp_steps", found.ramp_steps, None),
-                ("waited_ramp_steps", found.waited_steps, None),
+                ("waited_comparisons", found.waited, None),
             ):
                 if number:
                     book(layer, name, number, own)

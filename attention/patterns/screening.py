@@ -33,14 +33,14 @@ from crossbar.random.streams import normal
 
 Per = Literal["query", "tile"]
 
-_SCORES = 2**22  # scores that exist at once: bounds memory
+_SCORES = 2**20  # scores that exist at once: bounds memory, and stays in caches
 _MOST_BITS = 12
 _MOST_THRESHOLD = 1e6
 _ROWS = 256  # of a tile, where no hardware says another number
 
 
 class Screen(NamedTuple):
-    """What choosing rows took, of all heads and sequences; int64 [6] as a tensor.
+    """What choosing rows took, of all heads and sequences; int64 [7] as a tensor.
 
     Attributes:
         pairs: of a query and a row whose coarse score met a comparator.
@@ -48,7 +48,9 @@ class Screen(NamedTuple):
         spikes: rows that passed.
         comparisons: decisions of comparators; one that has passed decides no more.
         ramp_steps: steps of all tiles' ramps.
-        waited_steps: steps of the slowest tile's ramp of each query, which the query waits for.
+        waited: comparisons that each query waits for, one after another: the steps of its slowest tile's ramp, or one a
+            drive where there is no ramp.
+        queries: of all heads, that found a row.
     """
 
     pairs: int
@@ -56,7 +58,8 @@ class Screen(NamedTuple):
     spikes: int
     comparisons: int
     ramp_steps: int
-    waited_steps: int
+    waited: int
+    queries: int
 
 
 @dataclass(frozen=True, eq=False)
@@ -230,7 +233,7 @@ class _Fired(NamedTuple):
     rows: Tensor
     comparisons: Tensor
     ramp_steps: Tensor
-    waited_steps: Tensor
+    waited: Tensor
 
 
 @dataclass(frozen=True)
@@ -278,7 +281,7 @@ class Screening(Selecting):
 
     @torch.no_grad()
     def open(self, lines: Lines) -> tuple[Chosen, Tensor]:
-        """The keys that spike for each query, and what that took (`Screen`, int64 [6], where the queries are)."""
+        """The keys that spike for each query, and what that took (`Screen`, int64 [7], where the queries are)."""
         batch, heads, queries = lines.q.shape[:3]
         position, (tile, _) = lines.positions, lines.places
         order = position.argsort()  # keys of a query are to rise
@@ -389,7 +392,7 @@ class Screened(Screening):
                 ramp_steps, waited = ran.sum(2), ran.amax(2)
         else:
             comparisons = there.sum((1, 2)).expand(len(scores), -1)
-            ramp_steps = waited = torch.zeros_like(comparisons)
+            ramp_steps, waited = torch.zeros_like(comparisons), there.any((1, 2)).long().expand(len(scores), -1)
         passed = torch.zeros(*scores.shape[:2], len(candidate[0]) + 1, dtype=torch.bool, device=scores.device)
         passed[:, :, flat] = rows.flatten(2)
         return _Fired(passed[:, :, :-1], comparisons, ramp_steps, waited)
@@ -503,7 +506,8 @@ class Spiking(Screening):
             rows = passed if rows is None else rows | passed
         assert rows is not None
         none = torch.zeros(rows.shape[:2], dtype=torch.int64, device=rows.device)
-        return _Fired(rows, comparisons.expand(rows.shape[:2]), none, none)
+        waited = self.phases * candidate.any(1).long().expand(rows.shape[:2])
+        return _Fired(rows, comparisons.expand(rows.shape[:2]), none, waited)
 
     def _noisy(
         self, x: Tensor, lines: Lines, sequence: int, first: int, last: int, phase: int, part: float = 1.0
@@ -564,7 +568,7 @@ def screen(pattern: Pattern, lines: Lines) -> tuple[Pattern, dict[Screening, Ten
         lines: what the comparators see; with numbers, where parts choose by these.
 
     Returns:
-        A static pattern, and int64 [6] of each screening (`Screen`).
+        A static pattern, and int64 [7] of each screening (`Screen`).
     """
     taken: dict[Screening, Tensor] = {}
 
@@ -664,5 +668,5 @@ def _counts(fired: _Fired, candidate: Tensor, tile: Tensor, asking: Tensor | Non
     heads = len(fired.rows)
     pairs, tiles, spikes = candidate.sum(1), _driven(candidate, tile), fired.rows.sum(2)
     own = torch.ones_like(pairs) if asking is None else asking.long()
-    each = (heads * pairs, heads * tiles, spikes.sum(0), *(x.sum(0) for x in fired[1:]))
+    each = (heads * pairs, heads * tiles, spikes.sum(0), *(x.sum(0) for x in fired[1:]), heads * (pairs > 0))
     return torch.stack([(x * own).sum() for x in each])

@@ -17,6 +17,7 @@ _COLOURS = {
     "word lines": "#E69F00",
     "converters": "#D55E00",
     "read-out": "#999999",
+    "comparators": "#56B4E9",
     "digital units": "#0072B2",
     "DRAM": "#009E73",
     "network": "#CC79A7",

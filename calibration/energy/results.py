@@ -198,7 +198,7 @@ def _add_time_and_area(view: Table, study: EnergyStudy, k: int) -> None:
     works = [arm.work[k] for arm in study.arms]
     view.add_row("time", "a token's way, µs", *(f"{work.time.latency / 1000:.4g}" for work in works))
     waits = [work.time.waited() for work in works]
-    for name in waits[0]:
+    for name in (name for name in waits[0] if any(wait[name] for wait in waits)):
         view.add_row("", f"of it {name}, µs", *(f"{wait[name] / 1000:.3g}" if wait[name] else "" for wait in waits))
     for name in works[0].rates():
         rates = [work.rates()[name] for work in works]

@@ -18,7 +18,7 @@ from crossbar.costs.area import area
 from crossbar.costs.chips import DEFAULT, Chip
 from crossbar.costs.digital_layers import BYTES
 from crossbar.costs.floorplan import PLACERS, Block, Edge, FloorPlan, Placer, floor_plan
-from crossbar.costs.ledger import PAIRS
+from crossbar.costs.ledger import PAIRS, Counter
 from crossbar.costs.schedule import ChipTime, chip_time
 from crossbar.errors import require_whole, shown
 from crossbar.tiles.mapping import tile_grid
@@ -128,7 +128,7 @@ def layout(
     for name, counts in ledger.by_layer.items():
         if name in tiles:
             blocks.append(_block(name, tiles[name]))
-        elif any(counter.name == "attended_pairs" for counter in counts):
+        elif _on_rows(counts):
             blocks.append(_rows(name, model, context))
         else:
             blocks.append(Block(name, 0))
@@ -157,7 +157,7 @@ def flow_of(model: nn.Module, ledger: Ledger, batch: Mapping[str, Any]) -> list[
 def time_of(model: nn.Module, ledger: Ledger, tokens: int, plan: FloorPlan, events: float | None = None) -> ChipTime:
     """Time of a token by what a ledger counted; attention takes ``events`` nanoseconds, or reads of its tiles."""
     hardware = {name: layer.hardware for name, layer in analog_layers(model).items()}
-    attends = [name for name, counts in ledger.by_layer.items() if any(c.name == "attended_pairs" for c in counts)]
+    attends = [name for name, counts in ledger.by_layer.items() if _on_rows(counts)]
     hardware |= dict.fromkeys(attends, rows_hardware(model))
     return chip_time(ledger, tokens, plan, hardware, None if events is None else dict.fromkeys(attends, events))
 
@@ -181,6 +181,11 @@ def rows_hardware(model: nn.Module) -> Hardware:
     """Of the tiles of keys and values; where no memory has them, they count as 256 x 256 with converters of 8 bits."""
     memory = memory_of(model)
     return Hardware() if memory is None else memory.hardware
+
+
+def _on_rows(counts: Iterable[Counter]) -> bool:
+    """Whether a layer's keys are in rows of tiles, which are read or choose what is read elsewhere."""
+    return any(counter.name in ("attended_pairs", "screened_pairs") for counter in counts)
 
 
 def _block(name: str, layer: AnalogLinear) -> Block:

@@ -38,6 +38,7 @@ PARTS = {
     "convert": Kind("ns", "conversion of a column, or step of a ramp"),
     "latch": Kind("ns", "read of a tile"),
     "control": Kind("ns", "query of an attention head"),
+    "compare": Kind("ns", "comparison of a row's line, or step of the ramp that it is compared with"),
     "mac": Kind("ns", "multiply-add of a lane"),
     "special": Kind("ns", "special function of a lane"),
     "hop": Kind("ns", "hop between cores"),

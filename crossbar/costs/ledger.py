@@ -26,7 +26,7 @@ COUNTERS = (
     "tile_reads", "attended_pairs", "digital_pairs", "row_writes", "write_pulses", "events", "events_dropped",
     "hops_x", "hops_y", "barriers", "synaptic_events", "neuron_updates", "spikes", "digital_macs", "special_functions",
     "sram_bytes", "dram_bytes", "hop_bytes", "expired_row_reads", "lost_pairs", "screened_pairs", "row_spikes",
-    "comparisons", "ramp_steps", "waited_ramp_steps",
+    "comparisons", "ramp_steps", "waited_comparisons", "screening_queries", "screening_drives", "screening_reads",
 )  # fmt: skip
 """Every counter that this project books.
 
@@ -38,7 +38,9 @@ buffer. ``write_pulses`` are writes of one cell, ``hops_x`` and ``hops_y`` steps
 ``synaptic_events`` spikes times the synapses that each meets, ``special_functions`` exponentials, roots, reciprocals
 and activation functions of one number. ``screened_pairs`` are those of a query and a row whose line met a comparator,
 ``row_spikes`` rows that passed, ``comparisons`` decisions of comparators, ``ramp_steps`` steps of the ramps of all
-tiles, ``waited_ramp_steps`` those of the slowest tile of each query, which the query waits for.
+tiles. ``screening_queries`` are queries of a head that found rows to choose from, with the bits of their pulses,
+``screening_drives`` how often these drove the columns and ``waited_comparisons`` the comparisons that they waited for
+one after another; ``screening_reads`` are those of the ``tile_reads`` that compare and convert nothing.
 """
 
 PAIRS = ("attended_pairs", "digital_pairs")
@@ -47,7 +49,10 @@ PAIRS = ("attended_pairs", "digital_pairs")
 WHOLES = ("tile_reads", *PAIRS)
 """Counters of whole products, whose terms are counted beside them: an all-in price may take the place of the terms."""
 
-OUTCOMES = ("events_dropped", "expired_row_reads", "lost_pairs", "screened_pairs", "row_spikes", "waited_ramp_steps")
+OUTCOMES = (
+    "events_dropped", "expired_row_reads", "lost_pairs", "screened_pairs", "row_spikes", "waited_comparisons",
+    "screening_queries", "screening_drives", "screening_reads",
+)  # fmt: skip
 """Counters that say what became of work that is counted elsewhere, or was not done: they take nothing of their own."""
 
 

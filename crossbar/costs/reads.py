@@ -47,8 +47,7 @@ def read_time(chip: Chip, hardware: Hardware, columns: int | None = None) -> Rea
     groups = 1
     if coding == "bit_serial":
         groups = bits if chip.sign == "none" else bits - 1 + (chip.sign == "slot")
-    levels = (1 << bits) - 1 if chip.sign == "none" else max((1 << (bits - 1)) - 1, 1)
-    slots = levels if coding in ("pwm", "rate") else 1
+    slots = _levels(chip, bits) if coding in ("pwm", "rate") else 1
     drive = chip.phases * (slots * chip.ns("slot") + chip.ns("settle"))
     if chip.converter == "counter":
         convert = 0.0
@@ -80,6 +79,26 @@ def attention_time(chip: Chip, hardware: Hardware, scores: float, values: float)
     return ReadTime(drive, convert, latch, drive + convert + latch)
 
 
+def screening_time(
+    chip: Chip, hardware: Hardware, bits: int | None, drives: float, comparisons: float
+) -> tuple[float, float]:
+    """A query of a head whose rows are compared before any is read: nanoseconds of its pulses, and of comparisons.
+
+    Pulses of a bit-serial drive are half as long each as the one before, so that together they have the slots of one
+    pulse of all bits; each takes ``settle``.
+
+    Args:
+        chip, hardware: of the tiles.
+        bits: of the query; None: ideal ones count as 8.
+        drives: how often it drives the columns.
+        comparisons: that it waits for, one after another.
+    """
+    amplitude = hardware.dac is not None and hardware.dac.coding == "amplitude" and drives <= 1
+    slots = 1 if amplitude else _levels(chip, _IDEAL_BITS if bits is None else bits)
+    pulses = chip.phases * (slots * chip.ns("slot") + drives * chip.ns("settle"))
+    return pulses, comparisons * chip.ns("compare")
+
+
 def converters(chip: Chip, hardware: Hardware) -> int:
     """Of a tile."""
     return -(-hardware.tile.cols // chip.columns)
@@ -96,3 +115,8 @@ def peak_tops(chip: Chip, hardware: Hardware, tiles: int | None = None) -> float
     count = chip.cores * chip.tiles if tiles is None else tiles
     operations = 2 * tile.rows * tile.cols * count / (tile.slices * tile.pairs)
     return operations / read_time(chip, hardware).interval / 1000
+
+
+def _levels(chip: Chip, bits: int) -> int:
+    """Slots of the longest pulse of so many bits."""
+    return (1 << bits) - 1 if chip.sign == "none" else max((1 << (bits - 1)) - 1, 1)

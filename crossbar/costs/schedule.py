@@ -13,13 +13,15 @@ from dataclasses import dataclass, field, replace
 from itertools import pairwise
 from typing import Any, NamedTuple
 
+from crossbar.costs.chips import Chip
 from crossbar.costs.floorplan import FloorPlan
+from crossbar.costs.ledger import Counter as Counted
 from crossbar.costs.ledger import Ledger
-from crossbar.costs.reads import ReadTime, attention_time, read_time
+from crossbar.costs.reads import ReadTime, attention_time, read_time, screening_time
 from crossbar.errors import require_whole
 from crossbar.hardware import Hardware
 
-RESOURCES = ("word lines", "converters", "read-out", "digital units", "DRAM", "network")
+RESOURCES = ("word lines", "converters", "read-out", "comparators", "digital units", "DRAM", "network")
 """What a token waits for."""
 
 _NEEDED = ("slot", "settle", "latch", "mac", "special", "dram_wait", "dram_byte", "hop", "link_byte", "chip_hop")
@@ -207,21 +209,23 @@ def chip_time(
     require_whole("tokens", tokens, least=1)
     made = []
     tiles = {block.name: block.tiles for block in plan.blocks}
-    compared = False
+    missing: dict[str, None] = {}
     for name, counted in ledger.by_layer.items():
         if name in tiles:
-            total: Counter[str] = Counter()
-            for counter, n in counted.items():
-                total[counter.name] += n
-            compared |= total["comparisons"] > 0
-            made.append(_stage(name, total, tokens, plan, tiles[name], hardware.get(name), (events or {}).get(name)))
+            own = (events or {}).get(name)
+            made.append(_stage(name, counted, tokens, plan, tiles[name], hardware.get(name), own))
+            if any(counter.name == "comparisons" for counter in counted):
+                if own is not None:
+                    missing["comparisons of rows"] = None
+                elif not plan.chip.has("compare"):
+                    missing["compare"] = None
     found = _scheduled(made, plan)
-    return replace(found, missing=(*found.missing, "comparisons of rows")) if compared else found
+    return replace(found, missing=(*found.missing, *missing))
 
 
 def _stage(
     name: str,
-    total: Counter[str],
+    counted: Mapping[Counted, int],
     tokens: int,
     plan: FloorPlan,
     tiles: int,
@@ -229,6 +233,9 @@ def _stage(
     events: float | None,
 ) -> Stage:
     chip = plan.chip
+    total: Counter[str] = Counter()
+    for counter, n in counted.items():
+        total[counter.name] += n
     cores = len(plan.place[name])
     digital = total["digital_macs"] * chip.ns("mac") + total["special_functions"] * chip.ns("special")
     digital /= tokens * chip.lanes * cores
@@ -237,19 +244,35 @@ def _stage(
     own = [moved for moved in plan.traffic if moved.edge.source == moved.edge.target == name]
     network = sum(_way(plan, moved.hops, moved.chips, moved.bytes / cores) for moved in own)
     read, reads = ReadTime(0.0, 0.0, 0.0, 0.0), 1.0
+    pulses, compared = 0.0, 0.0
+    if events is None and hardware is not None and total["screening_queries"]:
+        pulses, compared = _screening(counted, total, chip, hardware)
     if events is not None:
         read = ReadTime(events, 0.0, 0.0, events)
     elif total["attended_pairs"] and hardware is not None:
-        pairs_of_reads = max(total["tile_reads"] / 2, 1)
+        pairs_of_reads = max((total["tile_reads"] - total["screening_reads"]) / 2, 1)
         values = (total["adc_conversions"] - total["attended_pairs"]) / pairs_of_reads
         read = attention_time(chip, hardware, total["attended_pairs"] / pairs_of_reads, values)
-    elif tiles and total["tile_reads"] and hardware is not None:
+    elif tiles and total["tile_reads"] > total["screening_reads"] and hardware is not None:
         dac = hardware.dac
         serial = dac.bits - 1 if dac is not None and dac.coding == "bit_serial" else 1
         read, reads = read_time(chip, hardware), total["tile_reads"] / (tokens * tiles * serial)
     more, part = max(reads - 1, 0.0) * read.interval, min(reads, 1.0)
-    spent = (part * read.drive + more, part * read.convert, part * read.latch, digital, dram, network)
-    return Stage(name, spent, reads * read.interval if read.ns else 0.0, stream)
+    drive = part * read.drive + more + pulses
+    spent = (drive, part * read.convert, part * read.latch, compared, digital, dram, network)
+    return Stage(name, spent, (reads * read.interval if read.ns else 0.0) + pulses + compared, stream)
+
+
+def _screening(
+    counted: Mapping[Counted, int], total: Counter[str], chip: Chip, hardware: Hardware
+) -> tuple[float, float]:
+    """Pulses and comparisons by which rows of a query are chosen, nanoseconds: the mean of heads that choose."""
+    queries, pulses = total["screening_queries"], 0.0
+    for counter, n in counted.items():
+        if counter.name == "screening_queries" and n:
+            drives = counted[Counted("screening_drives", counter.bits)] / n
+            pulses += n / queries * screening_time(chip, hardware, counter.bits, drives, 0.0)[0]
+    return pulses, screening_time(chip, hardware, None, 0.0, total["waited_comparisons"] / queries)[1]
 
 
 def _way(plan: FloorPlan, hops: int, chips: int, size: float) -> float:

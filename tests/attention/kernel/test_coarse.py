@@ -138,7 +138,9 @@ def test_counts_by_hand():
     assert counts["row_spikes"] == counts["attended_pairs"] == sum(opened) == 9
     assert counts["comparisons"] == compared
     assert counts["ramp_steps"] == sum(s * t for s, t in zip(steps, tiles, strict=True))
-    assert counts["waited_ramp_steps"] == sum(steps)
+    assert counts["waited_comparisons"] == sum(steps)
+    assert counts["screening_queries_7bit"] == counts["screening_drives_7bit"] == 5
+    assert counts["screening_reads"] == 2 * sum(tiles)
     assert counts["query_drives"] == 6 * (sum(tiles) + sum(touched))
     assert counts["dac_conversions_7bit"] == counts["query_drives"] + 2 * sum(opened)
     assert counts["column_activations"] == 2 * (15 + 9)
@@ -146,7 +148,7 @@ def test_counts_by_hand():
     assert counts["tile_reads"] == 2 * sum(tiles) + (2 + 2) * sum(touched)
     report = price(ledger, "isaac")
     assert report.by_component()["comparators"].pj == pytest.approx(0.092 * compared + 0.39 * counts["ramp_steps"])
-    assert not {"screened_pairs", "row_spikes", "comparisons"} & report.unpriced.keys()
+    assert not {"screened_pairs", "row_spikes", "comparisons", "screening_reads"} & report.unpriced.keys()
 
 
 def test_bits_in_turn_drive_as_often():
@@ -159,6 +161,8 @@ def test_bits_in_turn_drive_as_often():
     assert counts["comparisons"] == 2 * 4 * 210  # each fires at its first bit
     assert counts["dac_conversions_1bit"] == 4 * drives
     assert counts["query_drives"] == 5 * drives
+    assert counts["screening_queries_5bit"] == 2 * 4 * 20
+    assert counts["screening_drives_5bit"] == counts["waited_comparisons"] == 4 * 2 * 4 * 20
 
 
 @pytest.mark.parametrize("text", ["screened(5, bits=4) | sinks(1)", "spiking(0.5) | window(2)"])

@@ -72,7 +72,7 @@ def test_a_ramp_is_the_loop(per, k, bits, batch, kv_heads, n_queries, n_keys, of
     pattern = pattern.causal() if causal else pattern
     chosen, taken = screen(pattern, Lines(q, keys, offset, mask, rows=7))
     found = Screen(*taken[pattern].tolist())
-    expected = Screen(0, 0, 0, 0, 0, 0)
+    expected = Screen(0, 0, 0, 0, 0, 0, 0)
     for b in range(batch):
         real = [True] * n_keys if mask is None else mask[b].tolist()
         for h in range(2 * kv_heads):
@@ -90,7 +90,7 @@ def test_a_ramp_is_the_loop(per, k, bits, batch, kv_heads, n_queries, n_keys, of
                 touched = sum(map(bool, tiles))
                 steps = [own[2] for own in ran]
                 more = (len(scores), touched, len(each[-1]), sum(own[1] for own in ran))
-                more += (sum(steps) if per == "tile" else touched * steps[0], max(steps, default=0))
+                more += (sum(steps) if per == "tile" else touched * steps[0], max(steps, default=0), len(scores) > 0)
                 expected = Screen(*(a + x for a, x in zip(expected, more, strict=True)))
             assert rows(chosen.sequence(b).head(h), n_queries, n_keys, offset) == each
     assert found == expected
@@ -182,6 +182,7 @@ def test_neurons_are_the_loop(bits, beta, causal, seed):
         assert rows(chosen.head(h), 9, 14, 5) == each
     found = Screen(*taken[pattern].tolist())
     assert (found.spikes, found.comparisons, found.ramp_steps) == (spikes, comparisons, 0)
+    assert (found.waited, found.queries) == (4 * 9 * pattern.phases, 4 * 9)
 
 
 @pytest.mark.parametrize(

@@ -10,7 +10,8 @@ import torch
 from safetensors.torch import load_file
 
 from attention import attached_pattern, parse
-from calibration import DriftCompensation, Recipe, calibrate, load_bundle, tasks
+from attention.hf.attach import set_thresholds, thresholds
+from calibration import DriftCompensation, Recipe, ScreeningThresholds, calibrate, load_bundle, tasks
 from crossbar import Hardware, InputError, age, analog_layers, presets, reset_reads
 from crossbar.nn.rotation import rotate
 from tests.calibration.bundles.copies import copy_of, names
@@ -123,6 +124,29 @@ def test_the_logits_of_a_language_model_repeat(llama_folder, tmp_path):
         again = [m(input_ids=ids).logits for m in (loaded.model, result.deployment.experiment.analog)]
     assert torch.equal(*again)
     assert not torch.equal(again[0], found)
+
+
+def test_thresholds_of_rows_that_spike_come_back(llama_folder, tmp_path):
+    """They open the same rows: the logits are those of the saved model, and not those of the pattern's own text."""
+    result = calibrate(
+        llama_folder,
+        tasks.get("perplexity", _letters(llama_folder), windows=1, window_length=32),
+        pattern="spiking(0) | window(2)",
+        recipe=Recipe("spikes", (ScreeningThresholds(share=0.3),)),
+        times=["1d"],
+        chips=1,
+        staircase=False,
+        out=tmp_path / "bundle",
+    )
+    own, loaded = result.deployment.experiment.analog, load_bundle(tmp_path / "bundle").model
+    found, wanted = thresholds(loaded), thresholds(own)
+    assert found.keys() == wanted.keys() == {"model.layers.0.self_attn", "model.layers.1.self_attn"}
+    assert all(torch.equal(found[name], wanted[name]) and bool((found[name] != 0).all()) for name in wanted)
+    ids = torch.arange(64).view(2, 32) % 28
+    saved = logits(own, ids)
+    assert torch.equal(logits(loaded, ids), saved)
+    set_thresholds(loaded, {name: torch.zeros_like(values) for name, values in found.items()})
+    assert not torch.equal(logits(loaded, ids), saved)
 
 
 def _letters(folder):

@@ -5,12 +5,13 @@ import io
 import pytest
 import torch
 
-from attention import attach, parse
+from attention import Memory, Protected, attach, parse
 from calibration.energy import DECODE, chip_plots, energy
 from calibration.energy.results import tables
 from calibration.placement.layout import event_time, flow_of
 from crossbar import InputError, Ledger, convert, presets
 from crossbar.costs.chips import Chip
+from crossbar.costs.schedule import RESOURCES
 from tests.calibration.command import assert_one_sentence, run
 from tests.calibration.energy.test_study import HEAD_DIM, HEADS, LAYERS, PATTERNS, N, Words, language_model
 
@@ -91,14 +92,17 @@ def test_a_token_s_way_by_hand(study):
     assert waited["DRAM"] == pytest.approx(100 + row * 0.00390625)  # of the embedding
     pairs = HEADS * (N + 1)
     softmax = (2 * pairs + HEADS * HEAD_DIM) * 1 + (pairs + HEADS) * 5  # conversions and pairs; exponentials
-    (own,) = {stage.spent[3] for stage in time.stages if stage.name.endswith("self_attn")}
+    (own,) = {
+        stage.spent[RESOURCES.index("digital units")] for stage in time.stages if stage.name.endswith("self_attn")
+    }
     assert own == pytest.approx(softmax / 256)
     assert time.latency == pytest.approx(sum(waited.values()))
 
 
 def test_rates_and_areas_are_in_table_and_json(study):
     prefill, decode = (str(tables(study)[k].caption) for k in range(2))
-    assert "without an area, in no sum: digital_unit (64)" in decode
+    assert "without an area" not in decode
+    assert "without a time" not in decode
     assert "mesh: tiles as measured" in prefill
     rows = study.to_dict()["rows"]
     assert set(rows[0]["time"]["schedules"]) == {"layer_by_layer", "pipelined"}
@@ -138,6 +142,22 @@ def test_machines_give_attention_the_time_of_their_events():
     found = energy(language_model(), Words(), "ideal", ["dense"], recipe=None, machine="truenorth")
     stages = {stage.name: stage for stage in found.arms[0].work[1].time.stages}
     assert stages["model.layers.0.self_attn"].spent[0] == pytest.approx(2e6)
+
+
+def test_rows_that_choose_take_time_and_stand_on_tiles():
+    """Decode: a coarse pulse and the ramp before the rows that open are read, where these are read in digital too."""
+    pattern = f"screened({N + 1}, bits=3)"  # all rows open, so that the ramp runs to its end
+    every, chosen = energy(language_model(), Words(), "pcm", ["dense", pattern], recipe=None).arms
+    before, after = (arm.work[1].time.waited() for arm in (every, chosen))
+    assert after["word lines"] - before["word lines"] == pytest.approx(LAYERS * 130)
+    assert after["comparators"] == LAYERS * 8  # steps of a ramp of 3 bits, a nanosecond each
+    assert chosen.plan.tiles == every.plan.tiles
+    digital = Memory(presets.pcm(), capacity=64, protected=Protected(sinks=1, recent=64))
+    buffered = energy(language_model(), Words(), "pcm", [pattern], memory=digital, recipe=None).arms[0]
+    assert buffered.plan.tiles == every.plan.tiles
+    assert buffered.work[0].ledger.totals()["attended_pairs"] == 0
+    assert buffered.work[0].time.waited()["comparators"] > 0
+    assert buffered.work[1].time.waited()["comparators"] == after["comparators"]
 
 
 def test_pictures_show_the_plan_and_the_way(study):

@@ -5,7 +5,7 @@ import pytest
 from crossbar import Converter, Hardware, InputError, PriceBook, Tile, presets
 from crossbar.costs.area import area
 from crossbar.costs.chips import PARTS, Chip, names
-from crossbar.costs.reads import attention_time, peak_tops, read_time
+from crossbar.costs.reads import attention_time, peak_tops, read_time, screening_time
 
 ISAAC = Hardware(
     tile=Tile(rows=128, cols=128, slices=8, slice_bits=2, encoding="offset"),  # weights of 16 bits, one cell a digit
@@ -101,6 +101,15 @@ def test_pulses_by_coding_and_sign():
     assert read_time(unsigned, Hardware(dac=Converter(bits=4, coding="bit_serial"))).drive == 4 * (1 + 3)
 
 
+def test_pulses_and_comparisons_before_rows_are_read():
+    chip = Chip.get("hermes_4phase")
+    assert screening_time(chip, Hardware(), None, 1, 5) == (4 * (127 + 3), 5)
+    assert screening_time(chip, Hardware(dac=Converter(coding="amplitude")), 8, 1, 0)[0] == 4 * (1 + 3)
+    unsigned = Chip("mine", chip.parts, sign="none")
+    assert screening_time(unsigned, Hardware(), 4, 1, 2) == (15 + 3, 2)
+    assert screening_time(unsigned, Hardware(), 4, 3, 0)[0] == 15 + 3 * 3
+
+
 def test_conversions_by_kind_of_converter():
     parts = (*Chip.get("hermes").parts, Chip.get("isaac").parts[2])
     assert parts[-1].part == "convert"
@@ -122,7 +131,10 @@ def test_what_has_no_area_is_named():
     assert found.mm2 == 0
     assert found.missing["cell"] == 64 * 128 * 256 * 2
     assert found.missing["adc"] == 64 * 256
-    assert area(Chip.get("mesh"), Hardware(), chips=2).to_dict()["by_part"]["tile"] == pytest.approx(2048 * 0.634)
+    mesh = area(Chip.get("mesh"), Hardware(), chips=2).to_dict()
+    assert mesh["by_part"]["tile"] == pytest.approx(2048 * 0.634)
+    assert mesh["by_part"]["digital_unit"] == pytest.approx(128 * 256 * (1360 + 1640) * 1e-6)
+    assert mesh["without_area"] == {}
 
 
 # A book of one's own

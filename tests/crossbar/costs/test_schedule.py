@@ -45,7 +45,8 @@ def test_layers_side_by_side_wait_for_the_longer_way():
     assert found.latency == 292 + 5 * 4 / 2
     assert [stage.name for stage in found.path] == ["a", "b", "act"]
     assert found.waited() == {
-        "word lines": 2 * 130, "read-out": 20, "digital units": 14, "network": 8, "converters": 0, "DRAM": 0
+        "word lines": 2 * 130, "read-out": 20, "digital units": 14, "network": 8, "converters": 0, "comparators": 0,
+        "DRAM": 0,
     }  # fmt: skip
     assert next(iter(found.waited())) == "word lines"
     assert found.missing == ()
@@ -88,6 +89,30 @@ def test_attention_reads_keys_and_then_values():
     assert events.stages[0].spent[:3] == (77, 0, 0)
 
 
+def test_rows_are_chosen_before_they_are_read():
+    """A pulse of 127 slots, or four of 15 together, and the comparisons that a query waits for; then what opens."""
+    chip = Chip("mine", (*CHIP.parts, Part("compare", 2, "ns")), lanes=2)
+    dense = {"attended_pairs": 300, "tile_reads": 6, "adc_conversions": 300 + 3 * 16}
+    chosen = dense | {"tile_reads": 6 + 8, "screening_reads": 8, "comparisons": 900, "waited_comparisons": 2 * 7}
+    plan = floor_plan([Block("attention", 6, across=6)], [], chip)
+    for bits, drives, pulses in ((8, 1, 127 + 3), (5, 4, 15 + 4 * 3)):
+        ledger = ledger_of(attention=chosen)
+        ledger.add("attention", "screening_queries", 2, bits)
+        ledger.add("attention", "screening_drives", 2 * drives, bits)
+        found = chip_time(ledger, 1, plan, HARDWARE)
+        assert found.waited()["word lines"] == 2 * 130 + pulses
+        assert found.waited()["comparators"] == 7 * 2
+        assert found.waited()["read-out"] == 2 * 10
+        assert found.interval == found.latency == 2 * READ + pulses + 14
+        assert found.missing == ()
+    timed = chip_time(ledger, 1, plan, HARDWARE, {"attention": 77.0})
+    assert (timed.latency, timed.missing) == (77, ("comparisons of rows",))
+    only = ledger_of(attention={"tile_reads": 8, "screening_reads": 8, "comparisons": 9, "waited_comparisons": 14})
+    only.add("attention", "screening_queries", 2, 8)  # what opens is read in digital
+    only.add("attention", "screening_drives", 2, 8)
+    assert chip_time(only, 1, plan, HARDWARE).latency == 130 + 14
+
+
 def test_vectors_follow_one_another_on_the_same_tiles():
     ledger = ledger_of(a={"tile_reads": 2 * 5})
     found = chip_time(ledger, 1, floor_plan([Block("a", 2, across=2)], [], CHIP), HARDWARE)
@@ -101,9 +126,9 @@ def test_what_has_no_time_is_named():
     assert found.latency == 127
     assert "latch" in found.missing
     assert found.to_dict(1)["without_time"] == list(found.missing)
-    assert "comparisons of rows" not in found.missing
+    assert "compare" not in found.missing
     screened = chip_time(ledger_of(a={"comparisons": 1}), 1, floor_plan([Block("a", 1)], [], chip), HARDWARE)
-    assert screened.missing[-1] == "comparisons of rows"
+    assert screened.missing[-1] == "compare"
     assert found.to_dict(1)["schedules"]["decode"]["ns"] == 127
     assert set(found.to_dict(7)["schedules"]) == {"layer_by_layer", "pipelined"}
 
