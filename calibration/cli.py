@@ -215,10 +215,13 @@ _COMMANDS = {
 
 def _request(options: Namespace, **others: Any) -> Request:
     """What `emulate` and `calibrate` are asked for; what costs nothing to check comes before what takes seconds."""
+    from calibration.results.trackers import Tracker
     from calibration.runs.request import Request
 
     _require_writable(options.out)
     _require_writable(options.plot, _PICTURES)
+    if options.report_to is not None:
+        Tracker.of(options.report_to)
     shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude", "tied_heads", "stream")
     return Request.of(
         options.model,
@@ -251,6 +254,8 @@ def _run(title: str, options: Namespace, job: Any) -> int:
     if isinstance(result, Calibration):
         pictures.append((options.plot_shares, result.plot_shares))
     _write(options.out, text, pictures)
+    if options.report_to is not None:
+        result.report_to(options.report_to)
     return 0
 
 

@@ -264,3 +264,4 @@ def _add_job_options(parser: Parser) -> None:
     parser.add_argument(
         "--plot", type=str | None, default=None, help="write a picture of the accuracy: over time, or by step"
     )
+    parser.add_argument("--report-to", type=str | None, default=None, help=study_commands.REPORT_TO)

@@ -18,6 +18,9 @@ if TYPE_CHECKING:
     from calibration.studies.store import Progressed
 
 
+REPORT_TO = "keep a run for a tracker, offline: mlflow or wandb, with a folder as in mlflow:runs"
+
+
 def add_study_commands(add: Callable[[str, Any, str], None], subcommand: Callable[[str], Any]) -> None:
     """Have ``add`` add the two: a name, a parser, and what it is for."""
     study = subcommand("Compute a grid of cells that a YAML file describes; what is in the store already stays.")
@@ -27,6 +30,7 @@ def add_study_commands(add: Callable[[str, Any, str], None], subcommand: Callabl
     study.add_argument("--workers", type=int | None, default=None, help="how many (default: one for each core, or GPU)")
     study.add_argument("--dry-run", action="store_true", help="check, count cells and estimate the time only")
     study.add_argument("--retry", action="store_true", help="compute failed cells again")
+    study.add_argument("--report-to", type=str | None, default=None, help=REPORT_TO)
     add("study", study, "a grid over any field, resumable, with intervals")
 
     report = subcommand("Write what a store holds as one HTML page that needs nothing else.")
@@ -39,9 +43,12 @@ def add_study_commands(add: Callable[[str, Any, str], None], subcommand: Callabl
 def run_study(options: Namespace) -> int:
     """``ohmformer study``: 0 if every cell is done, 1 if some failed, 130 when it was stopped."""
     from calibration import console
+    from calibration.results.trackers import Tracker
     from calibration.studies.engine import workers_for
     from calibration.study import plan_study, study
 
+    if options.report_to is not None:
+        Tracker.of(options.report_to)  # refused before anything runs
     terminal = console.terminal(soft_wrap=True)
     store = Path(options.store or f"{Path(options.study).stem}.sqlite")
     if options.dry_run:
@@ -68,6 +75,8 @@ def run_study(options: Namespace) -> int:
         except KeyboardInterrupt:
             console.say("stopped; what is done is kept, and the same command goes on from there")
             return 130
+    if options.report_to is not None and found.progress.done:
+        found.report_to(options.report_to)
     state = found.progress
     terminal.print(f"{state.done:,} of {state.total:,} cells are done in {store}; ohmformer report {store} shows them")
     for reason, count, _, _ in found.failures():

@@ -10,6 +10,7 @@ from calibration.bundles.files import LARGEST
 from calibration.bundles.writer import save_bundle
 from calibration.results.results import Results, finite
 from calibration.results.staircase import Stair, stairs
+from calibration.results.trackers import Run, Tracker, flat, scores_of
 from calibration.runs.deployment import Deployment
 from crossbar import to_seconds
 
@@ -36,6 +37,19 @@ class Emulation(Results):
         from calibration.results.plots import accuracy_over_time
 
         return accuracy_over_time([self])
+
+    def report_to(self, tracker: str) -> None:
+        """Keep the result as a run of an experiment tracker, offline.
+
+        Args:
+            tracker: ``"mlflow"`` or ``"wandb"``, with a folder behind a colon if not the tracker's own, such as
+                ``"mlflow:runs"``.
+
+        Raises:
+            InputError: for another tracker, one that is not installed, and a folder that is a file.
+        """
+        name = f"{self.setup['task']} {'calibrated' if self.is_calibration else 'emulated'}"
+        Tracker.of(tracker).keep([Run(name, flat(self.setup), scores_of(self.rows()), self.to_dict())])
 
     def clock(self) -> dict[str, Any]:
         """What ``--json`` prints beside `to_dict` that another run of the same has otherwise: nothing."""

@@ -5,7 +5,9 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any
 
-from calibration.studies.stored import StoredStudy
+from calibration.results.results import Row, finite
+from calibration.results.trackers import Run, scores_of
+from calibration.studies.stored import StoredStudy, level
 from crossbar import InputError
 from crossbar.storage.files import require_writable, write_whole
 
@@ -39,3 +41,27 @@ def write_scores(study: StoredStudy, path: Path) -> None:
         write_whole(path, lambda partial: write(partial, index=False), "export")
     except ImportError:
         raise InputError("Parquet needs pyarrow: pip install 'ohmformer[parquet]', or write .csv") from None
+
+
+def runs(study: StoredStudy) -> list[Run]:
+    """Each combination of a study's axes but time and seed, with means and intervals over chips at each time."""
+    axes, table = study.varying, study.table()
+    for axis in axes:
+        table[axis] = [level(axis, value) for value in table[axis]]
+    found = []
+    for levels, rows in table.groupby(axes, sort=False) if axes else [((), table)]:
+        chosen = dict(zip(axes, levels, strict=True))
+        digital = rows.drop_duplicates("metric").dropna(subset="digital")
+        scored = [
+            Row("digital", None, row.metric, row.digital, row.digital, row.digital, 1, None)
+            for row in digital.itertuples()
+        ]
+        scored += [
+            Row(row.arm, float(row.time), row.metric, row.mean, row.low, row.high, int(row.n), None)
+            for row in rows.itertuples()
+        ]
+        parameters = {"study": study.title} | chosen
+        plain = [finite(row._asdict()) for row in scored]
+        name = ", ".join(parameters.values())
+        found.append(Run(name, parameters, scores_of(scored), {**parameters, "table": plain}))
+    return found

@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
+from calibration.results.trackers import Tracker
 from calibration.studies.stored import StoredStudy
 
 if TYPE_CHECKING:
@@ -79,6 +80,19 @@ class Study(StoredStudy):
         from calibration.studies import figures
 
         return figures.write(self, Path(folder))
+
+    def report_to(self, tracker: str) -> None:
+        """Keep each combination of axes as a run of an experiment tracker, offline.
+
+        Args:
+            tracker: as for `calibration.results.emulation.Emulation.report_to`.
+
+        Raises:
+            InputError: as there.
+        """
+        from calibration.studies.export import runs
+
+        Tracker.of(tracker).keep(runs(self))
 
     def export(self, path: str | Path) -> None:
         """Write every score with its axes as ``.csv`` or ``.parquet``, by the name's end.
