@@ -50,15 +50,15 @@ def runs(study: StoredStudy) -> list[Run]:
         table[axis] = [level(axis, value) for value in table[axis]]
     found = []
     for levels, rows in table.groupby(axes, sort=False) if axes else [((), table)]:
-        chosen = dict(zip(axes, levels, strict=True))
-        digital = rows.drop_duplicates("metric").dropna(subset="digital")
+        chosen = dict(zip(axes, map(str, levels), strict=True))
+        digital = rows.drop_duplicates("metric").dropna(subset="digital").to_dict("records")
         scored = [
-            Row("digital", None, row.metric, row.digital, row.digital, row.digital, 1, None)
-            for row in digital.itertuples()
+            Row("digital", None, row["metric"], row["digital"], row["digital"], row["digital"], 1, None)
+            for row in digital
         ]
         scored += [
-            Row(row.arm, float(row.time), row.metric, row.mean, row.low, row.high, int(row.n), None)
-            for row in rows.itertuples()
+            Row(row["arm"], row["time"], row["metric"], row["mean"], row["low"], row["high"], row["n"], None)
+            for row in rows.to_dict("records")
         ]
         parameters = {"study": study.title} | chosen
         plain = [finite(row._asdict()) for row in scored]
