@@ -20,7 +20,7 @@ from crossbar.storage.tensor_files import as_os_error
 
 Counts = dict[str, dict[str, int]]
 """Totals of counters by part, as in `calibration.Emulation.counts`."""
-_DONE = ".done"
+_DONE, _REMOVED = ".done", ".removed"
 _T = TypeVar("_T")
 
 
@@ -192,6 +192,8 @@ def tidy(out: Path) -> None:
         for left in out.parent.glob(f".{escape(out.name)}.*.progress"):
             if (left / _DONE).is_file() or not any(left.iterdir()):
                 _remove(left)
+        for left in out.parent.glob(f".{escape(out.name)}.*{_REMOVED}"):
+            shutil.rmtree(left, ignore_errors=True)
 
 
 def _lock(out: Path) -> FileLock:
@@ -199,9 +201,9 @@ def _lock(out: Path) -> FileLock:
 
 
 def _remove(folder: Path) -> None:
-    """Remove a folder, the mark that it may be removed last."""
+    """Remove a folder under another name, so that nobody goes on from a part of it after a kill."""
+    removed = folder.with_suffix(_REMOVED)
+    shutil.rmtree(removed, ignore_errors=True)
     with suppress(OSError):
-        for path in folder.iterdir():
-            if path.name != _DONE:
-                path.unlink()
-    shutil.rmtree(folder, ignore_errors=True)
+        folder.rename(removed)
+        shutil.rmtree(removed, ignore_errors=True)

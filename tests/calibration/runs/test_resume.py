@@ -18,7 +18,7 @@ from safetensors import safe_open
 from safetensors.torch import load_file, save_file
 
 from calibration import DriftCompensation, InputRanges, Recipe, WeightRanges, calibrate
-from calibration.runs.journal import Journal
+from calibration.runs.journal import Journal, tidy
 from crossbar import InputError
 from tests.calibration.bundles.copies import names
 from tests.calibration.command import SCRIPT, run
@@ -421,3 +421,19 @@ def test_twenty_kills(folder, tmp_path):
     subprocess.run(command, capture_output=True, check=True)
     same_bundle(place / "bundle", tmp_path / "whole")
     assert [path.name for path in place.iterdir()] == ["bundle"]
+
+
+def test_nobody_goes_on_from_a_folder_that_is_half_removed(tmp_path, monkeypatch):
+    """As after a kill in the middle of removing it."""
+    folder = tmp_path / ".bundle.0.progress"
+    (folder / "part-0000").mkdir(parents=True)
+    journal = Journal(folder)
+    journal.score("score digital", lambda: {"metrics": {}, "counts": {}})
+    with monkeypatch.context() as stopped:
+        stopped.setattr("calibration.runs.journal.shutil.rmtree", lambda *_, **__: None)
+        journal.remove()
+    assert not folder.exists()
+    assert len(list(tmp_path.iterdir())) == 1
+    (tmp_path / "bundle").mkdir()
+    tidy(tmp_path / "bundle")
+    assert [path.name for path in tmp_path.iterdir()] == ["bundle"]
