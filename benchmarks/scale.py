@@ -4,7 +4,9 @@
 
 The Llama has 1.3 billion parameters in bfloat16, a shard for each block, and is made in a folder of temporary files
 (2.7 GB). Each job runs in a process of its own, on one thread; printed are its processor time and the most memory that
-it had, with the estimates and what they are of the measured. A Llama that takes 6 GiB or more ends with exit code 1.
+it had, with the estimates and what they are of the measured, and of the Llama the time of 6.7 billion parameters in
+proportion. A Llama that takes 6 GiB or more ends with exit code 1. All blocks take as much memory: with ``--blocks 1``
+the head, which is the last part, is there in minutes.
 """
 
 from __future__ import annotations
@@ -24,10 +26,11 @@ from tests.calibration.random_llama import write_llama
 
 SCRIPT = Path(sys.executable).with_name("ohmformer")
 MOST = 6 * 2**30
+LARGER = 6.7e9
 TASKS = {
     "minilm": ["--task", "wordsim"],
     "smollm2": ["--task", "perplexity", "--windows", "4"],
-    "llama": ["--task", "perplexity", "--windows", "4", "--window-length", "256", "--stream", "true"],
+    "llama": ["--task", "perplexity", "--windows", "2", "--window-length", "128", "--stream", "true"],
 }
 
 
@@ -41,7 +44,7 @@ def main() -> int:
     code = 0
     with tempfile.TemporaryDirectory(prefix="ohmformer-scale-") as place:
         for name in options.models:
-            model = str(llama(Path(place) / "llama", options.blocks)) if name == "llama" else name
+            model, numbers = llama(Path(place) / "llama", options.blocks) if name == "llama" else (name, 0)
             for job in options.jobs:
                 command = [job, "--model", model, *TASKS[name], "--times", "1d", "--chips", "1"]
                 estimate = json.loads(run([*command, "--dry-run", "--json"])[0])
@@ -53,12 +56,15 @@ def main() -> int:
                     f"{most / 2**30:.2f} GiB, estimated {bytes_ / 2**30:.2f} GiB ({bytes_ / most:.2f})",
                     flush=True,
                 )
+                if numbers:
+                    minutes = seconds * LARGER / numbers / 60
+                    print(f"6.7 billion parameters in proportion: {minutes:.0f} min", flush=True)
                 code |= int(name == "llama" and most >= MOST)
     return code
 
 
-def llama(folder: Path, blocks: int) -> Path:
-    """Write the model: 51 million parameters a block, and 131 million more."""
+def llama(folder: Path, blocks: int) -> tuple[str, int]:
+    """Write the model, 51 million parameters a block and 131 million more; its folder and how many there are."""
     numbers = write_llama(
         folder,
         dtype=torch.bfloat16,
@@ -72,7 +78,7 @@ def llama(folder: Path, blocks: int) -> Path:
         tie_word_embeddings=False,
     )
     print(f"a Llama of {numbers:,} parameters", flush=True)
-    return folder
+    return str(folder), numbers
 
 
 def run(command: list[Any]) -> tuple[str, float, int]:

@@ -45,9 +45,6 @@ Rise = Callable[[Climb, Request], Any]
 """Takes a climb through all arms of a job."""
 
 _CHIP = re.compile(r" chip \d+.*")
-_HEAP = 1.25
-"""How much more memory a process has than what it asked for, since the C library's heap keeps freed pieces: MiniLM and
-SmolLM2 took 1.28 and 1.32 times as much as their tensors and what was loaded (docs/scale.md)."""
 _SAMPLE = 2**24  # numbers that are read, and bytes that are handed on, to time it
 
 
@@ -111,10 +108,9 @@ class Measured:
         programming: seconds for a chip.
         once: seconds that the first use of compiled code took.
         seconds: of each piece on a chip that is programmed, by `kind_of` its key.
-        bytes: of memory that each takes beyond the digital weights, what earlier pieces leave not counted.
-        streamed: the same while one block is in memory.
-        kept: bytes that each piece leaves.
-        digital: bytes of the digital weights, of the whole model and of what is in memory with one block.
+        bytes: of memory that each takes, what earlier pieces leave not counted.
+        streamed: the same with one part of a stream in memory, a block or the head.
+        kept: bytes that each piece leaves, which was measured with the first of each kind.
         tokens: of the task, by split.
     """
 
@@ -126,7 +122,6 @@ class Measured:
     bytes: Mapping[str, float]
     streamed: Mapping[str, float]
     kept: Mapping[str, float]
-    digital: tuple[int, int]
     tokens: Mapping[Split, int]
 
     def work(self, keys: Iterable[str]) -> float:
@@ -175,9 +170,10 @@ def estimate(request: Request, rise: Rise, *, staircase: bool = False, progress:
     programming = measured.programming * len(request.chips)
     seconds = loading + measured.once + measured.making + programming + measured.work(keys)
     most, least = (max(kinds[kind_of(key)] for key in keys) for kinds in (measured.bytes, measured.streamed))
-    left = sum(measured.kept[kind_of(key)] for key in keys)
+    # What the first of each kind leaves is among the tensors that were alive then.
+    left = sum(measured.kept[kind] * (count - 1) for kind, count in Counter(map(kind_of, keys)).items())
     name = loaded.name if isinstance(loaded, Loaded) else type(loaded).__name__
-    found = Estimate(name, seconds, int(_HEAP * (before + measured.digital[0] + most + left)) if before else None)
+    found = Estimate(name, seconds, int(before + most + left) if before else None)
     if not isinstance(loaded, Loaded) or loaded.gives != "next tokens":
         return found
     try:
@@ -191,7 +187,7 @@ def estimate(request: Request, rise: Rise, *, staircase: bool = False, progress:
     return replace(
         found,
         streamed_seconds=seconds + handed * _handing_on(),
-        streamed_bytes=int(_HEAP * (before + measured.digital[1] + least + at_hand)) if before else None,
+        streamed_bytes=int(before + least + at_hand) if before else None,
     )
 
 
@@ -216,13 +212,14 @@ def measure(request: Request, model: nn.Module, task: Task, rise: Rise, *, stair
         population=None if request.population is None else 2,
         recipe=None if recipe is None else replace(recipe, steps=tuple(map(_shortened, recipe.steps))),
     )
+    base = one_block.resident() - one_block.alive()
     once = _first_use(short, rise, staircase)
     before = one_block.alive()
     network, blocks = one_block.with_one_block(model)
     if request.place is not None:
         network.to(request.place)
     digital = one_block.alive() - before
-    watch = Watch(network)
+    watch = Watch(network, base)
     part = Beginning(task, watch)
     began = time.process_time()
     experiment = _experiment(short, network, part)
@@ -236,6 +233,7 @@ def measure(request: Request, model: nn.Module, task: Task, rise: Rise, *, stair
     program(experiment.analog, short.chips[0] + 1)
     programming = time.process_time() - began
     ratio = _weights(model, request, experiment) / sum(layer.weights for layer in experiment.conversion.analog)
+    parts = _parts(network, digital, experiment)
     seconds, sizes, streamed, kept = {}, {}, {}, {}
     for key, piece in watch.pieces.items():
         kind = kind_of(key)
@@ -244,7 +242,9 @@ def measure(request: Request, model: nn.Module, task: Task, rise: Rise, *, stair
         extra, beyond = max(0, piece.alive - before - digital), float(piece.beyond)
         if key.startswith("score") and piece.calls and piece.calls[-1].tokens:
             beyond *= max(1.0, part.largest / piece.calls[-1].tokens)
-        sizes[kind], streamed[kind] = extra * ratio + beyond, extra + beyond
+        beyond += piece.held
+        sizes[kind] = _digital_bytes(model) + extra * ratio + beyond
+        streamed[kind] = max(part_bytes + extra * share for part_bytes, share in parts) + beyond
         kept[kind] = piece.kept * ratio
     return Measured(
         experiment=experiment,
@@ -255,7 +255,6 @@ def measure(request: Request, model: nn.Module, task: Task, rise: Rise, *, stair
         bytes=sizes,
         streamed=streamed,
         kept=kept,
-        digital=(_digital_bytes(model), digital - _one_of_two_ends(network)),
         tokens=part.tokens,
     )
 
@@ -346,15 +345,28 @@ def _digital_bytes(model: nn.Module) -> int:
     return 4 * sum(parameter.numel() for parameter in model.parameters())
 
 
-def _one_of_two_ends(network: nn.Module) -> int:
-    """Bytes of embeddings or head, of which a stream has one in memory at a time; 0 where they are one matrix."""
+def _parts(network: nn.Module, digital: int, one: Experiment) -> list[tuple[int, float]]:
+    """Of each part of a stream, digital bytes and the share of what is on tiles: a block with embeddings, and the head.
+
+    Args:
+        network: with one block.
+        digital: its bytes.
+        one: the experiment on it.
+    """
     model: Any = network
     try:
         ends = [model.get_input_embeddings(), model.get_output_embeddings()]
     except (AttributeError, NotImplementedError):
-        return 0
-    weights = [cast(torch.Tensor, end.weight) for end in ends if isinstance(end, nn.Module)]
-    return min(4 * weight.numel() for weight in weights) if len({id(weight) for weight in weights}) == 2 else 0
+        ends = []
+    if not ends or not all(isinstance(end, nn.Module) for end in ends):
+        return [(digital, 1.0)]
+    weights = [cast(torch.Tensor, end.weight) for end in ends]
+    head = 4 * weights[1].numel()
+    on_tiles = {layer.name: layer.weights for layer in one.conversion.analog}
+    name = next(name for name, module in network.named_modules() if module is ends[1])
+    share = on_tiles.get(name, 0) / sum(on_tiles.values())
+    is_one = weights[0].data_ptr() == weights[1].data_ptr()
+    return [(digital if is_one else digital - head, 1 - share), (head, share)]
 
 
 def _reading(request: Request) -> float:

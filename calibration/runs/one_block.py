@@ -102,6 +102,9 @@ class Piece:
         seconds: processor seconds in all.
         calls: the forward passes. Of a score, one with few tokens, in which cells are made, and one like the task's.
         alive: bytes of tensors between two of them.
+        held: bytes of memory at that time that hold no tensor: compiled code, and pieces that were freed, which the C
+            library keeps for the next of their size. Of these there are as many for many layers as for one, since a
+            layer takes those that the one before has freed.
         beyond: bytes of memory that were taken beyond these at most.
         kept: bytes of what was fitted.
     """
@@ -109,6 +112,7 @@ class Piece:
     seconds: float = 0.0
     calls: list[Call] = field(default_factory=list)
     alive: int = 0
+    held: int = 0
     beyond: int = 0
     kept: int = 0
 
@@ -127,13 +131,15 @@ class Watch:
 
     Args:
         network: whose block is its one list of one block; a model without one is its own block.
+        base: bytes of memory that held no tensor before anything was done.
 
     Attributes:
         pieces: what was watched, by key.
     """
 
-    def __init__(self, network: nn.Module) -> None:
+    def __init__(self, network: nn.Module, base: int) -> None:
         self.pieces: dict[str, Piece] = {}
+        self._base = base
         self._piece: Piece | None = None
         self._began = self._paused = 0.0
         self._call_began = self._block_began = 0.0
@@ -187,6 +193,7 @@ class Watch:
             raise _EnoughError
         looked = time.process_time()
         self._resident, piece.alive = resident(), alive()
+        piece.held = max(0, self._resident - self._base - piece.alive)
         piece.calls.append(Call(tokens=_tokens([*given, *named.values()])))
         self._paused += time.process_time() - looked
         self._call_began = time.process_time()
