@@ -36,7 +36,7 @@ test-scale: .venv/installed
 test-studies: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[studies]'
 	command -v chromium || command -v google-chrome || $(BIN)/playwright install chromium
-	$(BIN)/python -m pytest -m slow tests/calibration/studies
+	$(BIN)/python -m pytest -m slow tests/calibration/studies tests/calibration/runs/test_ray_stream.py
 
 # Arrays with wires against ngspice (a package of the system) and badcrossbar, whose drawing needs cairo and stays away.
 test-circuit: .venv/installed

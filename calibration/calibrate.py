@@ -5,6 +5,7 @@ from __future__ import annotations
 import tempfile
 from collections.abc import Callable, Sequence
 from contextlib import ExitStack
+from functools import partial
 from pathlib import Path
 from typing import Any
 
@@ -13,19 +14,22 @@ from calibration.bundles.writer import require_cells, require_no_memory, save_bu
 from calibration.models.outputs import device_of
 from calibration.progress import Progress
 from calibration.results.emulation import Calibration
-from calibration.runs import fingerprint
+from calibration.runs import fingerprint, parts
 from calibration.runs.climb import Climb, FittedStep
 from calibration.runs.deployment import Deployment, Streamed
 from calibration.runs.estimating import Estimate, estimate
 from calibration.runs.experiment import Experiment
 from calibration.runs.journal import Journal, only_run
 from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, RecipeLike, Request, TimesLike
-from calibration.runs.streaming import Stream, is_streamed
+from calibration.runs.streaming import Stream, Way, is_streamed
 from calibration.steps.protocol import Stage
 from calibration.storage import hashes
 from calibration.tasks import Task
 from crossbar.presets import HardwareLike
 from crossbar.storage.files import require_room
+
+Fits = dict[tuple[int, float], list[FittedStep]]
+"""What was fitted, by chip and time."""
 
 
 def calibrate(
@@ -47,6 +51,7 @@ def calibrate(
     exclude: str | Sequence[str] | None = None,
     tied_heads: bool = False,
     stream: bool | None = None,
+    engine: str = "local",
     progress: Progress | None = None,
     out: str | Path | None = None,
     cells: str = "conductances",
@@ -78,6 +83,7 @@ def calibrate(
         exclude: as in `emulate`.
         tied_heads: as in `emulate`.
         stream: as in `emulate`; of a stream, `Calibration.save` writes nothing: give ``out``.
+        engine: as in `emulate`.
         progress: called before each evaluation, and while a model is converted for the first time.
         out: folder to write as a deployment bundle (`Calibration.save`) of the first chip at the last time. Until it is
             whole, what was found is kept in a hidden folder beside it, and the same call goes on from there after it
@@ -106,6 +112,7 @@ def calibrate(
         exclude=exclude,
         tied_heads=tied_heads,
         stream=stream,
+        engine=engine,
     )
     return run_calibration(request, staircase=staircase, progress=progress, out=out, cells=cells, notify=notify)
 
@@ -132,11 +139,7 @@ def run_calibration(
 
 def estimate_calibration(request: Request, *, staircase: bool = True, progress: Progress | None = None) -> Estimate:
     """What `run_calibration` would take."""
-
-    def rise(climb: Climb, request: Request) -> Fits:
-        return _rise(climb, request, staircase)
-
-    return estimate(request, rise, staircase=staircase, progress=progress)
+    return estimate(request, partial(_rise, staircase=staircase), staircase=staircase, progress=progress)
 
 
 def require_place(path: Path, request: Request) -> None:
@@ -195,15 +198,7 @@ def _streamed(
     """The same block by block."""
     stream = Stream(request, progress, notify)
     chip, last = request.chips[0], max(request.times)
-
-    def rise(climb: Climb) -> Fits:
-        return _rise(climb, request, staircase)
-
-    def write(part: int, folder: Path, climb: Climb, fits: Fits) -> None:
-        if out is not None:
-            climb.restore(chip, fits[chip, last], last)
-            save_part(climb.experiment, folder, cells)
-
+    made = None if out is None else partial(_write_part, chip=chip, time=last, cells=cells)
     with ExitStack() as stack:
         if out is None:
             journal = Journal(Path(stack.enter_context(tempfile.TemporaryDirectory(prefix="ohmformer-"))))
@@ -212,15 +207,22 @@ def _streamed(
         assert journal.folder is not None
         if notify is not None and journal.folder.is_dir() and (through := stream.through(journal.folder)):
             notify(f"goes on behind the {through} of {len(stream.model)} parts in {str(journal.folder)!r}")
-        climb, fits = stream.run(journal.folder, rise, write, staircase=staircase, keeps=out is not None)
+        rise = partial(_rise, staircase=staircase)
+        climb, fits = parts.run(stream, Way(journal.folder, rise, made, staircase, keeps=out is not None))
         result = _result(climb, request, Streamed(climb, fits))
         if out is not None:
-            parts = stream.part_folders(journal.folder)
+            folders = stream.part_folders(journal.folder)
             scored = (chip, last, request.wait)
-            save_streamed(stream.whole, stream.model.files, result.to_dict(), out, scored, parts, cells)
+            save_streamed(stream.whole, stream.model.files, result.to_dict(), out, scored, folders, cells)
             journal.mark_done()
             journal.remove()
     return result
+
+
+def _write_part(folder: Path, climb: Climb, fits: Fits, chip: int, time: float, cells: str) -> None:
+    """What a bundle holds of a part, of which a chip is through."""
+    climb.restore(chip, fits[chip, time], time)
+    save_part(climb.experiment, folder, cells)
 
 
 def _evaluations(request: Request, staircase: bool) -> int:
@@ -229,9 +231,6 @@ def _evaluations(request: Request, staircase: bool) -> int:
     stairs = len(request.recipe.steps) if staircase else 1
     arms = (1 if request.pattern is None else 2) + staircase
     return arms + len(request.chips) * len(request.times) * (1 + stairs)
-
-
-Fits = dict[tuple[int, float], list[FittedStep]]
 
 
 def _rise(climb: Climb, request: Request, staircase: bool) -> Fits:

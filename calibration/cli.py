@@ -222,14 +222,14 @@ def _request(options: Namespace, **others: Any) -> Request:
     _require_writable(options.plot, _PICTURES)
     if options.report_to is not None:
         Tracker.of(options.report_to)
-    shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude", "tied_heads", "stream")
+    shared = ("pattern", "memory", "times", "chips", "seed", "device", "include", "exclude", "tied_heads")
     return Request.of(
         options.model,
         options.task,
         options.hardware,
         memory_options=energy_command.memory_options(options),
         options={name: options[name] for name in _SIZES if options.get(name) is not None},
-        **{name: options[name] for name in shared},
+        **{name: options[name] for name in (*shared, "stream", "engine")},
         **others,
     )
 

@@ -8,11 +8,12 @@ from pathlib import Path
 
 from calibration.progress import Progress
 from calibration.results.emulation import Emulation
+from calibration.runs import parts
 from calibration.runs.climb import Climb
 from calibration.runs.estimating import Estimate, estimate
 from calibration.runs.experiment import Experiment
 from calibration.runs.request import TIMES, MemoryLike, ModelLike, PatternLike, Request, TimesLike
-from calibration.runs.streaming import Stream, is_streamed
+from calibration.runs.streaming import Stream, Way, is_streamed
 from calibration.tasks import Task
 from crossbar.presets import HardwareLike
 
@@ -32,6 +33,7 @@ def emulate(
     exclude: str | Sequence[str] | None = None,
     tied_heads: bool = False,
     stream: bool | None = None,
+    engine: str = "local",
     progress: Progress | None = None,
 ) -> Emulation:
     """Score a model in digital and on programmed analog chips at several ages; the model itself is not changed.
@@ -58,6 +60,8 @@ def emulate(
         stream: whether a language model in a folder is taken block by block, so that memory holds one block at a time
             (docs/scale.md); results are the same bits. None: where memory does not hold the whole model, which a
             warning then says.
+        engine: what computes the blocks of a stream: ``"local"``, this process one after another, or ``"ray"``, a Ray
+            cluster, where one chip may be in a block while another is in the next.
         progress: called before each evaluation, and while a model is converted for the first time.
 
     Raises:
@@ -77,26 +81,23 @@ def emulate(
         exclude=exclude,
         tied_heads=tied_heads,
         stream=stream,
+        engine=engine,
     )
     return run_emulation(request, progress)
 
 
 def run_emulation(request: Request, progress: Progress | None = None) -> Emulation:
     """`emulate` of what is resolved already."""
-
-    def rise(climb: Climb) -> None:
-        _rise(climb, request)
-
     if is_streamed(request, lambda: estimate_emulation(request, progress).bytes):
         with tempfile.TemporaryDirectory(prefix="ohmformer-") as folder:
             stream = Stream(request, progress)
-            climb, _ = stream.run(Path(folder), rise, keeps=False)
+            climb, _ = parts.run(stream, Way(Path(folder), _rise, keeps=False))
             experiment = stream.whole
     else:
         experiment = Experiment.prepare(request, progress)
         total = (1 if request.pattern is None else 2) + len(request.chips) * len(request.times)
         climb = Climb(experiment, progress=progress, total=total)
-        rise(climb)
+        _rise(climb, request)
     return Emulation(
         setup={**experiment.setup, "chips": len(request.chips), "seed": request.chips[0]},
         primary=experiment.task.primary,

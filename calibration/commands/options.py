@@ -259,6 +259,9 @@ def _add_job_options(parser: Parser) -> None:
         help="take a language model block by block: true or false (default: where memory does not hold it)",
     )
     parser.add_argument(
+        "--engine", type=str, default="local", help="what computes the blocks of a stream: local, or ray for a cluster"
+    )
+    parser.add_argument(
         "--dry-run", action="store_true", help="say what it would take, measured on one block of the model, and stop"
     )
     parser.add_argument(

@@ -23,7 +23,7 @@ from calibration.placement.layout import Target
 from calibration.progress import Progress
 from calibration.recipe import Recipe
 from calibration.runs import chips as which
-from calibration.runs import populations
+from calibration.runs import engines, populations
 from calibration.tasks import Task
 from crossbar import Hardware, InputError, presets, to_seconds
 from crossbar.errors import shown
@@ -91,6 +91,7 @@ class Request:
         target: what the model is placed on; None: nothing is timed.
         stream: whether a language model is taken block by block (`calibration.runs.streaming`); None: where memory
             does not hold it.
+        engine: what computes the blocks of a stream: this process, or a Ray cluster.
     """
 
     model: ModelLike
@@ -110,6 +111,7 @@ class Request:
     options: Mapping[str, Any] = field(default_factory=dict)
     target: Target | None = None
     stream: bool | None = False
+    engine: str = "local"
 
     @classmethod
     def of(
@@ -134,6 +136,7 @@ class Request:
         options: Mapping[str, Any] | None = None,
         target: Target | None = None,
         stream: bool | None = False,
+        engine: str = "local",
         folder: Path = _HERE,
         elsewhere: bool = False,
     ) -> Request:
@@ -158,6 +161,7 @@ class Request:
             options: of the task's class.
             target: what the model is placed on.
             stream: block by block; None: where memory does not hold the model.
+            engine: ``local`` or, for a stream, ``ray``.
             folder: where relative paths of files in a study start from.
             elsewhere: whether others compute, so that a device need not be on this machine.
 
@@ -175,6 +179,9 @@ class Request:
             raise InputError(f"tied_heads = {shown(tied_heads)} is not allowed: give true or false")
         if stream is not None and not isinstance(stream, bool):
             raise InputError(f"stream = {shown(stream)} is not allowed: give true, false or none")
+        engines.require(engine)
+        if engine != "local" and not stream:
+            raise InputError(f"the engine {engine!r} shares out the blocks of a stream: give stream true too")
         seconds, tiles = as_times(times), as_hardware(hardware, folder)
         gate, store = as_pattern(pattern), as_memory(memory, folder, memory_options)
         steps = as_recipe(recipe, folder)
@@ -199,6 +206,7 @@ class Request:
             options=dict(options or {}),
             target=target,
             stream=stream,
+            engine=engine,
         )
 
     @property

@@ -14,7 +14,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field, replace
 from glob import escape
 from pathlib import Path
-from typing import Any
+from typing import Any, NoReturn
 
 import torch
 from torch import Tensor, nn
@@ -66,10 +66,29 @@ _MOST_A_NUMBER = 60
 """Bytes for each number in a model's files: models for which there are so many free are not measured."""
 _DONE = "done.json"
 
-Rise = Callable[[Climb], Any]
+Rise = Callable[[Climb, Request], Any]
 """Takes a climb through all arms of a job."""
-Made = Callable[[int, Path, Climb, Any], None]
-"""Called when a part was through all arms: its place, its folder, its climb, and what `Rise` returned."""
+Made = Callable[[Path, Climb, Any], None]
+"""Called when a part was through all arms: its folder, its climb, and what `Rise` returned."""
+
+
+@dataclass(frozen=True)
+class Way:
+    """How a job goes through the parts of a model.
+
+    Attributes:
+        folder: keeps what parts hand on and what is found in them; the same job goes on from what is there.
+        rise: the job.
+        made: looks at each part when its first chip is through.
+        staircase: as for `Climb`.
+        keeps: whether the folder outlasts the call, so that its files are written through to the disk.
+    """
+
+    folder: Path
+    rise: Rise
+    made: Made | None = None
+    staircase: bool = False
+    keeps: bool = True
 
 
 class Stream:
@@ -98,45 +117,21 @@ class Stream:
         assert isinstance(request.model, str | Path)
         self.model = BlockModel(request.model, progress)
         self.whole = _whole(request, self.model)
-        self._request, self._progress, self._notify, self._through = request, progress, notify, True
+        self.request, self.progress, self.notify = request, progress, notify
         if request.recipe is not None:
             require_disjoint(self.whole.task)
         self._calls = _calls(self.whole.task, self.model.without_weights())
 
-    def run(
-        self,
-        folder: Path,
-        rise: Rise,
-        made: Made | None = None,
-        *,
-        staircase: bool = False,
-        keeps: bool = True,
-    ) -> tuple[Climb, Any]:
-        """Take every part through all arms.
-
-        Args:
-            folder: keeps what parts hand on and what is found in them; the same job goes on from what is there.
-            rise: the job.
-            made: looks at each part when it is through.
-            staircase: as for `Climb`.
-            keeps: whether the folder outlasts the call, so that its files are written through to the disk.
-
-        Returns:
-            A climb with the results of the whole model, and what ``rise`` returns of it. Its fits hold no tensors,
-            which stay in the folder.
-        """
-        self._through = keeps
+    def keys(self, way: Way, request: Request) -> list[str]:
+        """The keys of all results that a part has in a request: the job's, or one of fewer chips."""
         keys: list[str] = []
-        rise(self._climb(self.whole, staircase, Rehearsal(keys=keys), bench=NoBench))
-        parts = self.part_folders(folder)
-        for index in range(self.through(folder), len(parts)):
-            parts[index].mkdir(parents=True, exist_ok=True)
-            self._run_part(index, parts, keys, rise, made, staircase)
-            if index:
-                shutil.rmtree(_handed_on(parts[index - 1]), ignore_errors=True)
-            gc.collect()
-        whole = self._climb(self.whole, staircase, _Whole(parts=[_read_done(part) for part in parts]), bench=NoBench)
-        return whole, rise(whole)
+        way.rise(self._climb(self.whole, way, Rehearsal(keys=keys), bench=NoBench), request)
+        return keys
+
+    def of_all_parts(self, way: Way) -> Climb:
+        """A climb that finds the results of the whole model in those of its parts, which are through."""
+        journal = _Whole(parts=[_read_done(part) for part in self.part_folders(way.folder)])
+        return self._climb(self.whole, way, journal, bench=NoBench)
 
     def part_folders(self, folder: Path) -> list[Path]:
         """Where each part keeps what is found in it."""
@@ -153,40 +148,68 @@ class Stream:
             if 0 < found < len(parts) and not _handed_on(parts[found - 1]).is_dir():
                 raise ValueError("what it would go on from is gone")
         except ValueError:
-            if self._notify is not None:
-                self._notify(f"a block in {str(folder)!r} is damaged, and the job begins again")
+            if self.notify is not None:
+                self.notify(f"a block in {str(folder)!r} is damaged, and the job begins again")
             for part in parts:
                 shutil.rmtree(part, ignore_errors=True)
             return 0
         return found
 
-    def _run_part(
-        self, index: int, parts: list[Path], keys: list[str], rise: Rise, made: Made | None, staircase: bool
-    ) -> None:
-        before = parts[index - 1] if index else None
-        journal = _PartJournal(
-            parts[index],
-            notify=self._notify,
-            through=self._through,
-            before=before,
-            is_last=index == len(parts) - 1,
-        )
+    def run_part(self, index: int, way: Way, request: Request) -> PartJournal:
+        """Take a part through all arms of a request: the job's, or one of fewer chips, whose first one is the job's.
+
+        Results that are in the part's folder are not computed again.
+        """
+        part = self.part_folders(way.folder)[index]
+        part.mkdir(parents=True, exist_ok=True)
+        journal = self._journal(index, way)
         layers = [layer.name for layer in self.whole.conversion.analog if self.model.part_of(layer.name) == index]
         digital = self.model.part(index, journal.enter, journal.leave)
         task = _PartTask(self.whole.task, self._calls, journal.is_last)
+        keys = self.keys(way, request)
         if layers:
             experiment = self._experiment(digital, layers, task, is_last=journal.is_last)
-            total = len(keys)
-            progress = None if self._progress is None else self._told(index, total)
-            climb = self._climb(experiment, staircase, journal, progress=progress, total=total)
-            risen = rise(climb)
-            if made is not None:
-                made(index, parts[index], climb, risen)
+            progress = None if self.progress is None else self._told(index, len(keys))
+            climb = self._climb(experiment, way, journal, progress=progress, total=len(keys))
+            risen = way.rise(climb, request)
+            if way.made is not None:
+                way.made(part, climb, risen)
         else:
             self._pass_on(digital, keys, task, journal)
-        journal.mark_through()
+        return journal
 
-    def _pass_on(self, digital: nn.Module, keys: list[str], task: _PartTask, journal: _PartJournal) -> None:
+    def mark_through(self, index: int, way: Way, keys: list[str], journal: PartJournal | None = None) -> None:
+        """Say that a part was through all arms, and forget what the part before handed on.
+
+        Args:
+            index: of the part.
+            way: of the job.
+            keys: of the results that the part has.
+            journal: with all of them; None: they are read.
+        """
+        if journal is None:
+            journal = self._journal(index, way)
+            for key in keys:
+                if key.startswith("score "):
+                    journal.score(key, _gone)
+                else:
+                    journal.fit(key, _gone)
+        journal.mark_through()
+        if journal.before is not None:
+            shutil.rmtree(_handed_on(journal.before), ignore_errors=True)
+        gc.collect()
+
+    def _journal(self, index: int, way: Way) -> PartJournal:
+        parts = self.part_folders(way.folder)
+        return PartJournal(
+            parts[index],
+            notify=self.notify,
+            through=way.keeps,
+            before=parts[index - 1] if index else None,
+            is_last=index == len(parts) - 1,
+        )
+
+    def _pass_on(self, digital: nn.Module, keys: list[str], task: _PartTask, journal: PartJournal) -> None:
         """All arms through a part without layers on tiles, which computes the same in each."""
 
         def scored() -> Evaluation:
@@ -206,7 +229,7 @@ class Stream:
 
     def _experiment(self, digital: nn.Module, layers: list[str], task: Task, *, is_last: bool) -> Experiment:
         """A part in digital and on tiles."""
-        request, whole = self._request, self.whole
+        request, whole = self.request, self.whole
         digital = shared_copy(digital).eval()
         if request.pattern is not None and not is_last:
             attach(digital, request.pattern)
@@ -217,19 +240,23 @@ class Stream:
             whole, digital=digital, analog=analog, task=task, conversion=conversion, layers=chosen, attends=not is_last
         )
 
-    def _climb(self, experiment: Experiment, staircase: bool, journal: Journal, **others: Any) -> Climb:
-        recipe, wait = self._request.recipe, self._request.wait
-        return Climb(experiment, recipe, wait, staircase=staircase, journal=journal, checks=False, **others)
+    def _climb(self, experiment: Experiment, way: Way, journal: Journal, **others: Any) -> Climb:
+        recipe, wait = self.request.recipe, self.request.wait
+        return Climb(experiment, recipe, wait, staircase=way.staircase, journal=journal, checks=False, **others)
 
     def _told(self, index: int, total: int) -> Progress:
         """Progress within a part as that of the job."""
 
         def told(done: int, of: int, text: str) -> None:
-            assert self._progress is not None
-            name = f"block {index + 1} of {len(self.model) - 1}" if index < len(self.model) - 1 else "head"
-            self._progress(index * total + done, len(self.model) * total, f"{name}: {text}")
+            assert self.progress is not None
+            self.progress(index * total + done, len(self.model) * total, f"{self.name_of(index)}: {text}")
 
         return told
+
+    def name_of(self, index: int) -> str:
+        """A part's name for a reader."""
+        blocks = len(self.model) - 1
+        return f"block {index + 1} of {blocks}" if index < blocks else "head"
 
 
 def is_streamed(request: Request, needed: Callable[[], int | None]) -> bool:
@@ -413,7 +440,7 @@ class _Arm:
 
 
 @dataclass(frozen=True)
-class _PartJournal(Journal):
+class PartJournal(Journal):
     """The journal of one part, which keeps what each arm of it hands on as well.
 
     Attributes:
@@ -511,6 +538,10 @@ class _PartJournal(Journal):
 
 
 _MOST_CALLS = 2**62
+
+
+def _gone() -> NoReturn:
+    raise InputError("a result of a block is damaged that was just computed: the same call computes it again")
 
 
 def _handed_on(part: Path) -> Path:

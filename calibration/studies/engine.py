@@ -5,9 +5,8 @@ from __future__ import annotations
 import os
 import sys
 from collections.abc import Callable, Iterable
-from importlib import util
-from typing import Literal, get_args
 
+from calibration.runs import engines
 from calibration.studies.events import Engine, Lost
 from calibration.studies.local import LocalEngine, visible_gpus
 from calibration.studies.plan import Cell, Plan
@@ -17,7 +16,6 @@ from calibration.studies.worker import Failed, Scored, Unit
 from crossbar import InputError
 from crossbar.errors import require_whole
 
-Name = Literal["local", "ray"]
 MOST_WORKERS = 1024
 MOST_LOSSES = 5
 """Workers that may be lost with one cell before it counts as failed, and before any was ready."""
@@ -29,12 +27,9 @@ def require(name: str, workers: int | None) -> None:
     Raises:
         InputError: for an unknown name, a number of workers that is not allowed, and Ray that is not installed.
     """
-    if name not in get_args(Name):
-        raise InputError(f"engine {name!r} is unknown: choose one of {', '.join(get_args(Name))}")
+    engines.require(name)
     if workers is not None:
         require_whole("workers", workers, least=1, most=MOST_WORKERS)
-    if name == "ray" and util.find_spec("ray") is None:
-        raise InputError("the engine 'ray' needs Ray: pip install 'ohmformer[ray]', or use the engine 'local'")
 
 
 def default_workers() -> int:

@@ -1,8 +1,7 @@
-"""The engine ``ray``: an actor a worker, on the cluster that runs or on its own. The only module that imports Ray."""
+"""The engine ``ray``: an actor a worker, on the cluster that runs or on its own."""
 
 from __future__ import annotations
 
-import logging
 import os
 from collections.abc import Iterable, Mapping
 from dataclasses import dataclass
@@ -12,6 +11,7 @@ import ray
 from ray.exceptions import RayError
 
 from calibration.models import Loaded
+from calibration.runs.ray_cluster import join
 from calibration.studies.events import Event, Finished, Lost, Ready
 from calibration.studies.worker import Unit, Worker
 from crossbar import InputError
@@ -57,10 +57,7 @@ class RayEngine:
     """
 
     def __init__(self, loaded: Mapping[str, Loaded], workers: int | None, devices: Iterable[str]) -> None:
-        self._started = not ray.is_initialized()
-        if self._started:
-            # With no address Ray takes the one of RAY_ADDRESS or of a cluster on this machine, else starts one.
-            ray.init(include_dashboard=False, log_to_driver=False, logging_level=logging.ERROR)
+        self._started = join()
         resource = "GPU" if "cuda" in devices else "CPU"
         there = int(ray.cluster_resources().get(resource, 0))
         if there == 0:

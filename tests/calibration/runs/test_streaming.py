@@ -28,7 +28,7 @@ from calibration import (
 from calibration.calibrate import run_calibration
 from calibration.emulate import run_emulation
 from calibration.models.blocks import BlockModel
-from calibration.runs import streaming
+from calibration.runs import parts, streaming
 from calibration.runs.request import Request
 from crossbar import InputError, analog_layers
 from tests.calibration.random_llama import texts, write_llama
@@ -168,10 +168,10 @@ def test_smollm2(tmp_path):
 # Interrupted
 
 
-def killed(command, place, parts, after):
+def killed(command, place, through, after):
     """Run a command and kill it once so many parts are through and some seconds more; the code it ended with."""
     process = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL, **SETTING)
-    while process.poll() is None and len(list(place.glob(".*.progress/part-*/done.json"))) < parts:
+    while process.poll() is None and len(list(place.glob(".*.progress/part-*/done.json"))) < through:
         time.sleep(0.01)
     time.sleep(after)
     process.send_signal(signal.SIGKILL)
@@ -245,13 +245,14 @@ def test_a_damaged_block_begins_again(llama, tmp_path):
     told, folder = [], tmp_path / "job"
     stream = streaming.Stream(asked, notify=told.append)
 
-    def rise(climb):
+    def rise(climb, request):
         climb.score_digital()
 
-    first, _ = stream.run(folder, rise)
+    way = streaming.Way(folder, rise)
+    first, _ = parts.run(stream, way)
     assert stream.through(folder) == 4
     (folder / "part-0001" / "done.json").write_text("{}")
-    again, _ = stream.run(folder, rise)
+    again, _ = parts.run(stream, way)
     assert told == [f"a block in {str(folder)!r} is damaged, and the job begins again"]
     assert again.measurements == first.measurements
 
@@ -325,9 +326,18 @@ def test_a_task_that_asks_back_is_refused(llama):
         emulate(llama, Curious(), times=["1h"], chips=1, stream=True)
 
 
-def test_calibrate_takes_stream(llama, tmp_path):
+def test_calibrate_takes_stream_and_engine(llama):
     with pytest.raises(InputError, match="stream = 'yes' is not allowed"):
         calibrate(llama, "perplexity", stream="yes")
+    with pytest.raises(InputError, match="engine 'slurm' is unknown: choose one of local, ray"):
+        calibrate(llama, "perplexity", stream=True, engine="slurm")
+
+
+@pytest.mark.parametrize("stream", [False, None])
+def test_an_engine_is_of_streams(llama, stream, monkeypatch):
+    monkeypatch.setattr("calibration.runs.engines.util.find_spec", lambda name: name)
+    with pytest.raises(InputError, match="engine 'ray' shares out the blocks of a stream: give stream true too"):
+        calibrate(llama, "perplexity", stream=stream, engine="ray")
 
 
 if __name__ == "__main__":
