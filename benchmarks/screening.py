@@ -4,6 +4,7 @@
     python benchmarks/screening.py --bits 1 2 4 8   # the ramp's bits at a quarter of the rows
     python benchmarks/screening.py --memory none    # digital keys: what choosing alone loses
     python benchmarks/screening.py --age 1d         # rows of all ages up to a day
+    python benchmarks/screening.py --second digital # rows choose, and a digital buffer has what is read
 
 ``screened(k) | sinks | window`` has ramps of ``--bits``, ``spiking(θ) | sinks | window`` a threshold for each head of
 each layer that the recipe step `ScreeningThresholds` finds on a calibration window; ``window | sinks`` has as many
@@ -28,7 +29,7 @@ from matplotlib.figure import Figure
 from rich.console import Console
 from rich.table import Table
 
-from attention import Memory, attach, detach, parse, recall, renew_memory
+from attention import Memory, Protected, attach, detach, parse, recall, renew_memory
 from attention.hf import attach as attaching
 from attention.kernel.coarse import lines_of_rows
 from attention.kernel.token_rows import write
@@ -59,6 +60,7 @@ def main() -> None:
     parser.add_argument("--memory", default="pcm", help="hardware of keys and values, or none")
     parser.add_argument("--key-scale", default="channel", choices=("row", "channel", "head"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--second", default="rows", choices=("rows", "digital"), help="where what opens is read")
     parser.add_argument("--age", default="0s", help="of the oldest row: tokens arrive evenly in that time")
     parser.add_argument("--loss", type=float, default=0.05, help="of perplexity, for the second table")
     parser.add_argument("--out", type=Path, default=Path("screening.json"))
@@ -91,7 +93,7 @@ def main() -> None:
     order = sorted(((arm, *point) for arm, points in arms.items() for point in points), key=rank)
     for arm, share, text in order:
         name = f"{arm}, {share}, {options.memory}, {options.key_scale}, {n} x {options.windows}, {options.seed}"
-        name += f", {options.age}"
+        name += f", {options.age}, {options.second}, {text}"
         measured = kept.measure(name, lambda s=share, t=text, a=arm: score(loaded.model, task, a, s, t, options))
         found.setdefault(arm, []).append(measured)
     show(found, options)
@@ -125,7 +127,13 @@ def score(model: Any, task: Perplexity, arm: str, share: str, text: str, options
     memory, n = None, options.window_length
     if options.memory != "none":
         seconds = to_seconds(options.age) / n
-        memory = Memory(presets.get(options.memory), key_scale=options.key_scale, capacity=n, token_seconds=seconds)
+        memory = Memory(
+            presets.get(options.memory),
+            key_scale=options.key_scale,
+            capacity=n,
+            token_seconds=seconds,
+            protected=Protected(sinks=1, recent=n) if options.second == "digital" else None,
+        )
     attach(model, text, memory)
     if arm == "spiking":
         step = ScreeningThresholds(share=float(share))
@@ -202,6 +210,7 @@ def recalled(model: Any, task: Perplexity, memory: Memory | None, age: float, la
 def show(found: dict[str, list[dict[str, Any]]], options: Any) -> None:
     """The table."""
     setting = f"{options.windows} x {options.window_length} tokens, keys and values: {options.memory}, {options.age}"
+    setting += f", what opens is read from: {options.second}"
     view = Table(title=f"SmolLM2, {setting}", caption=PUBLISHED, title_justify="left", caption_justify="left")
     for column in (
         "arm",
