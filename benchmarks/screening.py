@@ -148,7 +148,9 @@ def score(model: Any, task: Perplexity, arm: str, share: str, text: str, options
     report = price(ledger, PriceBook.get(DEFAULT), tokens=tokens)
     pj = sum(line.pj for line in report.lines if line.counter not in _WRITES)
     hardware = Hardware() if memory is None else memory.hardware
-    plan = floor_plan([Block(name, 1) for name in ledger.by_layer], [], Chip.get(CHIP))  # no way is timed
+    tile = hardware.tile
+    tiles = 2 * config.num_key_value_heads * -(-n // tile.rows) * -(-config.head_dim // tile.cols)
+    plan = floor_plan([Block(name, tiles, tiles) for name in ledger.by_layer], [], Chip.get(CHIP))  # ways take nothing
     time = chip_time(ledger, tokens, plan, dict.fromkeys(ledger.by_layer, hardware))
     result = {
         "pattern": text,
