@@ -45,6 +45,7 @@ from crossbar.costs.schedule import chip_time
 from crossbar.units import to_seconds
 
 SINKS = 4
+ARMS = ("window", "screened", "spiking", "top-k")
 PUBLISHED = "published: about 75% pruned (arXiv 2409.04940); 0.4% to 1.2% of accuracy at k = 5 (Topkima, 2411.13050)"
 _LAST = 256  # queries whose recall is found
 _WRITES = ("row_writes", "write_pulses")
@@ -60,6 +61,7 @@ def main() -> None:
     parser.add_argument("--memory", default="pcm", help="hardware of keys and values, or none")
     parser.add_argument("--key-scale", default="channel", choices=("row", "channel", "head"))
     parser.add_argument("--seed", type=int, default=0)
+    parser.add_argument("--arms", nargs="*", default=list(ARMS), choices=ARMS, help="beside dense attention")
     parser.add_argument("--second", default="rows", choices=("rows", "digital"), help="where what opens is read")
     parser.add_argument("--age", default="0s", help="of the oldest row: tokens arrive evenly in that time")
     parser.add_argument("--loss", type=float, default=0.05, help="of perplexity, for the second table")
@@ -84,6 +86,7 @@ def main() -> None:
         arms.setdefault("spiking", []).append((f"{share}", f"spiking(0) | {rest}"))
         exact = "topk" if options.memory == "none" else "screened"
         arms.setdefault("top-k", []).append((f"{share}", f"{exact}({k}) | {rest}"))
+    arms = {arm: points for arm, points in arms.items() if arm == "dense" or arm.startswith(tuple(options.arms))}
     found: dict[str, list[dict[str, Any]]] = {}
     wanted = ["dense", *map(str, options.shares)]  # all arms at one share before the next
 
@@ -97,7 +100,7 @@ def main() -> None:
         measured = kept.measure(name, lambda s=share, t=text, a=arm: score(loaded.model, task, a, s, t, options))
         found.setdefault(arm, []).append(measured)
     show(found, options)
-    draw(found, options.plot)
+    draw(found, options)
 
 
 def of_share(n: int, share: float, near: int) -> int:
@@ -209,11 +212,15 @@ def recalled(model: Any, task: Perplexity, memory: Memory | None, age: float, la
     return sum(seen) / len(seen)
 
 
+def setting(options: Any) -> str:
+    """What was measured, in a line."""
+    what = f"SmolLM2, {options.windows} x {options.window_length} tokens, rows: {options.memory}, {options.age} old"
+    return f"{what}; what opens is read {'from a digital buffer' if options.second == 'digital' else 'there too'}"
+
+
 def show(found: dict[str, list[dict[str, Any]]], options: Any) -> None:
-    """The table."""
-    setting = f"{options.windows} x {options.window_length} tokens, keys and values: {options.memory}, {options.age}"
-    setting += f", what opens is read from: {options.second}"
-    view = Table(title=f"SmolLM2, {setting}", caption=PUBLISHED, title_justify="left", caption_justify="left")
+    """The tables."""
+    view = Table(title=setting(options), caption=PUBLISHED, title_justify="left", caption_justify="left")
     for column in (
         "arm",
         "open",
@@ -255,7 +262,7 @@ def at_perplexity(points: list[dict[str, Any]], key: str, wanted: float) -> floa
     return None
 
 
-def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
+def draw(found: dict[str, list[dict[str, Any]]], options: Any) -> None:
     """Perplexity against open rows, energy and time."""
     figure = Figure(figsize=(11.0, 4.0), layout="constrained")
     axes = figure.subplots(1, 3, sharey=True)
@@ -264,16 +271,23 @@ def draw(found: dict[str, list[dict[str, Any]]], path: Path) -> None:
         for own, key, factor in ((axes[0], "share", 100), (axes[1], "uj", 1), (axes[2], "us", 1)):
             if arm == "dense":
                 own.axhline(points[0]["perplexity"], color="black", linestyle="--", linewidth=1)
-            x = [p[key] * factor for p in points]
-            own.plot(x, [p["perplexity"] for p in points], marker=marker, markersize=4, label=arm)
+            x, y = [p[key] * factor for p in points], [p["perplexity"] for p in points]
+            (line,) = own.plot(x, y, marker=marker, markersize=4, label=arm)
+            whole = found["dense"][0]  # what `at_perplexity` goes along
+            ends = [x[-1], whole[key] * factor], [y[-1], whole["perplexity"]]
+            own.plot(*ends, color=line.get_color(), linestyle=":", linewidth=0.8)
+    axes[0].axvline(25, color="0.7", linewidth=0.8)
+    note = "open on a hybrid chip\n(arXiv 2409.04940)"
+    axes[0].text(27, 0.98, note, fontsize=6, va="top", transform=axes[0].get_xaxis_transform())
     axes[0].set_xlabel("open rows, % of the causal pairs")
     axes[1].set_xlabel("attention, µJ a token")
     axes[2].set_xlabel("attention, µs a token")
     axes[0].set_ylabel("perplexity (lower is better)")
     axes[0].set_ylim(top=min(axes[0].get_ylim()[1], 3 * min(p["perplexity"] for ps in found.values() for p in ps)))
     axes[0].legend(frameon=False, fontsize=8)
-    figure.savefig(path, dpi=150)
-    print(f"wrote {path}")
+    figure.suptitle(setting(options), fontsize=9)
+    figure.savefig(options.plot, dpi=150)
+    print(f"wrote {options.plot}")
 
 
 if __name__ == "__main__":
