@@ -9,13 +9,17 @@ GPU_TESTS := $(addprefix tests/,test_on_gpu.py crossbar/backends/test_triton.py 
 	crossbar/random/test_triton_kernels.py crossbar/tiles/test_triton_kernels.py attention/kernel/test_fused.py \
 	attention/memory/test_memory_rows.py)
 
-.PHONY: demo evaluate recall test test-slow test-studies test-circuit docs dist lint format benchmark clean
+.PHONY: demo evaluate domains recall test test-slow test-studies test-circuit docs notebooks dist comparison lint format benchmark clean
 
 demo: .venv/installed
 	$(BIN)/python examples/demo.py
 
 evaluate: .venv/installed
 	$(BIN)/python examples/demo.py --full
+
+# Six fields, each with a table, a picture and a sentence in demo/domains/.
+domains: .venv/installed
+	for field in time_series genomics vision retrieval source_code long_documents; do $(BIN)/python examples/domains/$$field.py || exit 1; done
 
 recall: .venv/installed
 	$(BIN)/python examples/associative_recall.py
@@ -65,11 +69,21 @@ format: .venv/installed
 docs: .venv/installed
 	NO_MKDOCS_2_WARNING=1 $(BIN)/mkdocs build --quiet --strict
 
+# Three guides as notebooks, executed, in build/notebooks.
+notebooks: .venv/installed
+	$(BIN)/python docs/hooks/notebooks.py
+
 # Wheel and source archive in dist/, once what they hold and a wheel away from the repository are checked.
 dist: .venv/installed
 	$(BIN)/python -m pip install --quiet --disable-pip-version-check --editable '.[release]'
 	$(BIN)/python -m pytest -m 'slow or not slow' tests/test_release.py
 	$(BIN)/python -m build --outdir dist .
+
+# Peers side by side, and docs/comparison.md; badcrossbar's drawing needs cairo and stays away, as aihwkit-lightning's torch.
+comparison: .venv/installed
+	$(BIN)/python -m pip install --quiet --disable-pip-version-check --no-deps \
+		aihwkit-lightning==2.1.0 badcrossbar==1.1.0 pathvalidate==3.3.1 sigfig==1.4.0
+	PYTHONPATH=. $(BIN)/python -W ignore benchmarks/comparison.py --page docs/comparison.md
 
 benchmark: .venv/installed
 	for subject in linear training programming gated_attention controller emulation; do $(BIN)/python benchmarks/$$subject.py || exit 1; done
