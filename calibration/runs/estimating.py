@@ -36,6 +36,7 @@ from calibration.runs.rehearsal import NoBench, Rehearsal
 from calibration.runs.request import Request
 from calibration.runs.streaming import available, require_streamable
 from calibration.steps.finetune import Finetune
+from calibration.steps.protocol import SamplingStep
 from calibration.storage import checked_files
 from calibration.tasks import Task
 from calibration.tasks.protocol import Split
@@ -269,6 +270,8 @@ def _scaled(key: str, piece: Piece, part: Beginning, blocks: int, ratio: float, 
         assert recipe is not None
         step = recipe.steps[int(of.split()[0])]
         rest = part.share("calibration", part.sizes[-1])
+        if isinstance(step, SamplingStep):
+            rest = min(rest, max(1.0, step.batches_of(part.sizes[-1]) + 1.0 - len(part)))
         factors = [1.0 if isinstance(step, Finetune) or k % len(part) == 0 else rest for k in range(count)]
         repeats = step.steps if isinstance(step, Finetune) else 1
     calls = zip(piece.calls, factors, strict=True)

@@ -102,6 +102,11 @@ class AdcRanges:
             costs = {name: total.to(cost.device) for name, cost in costs.items()}
         return {name: tallies[name].ranges[cost.argmin()] for name, cost in costs.items()}
 
+    def batches_of(self, tokens: int) -> int:
+        """How many batches of so many tokens have the vectors."""
+        every = -(-tokens // _OF_A_BATCH)
+        return -(-self.vectors // len(range(0, tokens, every)))
+
     def combine(self, fits: Sequence[Fitted]) -> Fitted:
         """The mean over chips."""
         return mean(fits)

@@ -71,6 +71,14 @@ class WritingStep(Step, Protocol):
         """How many cells `apply` would write."""
 
 
+@runtime_checkable
+class SamplingStep(Step, Protocol):
+    """A step that stops before the end of the calibration data."""
+
+    def batches_of(self, tokens: int) -> int:
+        """How many batches it takes of so many tokens each."""
+
+
 def mean(fits: Sequence[Fitted]) -> Fitted:
     """The mean of each tensor over what was found on several chips."""
     return {name: torch.stack([fitted[name] for fitted in fits]).mean(0) for name in fits[0]}

@@ -10,7 +10,7 @@ import pytest
 import torch
 from transformers import LlamaConfig, LlamaForCausalLM
 
-from calibration import DriftCompensation, Finetune, InputRanges, Recipe, emulate, estimate
+from calibration import AdcRanges, DriftCompensation, Finetune, InputRanges, Recipe, emulate, estimate
 from calibration.runs import estimating, one_block
 from calibration.runs.estimating import kind_of
 from calibration.runs.one_block import Call, Piece
@@ -66,12 +66,13 @@ class Part:
         ("score analog chip 0 at 0.0 fitted None", 3 * 2 + (1 + 4 * 2) + 5 * (2 + 4 * 6)),
         ("fit 0", 3 * 2 + (1 + 4 * 2) + 6 * (2 + 4 * 6)),
         ("fit 1", 50 * (3 * 2 + (1 + 4 * 2) + (2 + 4 * 6))),
+        ("fit 2", 3 * 2 + (1 + 4 * 2) + 3 * (2 + 4 * 6)),  # four batches have the vectors
     ],
 )
 def test_pieces_grow_with_blocks_weights_and_tokens(key, seconds):
     """Four blocks, and three times the weights on tiles: few tokens are no part of the task, 20 of its 100 are."""
     piece = Piece(seconds=13, calls=[Call(2, 1, 8), Call(6, 2, 20)])
-    recipe = Recipe("two", (InputRanges(), Finetune(steps=50)))
+    recipe = Recipe("three", (InputRanges(), Finetune(steps=50), AdcRanges(vectors=35)))
     assert estimating._scaled(key, piece, Part(), 4, 3.0, recipe) == seconds
 
 

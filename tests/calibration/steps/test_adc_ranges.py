@@ -37,6 +37,14 @@ def batches():
     return [{"input": torch.randn(64, 64, generator=draw).clamp(-1, 1) / 8} for _ in range(4)]
 
 
+def test_it_says_how_many_batches_it_takes():
+    model, step, calls = chip(uneven()), AdcRanges(vectors=150), []
+    model.register_forward_hook(lambda *_: calls.append(1))
+    step.fit(model, batches())
+    assert len(calls) == step.batches_of(64) == 3
+    assert step.batches_of(100) == 3  # every other of 100 vectors
+
+
 def test_largest_is_the_smallest_range_that_holds_every_sum():
     model = chip(uneven())
     layer = analog_layers(model)["0"]
