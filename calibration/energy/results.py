@@ -110,8 +110,11 @@ class EnergyStudy:
         return self.arms[0].plan.chip
 
     def area(self, arm: Arm) -> AreaReport:
-        """Of the chips that the model takes, whole."""
-        return area(self.chip, self.hardware, chips=arm.plan.chips)
+        """Of the chips that the model takes, whole, and of comparators where rows choose what opens."""
+        layers = arm.work[0].ledger.by_layer
+        chosen = {name for name, counts in layers.items() if any(c.name == "comparisons" for c in counts)}
+        keys = sum(block.tiles // 2 for block in arm.plan.blocks if block.name in chosen)  # the others hold values
+        return area(self.chip, self.hardware, chips=arm.plan.chips, comparators=keys * self.hardware.tile.rows)
 
     def part_of(self, layer: str, work: Work) -> str:
         """``linear``, ``attention`` or ``digital``: what kind of work a layer is."""
@@ -221,11 +224,12 @@ def _notes(study: EnergyStudy, k: int) -> str:
         missing = ", ".join(f"{name} ({n:,})" for name, n in report.unpriced.items())
         notes.append(f"without a price, in no sum: {missing}")
     notes += study.chip.notes
-    work, size = study.arms[0].work[k], study.area(study.arms[0])
-    if work.time.missing:
-        notes.append(f"without a time, taken as 0: {', '.join(work.time.missing)}")
-    if size.missing:
-        missing = ", ".join(f"{name} ({n:,})" for name, n in size.missing.items())
+    untimed = dict.fromkeys(name for arm in study.arms for name in arm.work[k].time.missing)
+    if untimed:
+        notes.append(f"without a time, taken as 0: {', '.join(untimed)}")
+    sizes = {name: n for arm in study.arms for name, n in study.area(arm).missing.items()}
+    if sizes:
+        missing = ", ".join(f"{name} ({n:,})" for name, n in sizes.items())
         notes.append(f"without an area, in no sum: {missing}")
     rows = ", ".join(f"{arm.rows:,} ({arm.pattern})" for arm in study.arms if arm.rows is not None)
     if rows:

@@ -51,7 +51,9 @@ class AreaReport:
         }
 
 
-def area(chip: Chip, hardware: Hardware, *, cores: int | None = None, chips: int = 1) -> AreaReport:
+def area(
+    chip: Chip, hardware: Hardware, *, cores: int | None = None, chips: int = 1, comparators: int = 0
+) -> AreaReport:
     """Area of chips, or of a part of one.
 
     A tile has the all-in area of the book if it is of the size that this holds for; else its cells, drivers, holds,
@@ -62,6 +64,7 @@ def area(chip: Chip, hardware: Hardware, *, cores: int | None = None, chips: int
         hardware: geometry; cells are counted with their signs and copies.
         cores: of one chip; None: all. With fewer than all, links between chips are left out.
         chips: how many.
+        comparators: at rows of keys that choose what opens; no tile has these in its area.
     """
     tile = hardware.tile
     n_cores = chips * chip.cores if cores is None else cores
@@ -78,6 +81,8 @@ def area(chip: Chip, hardware: Hardware, *, cores: int | None = None, chips: int
     numbers |= dict.fromkeys(_CORE_AREAS, n_cores)
     if cores is None:
         numbers["chip_link"] = chips
+    if comparators:
+        numbers["comparator"] = comparators
     known = {part.part: part for part in chip.parts if PARTS[part.part].unit == "mm2"}
     lines = [
         AreaLine(name, number, number * known[name].value, known[name].evidence, known[name].scope)

@@ -51,6 +51,7 @@ PARTS = {
     "sample": Kind("mm2", "bit line"),
     "adc": Kind("mm2", "converter"),
     "tile_logic": Kind("mm2", "tile"),
+    "comparator": Kind("mm2", "row that chooses whether it opens"),
     "tile": Kind("mm2", "tile"),
     "buffer": Kind("mm2", "core"),
     "bus": Kind("mm2", "core"),

@@ -147,7 +147,11 @@ def test_machines_give_attention_the_time_of_their_events():
 def test_rows_that_choose_take_time_and_stand_on_tiles():
     """Decode: a coarse pulse and the ramp before the rows that open are read, where these are read in digital too."""
     pattern = f"screened({N + 1}, bits=3)"  # all rows open, so that the ramp runs to its end
-    every, chosen = energy(language_model(), Words(), "pcm", ["dense", pattern], recipe=None).arms
+    found = energy(language_model(), Words(), "pcm", ["dense", pattern], recipe=None)
+    every, chosen = found.arms
+    assert found.area(every).missing == {}
+    assert found.area(chosen).missing == {"comparator": LAYERS * HEADS * 256}
+    assert f"without an area, in no sum: comparator ({LAYERS * HEADS * 256:,})" in str(tables(found)[1].caption)
     before, after = (arm.work[1].time.waited() for arm in (every, chosen))
     assert after["word lines"] - before["word lines"] == pytest.approx(LAYERS * 130)
     assert after["comparators"] == LAYERS * 8  # steps of a ramp of 3 bits, a nanosecond each

@@ -4,7 +4,7 @@ import pytest
 
 from crossbar import Converter, Hardware, InputError, PriceBook, Tile, presets
 from crossbar.costs.area import area
-from crossbar.costs.chips import PARTS, Chip, names
+from crossbar.costs.chips import PARTS, Chip, Part, names
 from crossbar.costs.reads import attention_time, peak_tops, read_time, screening_time
 
 ISAAC = Hardware(
@@ -135,6 +135,9 @@ def test_what_has_no_area_is_named():
     assert mesh["by_part"]["tile"] == pytest.approx(2048 * 0.634)
     assert mesh["by_part"]["digital_unit"] == pytest.approx(128 * 256 * (1360 + 1640) * 1e-6)
     assert mesh["without_area"] == {}
+    assert area(Chip.get("mesh"), Hardware(), comparators=512).missing == {"comparator": 512}
+    own = Chip("mine", (Part("comparator", 5e-5, "mm2"),))
+    assert area(own, Hardware(), comparators=512).mm2 == pytest.approx(512 * 5e-5)
 
 
 # A book of one's own
