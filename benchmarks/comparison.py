@@ -74,8 +74,9 @@ def page(parts: list[Part], seconds: float) -> str:
     lines = [
         "# Comparison",
         "",
-        "Written by `make comparison` (`benchmarks/comparison.py`): each entry is what it found by running the tool,",
-        f"on one thread of a CPU, in {seconds:.0f} s of its time beside what compiling FlexAttention takes.",
+        "Written by `make comparison` (`benchmarks/comparison.py`): entries are what it found by running the tools; in",
+        "the last two rows of features, and for `no chip`, a tool that has no such function was not run. It took one",
+        f"thread of a CPU {seconds:.0f} s beside what compiling FlexAttention takes.",
         f"{tools}; {known}.",
         "Figures of peers in their own field, such as aihwkit-lightning on GPUs, are not here: nothing was run on one.",
         "",
@@ -272,7 +273,7 @@ QUESTIONS: dict[str, tuple[Callable[[], str], ...]] = {
     "training in memory with pulses": (lambda: "no", aihwkit_pulses, lambda: "no"),
     "keys and values in analog rows, sparse": (our_rows, lambda: "no", lambda: "no"),
 }
-"""What each of the three emulators is asked; a ``no`` that is written here was looked up in its source."""
+"""What each of the three emulators is asked; a ``no`` that is written here is of one that has no such function."""
 
 
 # Speed and memory

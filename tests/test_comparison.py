@@ -48,7 +48,7 @@ def test_a_page_has_every_row_and_says_what_is_lost(comparison):
     text = comparison.page([part], 34.0)
     assert "## Speed: of a layer\n| arm | ratio |\n|---|---|\n| a \\| b | 1.00 |\n| c | 2.00 |\n" in text
     assert "- c is faster.\n" in text
-    assert "in 34 s of its time" in text
+    assert "thread of a CPU 34 s beside" in text
 
 
 def test_what_a_tool_lacks_is_its_answer(comparison):

@@ -10,7 +10,7 @@ import torch
 from torch import Tensor, nn
 
 from calibration.models.embedding import Batch
-from calibration.steps.observe import observe
+from calibration.steps.observe import observe, some
 from calibration.steps.protocol import Fitted, Stage, mean
 from crossbar import AnalogLinear, InputError, analog_layers
 from crossbar.errors import require_whole
@@ -44,7 +44,7 @@ class AdcRanges:
     Attributes:
         method: as above.
         shared: which columns have one range: those of a ``layer``, all of the ``model``, or ``nothing``.
-        vectors: that are read out with every range, 64 of a batch, evenly spread over it; data after them are not run.
+        vectors: that are read out with every range, 64 of a batch, spread over it; data after them are not run.
     """
 
     stage: ClassVar[Stage] = Stage.IN_USE
@@ -71,7 +71,7 @@ class AdcRanges:
 
         def see(name: str, x: Tensor, y: Tensor) -> None:
             tally = tallies.setdefault(name, _Tally(layers[name]))
-            tally.add(x[:: -(-len(x) // _OF_A_BATCH)][: self.vectors - tally.vectors])
+            tally.add(x[some(len(x), _OF_A_BATCH, x.device)][: self.vectors - tally.vectors])
 
         def needed() -> Iterator[Batch]:
             for batch in batches:
@@ -104,8 +104,7 @@ class AdcRanges:
 
     def batches_of(self, tokens: int) -> int:
         """How many batches of so many tokens have the vectors."""
-        every = -(-tokens // _OF_A_BATCH)
-        return -(-self.vectors // len(range(0, tokens, every)))
+        return -(-self.vectors // min(tokens, _OF_A_BATCH))
 
     def combine(self, fits: Sequence[Fitted]) -> Fitted:
         """The mean over chips."""

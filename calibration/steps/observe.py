@@ -23,6 +23,8 @@ from crossbar.nn.module import AnalogModule
 See = Callable[[str, Tensor, Tensor], None]
 """Called with a module's name, its inputs ``[tokens, I]`` and its outputs ``[tokens, O]``, padding left out."""
 
+_GOLDEN = (5**0.5 - 1) / 2
+
 
 @dataclass(frozen=True)
 class Instants:
@@ -38,6 +40,19 @@ class Instants:
 
     count: int = 1
     spacing: float = 60.0
+
+
+def some(count: int, most: int, device: torch.device) -> Tensor:
+    """Places of at most ``most`` of so many vectors, all over them, rising.
+
+    One lies in each of as many equal parts, at a place in it that goes on by the golden ratio from part to part: at
+    regular distances, samples of as many tokens each would show the same few of their positions alone.
+    """
+    if count <= most:
+        return torch.arange(count, device=device)
+    starts = torch.arange(most + 1, device=device) * count // most
+    within = (torch.arange(most, dtype=torch.float64, device=device) * _GOLDEN).frac()
+    return starts[:-1] + (within * starts.diff()).long()
 
 
 @contextmanager

@@ -13,7 +13,7 @@ from torch import Tensor, nn
 from calibration.models.embedding import Batch
 from calibration.steps.clipping import InputMoments, nearest_within
 from calibration.steps.least_squares import token_weights
-from calibration.steps.observe import digital, observe
+from calibration.steps.observe import digital, observe, some
 from calibration.steps.protocol import Fitted, Stage
 from crossbar import AnalogLinear, analog_layers
 from crossbar.errors import require_number
@@ -121,8 +121,8 @@ class _Powers:
         self._lines = self._lines + driven.double().square().sum(0)
         self._range = self._range + full.double().square().sum()
         if self._layer.hardware.adc is not None and self._layer.hardware.tile.slices == 1:
-            every = max(1, -(-len(driven) // _OF_A_BATCH))
-            driven, full = (values[::every][: _VECTORS - self._vectors] for values in (driven, full))
+            chosen = some(len(driven), _OF_A_BATCH, driven.device)[: _VECTORS - self._vectors]
+            driven, full = driven[chosen], full[chosen]
             self._vectors += len(driven)
             if len(driven):
                 self._clipped = self._clipped + self._clips(driven, full, self._layer.hardware.adc.full_scale)

@@ -5,7 +5,7 @@ import torch
 from torch import nn
 from transformers import AutoModelForCausalLM, GptOssConfig, MixtralConfig
 
-from calibration.steps.observe import observe
+from calibration.steps.observe import observe, some
 from crossbar import analog_layers, convert, presets
 
 SIZES = {
@@ -72,3 +72,19 @@ def test_tokens_in_one_row_are_tokens():
     ((inputs, outputs),) = seen
     assert torch.equal(inputs, x[mask.bool()])
     assert outputs.shape == (3, 2)
+
+
+@pytest.mark.parametrize(("count", "most"), [(0, 4), (3, 4), (4, 4), (5, 4), (128 * 17, 64), (4096, 64), (512, 128)])
+def test_some_vectors_lie_all_over_them(count, most):
+    found = some(count, most, torch.device("cpu"))
+    assert len(found) == min(count, most)
+    assert (found.diff() > 0).all()
+    assert ((found >= 0) & (found < count)).all()
+    edges = torch.arange(len(found) + 1) * count // max(1, len(found))
+    assert ((found >= edges[:-1]) & (found < edges[1:])).all()
+
+
+@pytest.mark.parametrize("tokens", [8, 16, 17, 32, 34, 64, 128])
+def test_some_vectors_are_of_every_position_of_a_sample(tokens):
+    positions = some(128 * tokens, 64, torch.device("cpu")) % tokens
+    assert len(positions.unique()) >= 0.8 * min(tokens, 40)
