@@ -185,4 +185,4 @@ def vertical(axes: Axes, name: str, lowest: float) -> None:
         axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:,.6g}"))
         axes.yaxis.set_minor_formatter(NullFormatter())
     elif lowest >= 0:
-        axes.set_ylim(bottom=0.0)
+        axes.set_ylim(0.0, 1.05 * axes.get_ylim()[1])  # markers at the top stay whole

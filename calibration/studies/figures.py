@@ -302,6 +302,8 @@ def pareto(study: StoredStudy) -> Drawn:
         ring: dict[str, Any] = {"s": 80, "facecolors": "none", "edgecolors": "#000000", "linewidths": 0.8}
         panel.scatter(shown[column][shown["best"]], shown["mean"][shown["best"]], label="not dominated", **ring)
         panel.set_xlabel(costs[column])
+        panel.ticklabel_format(axis="x", useOffset=False)
+        panel.locator_params(axis="x", nbins=4)
         panel.grid(alpha=0.3)
         _vertical(panel, study.primary, float(shown["mean"].min()) if len(shown) else 0.0)
     panels[-1].legend(frameon=False, ncols=2, loc="upper center", bbox_to_anchor=(0.45, -0.16))
