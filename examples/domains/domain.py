@@ -84,12 +84,8 @@ class Arrays:
         self.name, self.primary, self.parts, self.score, self.argument = name, primary, parts, score, argument
 
     def batches(self, split: str) -> list[dict[str, Tensor]]:
-        """Keyword inputs of the model.
-
-        37 samples in each: steps that look at every n-th vector of a batch then meet all tokens, since n is not a
-        multiple of the tokens of a sample.
-        """
-        return [{self.argument: part} for part in self.parts[split][0].split(37)]
+        """Keyword inputs of the model, 64 samples in each."""
+        return [{self.argument: part} for part in self.parts[split][0].split(64)]
 
     @torch.inference_mode()
     def metrics(self, model: nn.Module) -> dict[str, float]:
