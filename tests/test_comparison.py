@@ -53,7 +53,7 @@ def test_a_page_has_every_row_and_says_what_is_lost(comparison):
 
 def test_what_a_tool_lacks_is_its_answer(comparison):
     def missing():
-        import a_package_that_is_not_there  # noqa: F401
+        import a_package_that_is_not_there  # noqa: F401  # it is the import that fails
 
     assert comparison.tried(missing) == "not installed (a_package_that_is_not_there)"
     assert comparison.tried(lambda: 1 / 0) == "ZeroDivisionError: division by zero"

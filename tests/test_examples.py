@@ -149,7 +149,7 @@ def run_here(monkeypatch, tmp_path, capfd):
             except SystemExit as stop:
                 code = stop.code
         random.setstate(drawn)
-        np.random.set_state(drawn_numpy)  # noqa: NPY002
+        np.random.set_state(drawn_numpy)  # noqa: NPY002  # examples may draw from it
         assert code == 0
         return capfd.readouterr()
 

@@ -130,7 +130,8 @@ class _Powers:
     def _clips(self, driven: Tensor, full: Tensor, adc_range: float) -> Tensor:
         """Squares that the ADCs clip, summed over inputs ``[B, I]``, with every range: ``[ranges, T, O]``."""
         weight = _by_tiles(self._layer, self._layer.scaled_weight().t())
-        x = _by_tiles(self._layer, torch.minimum(driven.abs(), full).copysign(driven).t())
+        x = driven if self._layer.hardware.dac is None else driven.clamp(-full, full)
+        x = _by_tiles(self._layer, x.t())
         sums = torch.einsum("trb,tro->bto", x, weight).abs_()
         limit = full.view(-1, 1, 1) * (adc_range * self._layer.scales)
         return torch.stack([(sums - share * limit).clamp_(min=0).square_().sum(0) for share in _SHARES.tolist()])

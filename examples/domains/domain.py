@@ -130,7 +130,7 @@ class Pairs:
 
 def result(output: object) -> Tensor:
     """The numbers that a model returns, transformers' classifiers too."""
-    return output if isinstance(output, Tensor) else output.logits  # type: ignore[attr-defined]
+    return output if isinstance(output, Tensor) else output.logits  # type: ignore[attr-defined]  # ModelOutput
 
 
 def accuracy(found: Tensor, labels: Tensor) -> float:

@@ -16,22 +16,13 @@ from calibration.calibrate import run_calibration
 from calibration.emulate import run_emulation
 from calibration.runs.request import Request
 from crossbar import InputError
-from tests.calibration.random_llama import write_llama
-from tests.calibration.runs.test_streaming import SETTING, SIZES, TINY
+from tests.calibration.runs.test_streaming import SETTING, SIZES
 from tests.calibration.studies import tiny
 
 ray = pytest.importorskip("ray", reason="Ray is not installed: make test-studies")
 pytestmark = [pytest.mark.slow, pytest.mark.filterwarnings("default")]  # Ray's own warnings are not ours to fix
 
 SHORT = Recipe("short", (InputRanges(), WeightRanges(), DriftCompensation(reads=16)))
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """Shards in bfloat16, with a head of its own."""
-    path = tmp_path_factory.mktemp("models") / "shards"
-    write_llama(path, dtype=torch.bfloat16, spread=0.3, tie_word_embeddings=False, **TINY)
-    return path
 
 
 @pytest.fixture(scope="module")

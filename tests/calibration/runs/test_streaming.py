@@ -31,7 +31,7 @@ from calibration.models.blocks import BlockModel
 from calibration.runs import parts, streaming
 from calibration.runs.request import Request
 from crossbar import InputError, analog_layers
-from tests.calibration.random_llama import texts, write_llama
+from tests.calibration.random_llama import TINY, texts, write_llama
 
 SIZES = {"window_length": 16, "windows": 2, "calibration_windows": 3, **texts()}
 FAST = Recipe(
@@ -44,23 +44,6 @@ FAST = Recipe(
         AffineCorrection(instants=2),
     ),
 )
-TINY = {
-    "vocab_size": 32,
-    "hidden_size": 16,
-    "num_hidden_layers": 3,
-    "num_attention_heads": 4,
-    "num_key_value_heads": 2,
-    "intermediate_size": 24,
-    "max_position_embeddings": 64,
-}
-
-
-@pytest.fixture(scope="module")
-def llama(tmp_path_factory):
-    """Shards in bfloat16, with a head of its own."""
-    path = tmp_path_factory.mktemp("models") / "shards"
-    write_llama(path, dtype=torch.bfloat16, spread=0.3, tie_word_embeddings=False, **TINY)
-    return path
 
 
 @pytest.fixture(scope="module")

@@ -96,18 +96,20 @@ def test_columns_whose_sums_the_adc_cannot_hold_get_larger_ranges(batches):
     assert (share < 1).any()
 
 
+@pytest.mark.parametrize(("dac", "times", "full_scale"), [(presets.pcm().dac, 1, 10.0), (None, 30, 60.0)])
 @torch.no_grad()
-def test_a_column_that_agrees_with_its_inputs_is_not_clipped():
-    """All weights and inputs of one sign: 60 unit outputs where the ADC ends at 10."""
+def test_a_column_that_agrees_with_its_inputs_is_not_clipped(dac, times, full_scale):
+    """All weights and inputs of one sign: 60 unit outputs where the ADC ends at 10, or 280 of 60."""
     draw = torch.Generator().manual_seed(5)
     weight = torch.randn(8, 100, generator=draw) * 0.05
     weight[3] = 0.05 + 0.01 * torch.rand(100, generator=draw)
-    x = 0.1 + 0.02 * torch.randn(64, 100, generator=draw)
+    x = times * (0.1 + 0.02 * torch.randn(64, 100, generator=draw))
+    hardware = replace(presets.pcm(), dac=dac, adc=replace(presets.pcm().adc, full_scale=full_scale))
     error = {}
     for fitted in (False, True):
         model = nn.Sequential(nn.Linear(100, 8, bias=False))
         model[0].weight.copy_(weight)
-        convert(model, presets.pcm())
+        convert(model, hardware)
         if fitted:
             step = WeightRanges(0.0)
             step.apply(model, step.fit(model, [{"input": x}]))
