@@ -9,8 +9,8 @@ device's statistics as they are right after programming, so it knows nothing of 
 column (`DriftCompensation`), measured when the chip has nine tenths of the age at which it is scored. All arms have
 balanced inputs (`InputRanges`) and the same chips, and differences between arms are paired over these.
 
-Published: the four arms of Xpikeformer's small vision transformer, at once and after a year. In between, a pair of arms
-is held against the published one where that is the same way round at both ends.
+Published: the four arms of Xpikeformer's small vision transformer (Song et al., arXiv 2408.08794), at once and after a
+year. In between, a pair of arms is held against the published one where that is the same way round at both ends.
 """
 
 import copy
