@@ -110,7 +110,7 @@ def test_memory_of_no_tensor_is_held():
     watch = one_block.Watch(network, base)
     tensor = torch.frombuffer(mmap.mmap(-1, 32 * MB), dtype=torch.float32).fill_(1.0)
     with mmap.mmap(-1, 64 * MB) as pages:
-        for start in range(0, 64 * MB, MB):
+        for _ in range(0, 64 * MB, MB):
             pages.write(bytes(MB))
         watch.of("score", lambda: network(torch.ones(1, 4)))
     piece = watch.pieces["score"]
