@@ -99,7 +99,8 @@ def draw(curves: Curves, base: float, xlabel: str, path: Path, *, log: bool = Fa
     top = max(high for points in curves.values() for *_, high in points)
     axes.axhline(base, color="black", linewidth=1, linestyle="--", label="digital")
     if published:
-        axes.axvspan(0.03, 0.05, color="grey", alpha=0.15, label="published: flat to 3%, cliff at 5% (arXiv 2609.05764)")
+        label = "published: flat to 3%, sharp drop at 5% (arXiv 2609.05764)"
+        axes.axvspan(0.03, 0.05, color="grey", alpha=0.15, label=label)
     axes.set_yscale("log")
     if log:
         axes.set_xscale("log")
