@@ -2,7 +2,9 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterable
+import logging
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
 from itertools import islice
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, ClassVar
@@ -110,7 +112,7 @@ class LmEval:
             raise InputError(
                 f"{type(model).__name__} is no causal language model, which lm-eval's tasks read: give one"
             )
-        with quiet(), evaluating(model), torch.no_grad():
+        with quiet(), _errors_alone(), evaluating(model), torch.no_grad():
             harness = HFLM(pretrained=model, tokenizer=self._tokenizer, batch_size=self._size)
             found = evaluate(
                 lm=harness, task_dict=self._loaded, limit=self._limit, bootstrap_iters=0, log_samples=False
@@ -147,7 +149,8 @@ def _load(name: str) -> Any:
     if is_file and not Path(name).is_file():
         raise InputError(f"task file {name!r} does not exist: give the path of a YAML file of lm-eval")
     try:
-        loaded = TaskManager(include_defaults=not is_file).load([name])
+        with _errors_alone():
+            loaded = TaskManager(include_defaults=not is_file).load([name])
     except KeyError:
         raise InputError(
             f"lm-eval has no task {shown(name)}: `lm-eval ls tasks` lists what it has, or give the path of a YAML file"
@@ -157,3 +160,15 @@ def _load(name: str) -> Any:
     if len(loaded["tasks"]) != 1:
         raise InputError(f"{shown(name)} is {len(loaded['tasks'])} tasks of lm-eval: choose one of them")
     return loaded
+
+
+@contextmanager
+def _errors_alone() -> Iterator[None]:
+    """lm-eval's logger without its warnings, such as one at each scoring that a model was given and no name."""
+    logger = logging.getLogger("lm_eval")
+    level = logger.level
+    logger.setLevel(logging.ERROR)
+    try:
+        yield
+    finally:
+        logger.setLevel(level)

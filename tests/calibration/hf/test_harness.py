@@ -119,7 +119,7 @@ def reader(letters):
     return reader
 
 
-def test_a_task_of_lm_eval_is_a_task(yaml, perplexity, llama_folder, reader):
+def test_a_task_of_lm_eval_is_a_task(yaml, perplexity, llama_folder, reader, caplog):
     task = tasks.get(f"lm_eval:{yaml / 'letters.yaml'}", reader)
     assert (task.name, task.primary) == ("lm_eval:letters", "byte_perplexity")
     result = calibrate(llama_folder, task, QUIET, "quick", times="1d", chips=1, staircase=False)
@@ -129,6 +129,9 @@ def test_a_task_of_lm_eval_is_a_task(yaml, perplexity, llama_folder, reader):
         emulate(llama_folder, perplexity, QUIET, times="1d", chips=1).values("digital")[0], rel=1e-5
     )
     assert set(direct) == {"byte_perplexity"}  # less is better for bits_per_byte, which says the same
+    caplog.set_level(logging.WARNING, "lm_eval")
+    task.metrics(load_model(llama_folder).model)
+    assert not [record for record in caplog.records if record.name.startswith("lm_eval")]
 
 
 def test_choices_and_limits(yaml, llama_folder, reader):
