@@ -46,7 +46,7 @@ def main() -> None:
     parser.add_argument("subject", choices=SUBJECTS)
     parser.add_argument("--steps", type=int, help="of the training (vit: 400, minilm: 475)")
     parser.add_argument("--rate", type=float, help="of the training (vit: 5e-4, minilm: 1e-4)")
-    parser.add_argument("--clip", type=float, default=2.5, help="in deviations of a layer's weights")
+    parser.add_argument("--clip", type=float, default=1.75, help="in deviations of a layer's weights")
     parser.add_argument("--training-pairs", type=int, default=1900, help="minilm: functions that it is trained on")
     parser.add_argument("--chips", type=int, default=8)
     parser.add_argument("--programming", type=float, default=4.0, help="programming errors, as a multiple of PCM's")
