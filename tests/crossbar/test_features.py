@@ -35,7 +35,7 @@ SIZES = {
     "tile.rows", "tile.cols", "tile.slice_bits", "dac.bits", "dac.full_scale", "adc.bits", "adc.full_scale",
     "read_noise.constant", "read_noise.relative", "verify.tolerance", "verify.rounds", "verify.read_std",
     "faults.stuck_min", "faults.stuck_max", "faults.shorts", "faults.broken_rows", "faults.broken_cols",
-    "faults.short_conductance", "faults.spare_cols", "faults.seed", "wire.r_row", "wire.r_col",
+    "faults.short_conductance", "faults.spare_cols", "faults.seed", "faults.partners", "wire.r_row", "wire.r_col",
     "cell.v0", "cell.v_read", "cell.table",
 }  # fmt: skip
 """Fields whose value is no feature: whoever honours the part that they are of computes with all their values."""
@@ -50,6 +50,8 @@ def others(hint, value):
     """Values that a field may have beside its plain one."""
     if get_origin(hint) is Literal:
         return [choice for choice in get_args(hint) if choice != value]
+    if hint is bool:
+        return [not value]
     if hint is int:
         return [other for other in (1, value + 1, value + 3) if other != value]
     if hint is float:

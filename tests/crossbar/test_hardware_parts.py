@@ -40,7 +40,7 @@ EVERY_FIELD = Hardware(
     output_noise=0.05,
     read_noise=CellNoise(0.5, 0.01, "cheap"),
     verify=WriteVerify(0.03, 7, 0.01),
-    faults=Faults(0.01, 0.02, 0.03, 0.04, 0.05, 500.0, 6, 7),
+    faults=Faults(0.01, 0.02, 0.03, 0.04, 0.05, 500.0, 6, 7, True),
 )
 rates = st.floats(0, 0.3)
 every_hardware = st.builds(

@@ -98,8 +98,9 @@ def test_every_layout_of_cells(tile):
     assert torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1] > 0.95
 
 
-def test_stuck_cells_are_made_up_for():
-    stuck = replace(PCM, faults=Faults(stuck_min=0.01, stuck_max=0.01))
+@pytest.mark.parametrize("partners", [False, True])
+def test_stuck_cells_are_made_up_for(partners):
+    stuck = replace(PCM, faults=Faults(stuck_min=0.01, stuck_max=0.01, partners=partners))
     model, layer = made(stuck)
     plain = left(layer)
     layer.age(0.0)

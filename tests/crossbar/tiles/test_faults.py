@@ -23,7 +23,8 @@ from crossbar import (
     program,
     save_state,
 )
-from crossbar.tiles.faults import Fault, apply, draw
+from crossbar.tiles.faults import Fault, apply, around, draw
+from crossbar.tiles.mapping import column_scales, target_conductances
 from tests.crossbar.conftest import QUIET, inputs64, linear_layer
 
 CPU = torch.device("cpu")
@@ -237,6 +238,87 @@ def test_layers_of_a_model_have_maps_of_their_own():
     convert(model, dataclasses.replace(presets.pcm(), faults=SOME))
     program(model)
     assert not torch.equal(model[0].fault_map, model[1].fault_map)
+
+
+# Partners
+
+
+def test_partners_by_hand():
+    """Pairs for 12.5, -12.5, 12.5, -12.5 and 25 µS; G⁺ of three stuck high, high and low, G⁻ of two open and short."""
+    targets = torch.tensor([[12.5, 0.0, 12.5, 0.0, 25.0], [0.0, 12.5, 0.0, 12.5, 0.0]]).view(2, 1, 5)
+    codes = torch.zeros(2, 1, 5, dtype=torch.uint8)
+    codes[0, 0, :3] = torch.tensor([Fault.STUCK_MAX, Fault.STUCK_MAX, Fault.STUCK_MIN])
+    codes[1, 0, 3:] = torch.tensor([Fault.OPEN, Fault.SHORT])
+    written = around(codes, targets, 0.0, 25.0, 1000.0)
+    assert written[:, 0].tolist() == [[12.5, 0.0, 12.5, 0.0, 25.0], [12.5, 25.0, 0.0, 12.5, 0.0]]
+    held = apply(codes, written, 0.0, 25.0, 1000.0)[:, 0]
+    assert (held[0] - held[1]).tolist() == [12.5, 0.0, 0.0, 0.0, -975.0]
+
+
+@given(
+    tile=st.builds(
+        Tile,
+        encoding=st.sampled_from(["differential", "balanced"]),
+        pairs=st.integers(1, 2),
+        slices=st.integers(1, 2),
+    ),
+    rates=st.tuples(st.floats(0, 0.3), st.floats(0, 0.3), st.floats(0, 0.3)),
+    low=st.sampled_from([0.0, 3.0]),
+    seed=st.integers(0, 2**31),
+)
+@settings(max_examples=100, deadline=None)
+def test_partners_never_harm_a_pair(tile, rates, low, seed):
+    generator = torch.Generator().manual_seed(seed)
+    weight = torch.randn(7, 10, generator=generator, dtype=torch.float64)
+    targets = target_conductances(weight, column_scales(weight, tile), tile, 25.0, low)
+    codes = draw(Faults(*rates, seed=seed), tile, 10, 7, ("layer",), CPU)
+    written = around(codes, targets, low, 25.0, 1000.0)
+
+    def missed(cells):
+        plus, minus = apply(codes, cells, low, 25.0, 1000.0).unflatten(0, (2, -1))
+        wanted = targets.unflatten(0, (2, -1))
+        return (plus - minus - (wanted[0] - wanted[1])).abs()
+
+    assert (missed(written) <= missed(targets) + 1e-9).all()
+    assert ((written >= low) & (written <= 25.0)).all()
+    good = (codes == Fault.NONE).unflatten(0, (2, -1)).all(0)
+    assert torch.equal(written.unflatten(0, (2, -1))[:, good], targets.unflatten(0, (2, -1))[:, good])
+
+
+@pytest.mark.parametrize("device", [devices.Ideal(), devices.PCM()], ids=["ideal", "pcm"])
+def test_a_chip_that_is_written_around_its_faults(device, tmp_path):
+    faults = Faults(stuck_min=0.01, stuck_max=0.01)
+    hardware = dataclasses.replace(QUIET, device=device, faults=faults)
+    errors, models = {}, {}
+    for partners in (False, True):
+        own = dataclasses.replace(hardware, faults=dataclasses.replace(faults, partners=partners))
+        model = nn.Sequential(linear_layer(40, 30, own, name="0"))
+        program(model, 2)
+        missed = model[0].effective_weight() - model[0].target_weight()
+        errors[partners], models[partners] = float(missed.square().sum()), model
+    assert torch.equal(models[True][0].fault_map, models[False][0].fault_map)
+    if device == devices.Ideal():
+        weight, (plus, minus) = models[True][0].target_weight().t(), models[True][0].fault_map == Fault.STUCK_MAX
+        kept = models[True][0].effective_weight().t()
+        one, scales = plus ^ minus, models[True][0].scales.repeat_interleave(4, 0)[:40]
+        of_sign = one & ((weight > 0) == plus) & (models[True][0].fault_map != Fault.STUCK_MIN).all(0)
+        assert of_sign.any()
+        torch.testing.assert_close((kept / scales)[of_sign], (weight / scales)[of_sign], rtol=0, atol=1e-6)
+    assert errors[True] < 0.6 * errors[False]  # weights of the other sign become 0, and cells at 0 stay
+    chip = models[True]
+    age(chip, "1h")
+    save_state(chip, tmp_path / "chip")
+    other = nn.Sequential(linear_layer(40, 30, chip[0].hardware, name="0"))
+    load_state(other, tmp_path / "chip")
+    assert torch.equal(chip(inputs64(3, 40)), other(inputs64(3, 40)))
+    assert torch.equal(chip[0].target_conductances()[1].nan_to_num(), other[0].target_conductances()[1].nan_to_num())
+
+
+def test_partners_need_pairs():
+    with pytest.raises(InputError, match=r"faults\.partners = True is not allowed with the offset encoding"):
+        dataclasses.replace(QUIET, tile=Tile(encoding="offset"), faults=Faults(partners=True))
+    with pytest.raises(InputError, match=r"faults field partners = 1 is not allowed: give true or false"):
+        Faults(partners=1)
 
 
 # Spare columns
