@@ -55,8 +55,8 @@ def around(fault_map: Tensor, targets: Tensor, g_min: float, g_max: float, short
     """Targets (µS) of pairs of cells ``[K, r, O]`` in which the good cell makes up for the faulty one.
 
     What a pair's G⁺ - G⁻ misses is left to its good cell, within the window. Of cells stuck at g_max this keeps the
-    weights that the pair can still give: those of the stuck cell's sign, and 0 for the others. It is the mapping with
-    inner fault tolerance of Xia et al., IEEE JETCAS 8, 102 (2018), without a search over other mappings.
+    weights that the pair can still give: those of the stuck cell's sign, and 0 for the others. Mappings with inner
+    fault tolerance (Xia et al., IEEE JETCAS 8, 102, 2018) do so, and search for better ones.
 
     Args:
         fault_map: codes of `Fault` of the same cells, ``[K, r, O]``, G⁺ before G⁻.

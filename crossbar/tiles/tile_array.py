@@ -291,6 +291,8 @@ class TileArray(nn.Module):
     def set_faults(self, fault_map: Tensor | None) -> None:
         """Take over a map of faults, codes of `crossbar.tiles.faults.Fault`, ``[K, I, O]``, in the place of drawn ones.
 
+        A chip that is written around its faults (`crossbar.Faults`) has to be programmed again then.
+
         Raises:
             InputError: for a map of another shape or with other codes.
         """

@@ -114,7 +114,7 @@ def test_memory_of_no_tensor_is_held():
             pages.write(bytes(MB))
         watch.of("score", lambda: network(torch.ones(1, 4)))
     piece = watch.pieces["score"]
-    assert 64 * MB - MB <= piece.held < 80 * MB
+    assert 63 * MB <= piece.held < 80 * MB  # small tensors lie in memory that is there already
     assert piece.alive >= tensor.nbytes
 
 

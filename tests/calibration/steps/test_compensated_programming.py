@@ -98,6 +98,13 @@ def test_every_layout_of_cells(tile):
     assert torch.corrcoef(torch.stack([found.flatten(), expected.flatten()]))[0, 1] > 0.95
 
 
+def test_errors_are_those_of_a_chip_that_is_written_around_its_faults():
+    _, layer = made(replace(PCM, faults=Faults(stuck_max=0.05, partners=True)))
+    found = layer.cells.write_errors(layer.cells.matrix(), slice(0, 60), [0.0])
+    expected = layer.effective_weight() - layer.target_weight()
+    assert (found - expected).norm() < 0.4 * expected.norm()  # as above; 1.4 if the errors were of the plain targets
+
+
 @pytest.mark.parametrize("partners", [False, True])
 def test_stuck_cells_are_made_up_for(partners):
     stuck = replace(PCM, faults=Faults(stuck_min=0.01, stuck_max=0.01, partners=partners))
